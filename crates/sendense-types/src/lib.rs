@@ -1,0 +1,20 @@
+//! The nouns of Sendense: ids, virtual machines and their disks, backups, tasks, problem codes, time.
+//!
+//! What lives here: values and the rules that make them valid. What does not: I/O, async, SQL, HTTP.
+//! Invariant: an id or a name that exists as a value of these types is safe to use as one component of a path.
+
+mod backup;
+mod clock;
+mod id;
+mod problem;
+mod source;
+mod task;
+mod vm;
+
+pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase};
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use id::{BackupId, DeploymentId, DiskNumber, HubId, IdError, NodeId, RepositoryId, SourceId, TaskId, VmContextId};
+pub use problem::{Problem, ProblemCode, WhoActs};
+pub use source::{RepositoryKind, SourceKind};
+pub use task::{TaskKind, TaskState};
+pub use vm::{DiskBinding, Name, NameError, PowerState, TrackingToken};

@@ -1,0 +1,32 @@
+//! Kinds of sources and repositories.
+
+use crate::backup::words;
+use serde::{Deserialize, Serialize};
+
+words! {
+    /// What a source is.
+    SourceKind {
+        /// vCenter or a bare ESXi host.
+        Vsphere = "vsphere",
+        /// libvirt with QEMU.
+        Libvirt = "libvirt",
+        /// A folder of disk images.
+        Image = "image",
+        /// An NBD server.
+        Nbd = "nbd",
+    }
+}
+
+words! {
+    /// Where a repository lies.
+    RepositoryKind {
+        /// A folder on a local file system.
+        Local = "local",
+        /// A folder on NFS.
+        Nfs = "nfs",
+        /// A folder on SMB.
+        Cifs = "cifs",
+        /// A bucket.
+        S3 = "s3",
+    }
+}
