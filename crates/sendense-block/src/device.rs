@@ -20,6 +20,18 @@ pub trait ReadAt: Send + Sync {
 pub trait WriteAt: Send + Sync {
     /// Writes all of `data` at `at`. On an error any part of it may be written. Durable only after [`Flush::flush`].
     fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()>;
+
+    /// Writes the parts one after the other from `at` on, as one write where the device can: blocks that lie apart in
+    /// memory and together on the device cost one system call. On an error any part of them may be written.
+    fn write_vectored_at(&self, at: ByteOffset, parts: &[&[u8]]) -> Result<()> {
+        let mut at = at;
+        for part in parts {
+            self.write_at(at, part)?;
+            // `write_at` has shown that the part ends inside the number space.
+            at = ByteOffset(at.0.saturating_add(part.len() as u64));
+        }
+        Ok(())
+    }
 }
 
 /// Makes ranges read as zeros, sparsely where the device can.
@@ -93,6 +105,9 @@ macro_rules! forward {
         }
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {
             fn write_at(&self, at: ByteOffset, data: &[u8]) -> Result<()> { (**self).write_at(at, data) }
+            fn write_vectored_at(&self, at: ByteOffset, parts: &[&[u8]]) -> Result<()> {
+                (**self).write_vectored_at(at, parts)
+            }
         }
         impl<T: ZeroRange + ?Sized> ZeroRange for $pointer {
             fn zero_range(&self, range: Extent) -> Result<()> { (**self).zero_range(range) }

@@ -7,7 +7,7 @@ use crate::units::{ByteLen, ByteOffset};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,6 +121,34 @@ impl WriteAt for File {
         self.size.fetch_max(end, Ordering::SeqCst);
         Ok(())
     }
+
+    fn write_vectored_at(&self, at: ByteOffset, parts: &[&[u8]]) -> Result<()> {
+        // 1024 parts are what Linux takes in one call (IOV_MAX).
+        let mut at = at.0;
+        for parts in parts.chunks(1024) {
+            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            let len: usize = parts.iter().map(|part| part.len()).sum();
+            if !self.grows {
+                check_range(&self.name, self.size(), ByteOffset(at), len)?;
+            }
+            let mut written = match rustix::io::pwritev(&self.file, &slices, at) {
+                Ok(written) => written,
+                Err(Errno::INTR) => 0,
+                Err(errno) => return Err(self.error("write", ByteOffset(at), errno.into())),
+            };
+            self.size.fetch_max(at.saturating_add(written as u64), Ordering::SeqCst);
+            // A short write (a signal, a nearly full disk) is finished part by part, which also finds the error's cause.
+            for part in parts {
+                let done = written.min(part.len());
+                if done < part.len() {
+                    self.write_at(ByteOffset(at.saturating_add(done as u64)), &part[done..])?;
+                }
+                written -= done;
+                at = at.saturating_add(part.len() as u64);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ZeroRange for File {
@@ -218,6 +246,19 @@ mod tests {
         let mut byte = [1];
         file.read_at(ByteOffset(2 << 20), &mut byte).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn parts_land_one_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::open(&dir.path().join("disk"), Options::CreateNew).unwrap();
+        // More parts than one system call takes, of uneven lengths, some empty.
+        let parts: Vec<Vec<u8>> = (0..2500).map(|n| vec![n as u8; n % 7]).collect();
+        let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        file.write_vectored_at(ByteOffset(3), &slices).unwrap();
+        let mut got = vec![0; file.size().0 as usize - 3];
+        file.read_at(ByteOffset(3), &mut got).unwrap();
+        assert_eq!(got, parts.concat());
     }
 
     #[test]
