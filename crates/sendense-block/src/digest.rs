@@ -58,6 +58,22 @@ pub trait DigestMap: Send + Sync {
     /// Fills `out` with what the blocks from `first` on hold; blocks beyond the point's end are [`Known::Zero`].
     /// Meant to be asked in rising order, and then costs one pass over the digest files whatever the size of the disk.
     fn known(&self, first: BlockIndex, out: &mut [Known]) -> Result<()>;
+
+    /// The first block in `from..end` that holds data. Maps that can skip empty stretches without filling a slice for
+    /// them should: a sparse terabyte has sixteen million blocks.
+    fn next_data(&self, from: BlockIndex, end: BlockIndex) -> Result<Option<BlockIndex>> {
+        let mut known = [Known::Zero; 1024];
+        let mut at = from.0;
+        while at < end.0 {
+            let count = (end.0 - at).min(known.len() as u64) as usize;
+            self.known(BlockIndex(at), &mut known[..count])?;
+            if let Some(found) = known[..count].iter().position(|known| *known != Known::Zero) {
+                return Ok(Some(BlockIndex(at + found as u64)));
+            }
+            at += count as u64;
+        }
+        Ok(None)
+    }
 }
 
 /// True when every byte is zero. Looks at every byte: never by sampling.

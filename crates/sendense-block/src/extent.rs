@@ -216,6 +216,13 @@ impl ExtentSet {
         Self { extents: out }
     }
 
+    /// The bytes of the set that lie in `range`; costs by what it returns, not by the size of the set.
+    pub fn within(&self, range: Extent) -> Self {
+        let first = self.extents.partition_point(|held| held.end <= range.start);
+        let held = self.extents[first..].iter().take_while(|held| held.start < range.end);
+        Self { extents: held.map(|held| held.intersect(range)).filter(|held| !held.is_empty()).collect() }
+    }
+
     /// The bytes of `within` that are not in the set.
     pub fn gaps(&self, within: Extent) -> Self {
         [within].into_iter().collect::<Self>().difference(self)
@@ -300,6 +307,7 @@ mod tests {
             let range = e.start as usize..e.end as usize;
             prop_assert_eq!(a.contains(e), x[range.clone()].iter().all(|bit| *bit));
             prop_assert_eq!(a.overlaps(e), x[range].iter().any(|bit| *bit));
+            prop_assert_eq!(a.within(e), a.intersection(&[e].into_iter().collect()));
             prop_assert_eq!(a.byte_len().0, x.iter().filter(|bit| **bit).count() as u64);
         }
 

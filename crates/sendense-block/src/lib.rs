@@ -9,10 +9,13 @@
 
 pub mod backend;
 pub mod cancel;
+pub mod codec;
+pub mod copy;
 pub mod device;
 pub mod digest;
 pub mod error;
 pub mod extent;
+pub mod plan;
 pub mod sink;
 pub mod units;
 
