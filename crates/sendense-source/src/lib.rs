@@ -10,9 +10,12 @@
 //! Invariant: whatever a source makes outside its own process (a checkpoint, a job, a child, a frozen guest) is in the
 //! [`Journal`] before it is made, and bears the deployment's id in its name.
 
+pub mod child;
 pub mod error;
 pub mod journal;
 pub mod model;
+pub mod open;
+pub mod paths;
 
 pub use error::{Error, Kind, Result};
 pub use journal::{Artefact, ArtefactKind, Journal};
@@ -20,6 +23,7 @@ pub use model::{
     ConfigDocument, DiscoveredDisk, DiscoveredVm, DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, Network,
     ReadHints, TestReport, VmRef,
 };
+pub use open::{SourceContext, open};
 
 use sendense_block::{Cancel, ChangeMap, Disk};
 use sendense_types::{SourceKind, TrackingToken};
