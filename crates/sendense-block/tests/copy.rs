@@ -1,5 +1,7 @@
 //! The copy pipeline against a stupid model: a sink that keeps blocks in a map.
 
+#![allow(clippy::unwrap_used)]
+
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use sendense_block::backend::{Fault, Faulty, Memory, Operation};
