@@ -1,0 +1,254 @@
+//! Backups: what is asked, what is told.
+
+use super::page::Limit;
+use crate::schema;
+use sendense_types::{
+    BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, OnTrackingLoss, Phase, ProblemCode,
+    RepositoryId, TaskId, Timestamp, VmContextId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::{IntoParams, ToSchema};
+
+/// Asks for a backup of a VM or of one disk of it. Exactly one of `vm_name` and `vm_context_id` is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBackup {
+    /// The VM's name; 409 with the ids when several VMs bear it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// The VM's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub vm_context_id: Option<VmContextId>,
+    /// The repository's id or name.
+    pub repository_id: String,
+    /// An incremental with no usable parent becomes a full; `type_reason` then says why.
+    #[schema(value_type = schema::BackupType)]
+    pub backup_type: BackupType,
+    /// Only this disk. Left out: all disks, in one snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub disk_id: Option<DiskNumber>,
+    /// The policy that asks, kept with the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_id: Option<String>,
+    /// Free text for people and selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Ask the guest to bring its file systems into order first.
+    #[serde(default)]
+    pub quiesce: bool,
+    /// Left out: as the repository says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::Compression>)]
+    pub compression: Option<Compression>,
+    /// What to do when changes cannot be told. Left out: `compare`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::OnTrackingLoss>)]
+    pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// Disks to leave out, by id, key or label. The point then says that it is partial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_disks: Vec<String>,
+}
+
+/// Which backups to list; the conditions are combined with AND.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct BackupFilter {
+    /// Of VMs of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// Of this VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub vm_context_id: Option<VmContextId>,
+    /// In this repository (id or name).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository_id: Option<String>,
+    /// In this state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<schema::BackupStatus>)]
+    pub status: Option<BackupStatus>,
+    /// Of this type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<schema::BackupType>)]
+    pub backup_type: Option<BackupType>,
+    /// How many at most.
+    #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
+    pub limit: Limit,
+    /// How many to leave out at the start.
+    #[param(required = false)]
+    pub offset: u64,
+}
+
+/// A backup: one point of one VM, or the attempt to make it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Backup {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// The task that makes or made it; null when it was imported.
+    #[schema(value_type = Option<String>)]
+    pub task_id: Option<TaskId>,
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// The VM's name when the backup was made.
+    pub vm_name: String,
+    /// The disk; null when there are several.
+    #[schema(value_type = Option<u32>)]
+    pub disk_id: Option<DiskNumber>,
+    /// What it holds. With several disks: incremental when any disk is.
+    #[schema(value_type = schema::BackupType)]
+    pub backup_type: BackupType,
+    /// What was asked for.
+    #[schema(value_type = schema::BackupType)]
+    pub requested_type: BackupType,
+    /// Why a full, or a full read, was made although an incremental was asked for.
+    pub type_reason: Option<String>,
+    /// Where it lies.
+    #[schema(value_type = String)]
+    pub repository_id: RepositoryId,
+    /// The policy that asked.
+    pub policy_id: Option<String>,
+    /// The point it is based on; null for a full.
+    #[schema(value_type = Option<String>)]
+    pub parent_backup_id: Option<BackupId>,
+    /// Its state.
+    #[schema(value_type = schema::BackupStatus)]
+    pub status: BackupStatus,
+    /// Where it is while it runs.
+    #[schema(value_type = Option<schema::Phase>)]
+    pub phase: Option<Phase>,
+    /// The disk's image, relative to the repository; null when there are several disks.
+    pub file_path: Option<String>,
+    /// Bytes read from the source that had to be sent.
+    pub bytes_transferred: u64,
+    /// Bytes that the point takes in the repository.
+    pub bytes_stored: u64,
+    /// Bytes of all disks together, as the guest sees them.
+    pub total_bytes: u64,
+    /// 0 to 100.
+    pub progress_percent: f64,
+    /// Bytes per second, lately.
+    pub transfer_speed_bps: u64,
+    /// Seconds to go, when that can be told.
+    pub eta_seconds: Option<u64>,
+    /// The tracking token of the disk; null when there are several disks or none is kept.
+    pub change_id: Option<String>,
+    /// What the guest was told before the freeze; null until it is known.
+    #[schema(value_type = Option<schema::Consistency>)]
+    pub consistency: Option<Consistency>,
+    /// Why the consistency is less than was asked for.
+    pub consistency_note: Option<String>,
+    /// True when disks of the VM were left out.
+    pub partial: bool,
+    /// The disks that were left out, by label.
+    pub excluded_disks: Vec<String>,
+    /// The stable kind of failure, when it failed.
+    #[schema(value_type = Option<schema::ProblemCode>)]
+    pub error_code: Option<ProblemCode>,
+    /// Why it failed.
+    pub error_message: Option<String>,
+    /// Free text for people and selectors.
+    pub tags: BTreeMap<String, String>,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When work began.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended, well or not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+    /// Its disks, by number.
+    pub disks: Vec<BackupDisk>,
+}
+
+/// One disk of a backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BackupDisk {
+    /// Its number in the VM.
+    #[schema(value_type = u32)]
+    pub disk_id: DiskNumber,
+    /// The source's key for it.
+    #[schema(example = "disk-2000")]
+    pub disk_key: String,
+    /// For people.
+    pub label: String,
+    /// What the image holds.
+    #[schema(value_type = schema::BackupType)]
+    pub backup_type: BackupType,
+    /// Why this disk was read in full, or became a full, although an incremental was asked for.
+    pub type_reason: Option<String>,
+    /// The image, relative to the repository; null until it is published.
+    pub file_path: Option<String>,
+    /// The disk's size as the guest sees it.
+    pub capacity_bytes: u64,
+    /// Bytes read from the source that had to be sent.
+    pub bytes_transferred: u64,
+    /// Bytes that the image and its digests take.
+    pub bytes_stored: u64,
+    /// The parent's image, relative to this one; null for a full.
+    pub backing_file: Option<String>,
+    /// The tracking token that the next incremental asks changes against.
+    pub change_id: Option<String>,
+    /// Its state.
+    #[schema(value_type = schema::BackupStatus)]
+    pub status: BackupStatus,
+}
+
+/// How to delete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteQuery {
+    /// Take the later points that need this one along.
+    #[param(required = false)]
+    pub cascade: bool,
+    /// Only show what would be deleted.
+    #[param(required = false)]
+    pub dry_run: bool,
+}
+
+/// What a delete takes, and whether it did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Deletion {
+    /// True when this is only the plan.
+    pub dry_run: bool,
+    /// True when later points go along.
+    pub cascade: bool,
+    /// The points, in the order in which they go: newest first.
+    pub backups: Vec<DeletedBackup>,
+    /// Bytes that this frees, or freed.
+    pub freed_bytes: u64,
+}
+
+/// One point of a [`Deletion`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletedBackup {
+    /// The point.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// Its type.
+    #[schema(value_type = schema::BackupType)]
+    pub backup_type: BackupType,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// Bytes that it takes.
+    pub bytes_stored: u64,
+    /// Its files, relative to the repository.
+    pub files: Vec<String>,
+}
+
+/// How to verify.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyBackup {
+    /// Decode every block and check its digest too, not only the files' digests.
+    #[schema(required = false)]
+    pub deep: bool,
+}

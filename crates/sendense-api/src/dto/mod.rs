@@ -1,0 +1,25 @@
+//! The bodies, one noun per file.
+
+mod backup;
+mod chain;
+mod event;
+mod health;
+mod page;
+mod repository;
+mod restore;
+mod source;
+mod task;
+mod token;
+mod vm;
+
+pub use backup::{Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, DeletedBackup, Deletion, VerifyBackup};
+pub use chain::{Chain, ChainBackup, ChainQuery};
+pub use event::Event;
+pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
+pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
+pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
+pub use restore::{ImageFormat, RestoreBackup, RestoreTarget};
+pub use source::{CreateSource, Credentials, Discovery, Secret, Source, TestReport, UpdateSource};
+pub use task::{LogEntry, LogLevel, Task, TaskFilter};
+pub use token::{CreateToken, NewToken, Role, Token};
+pub use vm::{LastBackup, ProtectionState, Vm, VmDisk, VmFilter, VmNetwork};

@@ -1,0 +1,162 @@
+//! Sources: hypervisors, image folders, NBD servers.
+
+use super::vm::Vm;
+use crate::schema;
+use sendense_types::{SourceId, SourceKind, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// A secret on its way in. It cannot be printed, and no reply type has one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(format = Password)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// What a source asks of those who connect. Write-only: encrypted at rest, never told again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// The account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// Asks for a source to be made known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSource {
+    /// A name that no other source bears.
+    pub name: String,
+    /// What it is.
+    #[schema(value_type = schema::SourceKind)]
+    pub kind: SourceKind,
+    /// Where it is: libvirt's connection URI, an NBD URI, the absolute path of a folder of images, a vCenter's host.
+    /// `uri` and `path` are taken as other names of this field.
+    #[serde(alias = "uri", alias = "path")]
+    #[schema(example = "qemu:///system")]
+    pub address: String,
+    /// What the source asks of those who connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub credentials: Option<Credentials>,
+    /// SHA-256 of the server's certificate, when no authority vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbprint: Option<String>,
+    /// Where the source keeps what a guest overwrites while it is backed up (libvirt): a folder on the hypervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_path: Option<String>,
+    /// Free space in that folder at which a backup gives up rather than let the guest feel it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_floor_bytes: Option<u64>,
+    /// How many of its machines may be backed up at once. Left out: as the hub says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_tasks_max: Option<u32>,
+}
+
+/// Changes a source; what is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateSource {
+    /// A new name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A new place of the same server or folder.
+    #[serde(skip_serializing_if = "Option::is_none", alias = "uri", alias = "path")]
+    pub address: Option<String>,
+    /// New credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub credentials: Option<Credentials>,
+    /// A new thumbprint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thumbprint: Option<String>,
+    /// A new scratch folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch_path: Option<String>,
+    /// A new floor of free scratch space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch_floor_bytes: Option<u64>,
+    /// A new limit of tasks at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running_tasks_max: Option<u32>,
+}
+
+/// A source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Source {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub source_id: SourceId,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    #[schema(value_type = schema::SourceKind)]
+    pub kind: SourceKind,
+    /// Where it is.
+    pub address: String,
+    /// True when credentials are kept for it.
+    pub has_credentials: bool,
+    /// SHA-256 of the server's certificate.
+    pub thumbprint: Option<String>,
+    /// Where the source keeps what a guest overwrites while it is backed up.
+    pub scratch_path: Option<String>,
+    /// Free space in that folder at which a backup gives up.
+    pub scratch_floor_bytes: Option<u64>,
+    /// How many of its machines may be backed up at once; null: as the hub says.
+    pub running_tasks_max: Option<u32>,
+    /// How many machines were found on it.
+    pub vm_count: u64,
+    /// When its machines were last listed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub discovered_at: Option<Timestamp>,
+    /// When it was made known.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+/// What was found when a source or a repository was tested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TestReport {
+    /// The product and version, for people.
+    #[schema(example = "libvirt 9.0.0, QEMU 7.2.22")]
+    pub product: String,
+    /// What works but should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// The machines of a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Discovery {
+    /// The source.
+    #[schema(value_type = String)]
+    pub source_id: SourceId,
+    /// Its machines, with disks and networks.
+    pub vms: Vec<Vm>,
+    /// How many there are.
+    pub total: u64,
+    /// How many of them were not known before.
+    pub added: u64,
+    /// How many that were known are not there any more. Their backups stay.
+    pub missing: u64,
+}

@@ -1,0 +1,143 @@
+//! Virtual machines as the catalog knows them.
+
+use super::page::Limit;
+use crate::schema;
+use sendense_types::{BackupId, BackupStatus, BackupType, DiskNumber, PowerState, SourceId, Timestamp, VmContextId};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Which VMs to list; the conditions are combined with AND.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct VmFilter {
+    /// Of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// On this source (id or name).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
+    /// How many at most.
+    #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
+    pub limit: Limit,
+    /// How many to leave out at the start.
+    #[param(required = false)]
+    pub offset: u64,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Its id; survives renames.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// Where it was found; null when it is known only from imported backups.
+    #[schema(value_type = Option<String>)]
+    pub source_id: Option<SourceId>,
+    /// What it is on its source.
+    pub instance_uuid: String,
+    /// Where it lies in the source's inventory.
+    pub path: Option<String>,
+    /// Whether it ran when it was last seen.
+    #[schema(value_type = schema::PowerState)]
+    pub power_state: PowerState,
+    /// The guest's operating system, as the source calls it.
+    pub guest_os: Option<String>,
+    /// Virtual processors.
+    pub cpu_count: Option<u32>,
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Its disks, by number.
+    pub disks: Vec<VmDisk>,
+    /// Its network cards.
+    pub networks: Vec<VmNetwork>,
+    /// Its newest backup, in whatever state.
+    pub last_backup: Option<LastBackup>,
+    /// How well it is protected.
+    pub protection_state: ProtectionState,
+    /// True when its source tells which blocks changed.
+    pub change_tracking: bool,
+    /// Why it cannot be backed up; null when it can.
+    pub unsupported: Option<String>,
+    /// True when the last discovery of its source did not find it.
+    pub missing: bool,
+    /// When it was last seen.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub discovered_at: Option<Timestamp>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmDisk {
+    /// Its number in the VM; never given to another disk.
+    #[schema(value_type = u32)]
+    pub disk_id: DiskNumber,
+    /// The source's key for it.
+    #[schema(example = "disk-2000")]
+    pub disk_key: String,
+    /// For people.
+    pub label: String,
+    /// Its size.
+    pub capacity_bytes: u64,
+    /// Its size in GiB.
+    pub size_gb: f64,
+    /// Where it lies, for people.
+    pub datastore: Option<String>,
+    /// The job that works on it now.
+    pub job_id: Option<String>,
+    /// Format of its backing, as declared by the source.
+    pub format: Option<String>,
+    /// Why it cannot be backed up; null when it can.
+    pub unsupported: Option<String>,
+    /// True when the VM has it no more. Its backups stay.
+    pub removed: bool,
+}
+
+/// A network card of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmNetwork {
+    /// The card's key on the VM.
+    pub key: String,
+    /// The network it is on.
+    pub network: String,
+    /// Its MAC address.
+    pub mac: Option<String>,
+    /// The card's model.
+    pub model: Option<String>,
+}
+
+/// The newest backup of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastBackup {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// Its type.
+    #[schema(value_type = schema::BackupType)]
+    pub backup_type: BackupType,
+    /// Its state.
+    #[schema(value_type = schema::BackupStatus)]
+    pub status: BackupStatus,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+}
+
+/// How well a VM is protected, from its newest backups alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProtectionState {
+    /// No point can be restored.
+    Unprotected,
+    /// A backup is waiting or running.
+    Running,
+    /// The newest backup is a point that can be restored.
+    Protected,
+    /// There is a point, but the newest attempt failed or was stopped.
+    Failing,
+}

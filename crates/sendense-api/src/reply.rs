@@ -1,0 +1,136 @@
+//! The envelopes of successful replies: `success` plus the payload under the name of its noun.
+
+use crate::dto::{
+    Backup, Chain, DebugHealth, Deletion, Discovery, Endpoint, Health, LogEntry, NewToken, Page, Repository, Source,
+    Storage, Task, TestReport, Token, Vm,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A single thing under its singular.
+macro_rules! single {
+    ($($name:ident { $noun:ident: $payload:ty } $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $name {
+            /// Always true.
+            #[schema(example = true)]
+            pub success: bool,
+            /// What was done, for people; only in replies to calls that do something.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub message: Option<String>,
+            /// The payload.
+            pub $noun: $payload,
+        }
+
+        impl $name {
+            /// A reply to a question.
+            pub fn new($noun: $payload) -> Self {
+                Self { success: true, message: None, $noun }
+            }
+
+            /// A reply to an order.
+            pub fn done(message: impl Into<String>, $noun: $payload) -> Self {
+                Self { success: true, message: Some(message.into()), $noun }
+            }
+        }
+    )*};
+}
+
+/// A page of things under their plural.
+macro_rules! list {
+    ($($name:ident { $noun:ident: $payload:ty } $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $name {
+            /// Always true.
+            #[schema(example = true)]
+            pub success: bool,
+            /// The things, in the list's order.
+            pub $noun: Vec<$payload>,
+            /// How many there are without `limit` and `offset`.
+            pub total: u64,
+        }
+
+        impl From<Page<$payload>> for $name {
+            fn from(page: Page<$payload>) -> Self {
+                Self { success: true, $noun: page.items, total: page.total }
+            }
+        }
+
+        impl From<$name> for Page<$payload> {
+            fn from(reply: $name) -> Self {
+                Page { items: reply.$noun, total: reply.total }
+            }
+        }
+    )*};
+}
+
+/// A payload whose fields stand beside `success`.
+macro_rules! flat {
+    ($($name:ident { $payload:ident } $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $name {
+            /// Always true.
+            #[schema(example = true)]
+            pub success: bool,
+            /// The payload.
+            #[serde(flatten)]
+            pub payload: $payload,
+        }
+
+        impl From<$payload> for $name {
+            fn from(payload: $payload) -> Self {
+                Self { success: true, payload }
+            }
+        }
+    )*};
+}
+
+single! {
+    BackupReply { backup: Backup } "One backup.";
+    DeletionReply { deletion: Deletion } "What a delete takes.";
+    TaskReply { task: Task } "One task.";
+    RepositoryReply { repository: Repository } "One repository.";
+    SourceReply { source: Source } "One source.";
+    VmReply { vm: Vm } "One VM.";
+    TestReply { report: TestReport } "What a test found.";
+}
+
+list! {
+    BackupListReply { backups: Backup } "A page of backups.";
+    TaskListReply { tasks: Task } "A page of tasks.";
+    LogReply { entries: LogEntry } "A page of a task's log, oldest first.";
+    RepositoryListReply { repositories: Repository } "A page of repositories.";
+    SourceListReply { sources: Source } "A page of sources.";
+    VmListReply { vms: Vm } "A page of VMs.";
+    TokenListReply { tokens: Token } "A page of tokens.";
+    EndpointListReply { endpoints: Endpoint } "Every call that the hub answers.";
+}
+
+flat! {
+    ChainReply { Chain } "The chain of a disk.";
+    StorageReply { Storage } "The space of a repository.";
+    DiscoveryReply { Discovery } "The machines of a source.";
+    HealthReply { Health } "Whether the hub serves.";
+    DebugHealthReply { DebugHealth } "How the hub's parts are.";
+    NewTokenReply { NewToken } "A token with its secret, shown once.";
+}
+
+/// Something was done and there is nothing more to tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DoneReply {
+    /// Always true.
+    #[schema(example = true)]
+    pub success: bool,
+    /// What was done, for people.
+    pub message: String,
+}
+
+impl DoneReply {
+    /// Says what was done.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { success: true, message: message.into() }
+    }
+}

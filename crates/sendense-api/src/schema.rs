@@ -1,0 +1,43 @@
+//! OpenAPI schemas of the words that `sendense-types` fixes. The nouns themselves know nothing of OpenAPI, so each word
+//! has a stand-in here, named alike; its values are taken from the enum itself and cannot drift from it.
+
+use std::borrow::Cow;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+macro_rules! words {
+    ($($name:ident, $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[derive(Debug, Clone, Copy)]
+        pub enum $name {}
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let values = sendense_types::$name::ALL.iter().map(|word| word.as_str());
+                ObjectBuilder::new().schema_type(Type::String).enum_values(Some(values)).description(Some($doc)).into()
+            }
+        }
+
+        impl ToSchema for $name {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed(stringify!($name))
+            }
+        }
+    )*};
+}
+
+words! {
+    BackupType, "What a point, or one disk of it, holds: every block that is not zero, or what differs from its parent.";
+    BackupStatus, "The life of a backup: pending, running, then completed, failed or cancelled.";
+    Phase, "Where a running backup is.";
+    Consistency, "What the guest was told before the freeze.";
+    Compression, "How hard blocks are compressed.";
+    OnTrackingLoss, "What to do when change tracking cannot be trusted although an incremental was asked for.";
+    PowerState, "Whether the machine runs.";
+    TaskKind, "What a task does.";
+    TaskState, "The life of a task: pending, running, then completed, failed or cancelled.";
+    SourceKind, "What a source is.";
+    RepositoryKind, "Where a repository lies.";
+    ProblemCode, "A stable word for the kind of failure. More codes may come; none is ever renamed.";
+}
