@@ -211,7 +211,7 @@ fn check_l1(size: ByteLen, cluster_bits: u32, entries: u32, at: ByteOffset, file
     if u64::from(entries) < needed {
         return Err(corrupt(format!("an L1 table of {entries} entries for a disk that needs {needed}")));
     }
-    if needed > 0 && at.0 % (1 << cluster_bits) != 0 {
+    if needed > 0 && !at.0.is_multiple_of(1 << cluster_bits) {
         return Err(corrupt("the L1 table is not aligned to a cluster").at(at));
     }
     match at.0.checked_add(needed * 8) {

@@ -2,9 +2,13 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use sendense_block::backend::{File, Options};
-use sendense_block::{BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, Digest, Payload, digest};
+use sendense_block::{
+    AllocationMap, BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Content, Digest, Extent, Kind,
+    Payload, ReadAt, digest,
+};
+use sendense_qcow2::gate::Folder;
 use sendense_qcow2::writer::Deaf;
-use sendense_qcow2::{Backing, Sealed, Spec, Writer};
+use sendense_qcow2::{Backing, Chain, Sealed, Spec, Writer};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -139,4 +143,65 @@ pub fn write_image(path: &Path, capacity: u64, backing: Option<&str>, blocks: &[
 /// A path in a folder.
 pub fn at(dir: &tempfile::TempDir, name: &str) -> PathBuf {
     dir.path().join(name)
+}
+
+/// Runs qemu-io commands on an image.
+pub fn qemu_io(image: &Path, commands: &[String]) {
+    let mut arguments = vec!["-f", "qcow2"];
+    for command in commands {
+        arguments.extend(["-c", command]);
+    }
+    arguments.push(text(image));
+    qemu("qemu-io", &arguments);
+}
+
+/// Numbers that look random and are the same in every run.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// The next one below `bound`.
+    pub fn roll(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Opens a chain below a folder.
+pub fn open_chain(dir: &Path, name: &str) -> Chain {
+    let folder = Folder::new(dir).unwrap();
+    Chain::open(folder.open_top(name, "qcow2").unwrap(), &folder).unwrap()
+}
+
+/// The chain reads as `model`, in large and in odd pieces, and its allocation map tells no lie.
+pub fn check_chain(chain: &Chain, model: &[u8]) {
+    assert_eq!(chain.size().0, model.len() as u64);
+    let mut got = vec![0xee; model.len()];
+    for (n, piece) in got.chunks_mut(1 << 20).enumerate() {
+        chain.read_at(ByteOffset((n as u64) << 20), piece).unwrap();
+    }
+    let differs = got.iter().zip(model).position(|(a, b)| a != b);
+    assert!(differs.is_none(), "the disk differs at {differs:?}");
+    let mut dice = Dice(0x5eed);
+    for _ in 0..200 {
+        let from = dice.roll(model.len() as u64);
+        let len = dice.roll(200_000).min(model.len() as u64 - from) as usize;
+        let mut piece = vec![0xee; len];
+        chain.read_at(ByteOffset(from), &mut piece).unwrap();
+        assert!(piece == model[from as usize..][..len], "{len} bytes at {from} differ");
+    }
+    let mut next = 0;
+    for mapped in chain.allocation(Extent::whole(chain.size())).unwrap() {
+        assert_eq!(mapped.extent.start().0, next);
+        assert!(!mapped.extent.is_empty());
+        next = mapped.extent.end().0;
+        let bytes = &model[mapped.extent.start().0 as usize..next as usize];
+        assert!(mapped.content == Content::Data || digest::is_zero(bytes), "{} is not zero", mapped.extent);
+    }
+    assert_eq!(next, model.len() as u64);
+    if !model.is_empty() {
+        let beyond = chain.read_at(ByteOffset(model.len() as u64 - 1), &mut [0; 2]).unwrap_err();
+        assert_eq!(beyond.kind, Kind::OutOfRange);
+    }
 }
