@@ -1,14 +1,16 @@
-//! Words on the wire: the bodies of the REST calls, the problem body, events.
+//! Words on the wire: the bodies of the REST calls, the problem body, events, and a client that speaks them.
 //!
-//! What lives here: the shapes that the hub and its clients share, and their OpenAPI schemas. What does not: decisions
-//! (the hub's), SQL, sockets. Invariant: a request type refuses fields that it does not know, and a secret that came in
+//! What lives here: the shapes that the hub and its clients share, their OpenAPI schemas, and the typed client. What does
+//! not: decisions (the hub's), SQL. Invariant: a request type refuses fields that it does not know, and a secret that came in
 //! through a request type has no way out through a reply type.
 
+mod client;
 mod dto;
 mod problem;
 pub mod reply;
 pub mod schema;
 
+pub use client::{Client, ClientError, ClientOptions, EventStream, Trust};
 pub use dto::{
     Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery, CheckStatus, CreateBackup, CreateRepository,
     CreateSource, CreateToken, Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint,

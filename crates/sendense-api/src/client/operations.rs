@@ -1,0 +1,225 @@
+//! One method per operation of the API; each bears the operation's id in the OpenAPI document.
+
+use super::{Client, ClientError};
+use crate::reply::{
+    BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
+    EndpointListReply, HealthReply, LogReply, NewTokenReply, RepositoryListReply, RepositoryReply, SourceListReply,
+    SourceReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
+};
+use crate::{
+    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateRepository, CreateSource, CreateToken, DebugHealth,
+    DeleteQuery, Deletion, Discovery, Endpoint, Health, ListQuery, LogEntry, NewToken, Page, Repository, RestoreBackup,
+    Source, Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
+};
+use reqwest::Method;
+use sendense_types::{BackupId, TaskId};
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// Backups.
+impl Client {
+    /// Starts a backup. The reply's `task_id` is what [`Client::wait_for_task`] takes.
+    pub async fn create_backup(&self, request: &CreateBackup) -> Result<Backup> {
+        Ok(self.send::<_, BackupReply>(Method::POST, &["backups"], request).await?.backup)
+    }
+
+    /// Lists backups, newest first.
+    pub async fn list_backups(&self, filter: &BackupFilter) -> Result<Page<Backup>> {
+        Ok(self.get::<_, BackupListReply>(&["backups"], filter).await?.into())
+    }
+
+    /// One backup.
+    pub async fn get_backup(&self, backup_id: &BackupId) -> Result<Backup> {
+        Ok(self.get::<_, BackupReply>(&["backups", backup_id.as_str()], &()).await?.backup)
+    }
+
+    /// Deletes a backup, or shows what that would take.
+    pub async fn delete_backup(&self, backup_id: &BackupId, how: &DeleteQuery) -> Result<Deletion> {
+        Ok(self.delete::<_, DeletionReply>(&["backups", backup_id.as_str()], how).await?.deletion)
+    }
+
+    /// The chain of a disk.
+    pub async fn backup_chain(&self, which: &ChainQuery) -> Result<Chain> {
+        Ok(self.get::<_, ChainReply>(&["backups", "chain"], which).await?.payload)
+    }
+
+    /// The chain of a disk of the VM with this name or id.
+    pub async fn vm_backup_chain(&self, vm_name: &str, which: &ChainQuery) -> Result<Chain> {
+        Ok(self.get::<_, ChainReply>(&["backups", vm_name, "chain"], which).await?.payload)
+    }
+
+    /// Stops a backup.
+    pub async fn cancel_backup(&self, backup_id: &BackupId) -> Result<Backup> {
+        Ok(self.post::<BackupReply>(&["backups", backup_id.as_str(), "cancel"]).await?.backup)
+    }
+
+    /// Starts a verification.
+    pub async fn verify_backup(&self, backup_id: &BackupId, how: &VerifyBackup) -> Result<Task> {
+        let path = ["backups", backup_id.as_str(), "verify"];
+        Ok(self.send::<_, TaskReply>(Method::POST, &path, how).await?.task)
+    }
+
+    /// Starts a restore.
+    pub async fn restore_backup(&self, backup_id: &BackupId, request: &RestoreBackup) -> Result<Task> {
+        let path = ["backups", backup_id.as_str(), "restore"];
+        Ok(self.send::<_, TaskReply>(Method::POST, &path, request).await?.task)
+    }
+
+    /// The log of the task that made a backup.
+    pub async fn backup_log(&self, backup_id: &BackupId, page: &ListQuery) -> Result<Page<LogEntry>> {
+        Ok(self.get::<_, LogReply>(&["backups", backup_id.as_str(), "log"], page).await?.into())
+    }
+}
+
+/// Tasks.
+impl Client {
+    /// Lists tasks, newest first.
+    pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<Page<Task>> {
+        Ok(self.get::<_, TaskListReply>(&["tasks"], filter).await?.into())
+    }
+
+    /// One task.
+    pub async fn get_task(&self, task_id: &TaskId) -> Result<Task> {
+        Ok(self.get::<_, TaskReply>(&["tasks", task_id.as_str()], &()).await?.task)
+    }
+
+    /// Asks a task to stop.
+    pub async fn cancel_task(&self, task_id: &TaskId) -> Result<Task> {
+        Ok(self.post::<TaskReply>(&["tasks", task_id.as_str(), "cancel"]).await?.task)
+    }
+
+    /// A task's log.
+    pub async fn task_log(&self, task_id: &TaskId, page: &ListQuery) -> Result<Page<LogEntry>> {
+        Ok(self.get::<_, LogReply>(&["tasks", task_id.as_str(), "log"], page).await?.into())
+    }
+}
+
+/// Repositories; each is named by its id or its name.
+impl Client {
+    /// Makes a repository known, and makes it if its folder is empty.
+    pub async fn create_repository(&self, request: &CreateRepository) -> Result<Repository> {
+        Ok(self.send::<_, RepositoryReply>(Method::POST, &["repositories"], request).await?.repository)
+    }
+
+    /// Lists repositories by name.
+    pub async fn list_repositories(&self, page: &ListQuery) -> Result<Page<Repository>> {
+        Ok(self.get::<_, RepositoryListReply>(&["repositories"], page).await?.into())
+    }
+
+    /// One repository.
+    pub async fn get_repository(&self, repository: &str) -> Result<Repository> {
+        Ok(self.get::<_, RepositoryReply>(&["repositories", repository], &()).await?.repository)
+    }
+
+    /// The space of a repository.
+    pub async fn repository_storage(&self, repository: &str) -> Result<Storage> {
+        Ok(self.get::<_, StorageReply>(&["repositories", repository, "storage"], &()).await?.payload)
+    }
+
+    /// Tries what [`Client::create_repository`] would do, and leaves nothing behind.
+    pub async fn test_repository(&self, request: &CreateRepository) -> Result<TestReport> {
+        Ok(self.send::<_, TestReply>(Method::POST, &["repositories", "test"], request).await?.report)
+    }
+
+    /// Starts the rebuilding of the catalog from a repository's manifests.
+    pub async fn import_repository(&self, repository: &str) -> Result<Task> {
+        Ok(self.post::<TaskReply>(&["repositories", repository, "import"]).await?.task)
+    }
+
+    /// Forgets a repository that holds no backups.
+    pub async fn delete_repository(&self, repository: &str) -> Result<()> {
+        self.delete::<_, DoneReply>(&["repositories", repository], &()).await.map(drop)
+    }
+}
+
+/// Sources and VMs; each is named by its id or its name.
+impl Client {
+    /// Makes a source known.
+    pub async fn create_source(&self, request: &CreateSource) -> Result<Source> {
+        Ok(self.send::<_, SourceReply>(Method::POST, &["sources"], request).await?.source)
+    }
+
+    /// Lists sources by name.
+    pub async fn list_sources(&self, page: &ListQuery) -> Result<Page<Source>> {
+        Ok(self.get::<_, SourceListReply>(&["sources"], page).await?.into())
+    }
+
+    /// One source.
+    pub async fn get_source(&self, source: &str) -> Result<Source> {
+        Ok(self.get::<_, SourceReply>(&["sources", source], &()).await?.source)
+    }
+
+    /// Changes a source.
+    pub async fn update_source(&self, source: &str, request: &UpdateSource) -> Result<Source> {
+        Ok(self.send::<_, SourceReply>(Method::PATCH, &["sources", source], request).await?.source)
+    }
+
+    /// Forgets a source. Backups of its machines stay.
+    pub async fn delete_source(&self, source: &str) -> Result<()> {
+        self.delete::<_, DoneReply>(&["sources", source], &()).await.map(drop)
+    }
+
+    /// Tries whether a source answers.
+    pub async fn test_source(&self, source: &str) -> Result<TestReport> {
+        Ok(self.post::<TestReply>(&["sources", source, "test"]).await?.report)
+    }
+
+    /// Lists a source's machines and takes them into the catalog.
+    pub async fn discover_source(&self, source: &str) -> Result<Discovery> {
+        Ok(self.post::<DiscoveryReply>(&["sources", source, "discover"]).await?.payload)
+    }
+
+    /// Lists VMs by name.
+    pub async fn list_vms(&self, filter: &VmFilter) -> Result<Page<Vm>> {
+        Ok(self.get::<_, VmListReply>(&["vms"], filter).await?.into())
+    }
+
+    /// One VM.
+    pub async fn get_vm(&self, vm: &str) -> Result<Vm> {
+        Ok(self.get::<_, VmReply>(&["vms", vm], &()).await?.vm)
+    }
+}
+
+/// Tokens and health.
+impl Client {
+    /// Makes a token; its secret is shown only now.
+    pub async fn create_token(&self, request: &CreateToken) -> Result<NewToken> {
+        Ok(self.send::<_, NewTokenReply>(Method::POST, &["tokens"], request).await?.payload)
+    }
+
+    /// Lists tokens by name.
+    pub async fn list_tokens(&self, page: &ListQuery) -> Result<Page<Token>> {
+        Ok(self.get::<_, TokenListReply>(&["tokens"], page).await?.into())
+    }
+
+    /// Ends a token, by its id or name.
+    pub async fn revoke_token(&self, token: &str) -> Result<()> {
+        self.delete::<_, DoneReply>(&["tokens", token], &()).await.map(drop)
+    }
+
+    /// Whether the hub serves; needs no token.
+    pub async fn health(&self) -> Result<Health> {
+        Ok(self.get::<_, HealthReply>(&["health"], &()).await?.payload)
+    }
+
+    /// How the hub's parts are.
+    pub async fn debug_health(&self) -> Result<DebugHealth> {
+        Ok(self.get::<_, DebugHealthReply>(&["debug", "health"], &()).await?.payload)
+    }
+
+    /// Every call that the hub answers.
+    pub async fn debug_endpoints(&self) -> Result<Vec<Endpoint>> {
+        Ok(self.get::<_, EndpointListReply>(&["debug", "endpoints"], &()).await?.endpoints)
+    }
+
+    /// The hub's metrics, in Prometheus' text form.
+    pub async fn metrics(&self) -> Result<String> {
+        let body = self.finish_bytes(self.call(Method::GET, &["metrics"])).await?;
+        String::from_utf8(body).map_err(|_| ClientError::Protocol("the metrics are not text".to_owned()))
+    }
+
+    /// The OpenAPI document.
+    pub async fn openapi(&self) -> Result<serde_json::Value> {
+        self.get(&["openapi.json"], &()).await
+    }
+}
