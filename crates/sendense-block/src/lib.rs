@@ -15,6 +15,7 @@ pub mod device;
 pub mod digest;
 pub mod error;
 pub mod extent;
+pub mod nbd;
 pub mod plan;
 pub mod sink;
 pub mod units;
