@@ -1,5 +1,7 @@
 //! Images made by QEMU read as QEMU reads them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use sendense_block::backend::{File, Options};
@@ -73,7 +75,11 @@ fn every_cluster_size_version_and_refcount_width() {
         let cluster = open_image(&path).unwrap().cluster_bytes().0;
         scribble(&path, size, cluster, n as u64 + 1, true);
         let image = open_image(&path).unwrap();
-        assert_eq!(seen_forms(&image), [true; 4], "{options}: too few sorts of clusters to prove anything");
+        // Version 2 has no zero clusters, allocated ones take no compressed writes, and 2 MiB make but five clusters.
+        let [unallocated, zero, raw, compressed] = seen_forms(&image);
+        let preallocated = options.contains("preallocation");
+        let all = raw && (preallocated || (compressed && unallocated)) && (zero || options.contains("0.10"));
+        assert!(all || cluster > MIB, "{options}: too few sorts of clusters to prove anything");
         check_chain(&open_chain(dir.path(), &name), &convert(&path, "qcow2"));
     }
 }

@@ -1,5 +1,7 @@
 //! What we write, QEMU finds clean and reads as the model says.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use parking_lot::Mutex;
@@ -169,7 +171,7 @@ fn many_threads(raw_last: bool) {
     let heard = Arc::new(Heard::default());
     let spec = Spec { capacity: ByteLen((blocks + 1) * BLOCK_BYTES), backing: None };
     let writer = Writer::create(create(&path), create(&path.with_extension("spill")), spec, heard.clone()).unwrap();
-    let form = |n: u64| if n % 11 == 0 { Form::Raw } else { Form::Zstd };
+    let form = |n: u64| if n.is_multiple_of(11) { Form::Raw } else { Form::Zstd };
     std::thread::scope(|scope| {
         for lane in 0..3 {
             let writer = &writer;
