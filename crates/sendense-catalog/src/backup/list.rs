@@ -1,0 +1,194 @@
+//! Looking restore points up.
+//!
+//! A page is found in an index first (ids only) and its rows are fetched after, so that a deep page costs steps in an index
+//! and not visits to the table.
+
+use super::{Backup, Backups, row};
+use crate::error::{Error, Noun, Result};
+use crate::{Page, entity, value};
+use sea_orm::sea_query::{Expr, Order, Query};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select,
+};
+use sendense_types::{BackupId, BackupStatus, BackupType, RepositoryId, VmContextId};
+use std::collections::{BTreeSet, HashMap};
+
+/// Which backups; what is `None` does not restrict. All are combined with AND.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackupFilter {
+    /// Of machines that bore this name then.
+    pub vm_name: Option<String>,
+    /// Of this machine.
+    pub vm_context_id: Option<VmContextId>,
+    /// In this repository.
+    pub repository_id: Option<RepositoryId>,
+    /// In this state.
+    pub status: Option<BackupStatus>,
+    /// Of this type.
+    pub backup_type: Option<BackupType>,
+}
+
+impl Backups<'_> {
+    /// One by its id.
+    pub async fn get(&self, id: &BackupId) -> Result<Backup> {
+        let found = self.by_ids(&[id.as_str().to_owned()]).await?.pop();
+        found.ok_or_else(|| Error::not_found(Noun::Backup, id))
+    }
+
+    /// Backups, newest first, with the number of all that match.
+    pub async fn list(&self, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
+        let ids: Vec<String> = page_of_ids(filter, page).into_tuple().all(self.0.pool()).await?;
+        let total = select(filter).count(self.0.pool()).await?;
+        Ok((self.by_ids(&ids).await?, total))
+    }
+
+    /// The points that build directly on this one, over all disks, whether completed or being made.
+    pub async fn children(&self, id: &BackupId) -> Result<Vec<BackupId>> {
+        let children = children_of(self.0.pool(), [id.as_str()]).await?;
+        children.iter().map(|id| value::read("backup_id", id)).collect()
+    }
+
+    /// The points that build on this one, directly or through others: what a cascading deletion takes along.
+    pub async fn dependents(&self, id: &BackupId) -> Result<Vec<BackupId>> {
+        let found = descendants_of(self.0.pool(), &BTreeSet::from([id.as_str()])).await?;
+        found.iter().map(|id| value::read("backup_id", id)).collect()
+    }
+
+    /// The newest completed point of each of these machines, in any repository; machines without one are left out.
+    pub async fn newest_of_vms(&self, vms: &[VmContextId]) -> Result<HashMap<VmContextId, Backup>> {
+        use entity::backups::{Column, Entity};
+        let newest = Query::select()
+            .column((Entity, Column::BackupId))
+            .from(Entity)
+            .and_where(
+                Expr::col((Entity, Column::VmContextId))
+                    .equals((entity::vm_contexts::Entity, entity::vm_contexts::Column::VmContextId)),
+            )
+            .and_where(Expr::col((Entity, Column::Status)).eq(BackupStatus::Completed.as_str()))
+            .order_by((Entity, Column::CreatedAt), Order::Desc)
+            .order_by((Entity, Column::BackupId), Order::Desc)
+            .limit(1)
+            .to_owned();
+        let mut found = HashMap::new();
+        for chunk in vms.chunks(1000) {
+            let ids: Vec<Option<String>> = entity::vm_contexts::Entity::find()
+                .select_only()
+                .expr_as(Expr::SubQuery(None, Box::new(newest.clone().into())), "newest")
+                .filter(entity::vm_contexts::Column::VmContextId.is_in(chunk.iter().map(VmContextId::as_str)))
+                .into_tuple()
+                .all(self.0.pool())
+                .await?;
+            let ids: Vec<String> = ids.into_iter().flatten().collect();
+            for backup in self.by_ids(&ids).await? {
+                found.insert(backup.vm_context_id.clone(), backup);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Backups of these ids with their disks, newest first.
+    pub(super) async fn by_ids(&self, ids: &[String]) -> Result<Vec<Backup>> {
+        use entity::{backup_disks, backups};
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = backups::Entity::find()
+            .filter(backups::Column::BackupId.is_in(ids))
+            .order_by_desc(backups::Column::CreatedAt)
+            .order_by_desc(backups::Column::BackupId)
+            .all(self.0.pool())
+            .await?;
+        let disks = backup_disks::Entity::find()
+            .filter(backup_disks::Column::BackupId.is_in(ids))
+            .order_by_asc(backup_disks::Column::BackupId)
+            .order_by_asc(backup_disks::Column::DiskId)
+            .all(self.0.pool())
+            .await?;
+        let mut by_backup = HashMap::<String, Vec<backup_disks::Model>>::new();
+        for disk in disks {
+            by_backup.entry(disk.backup_id.clone()).or_default().push(disk);
+        }
+        rows.into_iter()
+            .map(|row| {
+                let disks = by_backup.remove(&row.backup_id).unwrap_or_default();
+                row::read(row, disks)
+            })
+            .collect()
+    }
+}
+
+/// The statement that finds a page's ids.
+pub(super) fn page_of_ids(filter: &BackupFilter, page: Page) -> Select<entity::backups::Entity> {
+    use entity::backups::Column;
+    select(filter)
+        .select_only()
+        .column(Column::BackupId)
+        .order_by_desc(Column::CreatedAt)
+        .order_by_desc(Column::BackupId)
+        .limit(page.limit())
+        .offset(page.offset)
+}
+
+/// The rows that match, in no order.
+pub(super) fn select(filter: &BackupFilter) -> Select<entity::backups::Entity> {
+    use entity::backups::Column;
+    let mut select = entity::backups::Entity::find();
+    if let Some(name) = &filter.vm_name {
+        select = select.filter(Column::VmName.eq(name));
+    }
+    if let Some(id) = &filter.vm_context_id {
+        select = select.filter(Column::VmContextId.eq(id.as_str()));
+    }
+    if let Some(id) = &filter.repository_id {
+        select = select.filter(Column::RepositoryId.eq(id.as_str()));
+    }
+    if let Some(status) = filter.status {
+        select = select.filter(Column::Status.eq(status.as_str()));
+    }
+    if let Some(backup_type) = filter.backup_type {
+        select = select.filter(Column::BackupType.eq(backup_type.as_str()));
+    }
+    select
+}
+
+/// Points that build directly on one of these, or are being made on one. Failed attempts need nothing.
+pub(super) async fn children_of<'i>(
+    db: &impl ConnectionTrait,
+    ids: impl IntoIterator<Item = &'i str>,
+) -> Result<BTreeSet<String>> {
+    use entity::{backup_disks, backups};
+    let ids: Vec<&str> = ids.into_iter().collect();
+    let alive = [BackupStatus::Pending, BackupStatus::Running, BackupStatus::Completed].map(BackupStatus::as_str);
+    let by_disk: Vec<String> = backup_disks::Entity::find()
+        .select_only()
+        .column(backup_disks::Column::BackupId)
+        .filter(backup_disks::Column::ParentBackupId.is_in(ids.iter().copied()))
+        .filter(backup_disks::Column::Status.is_in(alive))
+        .into_tuple()
+        .all(db)
+        .await?;
+    let by_point: Vec<String> = backups::Entity::find()
+        .select_only()
+        .column(backups::Column::BackupId)
+        .filter(backups::Column::ParentBackupId.is_in(ids.iter().copied()))
+        .filter(backups::Column::Status.is_in(alive))
+        .into_tuple()
+        .all(db)
+        .await?;
+    Ok(by_disk.into_iter().chain(by_point).collect())
+}
+
+/// Points that build on one of these, directly or through others; without these. One statement pair per generation, at
+/// most as many as the longest chain has points.
+pub(super) async fn descendants_of(db: &impl ConnectionTrait, ids: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::<String>::new();
+    let mut generation = children_of(db, ids.iter().copied()).await?;
+    loop {
+        generation.retain(|id| !all.contains(id) && !ids.contains(id.as_str()));
+        if generation.is_empty() {
+            return Ok(all);
+        }
+        all.extend(generation.iter().cloned());
+        generation = children_of(db, generation.iter().map(String::as_str)).await?;
+    }
+}

@@ -1,0 +1,147 @@
+//! From a URL to a catalog that is ready: options per database, migrations under a lock, the start-up check.
+//!
+//! What lives here: connecting. What does not: the schema (see `migration`). Invariant: whoever holds a [`Catalog`] holds
+//! one whose schema is current and whose foreign keys are enforced.
+
+use crate::error::{Error, Result};
+use crate::migration::Migrator;
+use crate::{Catalog, Inner};
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
+    TransactionOptions, TransactionTrait,
+};
+use sea_orm_migration::MigratorTrait;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Connections at once. Eight running backups report once a second and the API reads beside them; statements take about a
+/// millisecond, so that more connections would only wait for each other. MariaDB's default allows 151, PostgreSQL's 100:
+/// several hubs fit.
+const CONNECTIONS_MAX: u32 = 12;
+
+/// How long a caller waits for a free connection before it is told that the database is not available.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long SQLite waits for a writer of another process (a second hub on the same file, a copy being made).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a hub waits for another one that migrates. A migration of a large catalog takes minutes at most.
+const MIGRATION_LOCK_SECONDS: u32 = 300;
+
+/// The number of the PostgreSQL advisory lock: "sendense" in ASCII.
+const MIGRATION_LOCK_KEY: i64 = 0x7365_6e64_656e_7365;
+
+impl Catalog {
+    /// Opens the catalog at `url` and brings its schema up to date.
+    ///
+    /// `sqlite:///path/to/catalog.db?mode=rwc`, `mysql://user:password@host/database` or `mariadb://…` (with
+    /// `?socket=/run/mysqld/mysqld.sock` over a unix socket), `postgres://user:password@host/database` (with
+    /// `?host=/run/postgresql` over a unix socket).
+    ///
+    /// # Errors
+    /// [`Error::Setup`] for a URL of another kind or a database that cannot be used safely (the operator acts),
+    /// [`Error::Unavailable`] when it cannot be reached (a repetition helps).
+    pub async fn open(url: &str) -> Result<Self> {
+        let url = url.strip_prefix("mariadb:").map_or_else(|| url.to_owned(), |rest| format!("mysql:{rest}"));
+        if !["sqlite:", "mysql:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(Error::Setup("the URL must begin with sqlite:, mysql:, mariadb: or postgres:".to_owned()));
+        }
+        if url.starts_with("sqlite:") && url.contains(":memory:") {
+            return Err(Error::Setup("an in-memory database is another one on each connection; use a file".to_owned()));
+        }
+
+        // One connection only: locks of MariaDB belong to a connection, and so do SQLite's pragmas.
+        let single = Database::connect(options(&url, 1)).await?;
+        let migrated = migrate(&single).await;
+        single.close().await?;
+        migrated?;
+
+        let pool = Database::connect(options(&url, CONNECTIONS_MAX)).await?;
+        let backend = pool.get_database_backend();
+        if backend == DbBackend::Sqlite {
+            require_foreign_keys(&pool).await?;
+        }
+        let writers = (backend == DbBackend::Sqlite).then(|| Semaphore::new(1));
+        Ok(Self { inner: Arc::new(Inner { pool, backend, writers }) })
+    }
+
+    /// Closes all connections, waiting for the statements at work. Later calls fail with [`Error::Unavailable`].
+    pub async fn close(&self) -> Result<()> {
+        Ok(self.inner.pool.clone().close().await?)
+    }
+
+    /// Asks the database for a sign of life, for health reports.
+    pub async fn ping(&self) -> Result<()> {
+        Ok(self.inner.pool.ping().await?)
+    }
+
+    /// The database's name and version, for health reports.
+    pub async fn database_version(&self) -> Result<String> {
+        let sql = match self.inner.backend {
+            DbBackend::Sqlite => "SELECT 'SQLite ' || sqlite_version() AS version",
+            _ => "SELECT version() AS version",
+        };
+        let row = self.inner.pool.query_one_raw(Statement::from_string(self.inner.backend, sql)).await?;
+        let row = row.ok_or_else(|| Error::Setup("the database does not tell its version".to_owned()))?;
+        Ok(row.try_get("", "version")?)
+    }
+
+    pub(crate) fn is_sqlite(&self) -> bool {
+        self.inner.backend == DbBackend::Sqlite
+    }
+}
+
+fn options(url: &str, connections_max: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(connections_max).min_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).sqlx_logging(false);
+    options.map_sqlx_sqlite_opts(|sqlite| {
+        // WAL lets readers go on beside the writer. NORMAL can lose the last transactions in a power cut but never harms
+        // the file; what is lost is adopted from the manifests again.
+        sqlite
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+    });
+    options
+}
+
+async fn migrate(single: &DatabaseConnection) -> Result<()> {
+    match single.get_database_backend() {
+        DbBackend::MySql => {
+            let name = "CONCAT('sendense-', MD5(DATABASE()))";
+            let got = format!("SELECT GET_LOCK({name}, {MIGRATION_LOCK_SECONDS}) AS got");
+            let row = single.query_one_raw(Statement::from_string(DbBackend::MySql, got)).await?;
+            let got: Option<i64> = row.map(|row| row.try_get("", "got")).transpose()?.flatten();
+            if got != Some(1) {
+                return Err(Error::Setup("another hub has been migrating the schema for too long".to_owned()));
+            }
+            // MariaDB commits each DDL statement by itself, so every step of a migration is repeatable instead. The lock
+            // ends with the connection.
+            Ok(Migrator::up(single, None).await?)
+        }
+        backend => {
+            let mode = (backend == DbBackend::Sqlite).then_some(SqliteTransactionMode::Exclusive);
+            let tx = single
+                .begin_with_options(TransactionOptions { sqlite_transaction_mode: mode, ..Default::default() })
+                .await?;
+            if backend == DbBackend::Postgres {
+                tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{MIGRATION_LOCK_SECONDS}s'")).await?;
+                tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK_KEY})")).await?;
+            }
+            Migrator::up(&tx, None).await?;
+            Ok(tx.commit().await?)
+        }
+    }
+}
+
+/// Refuses a pool on which SQLite would accept orphans.
+async fn require_foreign_keys(pool: &DatabaseConnection) -> Result<()> {
+    let row = pool.query_one_raw(Statement::from_string(DbBackend::Sqlite, "PRAGMA foreign_keys")).await?;
+    match row.map(|row| row.try_get_by_index::<i32>(0)).transpose()? {
+        Some(1) => Ok(()),
+        _ => Err(Error::Setup("SQLite does not enforce foreign keys".to_owned())),
+    }
+}

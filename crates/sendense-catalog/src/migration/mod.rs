@@ -1,0 +1,19 @@
+//! The schema's history.
+//!
+//! What lives here: the list of migrations. **Append-only**: a migration that was released is never edited; a mistake is
+//! corrected by the next one. Invariant: every step can be repeated (`if not exists`), because MariaDB commits each DDL
+//! statement by itself and a migration that was cut off begins again.
+
+mod m0001_initial;
+mod table;
+
+use sea_orm_migration::prelude::*;
+
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_initial::Migration)]
+    }
+}

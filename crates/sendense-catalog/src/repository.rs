@@ -1,0 +1,223 @@
+//! Repositories as the hub knows them: where they are and how they are to be used.
+//!
+//! What lives here: rows. What does not: what lies in a repository. Invariant: a repository that any backup refers to is
+//! not removed.
+
+use crate::error::{Conflict, Error, Noun, Result};
+use crate::{Catalog, Page, entity, value};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder,
+    QuerySelect,
+};
+use sendense_types::{Name, RepositoryId, RepositoryKind, Timestamp};
+use serde_json::Value;
+
+/// A repository.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Repository {
+    /// Who.
+    pub repository_id: RepositoryId,
+    /// Unique.
+    pub name: Name,
+    /// What it is.
+    pub kind: RepositoryKind,
+    /// Where it is; not secret. The shape belongs to the hub.
+    pub config: Value,
+    /// How it is used: default compression, capacity limit … The shape belongs to the hub.
+    pub settings: Value,
+    /// Encrypted credentials, opaque here.
+    pub secret: Option<Vec<u8>>,
+    /// When it was added.
+    pub created_at: Timestamp,
+}
+
+/// A repository to add.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewRepository {
+    /// Who.
+    pub repository_id: RepositoryId,
+    /// Must be unique.
+    pub name: Name,
+    /// What it is.
+    pub kind: RepositoryKind,
+    /// Where it is; not secret.
+    pub config: Value,
+    /// How it is used.
+    pub settings: Value,
+    /// Encrypted credentials.
+    pub secret: Option<Vec<u8>>,
+}
+
+/// What to change; `None` leaves as is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RepositoryChange {
+    /// Another name.
+    pub name: Option<Name>,
+    /// Another place.
+    pub config: Option<Value>,
+    /// Other settings.
+    pub settings: Option<Value>,
+    /// Other credentials, or none.
+    pub secret: Option<Option<Vec<u8>>>,
+}
+
+/// Repositories.
+#[derive(Debug, Clone, Copy)]
+pub struct Repositories<'a>(pub(crate) &'a Catalog);
+
+impl Repositories<'_> {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// [`Conflict::NameTaken`], [`Conflict::Exists`].
+    pub async fn create(&self, new: &NewRepository, now: Timestamp) -> Result<Repository> {
+        self.0
+            .write(|tx| async move {
+                let named = entity::repositories::Entity::find()
+                    .filter(entity::repositories::Column::Name.eq(new.name.as_str()))
+                    .one(&*tx)
+                    .await?;
+                if named.is_some() {
+                    return Err(taken(&new.name));
+                }
+                let row = entity::repositories::Model {
+                    repository_id: new.repository_id.as_str().to_owned(),
+                    name: new.name.as_str().to_owned(),
+                    kind: new.kind.as_str().to_owned(),
+                    config: new.config.clone(),
+                    settings: new.settings.clone(),
+                    secret: new.secret.clone(),
+                    created_at: now.into(),
+                };
+                entity::repositories::Entity::insert(row.clone().into_active_model())
+                    .exec_without_returning(&*tx)
+                    .await
+                    .map_err(|error| {
+                        Error::from(error).or_conflict(|| Conflict::Exists {
+                            what: Noun::Repository,
+                            id: format!("{} or {}", new.repository_id, new.name),
+                        })
+                    })?;
+                row.try_into()
+            })
+            .await
+    }
+
+    /// One by its id.
+    pub async fn get(&self, id: &RepositoryId) -> Result<Repository> {
+        let row = entity::repositories::Entity::find_by_id(id.as_str()).one(self.0.pool()).await?;
+        row.ok_or_else(|| Error::not_found(Noun::Repository, id))?.try_into()
+    }
+
+    /// One by its id or its name; an id wins over another's name.
+    pub async fn find(&self, id_or_name: &str) -> Result<Repository> {
+        let rows = entity::repositories::Entity::find()
+            .filter(
+                entity::repositories::Column::RepositoryId
+                    .eq(id_or_name)
+                    .or(entity::repositories::Column::Name.eq(id_or_name)),
+            )
+            .all(self.0.pool())
+            .await?;
+        let row = rows.iter().find(|row| row.repository_id == id_or_name).or(rows.first()).cloned();
+        row.ok_or_else(|| Error::not_found(Noun::Repository, id_or_name))?.try_into()
+    }
+
+    /// All, by name, with their number.
+    pub async fn list(&self, page: Page) -> Result<(Vec<Repository>, u64)> {
+        let rows = entity::repositories::Entity::find()
+            .order_by_asc(entity::repositories::Column::Name)
+            .limit(page.limit())
+            .offset(page.offset)
+            .all(self.0.pool())
+            .await?;
+        let total = entity::repositories::Entity::find().count(self.0.pool()).await?;
+        Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
+    }
+
+    /// Changes one.
+    ///
+    /// # Errors
+    /// [`Conflict::NameTaken`].
+    pub async fn update(&self, id: &RepositoryId, change: &RepositoryChange) -> Result<Repository> {
+        self.0
+            .write(|tx| async move {
+                let row = entity::repositories::Entity::find_by_id(id.as_str()).lock_exclusive().one(&*tx).await?;
+                let mut row = row.ok_or_else(|| Error::not_found(Noun::Repository, id))?;
+                if let Some(name) = &change.name {
+                    row.name = name.as_str().to_owned();
+                }
+                if let Some(config) = &change.config {
+                    row.config = config.clone();
+                }
+                if let Some(settings) = &change.settings {
+                    row.settings = settings.clone();
+                }
+                if let Some(secret) = &change.secret {
+                    row.secret = secret.clone();
+                }
+                let set = entity::repositories::ActiveModel {
+                    name: Set(row.name.clone()),
+                    config: Set(row.config.clone()),
+                    settings: Set(row.settings.clone()),
+                    secret: Set(row.secret.clone()),
+                    ..Default::default()
+                };
+                entity::repositories::Entity::update_many()
+                    .set(set)
+                    .filter(entity::repositories::Column::RepositoryId.eq(id.as_str()))
+                    .exec(&*tx)
+                    .await
+                    .map_err(|error| {
+                        Error::from(error)
+                            .or_conflict(|| Conflict::NameTaken { what: Noun::Repository, name: row.name.clone() })
+                    })?;
+                row.try_into()
+            })
+            .await
+    }
+
+    /// Forgets one. What lies in it is not touched.
+    ///
+    /// # Errors
+    /// [`Conflict::InUse`] while any backup refers to it, also a failed one.
+    pub async fn delete(&self, id: &RepositoryId) -> Result<()> {
+        self.0
+            .write(|tx| async move {
+                let row = entity::repositories::Entity::find_by_id(id.as_str()).lock_exclusive().one(&*tx).await?;
+                row.ok_or_else(|| Error::not_found(Noun::Repository, id))?;
+                let held = entity::backups::Entity::find()
+                    .filter(entity::backups::Column::RepositoryId.eq(id.as_str()))
+                    .count(&*tx)
+                    .await?;
+                let in_use = |by: String| Conflict::InUse { what: Noun::Repository, id: id.to_string(), by };
+                if held > 0 {
+                    return Err(in_use(format!("{held} backups lie in it")).into());
+                }
+                entity::repositories::Entity::delete_by_id(id.as_str()).exec(&*tx).await.map_err(|error| {
+                    Error::from(error).or_conflict(|| in_use("a backup has just begun in it".to_owned()))
+                })?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn taken(name: &Name) -> Error {
+    Conflict::NameTaken { what: Noun::Repository, name: name.as_str().to_owned() }.into()
+}
+
+impl TryFrom<entity::repositories::Model> for Repository {
+    type Error = Error;
+    fn try_from(row: entity::repositories::Model) -> Result<Self> {
+        Ok(Self {
+            repository_id: value::read("repository_id", &row.repository_id)?,
+            name: value::read("name", &row.name)?,
+            kind: value::read("kind", &row.kind)?,
+            config: row.config,
+            settings: row.settings,
+            secret: row.secret,
+            created_at: row.created_at.into(),
+        })
+    }
+}

@@ -1,0 +1,51 @@
+//! The list of machines, page by page.
+
+use super::{VmContext, Vms};
+use crate::error::Result;
+use crate::{Page, entity};
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+use sendense_types::SourceId;
+
+/// Which machines; what is `None` does not restrict. All are combined with AND.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VmFilter {
+    /// Exactly this name.
+    pub vm_name: Option<String>,
+    /// Of this source.
+    pub source_id: Option<SourceId>,
+    /// Those that discoveries see (`true`), or do not see any more (`false`).
+    pub present: Option<bool>,
+}
+
+impl Vms<'_> {
+    /// Machines by name and id, with the number of all that match.
+    pub async fn list(&self, filter: &VmFilter, page: Page) -> Result<(Vec<VmContext>, u64)> {
+        use entity::vm_contexts::Column;
+        let rows = select(filter)
+            .order_by_asc(Column::VmName)
+            .order_by_asc(Column::VmContextId)
+            .limit(page.limit())
+            .offset(page.offset)
+            .all(self.0.pool())
+            .await?;
+        let total = select(filter).count(self.0.pool()).await?;
+        Ok((self.with_disks(rows).await?, total))
+    }
+}
+
+fn select(filter: &VmFilter) -> Select<entity::vm_contexts::Entity> {
+    use entity::vm_contexts::Column;
+    let mut select = entity::vm_contexts::Entity::find();
+    if let Some(name) = &filter.vm_name {
+        select = select.filter(Column::VmName.eq(name));
+    }
+    if let Some(source_id) = &filter.source_id {
+        select = select.filter(Column::SourceId.eq(source_id.as_str()));
+    }
+    match filter.present {
+        Some(true) => select = select.filter(Column::VanishedAt.is_null()),
+        Some(false) => select = select.filter(Column::VanishedAt.is_not_null()),
+        None => {}
+    }
+    select
+}
