@@ -12,6 +12,7 @@
 
 pub mod child;
 pub mod error;
+pub mod image;
 pub mod journal;
 pub mod model;
 pub mod open;

@@ -3,10 +3,11 @@
 //! What lives here: the choice and what every source is given. What does not: the settings of each kind, which lie beside
 //! it. Settings are JSON whose unknown fields are refused, so that a misspelt one is told and not ignored.
 
-use crate::Source;
 use crate::error::{Error, Kind, Result};
 use crate::paths::Roots;
+use crate::{Source, image};
 use sendense_types::{DeploymentId, SourceId, SourceKind};
+use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,12 +28,28 @@ pub struct SourceContext {
 /// beside the settings; what it means is the kind's business.
 pub fn open(
     kind: SourceKind,
-    _config: &serde_json::Value,
-    _secret: Option<&str>,
-    _context: SourceContext,
+    config: &serde_json::Value,
+    secret: Option<&str>,
+    context: SourceContext,
 ) -> Result<Arc<dyn Source>> {
     match kind {
-        SourceKind::Image | SourceKind::Nbd | SourceKind::Libvirt | SourceKind::Vsphere => Err(not_here(kind)),
+        SourceKind::Image => {
+            no_secret(kind, secret)?;
+            Ok(Arc::new(image::ImageFolder::new(settings(kind, config)?, context)?))
+        }
+        SourceKind::Nbd | SourceKind::Libvirt | SourceKind::Vsphere => Err(not_here(kind)),
+    }
+}
+
+/// Reads the settings of a kind; the error says which field is wrong.
+pub(crate) fn settings<T: DeserializeOwned>(kind: SourceKind, config: &serde_json::Value) -> Result<T> {
+    T::deserialize(config).map_err(|error| Error::new(Kind::Invalid, format!("settings of the {kind} source: {error}")))
+}
+
+fn no_secret(kind: SourceKind, secret: Option<&str>) -> Result<()> {
+    match secret {
+        None | Some("") => Ok(()),
+        Some(_) => Err(Error::new(Kind::Invalid, format!("sources of kind {kind} take no secret"))),
     }
 }
 
