@@ -1,0 +1,218 @@
+//! Room: what the file system has, what the operator allows, and what running backups have been promised.
+//!
+//! Invariant: promises add up. A backup is refused before its first byte when what is free, less what others were promised
+//! and have not written yet, is less than it asks for.
+
+use crate::error::{Error, Kind, Result};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is left alone of the file system: room for manifests, journals and deletions (which write a little before they
+/// free much). 64 MiB is the bound of one manifest.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// By how much a promise that was too small grows at a time: large enough that asking the file system does not show.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// The room of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// All of it: the file system's size, or the limit if that is less.
+    pub total_bytes: u64,
+    /// What published points hold (allocated bytes), or what others hold on the same file system.
+    pub used_bytes: u64,
+    /// What new points may still write, promises to running backups deducted.
+    pub available_bytes: u64,
+}
+
+/// Keeps the promises. Cheap to clone; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Capacity {
+    root: PathBuf,
+    limit_bytes: Option<u64>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Promised and not yet written.
+    promised_bytes: u64,
+    /// What this repository's files hold; kept only for the limit.
+    held_bytes: u64,
+}
+
+impl Capacity {
+    /// The capacity of a folder whose files hold `held_bytes` now.
+    pub(crate) fn new(root: &Path, limit_bytes: Option<u64>, held_bytes: u64) -> Self {
+        Self {
+            root: root.to_owned(),
+            limit_bytes,
+            state: Arc::new(Mutex::new(State { promised_bytes: 0, held_bytes })),
+        }
+    }
+
+    /// The room as it is now.
+    pub(crate) fn storage(&self) -> Result<Storage> {
+        let free = file_system(&self.root)?;
+        let state = self.state.lock();
+        let available_bytes = self.available(&state, free.available_bytes);
+        let (total_bytes, used_bytes) = match self.limit_bytes {
+            Some(limit) if limit < free.total_bytes => (limit, state.held_bytes),
+            _ => (free.total_bytes, free.total_bytes - free.free_bytes),
+        };
+        Ok(Storage { total_bytes, used_bytes, available_bytes })
+    }
+
+    /// Promises room, or refuses with [`Kind::NoSpace`].
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<Reservation> {
+        let reservation = Reservation { capacity: self.clone(), left: Mutex::new(Left::default()) };
+        self.promise(bytes)?;
+        reservation.left.lock().promised_bytes = bytes;
+        Ok(reservation)
+    }
+
+    /// Published files take (positive) or deleted ones give back (negative) room under the limit.
+    pub(crate) fn settle(&self, bytes: i64) {
+        let mut state = self.state.lock();
+        state.held_bytes = state.held_bytes.saturating_add_signed(bytes);
+    }
+
+    fn available(&self, state: &State, file_system_bytes: u64) -> u64 {
+        let free = file_system_bytes.saturating_sub(RESERVE_BYTES).saturating_sub(state.promised_bytes);
+        match self.limit_bytes {
+            None => free,
+            Some(limit) => free.min(limit.saturating_sub(state.held_bytes).saturating_sub(state.promised_bytes)),
+        }
+    }
+
+    fn promise(&self, bytes: u64) -> Result<()> {
+        let free = file_system(&self.root)?;
+        let mut state = self.state.lock();
+        let available_bytes = self.available(&state, free.available_bytes);
+        if bytes > available_bytes {
+            let context = format!("reserve {bytes} bytes: {available_bytes} are available");
+            return Err(Error::new(Kind::NoSpace, context));
+        }
+        state.promised_bytes += bytes;
+        Ok(())
+    }
+}
+
+/// Room promised to one backup. What was written is deducted; what is left is given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    capacity: Capacity,
+    left: Mutex<Left>,
+}
+
+#[derive(Debug, Default)]
+struct Left {
+    /// Promised and not yet written.
+    promised_bytes: u64,
+    /// Written, and held under the limit until publication or abandonment.
+    written_bytes: u64,
+}
+
+impl Reservation {
+    /// Counts bytes that are about to be written. Grows the promise when it was too small, if there is room.
+    pub(crate) fn spend(&self, bytes: u64) -> Result<()> {
+        let mut left = self.left.lock();
+        if bytes > left.promised_bytes {
+            let missing = bytes - left.promised_bytes;
+            let step = missing.max(STEP_BYTES);
+            // Near the end of the room a whole step may not be there although the bytes are.
+            let grown = match self.capacity.promise(step) {
+                Ok(()) => step,
+                Err(error) if error.kind == Kind::NoSpace => self.capacity.promise(missing).map(|()| missing)?,
+                Err(error) => return Err(error),
+            };
+            left.promised_bytes += grown;
+        }
+        left.promised_bytes -= bytes;
+        left.written_bytes += bytes;
+        let mut state = self.capacity.state.lock();
+        state.promised_bytes = state.promised_bytes.saturating_sub(bytes);
+        state.held_bytes = state.held_bytes.saturating_add(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // What was written is either published (and then settled with its true size) or removed: not held by us.
+        let left = self.left.lock();
+        let mut state = self.capacity.state.lock();
+        state.promised_bytes = state.promised_bytes.saturating_sub(left.promised_bytes);
+        state.held_bytes = state.held_bytes.saturating_sub(left.written_bytes);
+    }
+}
+
+struct FileSystem {
+    total_bytes: u64,
+    free_bytes: u64,
+    available_bytes: u64,
+}
+
+fn file_system(root: &Path) -> Result<FileSystem> {
+    let stat = rustix::fs::statvfs(root)
+        .map_err(|errno| Error::io(format!("ask for the room of {}", root.display()), errno.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    let total_bytes = bytes(stat.f_blocks);
+    Ok(FileSystem {
+        total_bytes,
+        free_bytes: bytes(stat.f_bfree).min(total_bytes),
+        available_bytes: bytes(stat.f_bavail),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn limited(limit_mib: u64, held_mib: u64) -> (tempfile::TempDir, Capacity) {
+        let dir = tempfile::tempdir().unwrap();
+        let capacity = Capacity::new(dir.path(), Some(limit_mib * MIB), held_mib * MIB);
+        (dir, capacity)
+    }
+
+    #[test]
+    fn promises_add_up_and_are_given_back() {
+        let (_dir, capacity) = limited(100, 10);
+        let first = capacity.reserve(50 * MIB).unwrap();
+        assert_eq!(capacity.reserve(50 * MIB).unwrap_err().kind, Kind::NoSpace);
+        let second = capacity.reserve(40 * MIB).unwrap();
+        assert_eq!(capacity.storage().unwrap().available_bytes, 0);
+        drop((first, second));
+        assert_eq!(
+            capacity.storage().unwrap(),
+            Storage { total_bytes: 100 * MIB, used_bytes: 10 * MIB, available_bytes: 90 * MIB }
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_counted_once() {
+        let (_dir, capacity) = limited(100, 0);
+        let reservation = capacity.reserve(60 * MIB).unwrap();
+        reservation.spend(60 * MIB).unwrap();
+        assert_eq!(capacity.storage().unwrap().available_bytes, 40 * MIB);
+        // The promise was too small: it grows while there is room, and not beyond.
+        reservation.spend(30 * MIB).unwrap();
+        assert_eq!(reservation.spend(11 * MIB).unwrap_err().kind, Kind::NoSpace);
+        reservation.spend(10 * MIB).unwrap();
+        drop(reservation);
+        assert_eq!(capacity.storage().unwrap().available_bytes, 100 * MIB);
+        capacity.settle(5 << 20);
+        assert_eq!(capacity.storage().unwrap().used_bytes, 5 * MIB);
+    }
+
+    #[test]
+    fn more_than_the_file_system_has_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let capacity = Capacity::new(dir.path(), None, 0);
+        assert_eq!(capacity.reserve(u64::MAX / 2).unwrap_err().kind, Kind::NoSpace);
+        let storage = capacity.storage().unwrap();
+        assert!(storage.used_bytes + storage.available_bytes <= storage.total_bytes);
+    }
+}

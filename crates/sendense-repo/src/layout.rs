@@ -1,0 +1,163 @@
+//! The only place that knows where things lie in a repository.
+//!
+//! ```text
+//! <repository>/.sendense-repository.json                    who owns it
+//! <repository>/<vm_context_id>/<backup_id>.json             manifest: the point exists when this name does
+//! <repository>/<vm_context_id>/disk-<n>/<backup_id>.qcow2   image
+//! <repository>/<vm_context_id>/disk-<n>/<backup_id>.digests block digests
+//! <repository>/<vm_context_id>/.draft-<backup_id>/          a point that is being written
+//! <repository>/<vm_context_id>/.delete-<backup_id>/         a point that is being deleted
+//! ```
+//!
+//! Paths are made from ids only, and an id is always one harmless path component; so is what is read back by the `parse_`
+//! functions. All paths are relative to the repository, so that the folder can be moved.
+
+use sendense_types::{BackupId, DiskNumber, VmContextId};
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+/// The owner record, in the repository's root.
+pub const OWNER_FILE: &str = ".sendense-repository.json";
+/// Locked (flock) while the owner record is read and written; empty.
+pub const OWNER_LOCK_FILE: &str = ".sendense-repository.lock";
+/// In a draft's or a deletion's folder: what is moved or removed.
+pub const INTENT_FILE: &str = "intent.json";
+/// In a draft's or a deletion's folder: the manifest before publication, or after it was taken back.
+pub const MANIFEST_IN_FOLDER: &str = "manifest.json";
+
+const DRAFT_PREFIX: &str = ".draft-";
+const DELETE_PREFIX: &str = ".delete-";
+const DISK_PREFIX: &str = "disk-";
+const MANIFEST_SUFFIX: &str = ".json";
+const IMAGE_SUFFIX: &str = ".qcow2";
+const DIGESTS_SUFFIX: &str = ".digests";
+
+/// A VM's folder.
+pub fn vm_dir(vm: &VmContextId) -> PathBuf {
+    PathBuf::from(vm.as_str())
+}
+
+/// The folder of one disk of a VM.
+pub fn disk_dir(vm: &VmContextId, disk: DiskNumber) -> PathBuf {
+    vm_dir(vm).join(disk_dir_name(disk))
+}
+
+/// The name of a disk's folder within its VM's.
+pub fn disk_dir_name(disk: DiskNumber) -> String {
+    format!("{DISK_PREFIX}{disk}")
+}
+
+/// A point's manifest.
+pub fn manifest(vm: &VmContextId, backup: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{backup}{MANIFEST_SUFFIX}"))
+}
+
+/// The name of an image within its disk's folder, which is also how a child's QCOW2 header names it.
+pub fn image_name(backup: &BackupId) -> String {
+    format!("{backup}{IMAGE_SUFFIX}")
+}
+
+/// A point's image of one disk.
+pub fn image(vm: &VmContextId, disk: DiskNumber, backup: &BackupId) -> PathBuf {
+    disk_dir(vm, disk).join(image_name(backup))
+}
+
+/// The name of the digests within their disk's folder.
+pub fn digests_name(backup: &BackupId) -> String {
+    format!("{backup}{DIGESTS_SUFFIX}")
+}
+
+/// The digests of a point's image of one disk.
+pub fn digests(vm: &VmContextId, disk: DiskNumber, backup: &BackupId) -> PathBuf {
+    disk_dir(vm, disk).join(digests_name(backup))
+}
+
+/// The folder in which a point is written.
+pub fn draft_dir(vm: &VmContextId, backup: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{DRAFT_PREFIX}{backup}"))
+}
+
+/// The folder in which a point is deleted.
+pub fn delete_dir(vm: &VmContextId, backup: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{DELETE_PREFIX}{backup}"))
+}
+
+/// The name of a disk's image in a draft's folder.
+pub fn draft_image_name(disk: DiskNumber) -> String {
+    format!("{DISK_PREFIX}{disk}{IMAGE_SUFFIX}")
+}
+
+/// The name of a disk's digests in a draft's folder.
+pub fn draft_digests_name(disk: DiskNumber) -> String {
+    format!("{DISK_PREFIX}{disk}{DIGESTS_SUFFIX}")
+}
+
+/// What the name of an entry of a VM's folder means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmEntry {
+    /// `<backup_id>.json`
+    Manifest(BackupId),
+    /// `disk-<n>`
+    Disk(DiskNumber),
+    /// `.draft-<backup_id>`
+    Draft(BackupId),
+    /// `.delete-<backup_id>`
+    Delete(BackupId),
+    /// Not ours.
+    Stranger,
+}
+
+/// Reads the name of an entry of a VM's folder.
+pub fn parse_vm_entry(name: &OsStr) -> VmEntry {
+    let Some(name) = name.to_str() else { return VmEntry::Stranger };
+    if let Some(id) = name.strip_prefix(DRAFT_PREFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::Draft);
+    }
+    if let Some(id) = name.strip_prefix(DELETE_PREFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::Delete);
+    }
+    if let Some(id) = name.strip_suffix(MANIFEST_SUFFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::Manifest);
+    }
+    parse_disk_dir(name).map_or(VmEntry::Stranger, VmEntry::Disk)
+}
+
+/// Reads `disk-<n>`. Only the one way to write a number is taken: `disk-01` is not ours.
+fn parse_disk_dir(name: &str) -> Option<DiskNumber> {
+    let disk = DiskNumber(name.strip_prefix(DISK_PREFIX)?.parse().ok()?);
+    (disk_dir_name(disk) == name).then_some(disk)
+}
+
+/// Reads `<backup_id>.qcow2` or `<backup_id>.digests`.
+pub fn parse_disk_entry(name: &OsStr) -> Option<BackupId> {
+    let name = name.to_str()?;
+    name.strip_suffix(IMAGE_SUFFIX).or_else(|| name.strip_suffix(DIGESTS_SUFFIX))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        let id: BackupId = "bk-1".parse().unwrap();
+        let vm: VmContextId = "vm-1".parse().unwrap();
+        let name = |path: PathBuf| path.file_name().unwrap().to_owned();
+        assert_eq!(parse_vm_entry(&name(manifest(&vm, &id))), VmEntry::Manifest(id.clone()));
+        assert_eq!(parse_vm_entry(&name(draft_dir(&vm, &id))), VmEntry::Draft(id.clone()));
+        assert_eq!(parse_vm_entry(&name(delete_dir(&vm, &id))), VmEntry::Delete(id.clone()));
+        assert_eq!(parse_vm_entry(&name(disk_dir(&vm, DiskNumber(7)))), VmEntry::Disk(DiskNumber(7)));
+        for path in [image(&vm, DiskNumber(0), &id), digests(&vm, DiskNumber(0), &id)] {
+            assert_eq!(parse_disk_entry(&name(path)), Some(id.clone()));
+        }
+    }
+
+    #[test]
+    fn other_names_are_strangers() {
+        for name in ["disk-01", "disk-+1", "disk-", "disk--1", ".draft-", ".draft-..", "x.json.bak", "..json", "notes"]
+        {
+            assert_eq!(parse_vm_entry(OsStr::new(name)), VmEntry::Stranger, "{name}");
+        }
+        assert_eq!(parse_disk_entry(OsStr::new("bk-1.vmdk")), None);
+    }
+}

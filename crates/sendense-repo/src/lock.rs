@@ -1,0 +1,237 @@
+//! The lock table: which two operations may touch the points of one VM at the same time.
+//!
+//! An operation claims the points it needs (all their disks): a read or a verification those of the chain it reads, a backup
+//! its parents and all below them, a deletion the points it removes.
+//!
+//! ```text
+//!            backup     read       verify     delete     merge      move
+//! backup     one VM     share      share      points     points     one VM
+//! read       share      share      share      points     points     points
+//! verify     share      share      share      points     points     points
+//! delete     points     points     points     points     points     points
+//! merge      points     points     points     points     points     points
+//! move       one VM     points     points     points     points     points
+//! ```
+//!
+//! *share*: never in each other's way. *points*: in the way when they claim a common point. *one VM*: in the way when they
+//! work on the same VM, whatever the points: a VM has one backup at a time, and a chain is not moved while it grows.
+//!
+//! Invariant: two operations that are in each other's way never both hold a guard. Claims are taken whole or not at all and
+//! nobody waits holding one, so there is no deadlock. The table is the process's: across hubs the owner record stands guard,
+//! and a reader without a hub holds its files open, which a deletion does not take from it.
+
+use crate::error::{Error, Kind, Result};
+use parking_lot::Mutex;
+use sendense_types::{BackupId, VmContextId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+/// What is done to points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// A new point grows on its parents, which it needs unchanged.
+    Backup,
+    /// A restore or an export.
+    Read,
+    /// A check.
+    Verify,
+    /// Points go away.
+    Delete,
+    /// Points become one.
+    Merge,
+    /// Points go to another repository.
+    Move,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 6] = [Self::Backup, Self::Read, Self::Verify, Self::Delete, Self::Merge, Self::Move];
+
+    /// The table above.
+    const fn meets(self, other: Self) -> Meeting {
+        use Operation::{Backup, Delete, Merge, Move, Read, Verify};
+        match (self, other) {
+            (Backup, Backup | Move) | (Move, Backup) => Meeting::OneVm,
+            (Backup, Read | Verify) | (Read | Verify, Backup | Read | Verify) => Meeting::Share,
+            (Delete | Merge, _) | (_, Delete | Merge) | (Move, _) | (_, Move) => Meeting::Points,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Backup => "backup",
+            Self::Read => "read",
+            Self::Verify => "verify",
+            Self::Delete => "delete",
+            Self::Merge => "merge",
+            Self::Move => "move",
+        })
+    }
+}
+
+enum Meeting {
+    Share,
+    Points,
+    OneVm,
+}
+
+/// What somebody wants to do, and to what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The operation.
+    pub operation: Operation,
+    /// The VM the points belong to.
+    pub vm: VmContextId,
+    /// The points it needs or changes.
+    pub points: BTreeSet<BackupId>,
+    /// Who does it (a task's id), for the message to the next one.
+    pub who: String,
+}
+
+impl Claim {
+    /// True when the two cannot be at work together.
+    pub fn is_in_the_way_of(&self, other: &Self) -> bool {
+        self.vm == other.vm
+            && match self.operation.meets(other.operation) {
+                Meeting::Share => false,
+                Meeting::Points => !self.points.is_disjoint(&other.points),
+                Meeting::OneVm => true,
+            }
+    }
+}
+
+/// Who stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// What it does.
+    pub operation: Operation,
+    /// The VM.
+    pub vm: VmContextId,
+    /// Who it is.
+    pub who: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} by {}", self.operation, self.vm, self.who)
+    }
+}
+
+/// The claims that are held now. Cheap to clone; clones are one table.
+#[derive(Debug, Clone, Default)]
+pub struct ChainLocks(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    held: BTreeMap<u64, Claim>,
+}
+
+impl ChainLocks {
+    /// Takes a claim, or says who holds what is in its way. Never waits.
+    pub fn acquire(&self, claim: Claim) -> Result<ChainGuard> {
+        let mut table = self.0.lock();
+        let holders: Vec<Holder> = table
+            .held
+            .values()
+            .filter(|held| held.is_in_the_way_of(&claim))
+            .map(|held| Holder { operation: held.operation, vm: held.vm.clone(), who: held.who.clone() })
+            .collect();
+        if !holders.is_empty() {
+            let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
+            let context = format!("{} of {}: in the way: {}", claim.operation, claim.vm, names.join(", "));
+            return Err(Error::new(Kind::Conflict { holders }, context));
+        }
+        let id = table.next;
+        table.next += 1;
+        table.held.insert(id, claim);
+        Ok(ChainGuard { locks: self.clone(), id })
+    }
+
+    /// Everything that is held now.
+    pub fn held(&self) -> Vec<Claim> {
+        self.0.lock().held.values().cloned().collect()
+    }
+}
+
+/// A claim that is held until this is dropped.
+#[derive(Debug)]
+pub struct ChainGuard {
+    locks: ChainLocks,
+    id: u64,
+}
+
+impl Drop for ChainGuard {
+    fn drop(&mut self) {
+        self.locks.0.lock().held.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use std::fmt::Write;
+
+    fn claim(operation: Operation, vm: &str, points: &[&str]) -> Claim {
+        let points = points.iter().map(|id| id.parse().unwrap()).collect();
+        Claim { operation, vm: vm.parse().unwrap(), points, who: format!("task-{operation}") }
+    }
+
+    /// Takes every pair, in both orders, on a common point, on two points of a VM, and on two VMs.
+    #[test]
+    fn every_pair() {
+        let mut table = String::new();
+        for first in Operation::ALL {
+            for second in Operation::ALL {
+                let mut cell = [false; 3];
+                let places = [("vm", &["p", "q"]), ("vm", &["r", "s"]), ("other", &["p", "q"])];
+                for (free, (vm, points)) in cell.iter_mut().zip(places) {
+                    let locks = ChainLocks::default();
+                    let held = locks.acquire(claim(first, "vm", &["p", "q"])).unwrap();
+                    match locks.acquire(claim(second, vm, points)) {
+                        Ok(_) => *free = true,
+                        Err(error) => {
+                            let holder =
+                                Holder { operation: first, vm: "vm".parse().unwrap(), who: format!("task-{first}") };
+                            assert_eq!(error.kind, Kind::Conflict { holders: vec![holder] });
+                        }
+                    }
+                    drop(held);
+                    assert!(locks.held().is_empty());
+                    locks.acquire(claim(second, vm, points)).expect("free once the guard is gone");
+                }
+                let word = match cell {
+                    [true, true, true] => "share",
+                    [false, true, true] => "points",
+                    [false, false, true] => "one VM",
+                    other => panic!("{first} and {second}: {other:?}"),
+                };
+                write!(table, "{word:<7}").unwrap();
+            }
+            table = table.trim_end().to_owned() + "\n";
+        }
+        expect![[r#"
+            one VM share  share  points points one VM
+            share  share  share  points points points
+            share  share  share  points points points
+            points points points points points points
+            points points points points points points
+            one VM points points points points points
+        "#]]
+        .assert_eq(&table);
+    }
+
+    #[test]
+    fn all_holders_are_named() {
+        let locks = ChainLocks::default();
+        let _read = locks.acquire(claim(Operation::Read, "vm", &["p"])).unwrap();
+        let _verify = locks.acquire(claim(Operation::Verify, "vm", &["p"])).unwrap();
+        let error = locks.acquire(claim(Operation::Delete, "vm", &["p"])).unwrap_err();
+        expect!["delete of vm: in the way: read of vm by task-read, verify of vm by task-verify"]
+            .assert_eq(&error.to_string());
+    }
+}
