@@ -1,1 +1,43 @@
-//! Placeholder.
+//! Images at rest: a folder of QCOW2 chains with manifests and digests, written so that power may fail at any moment.
+//!
+//! What lives here: drafts and their publication, chains, deletion, recovery at start-up, verification, the owner record,
+//! locks and room. What does not: SQL, HTTP, hypervisors, async, the wall clock (`now` is passed in), and how a QCOW2 file
+//! looks inside (`sendense-qcow2`). All calls block and may be made from several threads at once.
+//!
+//! ```text
+//! Repository::open -> recover
+//!   begin_draft -> begin_disk (a BlockSink) -> seal -> publish        a point exists when its manifest has its name
+//!   open_disk (ReadAt + AllocationMap)   open_digests (DigestMap)     list   verify
+//!   plan_delete -> execute_delete
+//! ```
+//!
+//! Invariant: kill -9 or power loss at any step leaves every earlier point restorable, and every point whole or absent.
+//! The formats are described in `docs/formats.md`; [`layout`] says where things lie.
+
+pub mod capacity;
+pub mod chain;
+mod crashsafe;
+pub mod delete;
+pub mod digests;
+pub mod draft;
+pub mod error;
+pub mod layout;
+pub mod list;
+pub mod lock;
+pub mod manifest;
+pub mod owner;
+pub mod recover;
+pub mod repository;
+pub mod segments;
+#[cfg(test)]
+mod testing;
+pub mod verify;
+
+pub use capacity::Storage;
+pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
+pub use delete::DeletePlan;
+pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Sealed};
+pub use error::{Error, Kind, Result};
+pub use list::Listing;
+pub use manifest::Manifest;
+pub use repository::{Create, Options, Repository};

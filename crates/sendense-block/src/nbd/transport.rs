@@ -115,7 +115,7 @@ impl Link {
                 let address = SocketAddrUnix::new(path.as_path())
                     .map_err(|errno| Error::io(format!("use {} as a socket's path", path.display()), errno.into()))?;
                 let fd = connect(AddressFamily::UNIX, &address, deadline, cancel)
-                    .map_err(|error| absent(error).within(format!("connect to socket {}", path.display())))?;
+                    .map_err(|error| error.within(format!("connect to socket {}", path.display())))?;
                 Socket::Unix(fd.into())
             }
             Address::Tcp { host, port } => Socket::Tcp(connect_tcp(host, *port, deadline, cancel)?),
@@ -215,14 +215,6 @@ fn connect(
     }
     rustix::io::ioctl_fionbio(&fd, false).map_err(system)?;
     Ok(fd)
-}
-
-/// A socket that is not there means a server that is not up, which may change; "not found" is for exports.
-fn absent(mut error: Error) -> Error {
-    if error.kind == Kind::NotFound {
-        error.kind = Kind::Unavailable;
-    }
-    error
 }
 
 fn timespec(duration: Duration) -> Timespec {

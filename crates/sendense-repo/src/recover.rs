@@ -1,0 +1,162 @@
+//! Start-up: what a hub that died left behind is undone or finished, and nothing else is touched.
+//!
+//! Invariant: a file is removed only when a draft's intent or a deleted point's manifest names it. Any other file that no
+//! manifest names is reported and stays. One folder's trouble does not keep the others from being looked at.
+
+use crate::delete;
+use crate::draft::undo;
+use crate::error::{Error, Kind, Result};
+use crate::layout::{self, VmEntry};
+use crate::lock::Operation;
+use crate::repository::Repository;
+use crate::{crashsafe, owner};
+use sendense_types::{BackupId, Timestamp, VmContextId};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// What the catalog says of points and drafts.
+pub trait Catalog {
+    /// True while somebody works on this draft (its lease is not out).
+    fn is_live(&self, vm: &VmContextId, draft: &BackupId) -> bool;
+    /// True when the catalog knows this point.
+    fn knows(&self, vm: &VmContextId, point: &BackupId) -> bool;
+}
+
+/// What start-up met and did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Drafts that were undone.
+    pub undone: Vec<(VmContextId, BackupId)>,
+    /// Drafts that somebody works on; left alone.
+    pub live: Vec<(VmContextId, BackupId)>,
+    /// Deletions that were finished.
+    pub deleted: Vec<(VmContextId, BackupId)>,
+    /// Published points that the catalog does not know: to be adopted.
+    pub unknown: Vec<(VmContextId, BackupId)>,
+    /// Files and folders that no manifest names, relative to the repository. A person must look.
+    pub strangers: Vec<PathBuf>,
+    /// What could not be looked at or finished. The next start tries again.
+    pub problems: Vec<(PathBuf, Error)>,
+}
+
+impl Repository {
+    /// Undoes dead drafts, finishes deletions, and reports the rest. Can be called while the repository is in use.
+    ///
+    /// # Errors
+    /// Only when the repository is not ours or cannot be listed at all; all else is in the report.
+    pub fn recover(&self, catalog: &dyn Catalog, now: Timestamp) -> Result<Report> {
+        self.ownership()?.check(now)?;
+        let mut report = Report::default();
+        for (name, kind) in crashsafe::entries(self.root())? {
+            let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE].iter().any(|own| name == *own);
+            match (kind, name.to_str().map(str::parse::<VmContextId>)) {
+                (crashsafe::Kindred::Directory, Some(Ok(vm))) => {
+                    if let Err(error) = self.recover_vm(&vm, catalog, &mut report) {
+                        report.problems.push((layout::vm_dir(&vm), error));
+                    }
+                }
+                _ if own => {}
+                _ => report.strangers.push(PathBuf::from(name)),
+            }
+        }
+        // A replacement of the record that was cut off.
+        if owner::read(self.root())?.is_some() {
+            let half = PathBuf::from(format!("{}.new", layout::OWNER_FILE));
+            report.strangers.retain(|path| *path != half);
+        }
+        Ok(report)
+    }
+
+    fn recover_vm(&self, vm: &VmContextId, catalog: &dyn Catalog, report: &mut Report) -> Result<()> {
+        for (path, entry, _) in self.vm_entries(vm)? {
+            let done = match &entry {
+                VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
+                VmEntry::Delete(id) => self.recover_delete(vm, id, report),
+                _ => Ok(()),
+            };
+            if let Err(error) = done {
+                report.problems.push((path, error));
+            }
+        }
+        // Again, for what has been undone and finished is gone now.
+        let mut points = BTreeSet::new();
+        let mut disks = Vec::new();
+        for (path, entry, _) in self.vm_entries(vm)? {
+            match entry {
+                VmEntry::Manifest(id) => {
+                    points.insert(id.clone());
+                    if !catalog.knows(vm, &id) {
+                        report.unknown.push((vm.clone(), id));
+                    }
+                }
+                VmEntry::Disk(number) => disks.push((path, number)),
+                VmEntry::Draft(_) | VmEntry::Delete(_) => {}
+                VmEntry::Stranger => report.strangers.push(path),
+            }
+        }
+        for (dir, number) in disks {
+            self.find_strangers(vm, dir, number, &points, report)?;
+        }
+        Ok(())
+    }
+
+    fn recover_draft(&self, vm: &VmContextId, id: &BackupId, catalog: &dyn Catalog, report: &mut Report) -> Result<()> {
+        // Whoever writes it in this process holds the VM's backup claim; so do we, while we take it back.
+        let guard = self.lock(Operation::Backup, vm, BTreeSet::new(), "recover");
+        let busy = matches!(&guard, Err(error) if matches!(error.kind, Kind::Conflict { .. }));
+        if busy || catalog.is_live(vm, id) {
+            report.live.push((vm.clone(), id.clone()));
+            return Ok(());
+        }
+        let _guard = guard?;
+        match undo::undo(self, vm, id)? {
+            undo::Undone::Gone => report.undone.push((vm.clone(), id.clone())),
+            undo::Undone::WasPublished => {}
+        }
+        Ok(())
+    }
+
+    fn recover_delete(&self, vm: &VmContextId, id: &BackupId, report: &mut Report) -> Result<()> {
+        let _guard = match self.lock(Operation::Delete, vm, BTreeSet::from([id.clone()]), "recover") {
+            Ok(guard) => guard,
+            // It is being deleted at this moment.
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if delete::finish(self, vm, id)? == delete::Finished::Deleted {
+            report.deleted.push((vm.clone(), id.clone()));
+        }
+        Ok(())
+    }
+
+    fn find_strangers(
+        &self,
+        vm: &VmContextId,
+        dir: PathBuf,
+        number: sendense_types::DiskNumber,
+        points: &BTreeSet<BackupId>,
+        report: &mut Report,
+    ) -> Result<()> {
+        for (name, kind) in crashsafe::entries(&self.at(&dir))? {
+            let id = layout::parse_disk_entry(&name).filter(|_| kind == crashsafe::Kindred::File);
+            let named = match id {
+                // A live draft of this process is moving its files now, or the point has just been published.
+                Some(id) if !points.contains(&id) => {
+                    self.at(layout::draft_dir(vm, &id)).exists()
+                        || self.at(layout::delete_dir(vm, &id)).exists()
+                        || self.at(layout::manifest(vm, &id)).exists()
+                }
+                Some(id) => match self.manifest(vm, &id) {
+                    Ok(manifest) => manifest.disk(number).is_some(),
+                    // What a manifest that cannot be read names is not known.
+                    Err(_) => true,
+                },
+                None => false,
+            };
+            if !named {
+                report.strangers.push(dir.join(name));
+            }
+        }
+        Ok(())
+    }
+}

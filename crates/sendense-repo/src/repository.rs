@@ -1,0 +1,268 @@
+//! A repository that was opened: its folder, the right to write to it, its locks and its room.
+//!
+//! What lives here: opening, and what every verb needs. The verbs have their own files. What does not: SQL, HTTP,
+//! hypervisors, and the time, which is passed in as `now`.
+//!
+//! Invariant: nothing is written through a repository that was opened read-only, and nothing is published or deleted
+//! without the owner record having been checked just before.
+
+use crate::capacity::{Capacity, Storage};
+use crate::crashsafe::{self, Fs, Kindred, System};
+use crate::error::{Error, Kind, Result};
+use crate::layout::{self, VmEntry};
+use crate::lock::{ChainGuard, ChainLocks, Claim as LockClaim, Operation};
+use crate::owner::{self, Ownership};
+use sendense_types::{BackupId, Timestamp, VmContextId};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How a repository is opened for writing.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// As whom.
+    pub claim: owner::Claim,
+    /// What the operator allows it to hold; `None` for all that the file system has.
+    pub limit_bytes: Option<u64>,
+    /// Whether a folder that is no repository yet becomes one.
+    pub create: Create,
+}
+
+/// Whether a folder that is no repository yet becomes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Create {
+    /// No: opening fails with [`Kind::NotFound`].
+    Never,
+    /// Yes, if it does not exist, is empty, or holds points whose owner record was lost.
+    IfMissing,
+}
+
+/// An open repository. Cheap to clone; clones are one repository.
+#[derive(Clone)]
+pub struct Repository(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    fs: Arc<dyn Fs>,
+    ownership: Option<Ownership>,
+    locks: ChainLocks,
+    capacity: Capacity,
+}
+
+impl Repository {
+    /// Opens a repository for writing and takes it (see [`crate::owner`]). Call [`Repository::recover`] before anything is
+    /// begun in it.
+    ///
+    /// # Errors
+    /// [`Kind::Owned`] when another may be at work in it, [`Kind::NotFound`] when it is none.
+    pub fn open(path: &Path, options: Options, now: Timestamp) -> Result<Self> {
+        Self::open_on(Arc::new(System), path, options, now)
+    }
+
+    /// The same on a given file system, for tests that watch or break it.
+    pub(crate) fn open_on(fs: Arc<dyn Fs>, path: &Path, options: Options, now: Timestamp) -> Result<Self> {
+        let within = |error: Error| error.within(format!("open the repository {}", path.display()));
+        prepare(&*fs, path, options.create).map_err(within)?;
+        let ownership = Ownership::take(path, fs.clone(), options.claim, now).map_err(within)?;
+        let held_bytes = match options.limit_bytes {
+            Some(_) => held_bytes(path).map_err(within)?,
+            None => 0,
+        };
+        Ok(Self(Arc::new(Inner {
+            root: path.to_owned(),
+            fs,
+            ownership: Some(ownership),
+            locks: ChainLocks::default(),
+            capacity: Capacity::new(path, options.limit_bytes, held_bytes),
+        })))
+    }
+
+    /// Opens a repository for reading: on a read-only mount, beside a working hub, or when there is no hub at all.
+    /// Writes nothing and needs no owner record.
+    pub fn open_read_only(path: &Path) -> Result<Self> {
+        crashsafe::entries(path).map_err(|error| error.within("open the repository"))?;
+        Ok(Self(Arc::new(Inner {
+            root: path.to_owned(),
+            fs: Arc::new(System),
+            ownership: None,
+            locks: ChainLocks::default(),
+            capacity: Capacity::new(path, None, 0),
+        })))
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// The lock table.
+    pub fn locks(&self) -> &ChainLocks {
+        &self.0.locks
+    }
+
+    /// The room it has.
+    pub fn storage(&self) -> Result<Storage> {
+        self.0.capacity.storage()
+    }
+
+    /// Extends the lease. The hub calls it at a third of the lease's length; [`Kind::Fenced`] means: stop using this
+    /// repository, another has it.
+    pub fn renew(&self, now: Timestamp) -> Result<()> {
+        self.ownership()?.renew(now)
+    }
+
+    /// How many times the repository was taken, ours included.
+    pub fn epoch(&self) -> Result<u64> {
+        Ok(self.ownership()?.epoch())
+    }
+
+    pub(crate) fn ownership(&self) -> Result<&Ownership> {
+        self.0.ownership.as_ref().ok_or_else(|| Error::new(Kind::Denied, "the repository is open for reading only"))
+    }
+
+    pub(crate) fn fs(&self) -> &dyn Fs {
+        &*self.0.fs
+    }
+
+    pub(crate) fn capacity(&self) -> &Capacity {
+        &self.0.capacity
+    }
+
+    /// The absolute path of something in it.
+    pub(crate) fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.0.root.join(relative)
+    }
+
+    pub(crate) fn lock(
+        &self,
+        operation: Operation,
+        vm: &VmContextId,
+        points: BTreeSet<BackupId>,
+        who: &str,
+    ) -> Result<ChainGuard> {
+        self.0.locks.acquire(LockClaim { operation, vm: vm.clone(), points, who: who.to_owned() })
+    }
+
+    /// The VMs that have a folder, sorted.
+    pub fn vms(&self) -> Result<Vec<VmContextId>> {
+        let mut vms = Vec::new();
+        for (name, kind) in crashsafe::entries(&self.0.root)? {
+            if let (Kindred::Directory, Some(Ok(vm))) = (kind, name.to_str().map(str::parse)) {
+                vms.push(vm);
+            }
+        }
+        Ok(vms)
+    }
+
+    /// What lies in a VM's folder; nothing when it has none.
+    pub(crate) fn vm_entries(&self, vm: &VmContextId) -> Result<Vec<(PathBuf, VmEntry, Kindred)>> {
+        let dir = layout::vm_dir(vm);
+        let entries = match crashsafe::entries(&self.at(&dir)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind == Kind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        Ok(entries
+            .into_iter()
+            .map(|(name, kind)| {
+                let entry = match (layout::parse_vm_entry(&name), kind) {
+                    (entry @ VmEntry::Manifest(_), Kindred::File)
+                    | (entry @ (VmEntry::Disk(_) | VmEntry::Draft(_) | VmEntry::Delete(_)), Kindred::Directory) => {
+                        entry
+                    }
+                    _ => VmEntry::Stranger,
+                };
+                (dir.join(name), entry, kind)
+            })
+            .collect())
+    }
+}
+
+/// Makes sure that there is a folder that is, or may become, a repository.
+fn prepare(fs: &dyn Fs, path: &Path, create: Create) -> Result<()> {
+    let missing = || Err(Error::new(Kind::NotFound, format!("{} is not a repository", path.display())));
+    if create == Create::Never {
+        return if owner::read(path)?.is_some() { Ok(()) } else { missing() };
+    }
+    match crashsafe::entries(path) {
+        Err(error) if error.kind == Kind::NotFound => {
+            crashsafe::ensure_dir(fs, path)?;
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(entries) => {
+            let is_ours = |name: &std::ffi::OsStr| {
+                name.to_str()
+                    .is_some_and(|name| name.starts_with(layout::OWNER_FILE) || name == layout::OWNER_LOCK_FILE)
+            };
+            // A file system's own folder for lost files does not make it somebody's.
+            let others: Vec<_> = entries.iter().filter(|(name, _)| !is_ours(name) && name != "lost+found").collect();
+            if others.is_empty() || owner::read(path)?.is_some() {
+                return Ok(());
+            }
+            let reader = Repository::open_read_only(path)?;
+            for vm in reader.vms()? {
+                if reader.vm_entries(&vm)?.iter().any(|(_, entry, _)| matches!(entry, VmEntry::Manifest(_))) {
+                    return Ok(());
+                }
+            }
+            Err(Error::invalid(format!("{} is not empty and not a repository", path.display())))
+        }
+    }
+}
+
+/// What the files of a repository take on the file system.
+fn held_bytes(root: &Path) -> Result<u64> {
+    let mut bytes = 0u64;
+    let mut folders = vec![(root.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        for (name, kind) in crashsafe::entries(&folder)? {
+            let path = folder.join(name);
+            match kind {
+                // <repository>/<vm>/<disk>/<file>: nothing of ours lies deeper.
+                Kindred::Directory if depth < 2 => folders.push((path, depth + 1)),
+                Kindred::File => match path.symlink_metadata() {
+                    Ok(metadata) => bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(crashsafe::failed("stat", &path, error)),
+                },
+                _ => {}
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{claim, now};
+
+    fn options(create: Create) -> Options {
+        Options { claim: claim(), limit_bytes: None, create }
+    }
+
+    #[test]
+    fn a_folder_with_other_things_in_it_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        let open = |path: &Path, create| Repository::open(path, options(create), now()).map(drop);
+        assert_eq!(open(dir.path(), Create::IfMissing).unwrap_err().kind, Kind::Invalid);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "it was left alone");
+        let fresh = dir.path().join("repo");
+        assert_eq!(open(&fresh, Create::Never).unwrap_err().kind, Kind::NotFound);
+        open(&fresh, Create::IfMissing).unwrap();
+        open(&fresh, Create::Never).unwrap();
+    }
+
+    #[test]
+    fn reading_needs_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let reader = Repository::open_read_only(dir.path()).unwrap();
+        assert_eq!(reader.vms().unwrap(), []);
+        assert_eq!(reader.renew(now()).unwrap_err().kind, Kind::Denied);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(Repository::open_read_only(&dir.path().join("none")).err().unwrap().kind, Kind::NotFound);
+    }
+}

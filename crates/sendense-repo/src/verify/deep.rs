@@ -1,0 +1,121 @@
+//! Deep: every block that an image holds is decoded and compared with its digest.
+
+use super::{Check, Finding, work};
+use crate::chain::Link;
+use crate::digests::{GROUP_BLOCKS, Group, Layer, State};
+use crate::error::{Kind, Result};
+use crate::layout;
+use crate::manifest::Disk;
+use crate::repository::Repository;
+use sendense_block::{self as block, BLOCK_BYTES, BlockIndex, ByteLen, Digest, Extent};
+use sendense_qcow2::{Held, Image};
+use sendense_types::{BackupId, VmContextId};
+use std::path::Path;
+
+/// What one thread works with.
+struct Desk {
+    group: Group,
+    block: Vec<u8>,
+    held: Vec<Held>,
+}
+
+/// Checks the blocks of an image against its digests.
+pub(super) fn image(
+    repository: &Repository,
+    check: &Check<'_>,
+    vm: &VmContextId,
+    backup: &BackupId,
+    disk: &Disk,
+    digests: &Layer,
+    threads: usize,
+) -> Result<()> {
+    let path = layout::image(vm, disk.disk_id, backup);
+    let link = Link { backup_id: backup.clone(), disk: disk.clone() };
+    let opened = match repository.open_image(vm, &link) {
+        Ok(image) => image,
+        Err(error) => {
+            let what = block::error::chain(&error);
+            let finding = Finding { file: path, segment: None, range: None, what };
+            if matches!(error.kind, Kind::Corrupt { .. }) {
+                check.damaged(finding)
+            } else {
+                check.unreadable(finding)
+            }
+            return Ok(());
+        }
+    };
+    let desk = || Desk {
+        group: Group::default(),
+        block: vec![0; BLOCK_BYTES as usize],
+        held: vec![Held::Absent; GROUP_BLOCKS as usize],
+    };
+    work::each(check, threads, digests.digests.groups(), desk, |desk, number| {
+        check_group(check, &path, &opened, digests, number, desk)
+    })
+}
+
+fn check_group(
+    check: &Check<'_>,
+    path: &Path,
+    image: &Image,
+    digests: &Layer,
+    number: u64,
+    desk: &mut Desk,
+) -> Result<()> {
+    let first = number * GROUP_BLOCKS;
+    let count = (digests.digests.blocks() - first).min(GROUP_BLOCKS) as usize;
+    let about = |index: u64, what: &str| Finding {
+        file: path.to_owned(),
+        segment: None,
+        range: Some(Extent::block(BlockIndex(index))),
+        what: format!("block {index} of the disk: {what}"),
+    };
+    if let Err(error) = work::read(|| image.held(BlockIndex(first), &mut desk.held[..count])) {
+        tell(check, &error, about(first, &block::error::chain(&error)));
+        return Ok(());
+    }
+    let listed = match digests.digests.group(number, &mut desk.group) {
+        Ok(listed) => listed,
+        Err(error) => {
+            let what = block::error::chain(&error);
+            check.unreadable(Finding { file: digests.path.clone(), segment: None, range: None, what });
+            return Ok(());
+        }
+    };
+    let states = desk.group.states().take(if listed { count } else { 0 }).chain(std::iter::repeat(State::Absent));
+    for ((index, held), state) in (first..).zip(&desk.held[..count]).zip(states) {
+        match (held, state) {
+            (Held::Absent, State::Absent) | (Held::Zero, State::Zero) => {}
+            (Held::Data, State::Data(digest)) => {
+                check.cancel.check()?;
+                match work::read(|| read_block(image, index, &mut desk.block)) {
+                    Ok(()) if Digest::of(&desk.block) == digest => {}
+                    Ok(()) => check.damaged(about(index, "it does not decode to what was backed up")),
+                    Err(error) => tell(check, &error, about(index, &block::error::chain(&error))),
+                }
+                check.read(BLOCK_BYTES);
+            }
+            _ => check.damaged(about(index, "the image and the digests file disagree on whether it is held")),
+        }
+    }
+    Ok(())
+}
+
+/// A block as it was digested: the last one padded with zeros.
+fn read_block(image: &Image, index: u64, block: &mut [u8]) -> block::Result<()> {
+    let at = BlockIndex(index).offset();
+    let len = image.size().0.saturating_sub(at.0).min(BLOCK_BYTES);
+    let (data, padding) = block.split_at_mut(len as usize);
+    padding.fill(0);
+    let mapping = image.locate(at, ByteLen(len))?;
+    image.read(&mapping, data)
+}
+
+fn tell(check: &Check<'_>, error: &block::Error, finding: Finding) {
+    match error.kind {
+        block::Kind::Corrupt | block::Kind::Invalid | block::Kind::OutOfRange | block::Kind::Unsupported => {
+            check.damaged(finding);
+        }
+        _ => check.unreadable(finding),
+    }
+}

@@ -1,0 +1,180 @@
+//! Verification: is what lies there what was written?
+//!
+//! *At rest* reads every file of a point in segments and compares with the digests in its manifest, at disk speed. *Deep*
+//! also decodes every block and compares with the `.digests` file, which proves that the image says what the guest had.
+//!
+//! Invariant: "damaged" is said only of bytes that were read. What could not be read is told as unreadable, after
+//! [`TRIES`] tries, and proves nothing.
+
+mod deep;
+mod rest;
+mod work;
+
+use crate::error::{Error, Kind, Result};
+use crate::layout;
+use crate::lock::Operation;
+use crate::manifest::Manifest;
+use crate::repository::Repository;
+use parking_lot::Mutex;
+use sendense_block::{Cancel, Extent};
+use sendense_types::{BackupId, DiskNumber, VmContextId};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How often a read is tried before the range is told as unreadable.
+pub const TRIES: u32 = 3;
+/// The most reads in flight: what keeps an NVMe device busy; more only costs memory (1 MiB each).
+const THREADS_MAX: usize = 16;
+
+/// How to verify.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether blocks are decoded too.
+    pub depth: Depth,
+    /// Reads in flight, 1 to 16.
+    pub threads: usize,
+    /// Who does it, for messages to those who meet it.
+    pub who: String,
+}
+
+/// How much is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The files, against the manifest.
+    AtRest,
+    /// Also every block, against its digest.
+    Deep,
+}
+
+/// Told of the work as it is done. Shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes to read.
+    pub total_bytes: AtomicU64,
+    /// Bytes read.
+    pub done_bytes: AtomicU64,
+}
+
+/// Something that is not as it was written, or could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The file, relative to the repository.
+    pub file: PathBuf,
+    /// The segment of the file, where the damage is in one.
+    pub segment: Option<u64>,
+    /// The bytes of the file (or, in a deep verification, of the disk) concerned, where they are known.
+    pub range: Option<Extent>,
+    /// What is wrong, as a sentence.
+    pub what: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes that were read and compared.
+    pub checked_bytes: u64,
+    /// What is not as it was written.
+    pub damaged: Vec<Finding>,
+    /// What could not be read; proves nothing.
+    pub unreadable: Vec<Finding>,
+}
+
+impl Report {
+    /// True when everything was read and is as it was written.
+    pub fn is_sound(&self) -> bool {
+        self.damaged.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// An error of kind [`Kind::Corrupt`] that names the first damage, if there is any.
+    pub fn error(&self) -> Option<Error> {
+        let finding = self.damaged.first()?;
+        Some(Error::corrupt(&finding.file, finding.segment, finding.what.clone()))
+    }
+}
+
+/// The most findings that a report lists: enough to see the pattern; a file that is all wrong has one per segment.
+const FINDINGS_MAX: usize = 1000;
+
+/// What the threads of a verification share.
+struct Check<'a> {
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+    report: Mutex<Report>,
+}
+
+impl Check<'_> {
+    fn read(&self, bytes: u64) {
+        self.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.report.lock().checked_bytes += bytes;
+    }
+
+    fn damaged(&self, finding: Finding) {
+        let damaged = &mut self.report.lock().damaged;
+        if damaged.len() < FINDINGS_MAX {
+            damaged.push(finding);
+        }
+    }
+
+    fn unreadable(&self, finding: Finding) {
+        let unreadable = &mut self.report.lock().unreadable;
+        if unreadable.len() < FINDINGS_MAX {
+            unreadable.push(finding);
+        }
+    }
+}
+
+impl Repository {
+    /// Verifies a point: its own files, those of all its disks or of one.
+    ///
+    /// # Errors
+    /// [`Kind::Cancelled`], [`Kind::NotFound`], [`Kind::Corrupt`] when its manifest is damaged. Damaged files are no error
+    /// but a finding.
+    pub fn verify(
+        &self,
+        vm: &VmContextId,
+        backup: &BackupId,
+        disk: Option<DiskNumber>,
+        options: &Options,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Report> {
+        let _guard = self.lock(Operation::Verify, vm, BTreeSet::from([backup.clone()]), &options.who)?;
+        let mut manifest = self.manifest(vm, backup)?;
+        if let Some(number) = disk {
+            manifest.disks.retain(|disk| disk.disk_id == number);
+            if manifest.disks.is_empty() {
+                return Err(Error::new(Kind::NotFound, format!("{backup} has no disk {number}")));
+            }
+        }
+        progress.total_bytes.store(total_bytes(&manifest, options.depth), Ordering::Relaxed);
+        progress.done_bytes.store(0, Ordering::Relaxed);
+        let check = Check { progress, cancel, report: Mutex::default() };
+        let threads = options.threads.clamp(1, THREADS_MAX);
+        for disk in &manifest.disks {
+            rest::image(self, &check, vm, backup, disk, threads)?;
+            let digests = rest::digests(self, &check, vm, backup, disk)?;
+            if options.depth == Depth::Deep {
+                match digests {
+                    Some(digests) => deep::image(self, &check, vm, backup, disk, &digests, threads)?,
+                    None => check.unreadable(Finding {
+                        file: layout::image(vm, disk.disk_id, backup),
+                        segment: None,
+                        range: None,
+                        what: "its blocks cannot be compared without sound digests".into(),
+                    }),
+                }
+            }
+        }
+        let mut report = check.report.into_inner();
+        report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
+        report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
+        Ok(report)
+    }
+}
+
+fn total_bytes(manifest: &Manifest, depth: Depth) -> u64 {
+    let blocks = |disk: &crate::manifest::Disk| disk.image.data_blocks * sendense_block::BLOCK_BYTES;
+    let deep = if depth == Depth::Deep { manifest.disks.iter().map(blocks).sum() } else { 0 };
+    manifest.file_bytes().saturating_add(deep)
+}

@@ -1,0 +1,119 @@
+//! At rest: the files of a point, byte by byte, against its manifest.
+
+use super::{Check, Finding, work};
+use crate::digests::Layer;
+use crate::error::{Error, Kind, Result};
+use crate::layout;
+use crate::manifest::Disk;
+use crate::repository::Repository;
+use crate::segments::SegmentHasher;
+use sendense_block::backend::File;
+use sendense_block::{self as block, BLOCK_BYTES, ByteLen, Digest, Extent, ReadAt};
+use sendense_types::{BackupId, VmContextId};
+use std::path::Path;
+
+/// Bytes per read: large enough that a disk's seeks do not show, small enough that a cancel is quick.
+const READ_BYTES: u64 = 1 << 20;
+
+/// Checks the segments of an image.
+pub(super) fn image(
+    repository: &Repository,
+    check: &Check<'_>,
+    vm: &VmContextId,
+    backup: &BackupId,
+    disk: &Disk,
+    threads: usize,
+) -> Result<()> {
+    let path = layout::image(vm, disk.disk_id, backup);
+    let Some(file) = open(repository, check, &path, disk.image.file_bytes)? else { return Ok(()) };
+    let whole = Extent::whole(ByteLen(disk.image.file_bytes));
+    let segments: Vec<Extent> = whole.pieces(ByteLen(disk.image.segment_bytes)).collect();
+    work::each(
+        check,
+        threads,
+        segments.len() as u64,
+        || vec![0; READ_BYTES as usize],
+        |buffer, index| {
+            let at = usize::try_from(index).expect("segments are counted in memory");
+            let range = segments[at];
+            let finding = |what: String| Finding { file: path.clone(), segment: Some(index), range: Some(range), what };
+            match digest(check, &file, range, buffer) {
+                Ok(digest) if disk.image.segments.get(at).is_some_and(|segment| segment.0 == digest) => {}
+                Ok(_) => {
+                    check.damaged(finding(format!("segment {index} of {} is not what was written", path.display())));
+                }
+                Err(error) if error.kind == Kind::Cancelled => return Err(error),
+                Err(error) => check.unreadable(finding(block::error::chain(&error))),
+            }
+            Ok(())
+        },
+    )
+}
+
+/// The digest of a segment, read piece by piece.
+fn digest(check: &Check<'_>, file: &File, range: Extent, buffer: &mut [u8]) -> Result<Digest> {
+    let mut hasher = SegmentHasher::default();
+    for piece in range.pieces(ByteLen(READ_BYTES)) {
+        check.cancel.check()?;
+        let bytes = &mut buffer[..piece.len().0 as usize];
+        work::read(|| file.read_at(piece.start(), bytes))?;
+        for cluster in bytes.chunks(BLOCK_BYTES as usize) {
+            hasher.push(Digest::of(cluster));
+        }
+        check.read(piece.len().0);
+    }
+    Ok(hasher.finish())
+}
+
+/// Checks a digests file; gives it back when it is sound.
+pub(super) fn digests(
+    repository: &Repository,
+    check: &Check<'_>,
+    vm: &VmContextId,
+    backup: &BackupId,
+    disk: &Disk,
+) -> Result<Option<Layer>> {
+    let path = layout::digests(vm, disk.disk_id, backup);
+    let Some(file) = open(repository, check, &path, disk.digests.file_bytes)? else { return Ok(None) };
+    let finding = |what: String| Finding { file: path.clone(), segment: None, range: None, what };
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ_BYTES as usize];
+    for piece in Extent::whole(ByteLen(disk.digests.file_bytes)).pieces(ByteLen(READ_BYTES)) {
+        check.cancel.check()?;
+        let bytes = &mut buffer[..piece.len().0 as usize];
+        if let Err(error) = work::read(|| file.read_at(piece.start(), bytes)) {
+            check.unreadable(finding(block::error::chain(&error)));
+            return Ok(None);
+        }
+        hasher.update(bytes);
+        check.read(piece.len().0);
+    }
+    if hasher.finalize().to_hex().as_str() != disk.digests.blake3.to_ascii_lowercase() {
+        check.damaged(finding(format!("{} is not what was written", path.display())));
+        return Ok(None);
+    }
+    let link = crate::chain::Link { backup_id: backup.clone(), disk: disk.clone() };
+    match repository.open_digest_file(vm, &link) {
+        Ok(layer) => Ok(Some(layer)),
+        Err(error) if matches!(error.kind, Kind::Corrupt { .. }) => {
+            check.damaged(finding(block::error::chain(&error)));
+            Ok(None)
+        }
+        Err(error) => {
+            check.unreadable(finding(block::error::chain(&error)));
+            Ok(None)
+        }
+    }
+}
+
+/// Opens a file that must be there with this length; a finding and nothing when it is not.
+fn open(repository: &Repository, check: &Check<'_>, path: &Path, bytes: u64) -> Result<Option<File>> {
+    let finding =
+        |error: &Error| Finding { file: path.to_owned(), segment: None, range: None, what: block::error::chain(error) };
+    match repository.open_file(path, bytes) {
+        Ok(file) => return Ok(Some(file)),
+        Err(error) if matches!(error.kind, Kind::Corrupt { .. } | Kind::Denied) => check.damaged(finding(&error)),
+        Err(error) => check.unreadable(finding(&error)),
+    }
+    Ok(None)
+}
