@@ -85,8 +85,9 @@ impl std::error::Error for Error {
     }
 }
 
-impl From<sendense_block::Error> for Error {
-    fn from(error: sendense_block::Error) -> Self {
+impl Error {
+    /// An error of the data path as this source's, with a sentence of its own.
+    pub fn of_device(message: impl Into<String>, error: sendense_block::Error) -> Self {
         use sendense_block::Kind as Block;
         let kind = match error.kind {
             Block::Unavailable | Block::Deadline | Block::Io => Kind::Unavailable,
@@ -97,6 +98,12 @@ impl From<sendense_block::Error> for Error {
             Block::Invalid => Kind::Invalid,
             Block::NoSpace | Block::OutOfRange | Block::Protocol | Block::Corrupt | Block::Exists => Kind::Failed,
         };
-        Self { kind, message: "access the source's disk".into(), hint: None, source: Some(Box::new(error)) }
+        Self::new(kind, message).caused_by(error)
+    }
+}
+
+impl From<sendense_block::Error> for Error {
+    fn from(error: sendense_block::Error) -> Self {
+        Self::of_device("access the source's disk", error)
     }
 }

@@ -15,6 +15,8 @@ pub mod error;
 pub mod image;
 pub mod journal;
 pub mod model;
+mod name;
+pub mod nbd;
 pub mod open;
 pub mod paths;
 

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::paths::Roots;
-use crate::{Source, image};
+use crate::{Source, image, nbd};
 use sendense_types::{DeploymentId, SourceId, SourceKind};
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
@@ -37,7 +37,8 @@ pub fn open(
             no_secret(kind, secret)?;
             Ok(Arc::new(image::ImageFolder::new(settings(kind, config)?, context)?))
         }
-        SourceKind::Nbd | SourceKind::Libvirt | SourceKind::Vsphere => Err(not_here(kind)),
+        SourceKind::Nbd => Ok(Arc::new(nbd::NbdServer::new(settings(kind, config)?, secret, context)?)),
+        SourceKind::Libvirt | SourceKind::Vsphere => Err(not_here(kind)),
     }
 }
 

@@ -7,9 +7,10 @@
 use super::format::Format;
 use super::layers::{self, Layers, Look, Place, Role, Scope};
 use super::vm_toml;
-use super::{name, vm_toml::VmToml};
+use super::vm_toml::VmToml;
 use crate::error::{Error, Kind, Result};
 use crate::model::VmRef;
+use crate::name;
 use sendense_types::DiskBinding;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -35,7 +36,7 @@ pub struct Entry {
 impl Entry {
     /// What the machine is.
     pub fn instance_uuid(&self) -> String {
-        name::instance_uuid(&self.file_name)
+        name::instance_uuid(name::IMAGE_FOLDER, self.file_name.as_encoded_bytes())
     }
 }
 

@@ -108,7 +108,7 @@ pub fn examine(path: &Path, format: Format, place: Place, scope: &Scope, look: L
             match opened {
                 Ok(chain) => Ok(Layers { capacity: chain.size(), files, disk: Arc::new(chain) }),
                 // The gate's own words say more than the chain's "denied".
-                Err(error) => Err(refusal.unwrap_or_else(|| within(error.into(), path))),
+                Err(error) => Err(refusal.unwrap_or_else(|| unreadable(path, error))),
             }
         }
         Format::Vmdk | Format::Vhdx | Format::Vdi => {
@@ -148,7 +148,7 @@ fn head(handle: &fs::File, path: &Path) -> Result<Vec<u8>> {
 fn as_disk(file: &LayerFile) -> Result<Arc<File>> {
     let handle = file.handle.try_clone().map_err(|error| io_error("open", &file.path, error))?;
     let name = file.path.display().to_string();
-    File::from_std(handle, name, false).map(Arc::new).map_err(|error| within(error.into(), &file.path))
+    File::from_std(handle, name, false).map(Arc::new).map_err(|error| unreadable(&file.path, error))
 }
 
 /// The path that an image in `folder` means by `name`. A name with a protocol (`nbd:…`, `json:{…}`) is refused: it would
@@ -240,11 +240,10 @@ pub fn named_in(error: Error, named_by: &Path, what: &str) -> Error {
     Error::new(error.kind, format!("the {what} that {} names{place}: {}", named_by.display(), error.message))
 }
 
-/// Puts the image's name before an error; the kind stays.
-pub fn within(error: Error, path: &Path) -> Error {
-    Error::new(error.kind, format!("open image {}", path.display())).caused_by(error)
+fn unreadable(path: &Path, error: sendense_block::Error) -> Error {
+    Error::of_device(format!("open image {}", path.display()), error)
 }
 
 fn io_error(verb: &str, path: &Path, error: std::io::Error) -> Error {
-    sendense_block::Error::io(format!("{verb} {}", path.display()), error).into()
+    unreadable(path, sendense_block::Error::io(verb, error))
 }

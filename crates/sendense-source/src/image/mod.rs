@@ -19,7 +19,6 @@ pub mod format;
 mod frozen;
 mod inventory;
 mod layers;
-mod name;
 mod stamp;
 pub mod vm_toml;
 

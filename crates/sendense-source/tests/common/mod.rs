@@ -188,3 +188,36 @@ pub fn convert(raw: &[u8], to: &Path, format: &str, options: &[&str]) {
     args.extend([source.path().as_os_str(), to.as_os_str()]);
     qemu_img(args);
 }
+
+/// A server of a test: killed when the test ends, however it ends.
+pub struct Server(std::process::Child);
+
+impl Server {
+    /// Starts a server and waits, at most 20 s, until `ready` says that it serves.
+    pub fn start(program: &str, package: &str, args: &[&OsStr], ready: impl Fn() -> bool) -> Self {
+        let child = Command::new(program)
+            .args(args)
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}: install the Debian package {package}"));
+        let mut server = Self(child);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !ready() {
+            assert!(server.0.try_wait().unwrap().is_none(), "{program} ended at once");
+            assert!(std::time::Instant::now() < until, "{program} does not serve");
+            std::thread::yield_now();
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn accepts(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}

@@ -1,7 +1,7 @@
-//! Names of files as keys, as text for people, in natural order, and as stable identities.
+//! Names that others gave (files, exports) as keys, as text for people, in natural order, and as stable identities.
 //!
 //! A Linux file name is any bytes but `/` and NUL. What is shown is text; what identifies is made from the bytes.
-//! Invariant: two different names never get the same key.
+//! Invariant: two different names never get the same text.
 
 use std::cmp::Ordering;
 use std::ffi::OsStr;
@@ -10,11 +10,16 @@ use std::os::unix::ffi::OsStrExt;
 /// The longest key that is kept readable: it goes into lists and messages.
 const KEY_CHARS_MAX: usize = 120;
 
-/// The uuid of the machine that is the entry `name` of an image folder. It depends on nothing else, so that it survives
-/// restarts, a move of the whole folder and whatever happens to its neighbours. Version 8 (RFC 9562): made from a hash.
-pub fn instance_uuid(name: &OsStr) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("sendense 2026 image folder instance uuid");
-    hasher.update(name.as_bytes());
+/// What makes the uuids of machines in image folders; never to be changed.
+pub const IMAGE_FOLDER: &str = "sendense 2026 image folder instance uuid";
+/// What makes the uuids of machines that are NBD exports; never to be changed.
+pub const NBD_EXPORT: &str = "sendense 2026 nbd export instance uuid";
+
+/// The uuid of a machine that has none of its own, made from its place and nothing else, so that it survives restarts and
+/// whatever happens to its neighbours. Version 8 (RFC 9562): made from a hash. `sort` keeps the sorts of places apart.
+pub fn instance_uuid(sort: &str, place: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key(sort);
+    hasher.update(place);
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
@@ -79,8 +84,9 @@ mod tests {
     #[test]
     fn identities_do_not_change_between_versions() {
         // Written down once: a change of the derivation would orphan every chain.
-        assert_eq!(instance_uuid(OsStr::new("web")), "3b86d8d5-8df5-81eb-8d0e-f368c3651fb0");
-        assert_ne!(instance_uuid(OsStr::from_bytes(b"\xff")), instance_uuid(OsStr::from_bytes(b"\xfe")));
+        assert_eq!(instance_uuid(IMAGE_FOLDER, b"web"), "3b86d8d5-8df5-81eb-8d0e-f368c3651fb0");
+        assert_ne!(instance_uuid(IMAGE_FOLDER, b"\xff"), instance_uuid(IMAGE_FOLDER, b"\xfe"));
+        assert_ne!(instance_uuid(IMAGE_FOLDER, b"web"), instance_uuid(NBD_EXPORT, b"web"));
     }
 
     proptest! {
