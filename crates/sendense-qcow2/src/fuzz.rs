@@ -1,6 +1,7 @@
 //! The door for fuzzers: everything that parses, driven over arbitrary bytes.
 
 use crate::chain::{Chain, Layer};
+use crate::check::check;
 use crate::image::Image;
 use sendense_block::backend::Memory;
 use sendense_block::{AllocationMap, BlockIndex, ByteLen, ByteOffset, Extent, ReadAt};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 pub fn exercise(bytes: &[u8]) {
     let Ok(image) = Image::open(Arc::new(Memory::from_bytes(bytes.to_vec()))) else { return };
     let image = Arc::new(image);
+    let _ = check(&image);
     // 1 MiB at each end: enough for every sort of entry in a small input, whatever size the header claims.
     let window = ByteLen(image.size().0.min(1 << 20));
     let ends = [0, image.size().0 - window.0];

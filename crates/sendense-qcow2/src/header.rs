@@ -42,6 +42,15 @@ pub(crate) struct BitmapDirectory {
     pub(crate) valid: bool,
 }
 
+/// Where the refcount table lies (Host cluster management).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Refcounts {
+    pub(crate) table: ByteOffset,
+    pub(crate) table_clusters: u32,
+    /// A refcount has `1 << order` bits.
+    pub(crate) order: u32,
+}
+
 /// A parsed header.
 #[derive(Debug, Clone)]
 pub(crate) struct Header {
@@ -49,6 +58,11 @@ pub(crate) struct Header {
     pub(crate) cluster_bits: u32,
     pub(crate) size: ByteLen,
     pub(crate) l1_table_offset: ByteOffset,
+    /// Entries the L1 table claims to have; at least as many as the disk needs.
+    pub(crate) l1_entries: u32,
+    pub(crate) refcounts: Refcounts,
+    /// Internal snapshots, each with tables of its own.
+    pub(crate) snapshots: u32,
     pub(crate) compression: Compression,
     pub(crate) backing: Option<BackingRef>,
     pub(crate) bitmaps: Option<BitmapDirectory>,
@@ -77,8 +91,9 @@ impl Header {
         if v3 && (header_length < LENGTH_V3_MIN || header_length as u64 > cluster_bytes) {
             return Err(corrupt(format!("a header of {header_length} bytes")));
         }
-        if v3 && u32_at(96)? > 6 {
-            return Err(corrupt(format!("refcounts of 2^{} bits", u32_at(96)?)));
+        let order = if v3 { u32_at(96)? } else { 4 };
+        if order > 6 {
+            return Err(corrupt(format!("refcounts of 2^{order} bits")));
         }
 
         let backing_at = u64_at(8)?;
@@ -96,13 +111,27 @@ impl Header {
         let compression =
             compression(bytes, header_length, v3 && u64_at(72)? & 1 << incompatible::COMPRESSION_TYPE != 0)?;
 
-        let size = ByteLen(u64_at(24)?);
-        let l1_table_offset = ByteOffset(u64_at(40)?);
-        check_l1(size, cluster_bits, u32_at(36)?, l1_table_offset, file_size)?;
+        // QEMU counts a disk in sectors and drops what is left of the last one; so must whoever wants to read the same.
+        let size = ByteLen(u64_at(24)? / 512 * 512);
+        let (l1_entries, l1_table_offset) = (u32_at(36)?, ByteOffset(u64_at(40)?));
+        check_l1(size, cluster_bits, l1_entries, l1_table_offset, file_size)?;
         let backing = backing(bytes, backing_at, u32_at(16)?, cluster_bytes, extensions.backing_format)?;
         let autoclear = if v3 { u64_at(88)? } else { 0 };
         let bitmaps = extensions.bitmaps.map(|directory| BitmapDirectory { valid: autoclear & 1 != 0, ..directory });
-        Ok(Self { version, cluster_bits, size, l1_table_offset, compression, backing, bitmaps })
+        let refcounts = Refcounts { table: ByteOffset(u64_at(48)?), table_clusters: u32_at(56)?, order };
+        let snapshots = u32_at(60)?;
+        Ok(Self {
+            version,
+            cluster_bits,
+            size,
+            l1_table_offset,
+            l1_entries,
+            refcounts,
+            snapshots,
+            compression,
+            backing,
+            bitmaps,
+        })
     }
 
     pub(crate) const fn cluster_bytes(&self) -> u64 {

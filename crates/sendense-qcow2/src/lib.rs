@@ -1,4 +1,5 @@
-//! QCOW2 version 3: an append-only writer for backups, a reader for everything QEMU makes, dirty bitmaps.
+//! QCOW2 version 3: an append-only writer for backups, a reader for everything QEMU makes, dirty bitmaps, and a
+//! check of the bookkeeping.
 //!
 //! What lives here: one image format, after QEMU's `docs/interop/qcow2.txt` (its section names are in the comments). What
 //! does not: folders, digests, virtual machines. Everything read is hostile until checked: numbers are bounded before they
@@ -8,6 +9,7 @@
 
 pub mod bitmap;
 pub mod chain;
+pub mod check;
 mod decode;
 mod format;
 pub mod fuzz;

@@ -5,9 +5,12 @@
 mod support;
 
 use proptest::prelude::*;
+use sendense_block::backend::{File, Options};
 use sendense_block::{BLOCK_BYTES, BlockIndex};
-use sendense_qcow2::{Held, Layer, fuzz};
+use sendense_qcow2::check::check;
+use sendense_qcow2::{Held, Image, Layer, fuzz};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use support::*;
 
 const BLOCKS: u64 = 40;
@@ -95,6 +98,8 @@ proptest! {
         for (n, model) in write_chain(&dir, &images, seed).iter().enumerate() {
             let path = at(&dir, &format!("{n}.qcow2"));
             check_clean(&path);
+            let image = Image::open(Arc::new(File::open(&path, Options::Read).unwrap())).unwrap();
+            prop_assert!(check(&image).unwrap().is_clean());
             prop_assert!(convert(&path, "qcow2") == *model, "point {} differs", n);
         }
     }
