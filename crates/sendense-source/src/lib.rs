@@ -14,6 +14,7 @@ pub mod child;
 pub mod error;
 pub mod image;
 pub mod journal;
+pub mod libvirt;
 pub mod model;
 mod name;
 pub mod nbd;

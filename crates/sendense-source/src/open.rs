@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::paths::Roots;
-use crate::{Source, image, nbd};
+use crate::{Source, image, libvirt, nbd};
 use sendense_types::{DeploymentId, SourceId, SourceKind};
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
@@ -38,7 +38,11 @@ pub fn open(
             Ok(Arc::new(image::ImageFolder::new(settings(kind, config)?, context)?))
         }
         SourceKind::Nbd => Ok(Arc::new(nbd::NbdServer::new(settings(kind, config)?, secret, context)?)),
-        SourceKind::Libvirt | SourceKind::Vsphere => Err(not_here(kind)),
+        SourceKind::Libvirt => {
+            no_secret(kind, secret)?;
+            libvirt::open(config, context)
+        }
+        SourceKind::Vsphere => Err(not_here(kind)),
     }
 }
 

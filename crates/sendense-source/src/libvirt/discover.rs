@@ -1,0 +1,146 @@
+//! What is told of domains: the words of [`DiscoveredVm`] made of a domain's description and its disks' sizes.
+//!
+//! What lives here: listing domains and judging them. What does not: the reading of XML.
+
+use super::domain::{Disk, Domain};
+use super::virsh::Virsh;
+use super::{Settings, off};
+use crate::error::{Kind, Result};
+use crate::model::{DiscoveredDisk, DiscoveredVm, VmRef};
+use sendense_block::{ByteLen, Cancel};
+use sendense_types::PowerState;
+use std::collections::BTreeMap;
+
+/// A domain with what only libvirt or the images' headers know beside its XML.
+pub(super) struct Found {
+    pub domain: Domain,
+    /// The XML as it came.
+    pub document: String,
+    /// Sizes by target. A disk whose size cannot be told is missing.
+    pub capacities: BTreeMap<String, ByteLen>,
+}
+
+/// Looks at one domain.
+pub(super) fn look(settings: &Settings, uuid: &str, cancel: &Cancel) -> Result<Found> {
+    let document = settings.virsh.ask(&["dumpxml", uuid], cancel)?;
+    let mut domain = Domain::parse(&document)?;
+    let capacities = capacities(&settings.virsh, &domain, cancel)?;
+    if !domain.running {
+        off::complete_layers(settings, &mut domain);
+    }
+    Ok(Found { domain, document, capacities })
+}
+
+/// All domains. One that vanishes meanwhile is left out.
+pub(super) fn all(settings: &Settings, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
+    let uuids = settings.virsh.ask(&["list", "--all", "--uuid"], cancel)?;
+    let mut found = Vec::new();
+    for uuid in uuids.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        cancel.check()?;
+        match look(settings, uuid, cancel) {
+            Ok(domain) => found.push(describe(&domain)),
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// For people: the target and what is special about the disk.
+pub(super) fn label(disk: &Disk) -> String {
+    let mut label = disk.target.clone();
+    for (word, holds) in [("read-only", disk.readonly), ("shareable", disk.shareable), ("transient", disk.transient)] {
+        if holds {
+            label.push_str(&format!(" ({word})"));
+        }
+    }
+    label
+}
+
+/// The words for a domain.
+pub(super) fn describe(found: &Found) -> DiscoveredVm {
+    let domain = &found.domain;
+    let disks: Vec<DiscoveredDisk> = domain.disks.iter().map(|disk| describe_disk(found, disk)).collect();
+    let supported = domain.disks.iter().filter(|disk| disk.unsupported().is_none());
+    let untracked: Vec<String> =
+        supported.filter_map(|disk| disk.untracked().map(|reason| format!("{}: {reason}", disk.target))).collect();
+    DiscoveredVm {
+        vm: VmRef { instance_uuid: domain.uuid.clone(), name: domain.name.clone() },
+        path: domain.title.clone(),
+        power_state: if domain.running { PowerState::On } else { PowerState::Off },
+        guest_os: domain.guest_os.clone(),
+        cpu_count: domain.cpu_count,
+        memory_bytes: domain.memory_bytes,
+        unsupported: disks
+            .iter()
+            .all(|disk| disk.unsupported.is_some())
+            .then(|| "it has no disk that can be read".into()),
+        disks,
+        networks: domain.networks.clone(),
+        change_tracking: if untracked.is_empty() { Ok(()) } else { Err(untracked.join("; ")) },
+    }
+}
+
+fn describe_disk(found: &Found, disk: &Disk) -> DiscoveredDisk {
+    let capacity = found.capacities.get(&disk.target).copied();
+    let unsupported = disk
+        .unsupported()
+        .or_else(|| (!found.domain.running).then(|| off::unsupported(disk)).flatten())
+        .or_else(|| capacity.is_none().then(|| "its size cannot be told".into()));
+    DiscoveredDisk {
+        key: disk.target.clone(),
+        label: label(disk),
+        binding: disk.binding(),
+        capacity: capacity.unwrap_or_default(),
+        format: disk.format().to_owned(),
+        datastore: disk.top().datastore(),
+        unsupported,
+    }
+}
+
+/// Sizes as the guest sees them. Asked for all disks at once; where that fails because of one of them, one by one.
+fn capacities(virsh: &Virsh, domain: &Domain, cancel: &Cancel) -> Result<BTreeMap<String, ByteLen>> {
+    let several = match virsh.ask(&["domblkinfo", &domain.uuid, "--all"], cancel) {
+        Ok(text) => parse_sizes(&text),
+        Err(error) if error.kind == Kind::Failed => BTreeMap::new(),
+        Err(error) => return Err(error),
+    };
+    let mut sizes: BTreeMap<String, ByteLen> =
+        several.into_iter().filter(|(target, _)| domain.disk(target).is_some()).collect();
+    for disk in domain.disks.iter().filter(|disk| disk.unsupported().is_none()) {
+        if sizes.contains_key(&disk.target) {
+            continue;
+        }
+        match virsh.ask(&["domblkinfo", &domain.uuid, "--device", &disk.target], cancel) {
+            Ok(text) => {
+                if let Some(size) = text.lines().find_map(|line| line.strip_prefix("Capacity:")?.trim().parse().ok()) {
+                    sizes.insert(disk.target.clone(), ByteLen(size));
+                }
+            }
+            Err(error) if error.kind == Kind::Failed => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sizes)
+}
+
+/// Lines of target, capacity, allocation, physical; `-` for an empty drive.
+fn parse_sizes(text: &str) -> BTreeMap<String, ByteLen> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (target, size) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+        words.nth(1).map(|_| (target, ByteLen(size)))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_from_the_table() {
+        let sizes = parse_sizes(" vda   1073741824   200704     196624\n sda   -   -   -\n\n vdb 512 0 0\nx");
+        assert_eq!(sizes, BTreeMap::from([("vda".into(), ByteLen(1 << 30)), ("vdb".into(), ByteLen(512))]));
+    }
+}

@@ -1,0 +1,369 @@
+//! A running domain, held by a backup job: QEMU gives the frozen bytes through NBD and keeps what the guest overwrites.
+//!
+//! What lives here: the story of a freeze from the domain's description to the first connection, and the frozen state
+//! itself. What does not: the single steps (`job`, `agent`, `scratch`, `checkpoint`).
+//!
+//! ```text
+//! inspect -> plan -> journal -> folder -> freeze guest -> begin job + checkpoint -> thaw guest -> read ... -> end job
+//! ```
+
+use super::agent;
+use super::discover::Found;
+use super::domain::Domain;
+use super::job::{self, DiskPlan, Owner};
+use super::name::Checkpoint;
+use super::scratch::{self, Folder, Verdict, Watch};
+use super::virsh::Virsh;
+use super::{Settings, checkpoint};
+use crate::error::{Error, Kind, Result};
+use crate::journal::{Artefact, ArtefactKind, Journal};
+use crate::model::{ConfigDocument, DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
+use crate::{Changes, Frozen};
+use parking_lot::Mutex;
+use sendense_block::nbd::{Client, Options, Uri};
+use sendense_block::{AllocationMap, ByteLen, ByteOffset, Cancel, Disk, Extent, MappedExtent, ReadAt};
+use sendense_types::Consistency;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the journal needs to end a job.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    /// The folder with the socket and the scratch files.
+    pub folder: String,
+    /// The checkpoint that began with the job. It is not deleted by reaping: a published point may name it.
+    pub checkpoint: String,
+}
+
+/// A frozen, running domain.
+pub(super) struct Live {
+    virsh: Virsh,
+    domain: Domain,
+    facts: FrozenFacts,
+    plans: Vec<DiskPlan>,
+    folder: Folder,
+    journal: Arc<dyn Journal>,
+    entry: u64,
+    cancel: Cancel,
+    clients: Mutex<BTreeMap<usize, Client>>,
+    verdict: Verdict,
+    watch: Option<Watch>,
+    released: bool,
+}
+
+/// Freezes a running domain.
+pub(super) fn freeze(
+    settings: &Settings,
+    found: Found,
+    request: &FreezeRequest,
+    journal: &Arc<dyn Journal>,
+    cancel: &Cancel,
+) -> Result<Box<dyn Frozen>> {
+    let Found { domain, document, capacities } = found;
+    let virsh = &settings.virsh;
+    job::check_idle(virsh, &domain, cancel)?;
+    let made = Checkpoint { deployment_id: request.deployment_id.clone(), task_id: request.task_id.clone() };
+    let plans = plan(settings, &domain, &capacities, request, cancel)?;
+    let folder = Folder::of(&settings.scratch_dir, &made, &domain.uuid)?;
+    let artefact = |kind, details| Artefact {
+        source_id: settings.source_id.clone(),
+        task_id: request.task_id.clone(),
+        kind,
+        vm_key: domain.uuid.clone(),
+        details,
+    };
+    let record = JobRecord { folder: folder.path().to_string_lossy().into_owned(), checkpoint: made.name() };
+    let record =
+        serde_json::to_value(record).map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?;
+    let entry = journal.record(&artefact(ArtefactKind::BackupJob, record))?;
+
+    // From here on dropping `live` undoes what was done.
+    let mut live = Live {
+        virsh: virsh.clone(),
+        facts: FrozenFacts {
+            disks: Vec::new(),
+            consistency: Consistency::Crash,
+            consistency_note: None,
+            config: vec![ConfigDocument { kind: "libvirt-domain-xml".into(), content: Some(document), missing: None }],
+            // QEMU answers from one thread: more connections only contend with it (measured; docs/decisions).
+            hints: ReadHints { lanes: 2, request_bytes: 256 << 10 },
+        },
+        domain,
+        plans,
+        folder,
+        journal: journal.clone(),
+        entry,
+        cancel: cancel.clone(),
+        clients: Mutex::default(),
+        verdict: Verdict::default(),
+        watch: None,
+        released: false,
+    };
+    live.folder.make()?;
+    let free = scratch::free_bytes(live.folder.path())?;
+    if free < settings.scratch_floor_bytes {
+        return Err(scratch::too_full(&settings.scratch_dir, free, settings.scratch_floor_bytes));
+    }
+    let frozen_guest = || journal.record(&artefact_of_guest(settings, request, &live.domain));
+    let mut quiesced = None;
+    if request.quiesce {
+        match job::cannot_quiesce(live.domain.agent) {
+            Some(note) => live.facts.consistency_note = Some(note),
+            None => {
+                let guest = frozen_guest()?;
+                match agent::freeze(virsh, &live.domain.uuid, settings.agent_timeout_s, cancel) {
+                    Ok(frozen) => quiesced = Some((frozen, guest)),
+                    Err(error) if error.kind == Kind::Cancelled => return Err(error),
+                    // The entry stays open: the guest may be frozen. Whoever reaps thaws it once more.
+                    Err(error) => {
+                        live.facts.consistency_note = Some(format!("the guest agent did not freeze: {error}"))
+                    }
+                }
+            }
+        }
+    }
+    let begun = job::begin(virsh, &live.domain, &live.folder, &made, &mut live.plans, cancel);
+    if let Some((frozen, guest)) = quiesced {
+        let (held, thawed) = frozen.thaw();
+        match held {
+            Ok(()) => live.facts.consistency = Consistency::Filesystem,
+            Err(note) => live.facts.consistency_note = Some(note),
+        }
+        match thawed {
+            Ok(()) => journal.close(guest)?,
+            Err(error) => tracing::warn!(domain = live.domain.name, %error, "a guest is not known to be thawed"),
+        }
+    }
+    begun?;
+    live.facts.disks = facts(&live.domain, &live.plans, request, &capacities, &made)?;
+    live.watch = Some(watch(settings, &live)?);
+    Ok(Box::new(live))
+}
+
+fn artefact_of_guest(settings: &Settings, request: &FreezeRequest, domain: &Domain) -> Artefact {
+    Artefact {
+        source_id: settings.source_id.clone(),
+        task_id: request.task_id.clone(),
+        kind: ArtefactKind::FrozenGuest,
+        vm_key: domain.uuid.clone(),
+        details: serde_json::Value::Null,
+    }
+}
+
+/// What to ask for of each disk, as far as can be told before libvirt looks at the bitmaps.
+fn plan(
+    settings: &Settings,
+    domain: &Domain,
+    capacities: &BTreeMap<String, ByteLen>,
+    request: &FreezeRequest,
+    cancel: &Cancel,
+) -> Result<Vec<DiskPlan>> {
+    let wanted = |disk: &&DiskRequest| disk.since.is_some();
+    let names = match request.disks.iter().any(|disk| wanted(&disk)) {
+        true => checkpoint::names(&settings.virsh, &domain.uuid, cancel)?,
+        false => Default::default(),
+    };
+    let mut covered = BTreeMap::new();
+    for token in request.disks.iter().filter_map(|disk| disk.since.as_ref()).filter(|token| names.contains(&token.0)) {
+        if !covered.contains_key(&token.0) {
+            let targets = checkpoint::targets(&settings.virsh, &domain.uuid, &token.0, cancel)?;
+            covered.insert(token.0.clone(), targets);
+        }
+    }
+    let since = |asked: &DiskRequest| {
+        let Some(token) = &asked.since else { return Err("no change tracking at the parent".to_owned()) };
+        let ours = Checkpoint::parse(&token.0).is_some_and(|found| found.deployment_id == request.deployment_id);
+        let capacity = capacities.get(&asked.key).map(|size| size.0);
+        match covered.get(&token.0) {
+            _ if !ours => Err(format!("{:?} is no checkpoint of this deployment", token.0)),
+            None => Err(format!("the checkpoint {token} is missing")),
+            Some(targets) if !targets.contains(&asked.key) => {
+                Err(format!("the checkpoint {token} does not cover the disk"))
+            }
+            _ if asked.since_capacity != capacity => Err("the disk's size has changed".to_owned()),
+            Some(_) => Ok(token.0.clone()),
+        }
+    };
+    let plans = request.disks.iter().map(|asked| {
+        let untracked = domain.disk(&asked.key).and_then(|disk| disk.untracked());
+        let since = untracked.clone().map_or_else(|| since(asked), Err);
+        DiskPlan { target: asked.key.clone(), since, track: untracked.map_or(Ok(()), Err) }
+    });
+    Ok(plans.collect())
+}
+
+fn facts(
+    domain: &Domain,
+    plans: &[DiskPlan],
+    request: &FreezeRequest,
+    capacities: &BTreeMap<String, ByteLen>,
+    made: &Checkpoint,
+) -> Result<Vec<FrozenDisk>> {
+    let disks = request.disks.iter().zip(plans).map(|(asked, plan)| {
+        let found = domain.disk(&asked.key).zip(capacities.get(&asked.key));
+        let (disk, capacity) =
+            found.ok_or_else(|| Error::new(Kind::Disturbed, format!("the size of {} is not known", asked.key)))?;
+        Ok(FrozenDisk {
+            key: asked.key.clone(),
+            binding: disk.binding(),
+            label: super::discover::label(disk),
+            capacity: *capacity,
+            token: plan.track.is_ok().then(|| made.token()),
+        })
+    });
+    disks.collect()
+}
+
+fn watch(settings: &Settings, live: &Live) -> Result<Watch> {
+    let (virsh, domain, folder) = (live.virsh.clone(), live.domain.uuid.clone(), live.folder.clone());
+    let verdict = live.verdict.clone();
+    Watch::start(live.folder.path().to_owned(), settings.scratch_floor_bytes, move |error| {
+        tracing::warn!(domain, %error, "a backup is given up so that the guest does not suffer");
+        verdict.tell(&error);
+        if let Err(error) = job::end(&virsh, &domain, &folder) {
+            tracing::error!(domain, %error, "the backup job could not be ended");
+        }
+    })
+}
+
+/// Ends the job that a dead process left, if it still runs, and takes its folder away.
+pub(super) fn reap(virsh: &Virsh, domain: &str, details: &serde_json::Value) -> Result<bool> {
+    let record = JobRecord::deserialize(details)
+        .map_err(|error| Error::new(Kind::Invalid, "read what the journal says of a job").caused_by(error))?;
+    let folder = Folder::of_journal(&record.folder)
+        .ok_or_else(|| Error::new(Kind::Unsafe, format!("{:?} is no folder of ours", record.folder)))?;
+    job::end(virsh, domain, &folder)?;
+    folder
+        .remove()
+        .map_err(|error| Error::new(Kind::Failed, format!("remove {}", folder.path().display())).caused_by(error))?;
+    Ok(true)
+}
+
+impl Live {
+    fn number(&self, key: &str) -> Result<usize> {
+        let number = self.plans.iter().position(|plan| plan.target == key);
+        number.ok_or_else(|| Error::new(Kind::NotFound, format!("the disk {key} was not frozen")))
+    }
+
+    fn client(&self, number: usize, cancel: &Cancel) -> Result<Client> {
+        let mut clients = self.clients.lock();
+        if let Some(client) = clients.get(&number) {
+            return Ok(client.clone());
+        }
+        self.verdict.check()?;
+        let mut options = Options::new(Uri::unix(self.folder.socket(), &job::export(number))?);
+        options.read_only = true;
+        if self.plans[number].since.is_ok() {
+            options.contexts = vec![job::delta_context(number)];
+        }
+        let client = Client::connect(&options, cancel).map_err(|error| {
+            let denied = error.kind == sendense_block::Kind::Denied;
+            let error = Error::from(error);
+            if denied { error.hint("the user of this process must be in the group of QEMU's user") } else { error }
+        })?;
+        let expected = self.facts.disks[number].capacity;
+        if client.size() != expected {
+            let message = format!("{} was resized from {expected} to {}", self.plans[number].target, client.size());
+            return Err(Error::new(Kind::Disturbed, message));
+        }
+        clients.insert(number, client.clone());
+        Ok(client)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.released, true) {
+            return Ok(());
+        }
+        self.watch.take();
+        self.clients.lock().clear();
+        let ended = job::end(&self.virsh, &self.domain.uuid, &self.folder);
+        // As long as the job runs, QEMU needs what lies in the folder.
+        ended?;
+        self.folder.remove().map_err(|error| {
+            Error::new(Kind::Failed, format!("remove {}", self.folder.path().display())).caused_by(error)
+        })?;
+        self.journal.close(self.entry)
+    }
+}
+
+impl Frozen for Live {
+    fn facts(&self) -> &FrozenFacts {
+        &self.facts
+    }
+
+    fn changes(&self, disk_key: &str) -> Result<Changes> {
+        let number = self.number(disk_key)?;
+        if let Err(reason) = &self.plans[number].since {
+            return Ok(Changes::Unknown { reason: reason.clone() });
+        }
+        let context = job::delta_context(number);
+        Ok(match self.client(number, &self.cancel)?.change_map(&context) {
+            Some(map) => Changes::Delta(Arc::new(map)),
+            None => Changes::Unknown { reason: format!("QEMU does not export {context}") },
+        })
+    }
+
+    fn open(&self, disk_key: &str, cancel: &Cancel) -> Result<Arc<dyn Disk>> {
+        let client = self.client(self.number(disk_key)?, cancel)?;
+        Ok(Arc::new(Watched { client, verdict: self.verdict.clone() }))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.verdict.check()?;
+        let name = &self.domain.name;
+        let fate = match job::owner(&self.virsh, &self.domain.uuid, &self.folder, &Cancel::new())? {
+            Owner::Ours => return Ok(()),
+            Owner::Other => format!("another backup job has taken the place of ours on the domain {name}"),
+            Owner::Nobody => {
+                format!("the domain {name} was powered off, or its backup job was ended, during the backup")
+            }
+        };
+        // The watch may have ended it just now.
+        self.verdict.check()?;
+        Err(Error::new(Kind::Disturbed, fate))
+    }
+
+    fn release(mut self: Box<Self>) -> Result<()> {
+        self.end()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!(domain = self.domain.name, %error, "a backup job is left for reaping");
+        }
+    }
+}
+
+/// A disk whose errors tell when it was we who ended the job.
+struct Watched {
+    client: Client,
+    verdict: Verdict,
+}
+
+impl Watched {
+    fn explained(&self, error: sendense_block::Error) -> sendense_block::Error {
+        match self.verdict.check() {
+            Ok(()) => error,
+            Err(verdict) => sendense_block::Error::new(error.kind, verdict.to_string()).caused_by(error),
+        }
+    }
+}
+
+impl ReadAt for Watched {
+    fn size(&self) -> ByteLen {
+        self.client.size()
+    }
+
+    fn read_at(&self, at: ByteOffset, buf: &mut [u8]) -> sendense_block::Result<()> {
+        self.client.read_at(at, buf).map_err(|error| self.explained(error))
+    }
+}
+
+impl AllocationMap for Watched {
+    fn allocation(&self, within: Extent) -> sendense_block::Result<Vec<MappedExtent>> {
+        self.client.allocation(within).map_err(|error| self.explained(error))
+    }
+}
