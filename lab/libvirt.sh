@@ -77,7 +77,7 @@ stop() {
         [ -f "$pidfile" ] || continue
         pid=$(cat "$pidfile")
         # Only a QEMU whose files lie in this folder.
-        if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/"; then kill -KILL "$pid" 2>/dev/null || true; fi
+        if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/"; then kill -KILL "$pid" 2>/dev/null || true; fi
     done
     rm -rf "$dir"
 }

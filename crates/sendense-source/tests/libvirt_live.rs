@@ -50,7 +50,7 @@ fn domains_are_discovered() {
 fn a_full_and_incrementals_of_two_disks_are_what_the_guest_wrote() {
     let lab = lab();
     let mut guest =
-        Guest::start_new(lab, &[("vda", "qcow2", 32 * MIB), ("vdb", "qcow2", 8 * MIB), ("vdc", "raw", 4 * MIB)]);
+        Guest::start_new(lab, &[("vda", "qcow2", 24 * MIB), ("vdb", "qcow2", 8 * MIB), ("vdc", "raw", 2 * MIB)]);
     let source = lab.source();
     guest.write("vda", 17, MIB, 8 * MIB);
     guest.write("vdc", 3, 0, MIB);

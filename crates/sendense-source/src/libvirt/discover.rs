@@ -24,9 +24,16 @@ pub(super) struct Found {
 pub(super) fn look(settings: &Settings, uuid: &str, cancel: &Cancel) -> Result<Found> {
     let document = settings.virsh.ask(&["dumpxml", uuid], cancel)?;
     let mut domain = Domain::parse(&document)?;
-    let capacities = capacities(&settings.virsh, &domain, cancel)?;
-    if !domain.running {
+    let mut capacities = capacities(&settings.virsh, &domain, cancel)?;
+    if !domain.running && settings.local {
         off::complete_layers(settings, &mut domain);
+        for disk in domain.disks.iter().filter(|disk| disk.unsupported().is_none()) {
+            if let Some(size) =
+                (!capacities.contains_key(&disk.target)).then(|| off::capacity(settings, disk)).flatten()
+            {
+                capacities.insert(disk.target.clone(), size);
+            }
+        }
     }
     Ok(Found { domain, document, capacities })
 }

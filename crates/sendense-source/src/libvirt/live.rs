@@ -201,6 +201,9 @@ fn facts(
     made: &Checkpoint,
 ) -> Result<Vec<FrozenDisk>> {
     let disks = request.disks.iter().zip(plans).map(|(asked, plan)| {
+        if let Err(reason) = &plan.track {
+            tracing::info!(domain = domain.name, disk = asked.key, reason, "the next backup will read the whole disk");
+        }
         let found = domain.disk(&asked.key).zip(capacities.get(&asked.key));
         let (disk, capacity) =
             found.ok_or_else(|| Error::new(Kind::Disturbed, format!("the size of {} is not known", asked.key)))?;

@@ -18,7 +18,7 @@ use crate::{Changes, Frozen};
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use sendense_block::backend;
-use sendense_block::{ByteLen, Cancel, ChangeMap, Disk, Extent, ExtentSet};
+use sendense_block::{ByteLen, Cancel, ChangeMap, Disk, Extent, ExtentSet, ReadAt};
 use sendense_qcow2::bitmap::State;
 use sendense_qcow2::{BackingRef, Bitmap, Chain, Gate, Image, Opened};
 use sendense_types::Consistency;
@@ -180,6 +180,14 @@ fn layers_below(settings: &Settings, disk: &DomainDisk) -> Vec<Layer> {
     layers
 }
 
+/// A disk's size by its image's own word, where libvirt cannot tell it (volumes of a domain that is off).
+pub(super) fn capacity(settings: &Settings, disk: &DomainDisk) -> Option<ByteLen> {
+    match Files::new(settings, disk).top().ok()? {
+        Opened::Qcow2 { file, .. } => Some(Image::open(file).ok()?.size()),
+        Opened::Raw { disk, .. } => Some(disk.size()),
+    }
+}
+
 /// One disk of a domain that is off.
 struct Held {
     frozen: FrozenDisk,
@@ -237,7 +245,7 @@ fn hold(
     }
     let files = Files::new(settings, disk);
     let chain = Arc::new(Chain::open(files.top()?, &files)?);
-    let capacity = sendense_block::ReadAt::size(&*chain);
+    let capacity = chain.size();
     let changes = bitmap(&chain, disk, asked, capacity, request);
     let frozen = FrozenDisk {
         key: asked.key.clone(),

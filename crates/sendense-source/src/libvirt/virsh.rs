@@ -11,8 +11,8 @@ use sendense_block::Cancel;
 use std::ffi::OsString;
 use std::time::Duration;
 
-/// A question. It takes 15 ms; a daemon that has just started probes QEMU for up to 10 s first.
-pub(super) const QUESTION: Duration = Duration::from_secs(20);
+/// A question. It takes 15 ms; a daemon that has just started probes QEMU for seconds first (measured: 4).
+pub(super) const QUESTION: Duration = Duration::from_secs(15);
 /// A change of a domain. libvirt itself waits up to 30 s for the domain's lock and says so then.
 pub(super) const CHANGE: Duration = Duration::from_secs(40);
 

@@ -2,7 +2,8 @@
 //!
 //! Writes "by the guest" go through QEMU's own `qemu-io` on the device's backend, which marks dirty bitmaps as a guest's
 //! writes do. The daemon and its QEMUs end when the test's process does, however it ends (`lab/libvirt.sh run`).
-#![allow(dead_code)] // Each test binary uses a part of it.
+// Each test binary uses a part of it; clippy knows tests by their functions only.
+#![allow(dead_code, clippy::unwrap_used)]
 
 use parking_lot::Mutex;
 use sendense_block::{Cancel, Extent};
@@ -190,7 +191,7 @@ impl<'a> Guest<'a> {
         let document = format!(
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>
              <title>lab/{name}</title><memory unit='MiB'>64</memory><vcpu>1</vcpu>
-             <os><type arch='x86_64' machine='pc'>hvm</type></os>
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
              <devices>{xml}{devices}<controller type='usb' model='none'/><memballoon model='none'/></devices>{tail}</domain>"
         );
         let file = lab.dir.join(format!("{name}.xml"));
@@ -293,8 +294,10 @@ impl<'a> Guest<'a> {
         for (target, bytes) in &self.model {
             let found = &points[*target].bytes;
             assert_eq!(found.len(), bytes.len(), "size of {target}");
-            let differs = (0..bytes.len()).find(|at| bytes[*at] != found[*at]);
-            assert_eq!(differs, None, "{target} differs from what the guest wrote");
+            if bytes != found {
+                let at = (0..bytes.len()).find(|at| bytes[*at] != found[*at]).unwrap();
+                panic!("{target} differs from what the guest wrote at {at}: {} not {}", found[at], bytes[at]);
+            }
         }
     }
 }

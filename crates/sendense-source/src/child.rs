@@ -1,7 +1,7 @@
 //! A child process that cannot outlive us, cannot fill our memory and cannot be waited for in vain.
 //!
-//! What lives here: what to start, the running child, what it said. Below: its supervisor thread (`supervisor`), and the
-//! children of a dead predecessor (`reap`). What does not: which tools there are.
+//! What lives here: starting a tool, capturing its last words, its deadline, its end; and finding a child of a dead
+//! predecessor again. What does not: which tools there are.
 //!
 //! A child is started through `setpriv --pdeathsig KILL` (util-linux), so that the kernel ends it when we die, however
 //! we die. A signal that was asked for after our death never comes, so a one-line shell looks once more whether its parent
@@ -10,29 +10,32 @@
 //!
 //! Invariant: while the supervisor runs it holds the child unreaped, so the pid in [`Identity`] is nobody else's.
 
-mod reap;
-mod supervisor;
-
-pub use reap::{Identity, reap, reap_marked};
-
 use crate::error::{Error, Kind, Result};
 use parking_lot::{Condvar, Mutex};
-use reap::REAP_WAIT;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use sendense_block::Cancel;
+use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use supervisor::Supervisor;
 
 /// What is kept of each of stdout and stderr unless told otherwise: more than any tool's error message, and small
 /// enough that a hundred children do not show in the hub's memory.
 pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+/// How long the end of a killed child is waited for. SIGKILL takes effect at once unless the child hangs in the kernel
+/// (a dead NFS server); then its supervisor stays behind and reaps it whenever that ends.
+const REAP_WAIT: Duration = Duration::from_secs(5);
 
 /// Becomes the tool unless the parent (`$0` is our pid) died before its death could be watched. The shell interprets
 /// nothing of the tool's name and arguments.
@@ -95,6 +98,15 @@ impl Spec {
     fn name(&self) -> String {
         self.program.to_string_lossy().into_owned()
     }
+}
+
+/// Which process: a pid alone may be given to another one later, together with its start it may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// The process id.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
+    pub start_ticks: u64,
 }
 
 /// Why a child is no more.
@@ -327,10 +339,189 @@ fn one_line(bytes: &[u8]) -> String {
     line.chars().skip(skip).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
+/// Belongs to the thread that started the child.
+struct Supervisor {
+    child: std::process::Child,
+    pidfd: OwnedFd,
+    orders: UnixStream,
+    deadline: Option<Instant>,
+    stdout: Option<std::process::ChildStdout>,
+    stderr: Option<std::process::ChildStderr>,
+}
+
+impl Supervisor {
+    fn start(mut command: Command, orders: UnixStream, deadline: Option<Duration>) -> io::Result<(Self, Identity)> {
+        let mut child = command.spawn()?;
+        let ready = (|| {
+            let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+            let valid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("the kernel gave pid 0"))?;
+            let pidfd = rustix::process::pidfd_open(valid, PidfdFlags::empty())?;
+            // It may have ended by now, but it stays in /proc until it is waited for.
+            let start_ticks = stat(pid)?.ok_or_else(|| io::Error::other("the child is not in /proc"))?.start_ticks;
+            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+            for pipe in [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)].into_iter().flatten() {
+                rustix::fs::fcntl_setfl(pipe, rustix::fs::OFlags::NONBLOCK)?;
+            }
+            Ok((Identity { pid, start_ticks }, pidfd, stdout, stderr))
+        })();
+        match ready {
+            Ok((identity, pidfd, stdout, stderr)) => {
+                let deadline = deadline.and_then(|after| Instant::now().checked_add(after));
+                Ok((Self { child, pidfd, orders, deadline, stdout, stderr }, identity))
+            }
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    fn run(mut self, shared: &Shared) {
+        let mut ended = Ended::Exited;
+        loop {
+            let timeout = self.deadline.filter(|_| ended == Ended::Exited).map(|deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+            });
+            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+            let pipes = [self.stdout.as_ref().map(AsFd::as_fd), self.stderr.as_ref().map(AsFd::as_fd)];
+            fds.extend(pipes.into_iter().flatten().map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::IN)));
+            if ended == Ended::Exited {
+                fds.push(PollFd::new(&self.orders, PollFlags::IN));
+            }
+            let polled = rustix::event::poll(&mut fds, timeout.as_ref());
+            let gone = !fds[0].revents().is_empty();
+            let ordered = ended == Ended::Exited && fds.last().is_some_and(|orders| !orders.revents().is_empty());
+            drop(fds);
+            self.drain(shared);
+            match polled {
+                _ if gone => break,
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // Without poll there is no deadline and no kill: end the child rather than lose control of it.
+                Err(_) => ended = Ended::Killed,
+            }
+            let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if ended == Ended::Exited && ordered {
+                ended = Ended::Killed;
+            } else if ended == Ended::Exited && late {
+                ended = Ended::Deadline;
+            }
+            if ended != Ended::Exited {
+                let _ = self.child.kill();
+                // From here on only the child's end is waited for.
+                if polled.is_err() {
+                    break;
+                }
+            }
+        }
+        // It is dead (or dying, if poll failed): this does not wait for long.
+        let status = self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()));
+        self.drain(shared);
+        shared.state.lock().end = Some((ended, status));
+        shared.changed.notify_all();
+    }
+
+    /// Takes what the pipes hold now.
+    fn drain(&mut self, shared: &Shared) {
+        drain(&mut self.stdout, |bytes| shared.state.lock().stdout.push(bytes));
+        drain(&mut self.stderr, |bytes| shared.state.lock().stderr.push(bytes));
+    }
+}
+
+/// Reads until the pipe is empty; one at its end is closed, so that it does not wake us again.
+fn drain(pipe: &mut Option<impl Read>, mut push: impl FnMut(&[u8])) {
+    let mut buf = [0; 16 << 10];
+    while let Some(open) = pipe {
+        match open.read(&mut buf) {
+            Ok(len @ 1..) => push(&buf[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(_) | Err(_) => *pipe = None,
+        }
+    }
+}
+
+/// When a process started; none when there is no such process or only its corpse.
+fn start_ticks(pid: i32) -> io::Result<Option<u64>> {
+    Ok(stat(pid)?.filter(|stat| stat.alive).map(|stat| stat.start_ticks))
+}
+
+struct Stat {
+    alive: bool,
+    start_ticks: u64,
+}
+
+fn stat(pid: i32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(parse_stat(&stat)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // ESRCH: it went while the file was read.
+        Err(error) if error.raw_os_error() == Some(3) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    // The second field is the program's name in parentheses and may itself hold spaces and parentheses.
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let state = fields.next()?;
+    // State is field 3; field 22 is the 19th after it.
+    Some(Stat { alive: !matches!(state, "Z" | "X"), start_ticks: fields.nth(18)?.parse().ok()? })
+}
+
+/// Ends a process that a dead predecessor of ours started. `Ok(true)` when it is gone (also when it was gone before, or
+/// its pid belongs to another process by now), `Ok(false)` when it is still dying.
+pub fn reap(identity: Identity) -> Result<bool> {
+    kill_if(identity.pid, || Ok(start_ticks(identity.pid)? == Some(identity.start_ticks)))
+}
+
+/// Ends every process that has `marker` as one of its arguments: for children whose pid could not be written down before
+/// they existed. `marker` must be unmistakable (an absolute path in our own run folder).
+pub fn reap_marked(marker: &OsStr) -> Result<bool> {
+    let entries = fs::read_dir("/proc").map_err(|error| Error::new(Kind::Failed, "list /proc").caused_by(error))?;
+    let mut all = true;
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let bears = || match fs::read(format!("/proc/{pid}/cmdline")) {
+            Ok(line) => Ok(line.split(|byte| *byte == 0).any(|arg| arg == marker.as_bytes())),
+            // Gone meanwhile, or not ours to look at.
+            Err(_) => Ok(false),
+        };
+        all &= kill_if(pid, bears)?;
+    }
+    Ok(all)
+}
+
+/// Kills a process when `is_it` says so before *and* after we hold it by a handle that no other process can get.
+fn kill_if(pid: i32, is_it: impl Fn() -> io::Result<bool>) -> Result<bool> {
+    let failed = |error: io::Error| Error::new(Kind::Failed, format!("look at process {pid}")).caused_by(error);
+    let (true, Some(valid)) = (is_it().map_err(failed)?, Pid::from_raw(pid)) else { return Ok(true) };
+    let handle = match rustix::process::pidfd_open(valid, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(errno) => return Err(failed(errno.into())),
+    };
+    if !is_it().map_err(failed)? {
+        return Ok(true);
+    }
+    match rustix::process::pidfd_send_signal(&handle, Signal::KILL) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(errno) => {
+            return Err(Error::new(Kind::Denied, format!("kill process {pid}")).caused_by(io::Error::from(errno)));
+        }
+    }
+    let timeout = Timespec { tv_sec: REAP_WAIT.as_secs() as i64, tv_nsec: 0 };
+    let gone = rustix::event::poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout));
+    Ok(matches!(gone, Ok(1..)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reap::start_ticks;
     use std::io::BufRead;
 
     fn shell(script: &str) -> Spec {
@@ -410,6 +601,15 @@ mod tests {
         assert!(reap_marked(marker.as_os_str()).unwrap());
         assert!(eventually(|| is_gone(marked.identity())));
         assert!(!is_gone(other.identity()));
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse_the_start() {
+        let stat = b"42 (a) Z (b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
+        let parsed = parse_stat(stat).unwrap();
+        assert_eq!((parsed.alive, parsed.start_ticks), (true, 987654));
+        assert!(!parse_stat(b"42 (a) Z 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2").unwrap().alive);
+        assert!(parse_stat(b"42").is_none() && parse_stat(b"42 (a) S 1").is_none());
     }
 
     /// Plays two roles: the test starts its own program again as the parent that is to be killed.
