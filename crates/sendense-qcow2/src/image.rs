@@ -183,21 +183,26 @@ impl Image {
             return Err(Error::new(Kind::Unsupported, "tell the blocks of an image whose clusters are not 64 KiB"));
         }
         out.fill(Held::Absent);
-        let blocks = self.header.size.0.div_ceil(BLOCK_BYTES);
+        let size = self.header.size.0;
         let mut next = first.0;
-        let last = first.0.saturating_add(out.len() as u64).min(blocks);
+        let last = first.0.saturating_add(out.len() as u64).min(size.div_ceil(BLOCK_BYTES));
         while next < last {
-            let end = self.header.size.0.min(last * BLOCK_BYTES);
-            let mapping = self.locate(ByteOffset(next * BLOCK_BYTES), ByteLen(end - next * BLOCK_BYTES))?;
-            let count = mapping.len().0.div_ceil(BLOCK_BYTES);
-            let held = match mapping {
-                Mapping::Unallocated { .. } => Held::Absent,
-                Mapping::Zero { .. } => Held::Zero,
-                Mapping::Raw { .. } | Mapping::Compressed { .. } => Held::Data,
+            let (slice, from) = match self.find(next * BLOCK_BYTES)? {
+                Found::Hole { end } => {
+                    next = end / BLOCK_BYTES;
+                    continue;
+                }
+                Found::Entries(slice, from) => (slice, from),
             };
-            let from = (next - first.0) as usize;
-            out[from..from + count as usize].fill(held);
-            next += count;
+            for (raw, block) in slice[from..].iter().zip(next..last) {
+                // `last` and `next` lie in the range that `out` stands for.
+                out[(block - first.0) as usize] = match self.mapping(block * BLOCK_BYTES, size, *raw)? {
+                    Mapping::Unallocated { .. } => Held::Absent,
+                    Mapping::Zero { .. } => Held::Zero,
+                    Mapping::Raw { .. } | Mapping::Compressed { .. } => Held::Data,
+                };
+            }
+            next += (slice.len() - from) as u64;
         }
         Ok(())
     }

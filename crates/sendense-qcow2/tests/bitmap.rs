@@ -75,12 +75,24 @@ fn bits_are_what_was_written_since_the_bitmap_began() {
     let changes = Changes::new(image.clone(), "first").unwrap();
     assert_eq!(changes.changed(whole).unwrap(), grown(&all, 65536, size));
     assert_eq!(Changes::new(image, "none").map(|_| ()).unwrap_err().kind, Kind::NotFound);
-    // Every bit of a bitmap set.
+    // Every bit of a bitmap set, as bits and as the table's word for it.
     bitmap(&["--add", "-g", "64k"], &path, "rest");
     qemu_io(&path, &[format!("write -P 9 0 {size}")]);
     let image = open(&path);
     let rest = image.bitmaps().unwrap().pop().unwrap();
     assert_eq!(image.dirty(&rest, whole).unwrap(), [whole].into_iter().collect());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let entry = rest_table(&bytes);
+    bytes[entry..entry + 8].copy_from_slice(&1u64.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(open(&path).dirty(&rest, whole).unwrap(), [whole].into_iter().collect());
+}
+
+/// Where the table of the last bitmap of the directory lies, of which the first entry covers the whole disk or its start.
+fn rest_table(image: &[u8]) -> usize {
+    // The name "rest" stands 24 bytes behind the entry's start in the directory.
+    let name = image.windows(4).rposition(|bytes| bytes == b"rest").unwrap();
+    u64::from_be_bytes(*image[name - 24..].first_chunk().unwrap()) as usize
 }
 
 #[test]

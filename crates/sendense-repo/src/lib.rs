@@ -21,6 +21,7 @@ pub mod delete;
 pub mod digests;
 pub mod draft;
 pub mod error;
+pub mod extract;
 pub mod layout;
 pub mod list;
 pub mod lock;

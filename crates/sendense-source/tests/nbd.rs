@@ -131,7 +131,7 @@ fn a_bitmap_is_believed_only_within_its_epoch() {
     // Changes since then, and still those after the second point.
     write("1M");
     let (server, _) = qemu_nbd(&lab, &image, &["b0"]);
-    let frozen = freeze(&*trusting, &vm, Some(first.clone()), &lab);
+    let frozen = freeze(&*trusting, &vm, Some(first), &lab);
     let set = changed(&*frozen);
     assert!(set.contains(Extent::between(ByteOffset(1 << 20), ByteOffset((1 << 20) + 65536))));
     assert_eq!(set.byte_len().0, 65536);

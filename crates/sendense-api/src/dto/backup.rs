@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 /// Asks for a backup of a VM or of one disk of it. Exactly one of `vm_name` and `vm_context_id` is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, try_from = "Loose")]
 pub struct CreateBackup {
     /// The VM's name; 409 with the ids when several VMs bear it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,6 +50,49 @@ pub struct CreateBackup {
     /// Disks to leave out, by id, key or label. The point then says that it is partial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_disks: Vec<String>,
+}
+
+/// [`CreateBackup`] as it arrives: everything may be missing, so that what is missing can be told in the order in which a
+/// person thinks of it, the VM first.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Loose {
+    vm_name: Option<String>,
+    vm_context_id: Option<VmContextId>,
+    repository_id: Option<String>,
+    backup_type: Option<BackupType>,
+    disk_id: Option<DiskNumber>,
+    policy_id: Option<String>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+    #[serde(default)]
+    quiesce: bool,
+    compression: Option<Compression>,
+    on_tracking_loss: Option<OnTrackingLoss>,
+    #[serde(default)]
+    exclude_disks: Vec<String>,
+}
+
+impl TryFrom<Loose> for CreateBackup {
+    type Error = String;
+    fn try_from(loose: Loose) -> Result<Self, String> {
+        if loose.vm_name.is_none() && loose.vm_context_id.is_none() {
+            return Err("vm_name is required".to_owned());
+        }
+        Ok(Self {
+            vm_name: loose.vm_name,
+            vm_context_id: loose.vm_context_id,
+            repository_id: loose.repository_id.ok_or("repository_id is required")?,
+            backup_type: loose.backup_type.ok_or("backup_type is required")?,
+            disk_id: loose.disk_id,
+            policy_id: loose.policy_id,
+            tags: loose.tags,
+            quiesce: loose.quiesce,
+            compression: loose.compression,
+            on_tracking_loss: loose.on_tracking_loss,
+            exclude_disks: loose.exclude_disks,
+        })
+    }
 }
 
 /// Which backups to list; the conditions are combined with AND.

@@ -223,10 +223,7 @@ impl Haggling {
                 return Err(Error::new(Kind::Unsupported, "server offers no TLS").caused_by(error));
             }
         }
-        // Bytes sent before the encryption that we would read after it could be anybody's.
-        if !self.receiver.is_drained() {
-            return Err(protocol("server sent unencrypted bytes after it agreed to TLS"));
-        }
+        // Option replies are read to the byte, so what anybody sent after the acknowledgement is TLS or breaks it.
         transport::start_tls(&mut self.receiver, &mut self.sender, session, &mut self.patience)
             .map_err(|broken| self.link.explain(broken))
     }

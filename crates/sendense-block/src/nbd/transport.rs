@@ -62,8 +62,16 @@ impl Patience {
         (self.moved + self.idle.min(Duration::from_secs(86_400))).min(self.end)
     }
 
+    /// An error once it is over.
     pub(super) fn check(&self) -> Result<(), Broken> {
-        if Instant::now() < self.until() { Ok(()) } else { Err(Broken::Deadline(self.moved.elapsed())) }
+        let now = Instant::now();
+        if now >= self.end {
+            Err(Broken::Slow)
+        } else if now >= self.until() {
+            Err(Broken::Silent(now.saturating_duration_since(self.moved)))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -74,8 +82,10 @@ pub(super) enum Broken {
     Closed,
     /// The peer closed it within one.
     CutOff,
-    /// Patience ran out.
-    Deadline(Duration),
+    /// Nothing came for too long.
+    Silent(Duration),
+    /// Something came, but all of it took too long.
+    Slow,
     /// The operating system says so.
     Io(io::Error),
     /// TLS says so.
@@ -115,7 +125,7 @@ impl Link {
                 let address = SocketAddrUnix::new(path.as_path())
                     .map_err(|errno| Error::io(format!("use {} as a socket's path", path.display()), errno.into()))?;
                 let fd = connect(AddressFamily::UNIX, &address, deadline, cancel)
-                    .map_err(|error| error.within(format!("connect to socket {}", path.display())))?;
+                    .map_err(|error| absent(error).within(format!("connect to socket {}", path.display())))?;
                 Socket::Unix(fd.into())
             }
             Address::Tcp { host, port } => Socket::Tcp(connect_tcp(host, *port, deadline, cancel)?),
@@ -157,9 +167,10 @@ impl Link {
         match broken {
             Broken::Closed => Error::new(Kind::Unavailable, "server closed the connection"),
             Broken::CutOff => Error::new(Kind::Unavailable, "server closed the connection in mid reply"),
-            Broken::Deadline(idle) => {
+            Broken::Silent(idle) => {
                 Error::new(Kind::Deadline, format!("server sent nothing for {:.1} s", idle.as_secs_f64()))
             }
+            Broken::Slow => Error::new(Kind::Deadline, "server sent too little in the time it had"),
             Broken::Io(error) => Error::io("use the connection", error),
             Broken::Tls(error) => super::tls::explain(error),
         }
@@ -215,6 +226,14 @@ fn connect(
     }
     rustix::io::ioctl_fionbio(&fd, false).map_err(system)?;
     Ok(fd)
+}
+
+/// A socket that is not there means a server that is not up, which may change; "not found" is for exports.
+fn absent(mut error: Error) -> Error {
+    if error.kind == Kind::NotFound {
+        error.kind = Kind::Unavailable;
+    }
+    error
 }
 
 fn timespec(duration: Duration) -> Timespec {
@@ -372,11 +391,6 @@ impl Receiver {
         }
     }
 
-    /// True when no byte was received beyond those taken.
-    pub(super) fn is_drained(&self) -> bool {
-        self.ahead.held().is_empty()
-    }
-
     /// Receives at least a byte, into `target` or the read-ahead buffer; 0 at the end of the stream.
     fn some(&mut self, target: Option<&mut [u8]>, patience: &mut Patience) -> Result<usize, Broken> {
         // For a payload, the kernel collects: one call per payload, not one per packet.
@@ -403,6 +417,8 @@ fn wait(patience: &mut Patience, mut call: impl FnMut() -> io::Result<usize>) ->
         match call() {
             Ok(count) => {
                 patience.moved();
+                // Also when bytes come: a server that drips them must not keep us for ever.
+                patience.check()?;
                 return Ok(count);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this; a helper that fails is a test that fails.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod fake;
+
 use sendense_block::nbd::{Client, Options, Uri};
 use sendense_block::{Cancel, ReadAt};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,17 @@ fn missing(tool: &str, error: std::io::Error) -> ! {
     panic!("{tool} is needed by this test and does not start ({error}): apt-get install {}", package(tool))
 }
 
+fn spawn(tool: &str, args: &[String], dir: &Path) -> Child {
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    Command::new(tool)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| missing(tool, error))
+}
+
 /// Runs a tool to its end and wants success.
 pub fn run(tool: &str, args: &[&str]) -> Output {
     let output = Command::new(tool).args(args).output().unwrap_or_else(|error| missing(tool, error));
@@ -63,23 +76,30 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");
         let args = args(dir.path(), socket.to_str().unwrap());
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(tool)
-            .args(&args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| missing(tool, error));
+        let child = spawn(tool, &args, dir.path());
         let mut server = Self { child, socket, dir };
+        server.wait_until_it_listens();
+        server
+    }
+
+    /// Ends the server and starts nbdkit with other arguments on the same socket.
+    pub fn replace(&mut self, args: &[&str]) {
+        self.kill();
+        let _ = std::fs::remove_file(&self.socket);
+        let args: Vec<_> =
+            ["-f", "-U", self.socket.to_str().unwrap()].iter().chain(args).map(|s| (*s).into()).collect();
+        self.child = spawn("nbdkit", &args, self.dir.path());
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
         // A socket exists from bind on, but answers only from listen on.
         eventually("the server's socket", || {
-            if let Some(status) = server.child.try_wait().unwrap() {
-                panic!("{tool} {args:?} ended with {status}: {}", server.log());
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the server ended with {status}: {}", self.log());
             }
-            server.socket.exists().then_some(()).filter(|()| server.listens())
+            self.listens().then_some(())
         });
-        server
     }
 
     fn listens(&self) -> bool {
@@ -159,4 +179,8 @@ pub fn read_all(client: &Client) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(client.size().0).unwrap()];
     client.read_at(sendense_block::ByteOffset(0), &mut bytes).unwrap();
     bytes
+}
+
+pub fn extent(at: u64, len: u64) -> sendense_block::Extent {
+    sendense_block::Extent::new(sendense_block::ByteOffset(at), sendense_block::ByteLen(len)).unwrap()
 }

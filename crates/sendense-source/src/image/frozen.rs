@@ -5,14 +5,16 @@
 //! looks again after the last one. A point made from images that changed meanwhile is never published.
 
 use super::inventory::Machine;
-use super::layers::Layers;
+use super::layers::{Layers, Reader};
+use super::server::{ImageServer, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::model::{ConfigDocument, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
 use crate::{Changes, Frozen};
+use parking_lot::Mutex;
 use sendense_block::{Cancel, Disk};
 use sendense_types::Consistency;
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Large enough that a system call's cost does not show, small enough to stay in the CPU's cache.
 const REQUEST_BYTES: usize = 1 << 20;
@@ -26,11 +28,15 @@ pub const NO_TRACKING: &str = "no change tracking for images";
 pub struct FrozenImages {
     facts: FrozenFacts,
     disks: Vec<(String, Layers)>,
+    /// For whom tools are started.
+    owner: Owner,
+    /// The tools that were started. Bounded by the openings of one backup.
+    servers: Mutex<Vec<Weak<ImageServer>>>,
 }
 
 impl FrozenImages {
     /// Holds these disks.
-    pub fn new(machine: &Machine, request: &FreezeRequest, disks: Vec<(FrozenDisk, Layers)>) -> Self {
+    pub fn new(machine: &Machine, request: &FreezeRequest, disks: Vec<(FrozenDisk, Layers)>, owner: Owner) -> Self {
         let mut config = vec![facts_document(machine, &disks)];
         if let Some(settings) = &machine.settings {
             config.push(ConfigDocument { kind: "vm-toml".into(), content: Some(settings.text.clone()), missing: None });
@@ -45,7 +51,12 @@ impl FrozenImages {
                 request_bytes: REQUEST_BYTES,
             },
         };
-        Self { facts, disks: disks.into_iter().map(|(disk, layers)| (disk.key, layers)).collect() }
+        Self {
+            facts,
+            disks: disks.into_iter().map(|(disk, layers)| (disk.key, layers)).collect(),
+            owner,
+            servers: Mutex::default(),
+        }
     }
 
     fn disk(&self, key: &str) -> Result<&Layers> {
@@ -66,7 +77,16 @@ impl Frozen for FrozenImages {
 
     fn open(&self, disk_key: &str, cancel: &Cancel) -> Result<Arc<dyn Disk>> {
         cancel.check()?;
-        Ok(self.disk(disk_key)?.disk.clone())
+        let layers = self.disk(disk_key)?;
+        match &layers.reader {
+            Reader::Own(disk) => Ok(disk.clone()),
+            // Each opening has its own tool, which ends with the last reader or with the release.
+            Reader::Tool(image) => {
+                let server = Arc::new(ImageServer::start(&self.owner, image, &layers.files, cancel)?);
+                self.servers.lock().push(Arc::downgrade(&server));
+                Ok(server)
+            }
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -81,7 +101,14 @@ impl Frozen for FrozenImages {
     }
 
     fn release(self: Box<Self>) -> Result<()> {
+        // What remains is done by dropping it.
         Ok(())
+    }
+}
+
+impl Drop for FrozenImages {
+    fn drop(&mut self) {
+        self.servers.lock().iter().filter_map(Weak::upgrade).for_each(|server| server.stop());
     }
 }
 

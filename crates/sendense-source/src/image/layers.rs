@@ -1,11 +1,12 @@
 //! A disk's files from the top down: found, gated, opened, and shown to be what they are declared to be.
 //!
 //! What lives here: following a disk image to everything that it is made of, before any byte of it is believed. What does
-//! not: reading through foreign tools.
+//! not: the formats that a foreign tool reads (`foreign`).
 //!
 //! Invariant: every file that a disk's bytes come from is in [`Layers::files`], was opened through a gate, and was stamped
 //! before anything was read from it.
 
+use super::foreign::{self, ToolImage};
 use super::format::{Format, HEAD_BYTES};
 use super::stamp::Stamp;
 use crate::error::{Error, Kind, Result};
@@ -53,6 +54,16 @@ pub enum Role {
     Top,
     /// An image below, which may be a disk of its own.
     Below,
+    /// A piece that is no image by itself (a VMDK's extent).
+    Part,
+}
+
+/// How a disk's bytes are read.
+pub enum Reader {
+    /// By ourselves.
+    Own(Arc<dyn Disk>),
+    /// Through a tool that is started when the disk is opened.
+    Tool(ToolImage),
 }
 
 /// One file of a disk.
@@ -75,7 +86,7 @@ pub struct Layers {
     /// The disk's size.
     pub capacity: ByteLen,
     /// Its bytes.
-    pub disk: Arc<dyn Disk>,
+    pub reader: Reader,
 }
 
 impl Layers {
@@ -92,60 +103,61 @@ pub fn examine(path: &Path, format: Format, place: Place, scope: &Scope, look: L
         Place::Folder => &scope.folder,
         Place::Allowed => &scope.allowed,
     };
-    let top = open_file(path, format, roots, look, Role::Top)?;
-    let device = as_disk(&top)?;
-    match format {
+    let top = open_file(path, Some(format), roots, look, Role::Top)?;
+    let (capacity, reader) = match format {
         Format::Raw => {
+            let device = as_device(&top)?;
             files.push(top);
-            Ok(Layers { capacity: device.size(), files, disk: device })
+            (device.size(), Reader::Own(device))
         }
         Format::Qcow2 => {
-            let id = top.path.display().to_string();
+            let opened = Opened::Qcow2 { id: top.path.display().to_string(), file: as_device(&top)? };
             files.push(top);
             let gate = FolderGate { scope, look, state: Mutex::new(GateState { files, refusal: None }) };
-            let opened = Chain::open(Opened::Qcow2 { id, file: device }, &gate);
-            let GateState { files, refusal } = gate.state.into_inner();
-            match opened {
-                Ok(chain) => Ok(Layers { capacity: chain.size(), files, disk: Arc::new(chain) }),
-                // The gate's own words say more than the chain's "denied".
-                Err(error) => Err(refusal.unwrap_or_else(|| unreadable(path, error))),
-            }
+            let chain = Chain::open(opened, &gate);
+            let state = gate.state.into_inner();
+            files = state.files;
+            // The gate's own words say more than the chain's "denied".
+            let chain = chain.map_err(|error| state.refusal.unwrap_or_else(|| unreadable(path, error)))?;
+            (chain.size(), Reader::Own(Arc::new(chain)))
         }
         Format::Vmdk | Format::Vhdx | Format::Vdi => {
-            Err(Error::new(Kind::Unsupported, format!("{} images are not part of this build", format)))
+            let image = foreign::examine(top, format, scope, look, &mut files)?;
+            (image.capacity, Reader::Tool(image))
         }
-    }
+    };
+    Ok(Layers { files, capacity, reader })
 }
 
-/// Opens and stamps one file and compares its head with its declared format.
-fn open_file(path: &Path, format: Format, roots: &Roots, look: Look, role: Role) -> Result<LayerFile> {
+/// Opens and stamps one file and compares its head with its declared format, if it has one of its own.
+pub fn open_file(path: &Path, format: Option<Format>, roots: &Roots, look: Look, role: Role) -> Result<LayerFile> {
     let handle = roots.open_read(path)?;
     // The name that the handle was opened by is the one to look at again later.
     let path = roots.check_existing(path)?;
     let stamp = match look {
         Look::Glance => Stamp::of(&handle, &path)?,
-        Look::Freeze => Stamp::settled(&handle, &path)?,
+        Look::Freeze => Stamp::settled(&handle, &path)?.ok_or_else(|| {
+            Error::new(Kind::Disturbed, format!("{} is being written", path.display()))
+                .hint("back up a machine that is off, or a snapshot of its images")
+        })?,
     };
-    format.check_head(&head(&handle, &path)?, &path)?;
-    Ok(LayerFile { path, handle, stamp, role })
-}
-
-fn head(handle: &fs::File, path: &Path) -> Result<Vec<u8>> {
-    let mut head = vec![0; HEAD_BYTES];
-    let mut filled = 0;
-    while filled < head.len() {
-        match handle.read_at(&mut head[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(len) => filled += len,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(io_error("read", path, error)),
-        }
+    let file = LayerFile { path, handle, stamp, role };
+    if let Some(format) = format {
+        format.check_head(&read_start(&file, 0, HEAD_BYTES)?, &file.path)?;
     }
-    head.truncate(filled);
-    Ok(head)
+    Ok(file)
 }
 
-fn as_disk(file: &LayerFile) -> Result<Arc<File>> {
+/// The bytes at `at`: `len` of them, or fewer where the file ends before.
+pub fn read_start(file: &LayerFile, at: u64, len: usize) -> Result<Vec<u8>> {
+    let left = file.stamp.size().saturating_sub(at);
+    let mut bytes = vec![0; len.min(usize::try_from(left).unwrap_or(usize::MAX))];
+    file.handle.read_exact_at(&mut bytes, at).map_err(|error| io_error("read", &file.path, error))?;
+    Ok(bytes)
+}
+
+/// The file as a device.
+pub fn as_device(file: &LayerFile) -> Result<Arc<File>> {
     let handle = file.handle.try_clone().map_err(|error| io_error("open", &file.path, error))?;
     let name = file.path.display().to_string();
     File::from_std(handle, name, false).map(Arc::new).map_err(|error| unreadable(&file.path, error))
@@ -222,9 +234,9 @@ impl FolderGate<'_> {
             }
         };
         let path = named_path(named_by.parent().unwrap_or(Path::new("/")), &backing.name, named_by)?;
-        let file = open_file(&path, format, &self.scope.folder, self.look, Role::Below)
+        let file = open_file(&path, Some(format), &self.scope.folder, self.look, Role::Below)
             .map_err(|error| named_in(error, named_by, "backing file"))?;
-        let (id, disk) = (file.path.display().to_string(), as_disk(&file)?);
+        let (id, disk) = (file.path.display().to_string(), as_device(&file)?);
         let opened = match format {
             Format::Qcow2 => Opened::Qcow2 { id, file: disk },
             _ => Opened::Raw { id, disk },

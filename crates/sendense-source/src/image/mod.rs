@@ -15,24 +15,31 @@
 //!
 //! Consistency is that of a crash: the images must be of a machine that is off, or a snapshot of images.
 
-pub mod format;
+mod foreign;
+mod format;
 mod frozen;
 mod inventory;
 mod layers;
+mod server;
 mod stamp;
-pub mod vm_toml;
+mod vdi;
+mod vhdx;
+mod vm_toml;
+mod vmdk;
 
 use crate::error::{Error, Kind, Result};
-use crate::journal::{Artefact, Journal};
+use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredDisk, DiscoveredVm, FreezeRequest, FrozenDisk, TestReport, VmRef};
 use crate::open::SourceContext;
 use crate::paths::Roots;
 use crate::{Frozen, Source};
 use frozen::{FrozenImages, NO_TRACKING};
 use inventory::Machine;
-use layers::{Look, Scope};
+use layers::{Look, Role, Scope};
 use sendense_block::{ByteLen, Cancel};
 use sendense_types::{PowerState, SourceKind, TrackingToken};
+use server::Owner;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -122,6 +129,10 @@ impl Source for ImageFolder {
                 warnings.push(format!("{}, disk {}: {why}", vm.vm.name, disk.key));
             }
         }
+        let foreign = vms.iter().flat_map(|vm| &vm.disks).any(|disk| !matches!(disk.format.as_str(), "raw" | "qcow2"));
+        if foreign && let Err(error) = foreign::check_tool() {
+            warnings.insert(0, error.to_string());
+        }
         // A report is read by people: the first twenty say what is wrong.
         let more = warnings.len().saturating_sub(20);
         warnings.truncate(20);
@@ -134,12 +145,18 @@ impl Source for ImageFolder {
 
     fn discover(&self, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
         let (root, scope) = self.enter()?;
-        let mut vms = Vec::new();
+        let (mut vms, mut parts) = (Vec::new(), HashSet::new());
         for entry in inventory::entries(&root)? {
             cancel.check()?;
-            vms.extend(inventory::machine(&root, &entry, &scope).map(|machine| self.describe(machine)));
+            let Some(machine) = inventory::machine(&root, &entry, &scope) else { continue };
+            for glance in machine.disks.iter().filter_map(|disk| disk.found.as_ref().ok()) {
+                let others = glance.others.iter().filter(|(_, role)| *role == Role::Part);
+                parts.extend(others.map(|(path, _)| path.clone()));
+            }
+            vms.push((root.join(&entry.file_name), self.describe(machine)));
         }
-        Ok(vms)
+        // An extent beside its descriptor is no machine. A backing file may well be one: a golden image.
+        Ok(vms.into_iter().filter(|(path, _)| !parts.contains(path)).map(|(_, vm)| vm).collect())
     }
 
     fn inspect(&self, vm: &VmRef, cancel: &Cancel) -> Result<DiscoveredVm> {
@@ -147,7 +164,7 @@ impl Source for ImageFolder {
         Ok(self.describe(self.find(vm)?.0))
     }
 
-    fn freeze(&self, request: &FreezeRequest, _: &Arc<dyn Journal>, cancel: &Cancel) -> Result<Box<dyn Frozen>> {
+    fn freeze(&self, request: &FreezeRequest, journal: &Arc<dyn Journal>, cancel: &Cancel) -> Result<Box<dyn Frozen>> {
         let (machine, scope) = self.find(&request.vm)?;
         if let Some(why) = &machine.unsupported {
             return Err(Error::new(Kind::Unsupported, format!("{}: {why}", machine.vm.name)));
@@ -173,7 +190,14 @@ impl Source for ImageFolder {
             };
             disks.push((disk, layers));
         }
-        Ok(Box::new(FrozenImages::new(&machine, request, disks)))
+        let owner = Owner {
+            run_dir: self.context.run_dir.clone(),
+            source_id: self.context.source_id.clone(),
+            task_id: request.task_id.clone(),
+            vm_key: request.vm.instance_uuid.clone(),
+            journal: journal.clone(),
+        };
+        Ok(Box::new(FrozenImages::new(&machine, request, disks, owner)))
     }
 
     fn retire(&self, _: &VmRef, _: &[TrackingToken], _: &Arc<dyn Journal>, _: &Cancel) -> Result<Vec<TrackingToken>> {
@@ -182,6 +206,9 @@ impl Source for ImageFolder {
     }
 
     fn reap(&self, artefact: &Artefact, _: &Cancel) -> Result<bool> {
-        Err(Error::new(Kind::Invalid, format!("image sources make nothing of kind {:?}", artefact.kind)))
+        match artefact.kind {
+            ArtefactKind::ChildProcess => server::reap(artefact),
+            other => Err(Error::new(Kind::Invalid, format!("image sources make nothing of kind {other:?}"))),
+        }
     }
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 /// Twice the longest tick of a Linux kernel's clock (10 ms at 100 Hz): a file that changed longer ago than this gets
 /// another time stamp by its next write.
 const TICK: Duration = Duration::from_millis(20);
-/// So often a busy file is looked at before it is stamped all the same: 10 times half a tick.
+/// So often a file is looked at before it counts as being written: a tenth of a second, five times what a single last
+/// write needs.
 const TRIES: u32 = 10;
 
 /// What a file was.
@@ -41,17 +42,26 @@ impl Stamp {
         Ok(stamp)
     }
 
-    /// Like [`Stamp::of`], after the clock has moved on since the file's last change.
-    pub fn settled(file: &fs::File, path: &Path) -> Result<Self> {
-        let mut stamp = Self::of(file, path)?;
+    /// Like [`Stamp::of`], after the clock has moved on since the file's last change; none when it keeps changing.
+    pub fn settled(file: &fs::File, path: &Path) -> Result<Option<Self>> {
         for _ in 0..TRIES {
+            let stamp = Self::of(file, path)?;
             if stamp.special || !stamp.is_fresh(SystemTime::now()) {
-                break;
+                return Ok(Some(stamp));
             }
             std::thread::sleep(TICK / 2);
-            stamp = Self::of(file, path)?;
         }
-        Ok(stamp)
+        Ok(None)
+    }
+
+    /// The file's size then.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// True for a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.special
     }
 
     /// True when the path still leads to this very file, unchanged.
@@ -111,13 +121,13 @@ mod tests {
         for (number, change) in changes.iter().enumerate() {
             fs::write(&path, "0123456789").unwrap();
             let file = fs::File::options().read(true).write(true).open(&path).unwrap();
-            let stamp = Stamp::settled(&file, &path).unwrap();
+            let stamp = Stamp::settled(&file, &path).unwrap().unwrap();
             assert!(stamp.still_holds(&file, &path));
             change(&file);
             assert!(!stamp.still_holds(&file, &path), "change {number} was not seen");
         }
         let file = fs::File::open(&path).unwrap();
-        let stamp = Stamp::settled(&file, &path).unwrap();
+        let stamp = Stamp::settled(&file, &path).unwrap().unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!stamp.still_holds(&file, &path));
     }
@@ -130,7 +140,7 @@ mod tests {
         fs::write(&path, "0123456789").unwrap();
         let file = fs::File::options().read(true).write(true).open(&path).unwrap();
         for _ in 0..20 {
-            let stamp = Stamp::settled(&file, &path).unwrap();
+            let stamp = Stamp::settled(&file, &path).unwrap().unwrap();
             file.write_all_at(b"x", 0).unwrap();
             assert!(!stamp.still_holds(&file, &path));
         }

@@ -1,0 +1,54 @@
+# make demo   build, back up a disk full and incremental, restore it, compare: the main job in a few minutes
+# make test   all tests
+# make check  the whole gate: format, lints, tests, docs, tidiness
+# make bench  side by side with cp, qemu-img, nbdcopy, virtnbdbackup, restic; rewrites docs/benchmarks.md
+# make fuzz   every fuzz target for a minute
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: demo demo-libvirt test check fmt lint doc tidy bench fuzz build release
+
+demo: release
+	scripts/deps.sh demo
+	scripts/demo.sh
+
+demo-libvirt: release
+	scripts/deps.sh demo libvirt
+	scripts/demo-libvirt.sh
+
+build:
+	scripts/deps.sh build
+	scripts/rust.sh
+	cargo build --locked
+
+release:
+	scripts/deps.sh build
+	scripts/rust.sh
+	cargo build --locked --release -p sendense
+
+test:
+	scripts/deps.sh build test
+	scripts/rust.sh
+	cargo test --locked --workspace --no-fail-fast
+
+check: fmt lint doc tidy test
+
+fmt:
+	cargo fmt --all -- --check
+
+lint:
+	scripts/deps.sh build
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+tidy:
+	scripts/tidy.sh
+
+bench: release
+	scripts/deps.sh bench
+	bench/run.sh
+
+fuzz:
+	fuzz/run.sh 60

@@ -1,0 +1,88 @@
+//! The OpenAPI document: what the router says of itself, with what holds for every call added here once.
+
+use super::operations::ROLE_EXTENSION;
+use super::router;
+use sendense_api::ProblemBody;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, Content, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response,
+    ResponseBuilder,
+};
+use utoipa::{PartialSchema, ToSchema};
+
+const BEARER: &str = "bearer";
+
+/// The document before the routes say what they are.
+pub(super) fn base() -> OpenApi {
+    let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
+    let info = InfoBuilder::new()
+        .title("Sendense")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Agentless backup of virtual machines into plain QCOW2 chains. Every answer is JSON with `success`; a failure \
+             carries `error`, `code`, `details` and `timestamp`. Lists take `limit` and `offset` and tell `total`. Where a \
+             call takes the id of a VM, a repository, a source or a token it takes the unique name too. An unknown query \
+             parameter or body field is a failure. `x-role` tells the least role that a call needs.",
+        ))
+        .license(Some(license));
+    let components = ComponentsBuilder::new()
+        .security_scheme(BEARER, bearer)
+        .schema(ProblemBody::name(), ProblemBody::schema())
+        .schema("ProblemCode", sendense_api::schema::ProblemCode::schema());
+    OpenApiBuilder::new().info(info.build()).components(Some(components.build())).build()
+}
+
+/// The document with the answers and the security that every call has.
+pub(super) fn complete(mut document: OpenApi) -> OpenApi {
+    for (path, item) in &mut document.paths.paths {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let extensions = operation.extensions.as_ref();
+            let is_public = extensions.and_then(|all| all.get(ROLE_EXTENSION)).is_some_and(|role| role == "none");
+            let mut failures = vec![("400", "A field or parameter is missing, unknown or wrong.")];
+            if !is_public {
+                failures.push(("401", "No token, or one that is not known."));
+                failures.push(("403", "The token's role does not allow this."));
+                let bearer = SecurityRequirement::new(BEARER, Vec::<String>::new());
+                operation.security = Some(vec![bearer]);
+            }
+            if path.contains('{') {
+                failures.push(("404", "There is no such thing."));
+            }
+            if operation.request_body.is_some() {
+                failures.push(("413", "The body is too large."));
+            }
+            failures.push(("500", "A fault of the hub's."));
+            failures.push((
+                "503",
+                "A limit is reached, or something is not there now; `Retry-After` tells when to come again.",
+            ));
+            for (status, description) in failures {
+                let responses = &mut operation.responses.responses;
+                if !responses.contains_key(status) {
+                    responses.insert(status.to_owned(), RefOr::T(problem(description)));
+                }
+            }
+        }
+    }
+    document
+}
+
+fn problem(description: &str) -> Response {
+    let schema = Ref::from_schema_name(ProblemBody::name());
+    ResponseBuilder::new().description(description).content("application/json", Content::new(Some(schema))).build()
+}
+
+/// The document of this version, as text with a line end.
+pub fn document() -> String {
+    text(&complete(router::documented().into_openapi()))
+}
+
+/// A document as text.
+pub(super) fn text(document: &OpenApi) -> String {
+    // The document is a tree of maps and texts; none of that can fail to become JSON.
+    let mut text = document.to_pretty_json().expect("a tree of maps and texts is JSON");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,161 @@
+//! All routes, and the layers around them.
+
+use super::auth::Failures;
+use super::operations::Operations;
+use super::problem::{Failure, of_status};
+use super::{auth, docs, extract, finish, handlers, host, openapi};
+use crate::app::App;
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::CONTENT_LENGTH;
+use sendense_types::{Clock, ProblemCode};
+use std::any::Any;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// How long a call may take until its answer begins. Discovery of a large hypervisor takes the longest; what takes longer
+/// than this has to be a task.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Event streams at once. Each holds a connection; some for every browser tab and waiting command line of a team.
+const STREAMS_MAX: usize = 64;
+
+/// What every layer and handler shares.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Parts>);
+
+/// See [`Shared`].
+pub(super) struct Parts {
+    pub app: App,
+    pub clock: Arc<dyn Clock>,
+    pub operations: Operations,
+    pub openapi: String,
+    pub failures: Failures,
+    pub streams: Arc<Semaphore>,
+    pub is_tls: bool,
+    /// Asked for when the server ends: streams end by themselves then.
+    pub stop: CancellationToken,
+}
+
+impl Deref for Shared {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl axum::extract::FromRef<Shared> for App {
+    fn from_ref(shared: &Shared) -> App {
+        shared.app.clone()
+    }
+}
+
+/// Every documented route.
+pub(super) fn documented() -> OpenApiRouter<Shared> {
+    use handlers::{backups, repositories, sources, system, tasks, tokens, vms};
+    let api = OpenApiRouter::new()
+        .routes(routes!(backups::create_backup, backups::list_backups))
+        .routes(routes!(backups::backup_chain))
+        .routes(routes!(backups::get_backup, backups::delete_backup))
+        .routes(routes!(backups::vm_backup_chain))
+        .routes(routes!(backups::cancel_backup))
+        .routes(routes!(backups::verify_backup))
+        .routes(routes!(backups::restore_backup))
+        .routes(routes!(backups::backup_log))
+        .routes(routes!(tasks::list_tasks))
+        .routes(routes!(tasks::get_task))
+        .routes(routes!(tasks::cancel_task))
+        .routes(routes!(tasks::task_log))
+        .routes(routes!(tasks::events))
+        .routes(routes!(repositories::create_repository, repositories::list_repositories))
+        .routes(routes!(repositories::test_repository))
+        .routes(routes!(repositories::get_repository, repositories::delete_repository))
+        .routes(routes!(repositories::repository_storage))
+        .routes(routes!(repositories::import_repository))
+        .routes(routes!(sources::create_source, sources::list_sources))
+        .routes(routes!(sources::get_source, sources::update_source, sources::delete_source))
+        .routes(routes!(sources::test_source))
+        .routes(routes!(sources::discover_source))
+        .routes(routes!(vms::list_vms))
+        .routes(routes!(vms::get_vm))
+        .routes(routes!(tokens::create_token, tokens::list_tokens))
+        .routes(routes!(tokens::revoke_token))
+        .routes(routes!(system::health))
+        .routes(routes!(system::debug_health))
+        .routes(routes!(system::debug_endpoints))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::openapi));
+    OpenApiRouter::with_openapi(openapi::base()).nest("/api/v1", api)
+}
+
+/// The router with its layers, and what they share.
+pub(super) fn router(app: App, clock: Arc<dyn Clock>, is_tls: bool, stop: CancellationToken) -> Router {
+    layered(documented(), app, clock, is_tls, stop)
+}
+
+pub(super) fn layered(
+    documented: OpenApiRouter<Shared>,
+    app: App,
+    clock: Arc<dyn Clock>,
+    is_tls: bool,
+    stop: CancellationToken,
+) -> Router {
+    let (routes, document) = documented.split_for_parts();
+    let document = openapi::complete(document);
+    let shared = Shared(Arc::new(Parts {
+        app,
+        clock,
+        operations: Operations::of(&document),
+        openapi: openapi::text(&document),
+        failures: Failures::default(),
+        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        is_tls,
+        stop,
+    }));
+    routes
+        .merge(docs::routes())
+        .fallback(|| async { Failure(of_status(StatusCode::NOT_FOUND)) })
+        // The last layer is the outermost.
+        .layer(from_fn_with_state(shared.clone(), limit))
+        .layer(from_fn_with_state(shared.clone(), auth::gate))
+        .layer(from_fn_with_state(shared.clone(), host::check))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(shared.clone(), finish::finish))
+        .with_state(shared)
+}
+
+/// Bounds a call's time and refuses a body that says itself that it is too large.
+async fn limit(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > extract::BODY_BYTES_MAX) {
+        return extract::too_large().into_response();
+    }
+    let path = request.extensions().get::<MatchedPath>();
+    let operation = path.and_then(|path| shared.operations.find(path.as_str(), request.method()));
+    if operation.is_some_and(|operation| operation.is_stream) {
+        return next.run(request).await;
+    }
+    match tokio::time::timeout(CALL_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let details =
+                format!("it was given up after {} s; what it began may have been done", CALL_TIMEOUT.as_secs());
+            Failure::new(ProblemCode::Busy, "the call took too long", details).into_response()
+        }
+    }
+}
+
+/// The answer to a handler's panic. Its message may hold anything, so it goes to the log only.
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(panic = text.unwrap_or("(not text)"), "a handler panicked");
+    Failure(of_status(StatusCode::INTERNAL_SERVER_ERROR)).into_response()
+}

@@ -1,0 +1,184 @@
+//! Certificates: when TLS is needed, the operator's, or one made at first start.
+//!
+//! Invariant: plain HTTP is served on loopback addresses only.
+
+use crate::config::TlsFiles;
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sendense_types::Timestamp;
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How long a certificate of ours is valid: what clients with the strictest rule for servers accept (825 days).
+const VALID_SECONDS: i64 = 825 * DAY_SECONDS;
+/// A start so near to the end makes a new certificate: a hub is restarted for updates more often than every 90 days.
+const RENEW_SECONDS: i64 = 90 * DAY_SECONDS;
+/// Valid from a day before, for clients whose clock is behind.
+const BEFORE_SECONDS: i64 = DAY_SECONDS;
+const DAY_SECONDS: i64 = 24 * 3600;
+
+/// Why there is no certificate to serve with. The operator acts.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("access {}", path.display())]
+    Access {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{} does not hold a PEM {what}", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// Certificate and key cannot be used, or do not belong together.
+    #[error("use certificate {}", path.display())]
+    Unusable {
+        /// The certificate.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// A certificate could not be made.
+    #[error("make a certificate")]
+    Make(#[source] rcgen::Error),
+}
+
+/// What a listener shows of itself.
+pub(super) struct Identity {
+    pub config: ServerConfig,
+    /// SHA-256 of the certificate, in hex.
+    pub fingerprint: String,
+}
+
+impl Identity {
+    /// The identity for a listener; none where plain HTTP is enough.
+    pub fn for_listener(
+        listen: SocketAddr,
+        given: Option<&TlsFiles>,
+        tls_dir: &Path,
+        now: Timestamp,
+    ) -> Result<Option<Self>, Error> {
+        match given {
+            Some(files) => Self::load(&files.certificate, &files.key).map(Some),
+            None if listen.ip().to_canonical().is_loopback() => Ok(None),
+            None => Self::own(listen.ip(), tls_dir, now).map(Some),
+        }
+    }
+
+    /// Our own certificate, made when it is not there or ends soon.
+    fn own(listen: IpAddr, dir: &Path, now: Timestamp) -> Result<Self, Error> {
+        let (certificate, key) = (dir.join("certificate.pem"), dir.join("key.pem"));
+        if ends_at(&certificate).is_none_or(|end| end.seconds_since(now) < RENEW_SECONDS as f64) || !key.exists() {
+            make(listen, dir, &certificate, &key, now)?;
+            tracing::info!(certificate = %certificate.display(), "made a certificate");
+        }
+        Self::load(&certificate, &key)
+    }
+
+    fn load(certificate: &Path, key: &Path) -> Result<Self, Error> {
+        let wrong = |path: &Path, what| {
+            let path = path.to_owned();
+            move |source| Error::Pem { path, what, source }
+        };
+        let text = fs::read(certificate).map_err(access(certificate))?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
+            .collect::<Result<_, _>>()
+            .map_err(wrong(certificate, "certificate"))?;
+        let Some(first) = chain.first() else {
+            return Err(wrong(certificate, "certificate")(pem::Error::NoItemsFound));
+        };
+        let fingerprint = hex::encode(Sha256::digest(first.as_ref()));
+        let text = fs::read(key).map_err(access(key))?;
+        let secret = PrivateKeyDer::from_pem_slice(&text).map_err(wrong(key, "private key"))?;
+        let unusable = |source| Error::Unusable { path: certificate.to_owned(), source };
+        let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)
+            .map_err(unusable)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config, fingerprint })
+    }
+}
+
+fn access(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Access { path, source }
+}
+
+/// When a certificate ends; none when it cannot be read, for then a new one is needed anyway.
+fn ends_at(path: &Path) -> Option<Timestamp> {
+    let certificate = CertificateDer::from_pem_file(path).ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+    Some(Timestamp::from_micros(parsed.validity().not_after.timestamp().checked_mul(1_000_000)?))
+}
+
+/// Makes key and certificate. The key comes first: a crash in between leaves a key without a certificate, and the next
+/// start makes both anew.
+fn make(listen: IpAddr, dir: &Path, certificate: &Path, key: &Path, now: Timestamp) -> Result<(), Error> {
+    let mut params = CertificateParams::default();
+    params.not_before = at(now.plus_seconds(-BEFORE_SECONDS));
+    params.not_after = at(now.plus_seconds(VALID_SECONDS));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "Sendense hub");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let mut names = vec!["localhost".to_owned()];
+    if let Ok(host) = fs::read_to_string("/proc/sys/kernel/hostname") {
+        names.push(host.trim().to_owned());
+    }
+    for name in names {
+        // A machine may bear a name that no certificate can; it is then left out.
+        if let Ok(name) = name.try_into() {
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+    }
+    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    if !listen.is_unspecified() {
+        addresses.push(listen);
+    }
+    params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
+    let pair = KeyPair::generate().map_err(Error::Make)?;
+    let made = params.self_signed(&pair).map_err(Error::Make)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(access(dir))?;
+    replace(key, pair.serialize_pem().as_bytes(), 0o600)?;
+    replace(certificate, made.pem().as_bytes(), 0o644)?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(access(dir))
+}
+
+/// Writes a file whole or not at all; nobody can read it before it has its mode.
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(access(&new)(error)),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).map_err(access(&new))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(access(&new))?;
+    fs::rename(&new, path).map_err(access(path))
+}
+
+/// A moment in the words of the certificate library, to the second.
+fn at(moment: Timestamp) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(moment.as_micros().div_euclid(1_000_000))
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}

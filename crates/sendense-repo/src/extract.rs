@@ -1,0 +1,247 @@
+//! A disk as a file that stands alone: raw, or a QCOW2 image without a backing file.
+//!
+//! The file is written beside its final name as `.NAME.SUFFIX`, made durable, and only then renamed, without replacing
+//! anything: a file of that name is whole. On an error or a cancellation what was begun is removed.
+
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{AtFlags, CWD, Mode as FileMode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use sendense_block::backend::File;
+use sendense_block::codec::Level;
+use sendense_block::copy::{self, Backup, Mode, Options, Progress, Restore};
+use sendense_block::{Cancel, Disk, Flush};
+use sendense_qcow2::writer::{Deaf, Spec, Writer};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The disk's bytes, sparse.
+    Raw,
+    /// A QCOW2 image (version 3, zstd) that needs no other file.
+    Qcow2,
+}
+
+/// How to write it.
+#[derive(Debug, Clone, Copy)]
+pub struct How<'a> {
+    /// The format.
+    pub format: Format,
+    /// Threads that read and write at once.
+    pub lanes: usize,
+    /// Goes into the names of unfinished files: one path component, unique to this extraction.
+    pub suffix: &'a str,
+}
+
+/// Bytes per read: enough that a spinning repository streams, little enough to stay in a core's cache.
+const REQUEST_BYTES: usize = 512 * 1024;
+
+impl How<'_> {
+    const fn options(&self) -> Options {
+        // An extracted image is for a machine to run on: compressed clusters would slow it down.
+        Options { lanes: self.lanes, request_bytes: REQUEST_BYTES, level: Level::Off }
+    }
+}
+
+/// Writes the disk to a new file at `path`, whose folder exists.
+///
+/// # Errors
+/// [`Kind::Exists`] when something of that name is there, before or at the end; [`Kind::NotFound`] when the folder is not;
+/// [`Kind::NoSpace`]; whatever reading the disk gives.
+pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::invalid(format!("{} names no file", path.display())))?;
+    let folder = Folder::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    if folder.holds(name)? {
+        return Err(exists(path));
+    }
+    let part = Part::create(&folder, name, how.suffix)?;
+    match how.format {
+        Format::Raw => raw(disk, &part.file, how, progress, cancel)?,
+        Format::Qcow2 => {
+            // The writer's scratch lies beside the file: where there is room for the disk, there is for 0.01 % more.
+            let tables = Part::create(&folder, name, &format!("{}.tables", how.suffix))?;
+            qcow2(disk, &part.file, &tables.file, how, progress, cancel)?;
+        }
+    }
+    cancel.check()?;
+    part.publish(name, path)
+}
+
+fn raw(disk: &dyn Disk, file: &File, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
+    file.set_len(disk.size())?;
+    let options = how.options();
+    let job = Restore { name: "the disk", disk, target: file, target_is_zero: true, options, progress, cancel };
+    Ok(copy::restore(&job)?)
+}
+
+fn qcow2(
+    disk: &dyn Disk,
+    file: &Arc<File>,
+    tables: &Arc<File>,
+    how: How<'_>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let spec = Spec { capacity: disk.size(), backing: None };
+    let writer = Writer::create(file.clone(), tables.clone(), spec, Arc::new(Deaf))?;
+    let survey = copy::survey("the disk", disk, Mode::Full, cancel)?;
+    progress.plan(survey.read);
+    let options = how.options();
+    let job = Backup { name: "the disk", disk, mode: Mode::Full, sink: &writer, options, progress, cancel };
+    copy::backup(&job, survey)?;
+    writer.seal()?;
+    Ok(file.flush()?)
+}
+
+/// The target's folder, held open: what happens to its name meanwhile does not lead us elsewhere.
+struct Folder {
+    handle: OwnedFd,
+    shown: String,
+}
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let shown = path.display().to_string();
+        let handle = rustix::fs::openat(CWD, path, flags, FileMode::empty())
+            .map_err(|errno| Error::io(format!("open {shown}"), errno.into()))?;
+        Ok(Self { handle, shown })
+    }
+
+    /// Also a link that leads nowhere is something.
+    fn holds(&self, name: &OsStr) -> Result<bool> {
+        match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Error::io(format!("look into {}", self.shown), errno.into())),
+        }
+    }
+}
+
+/// An unfinished file; removed unless it is published.
+struct Part<'a> {
+    folder: &'a Folder,
+    name: OsString,
+    file: Arc<File>,
+    published: bool,
+}
+
+impl<'a> Part<'a> {
+    fn create(folder: &'a Folder, name: &OsStr, suffix: &str) -> Result<Self> {
+        let mut part = OsString::from(".");
+        part.push(name);
+        part.push(".");
+        part.push(suffix);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&folder.handle, &part, flags, FileMode::RUSR | FileMode::WUSR)
+            .map_err(|errno| Error::io(format!("create a file in {}", folder.shown), errno.into()))?;
+        let file = Arc::new(File::from_std(opened.into(), name.to_string_lossy().into_owned(), true)?);
+        Ok(Self { folder, name: part, file, published: false })
+    }
+
+    /// Gives the file its name, unless something bears it by now, and makes that durable.
+    fn publish(mut self, name: &OsStr, path: &Path) -> Result<()> {
+        let handle = &self.folder.handle;
+        let named = match rustix::fs::renameat_with(handle, &self.name, handle, name, RenameFlags::NOREPLACE) {
+            // Some file systems (NFS among them) know no rename that refuses to replace; a link refuses too.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rustix::fs::linkat(handle, &self.name, handle, name, AtFlags::empty())
+            }
+            renamed => renamed.inspect(|()| self.published = true),
+        };
+        match named {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(exists(path)),
+            Err(errno) => return Err(Error::io(format!("name {}", path.display()), errno.into())),
+        }
+        rustix::fs::fsync(handle).map_err(|errno| Error::io(format!("flush {}", self.folder.shown), errno.into()))
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(errno) = rustix::fs::unlinkat(&self.folder.handle, &self.name, AtFlags::empty())
+        {
+            tracing::warn!(folder = %self.folder.shown, name = ?self.name, %errno, "remove an unfinished file");
+        }
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(Kind::Exists, format!("{} exists and is not overwritten", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_block::backend::Memory;
+    use sendense_block::{ByteLen, ByteOffset, WriteAt};
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    fn disk() -> Memory {
+        let disk = Memory::zeroed(ByteLen(3 * 65536 + 512));
+        disk.write_at(ByteOffset(65536), &[7; 4096]).unwrap();
+        disk.write_at(ByteOffset(3 * 65536), &[9; 512]).unwrap();
+        disk
+    }
+
+    fn run(disk: &dyn Disk, path: &Path, format: Format, cancel: &Cancel) -> Result<()> {
+        extract(disk, path, How { format, lanes: 2, suffix: "part" }, &Progress::default(), cancel)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn both_formats_give_every_byte_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (disk, cancel) = (disk(), Cancel::new());
+        let (raw, qcow2) = (folder.path().join("disk.raw"), folder.path().join("disk.qcow2"));
+        run(&disk, &raw, Format::Raw, &cancel).unwrap();
+        run(&disk, &qcow2, Format::Qcow2, &cancel).unwrap();
+        assert_eq!(std::fs::read(&raw).unwrap(), disk.to_bytes());
+        assert!(std::fs::metadata(&raw).unwrap().blocks() * 512 < 3 * 65536, "zeros take no room");
+        let tool = |args: &[&str]| {
+            let output = Command::new("qemu-img").args(args).output().expect("qemu-img (Debian package qemu-utils)");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let (raw, qcow2) = (raw.to_str().unwrap(), qcow2.to_str().unwrap());
+        tool(&["check", "-f", "qcow2", qcow2]);
+        tool(&["compare", "-f", "raw", "-F", "qcow2", raw, qcow2]);
+        assert_eq!(names(folder.path()), ["disk.qcow2", "disk.raw"]);
+    }
+
+    #[test]
+    fn what_exists_is_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, "mine").unwrap();
+        assert_eq!(run(&disk(), &path, Format::Raw, &Cancel::new()).unwrap_err().kind, Kind::Exists);
+        let link = folder.path().join("link.raw");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert_eq!(run(&disk(), &link, Format::Raw, &Cancel::new()).unwrap_err().kind, Kind::Exists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        assert_eq!(names(folder.path()), ["disk.raw", "link.raw"]);
+    }
+
+    #[test]
+    fn an_extraction_that_is_stopped_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        for format in [Format::Raw, Format::Qcow2] {
+            let error = run(&disk(), &folder.path().join("disk"), format, &cancel).unwrap_err();
+            assert_eq!(error.kind, Kind::Cancelled);
+            assert_eq!(names(folder.path()), [""; 0]);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# deps.sh GROUP…: installs the Debian packages of the groups that are missing, and nothing else.
+# Groups: build, demo, libvirt, test, bench. With DEPS_CHECK=1 it only lists what is missing and fails if something is.
+set -euo pipefail
+
+packages() {
+    case "$1" in
+        build)   echo gcc libc6-dev make ca-certificates ;;
+        demo)    echo qemu-utils e2fsprogs jq ;;
+        libvirt) echo qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients ;;
+        test)    echo qemu-system-x86 qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients nbdkit libnbd-bin \
+                      mariadb-server postgresql e2fsprogs util-linux procps jq python3 ;;
+        bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
+                      virtnbdbackup jq time ;;
+        *)       echo "deps.sh: no group '$1'" >&2; exit 2 ;;
+    esac
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+missing=()
+for group in "$@"; do
+    for package in $(packages "$group"); do
+        installed "$package" || missing+=("$package")
+    done
+done
+[ "${#missing[@]}" -gt 0 ] || exit 0
+if [ -n "${DEPS_CHECK:-}" ]; then
+    echo "missing Debian packages: ${missing[*]}" >&2
+    exit 1
+fi
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "missing: ${missing[*]}; install them as root: apt-get install ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+fi
+echo "installing: ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+# A qemu-utils from another release holds back qemu-system: then both are taken from this release, in one version.
+extra=()
+if installed qemu-utils && [[ " ${missing[*]} " == *" qemu-system-x86 "* ]]; then
+    candidate=$(apt-cache policy qemu-system-x86 | awk '/Candidate:/ {print $2}')
+    if [ "$(dpkg-query -W -f '${Version}' qemu-utils)" != "$candidate" ]; then
+        extra=("qemu-utils=$candidate" "qemu-system-x86=$candidate" "qemu-system-common=$candidate" "qemu-system-data=$candidate")
+    fi
+fi
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends --allow-downgrades "${missing[@]}" ${extra[@]+"${extra[@]}"} >/dev/null
