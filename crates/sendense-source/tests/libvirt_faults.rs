@@ -10,7 +10,7 @@ use libvirt_lab::{Guest, Lab, MIB, Memory, Points, back_up, copy, deployment, la
 use rustix::process::{Pid, Signal, kill_process};
 use sendense_block::{ByteOffset, Cancel, ReadAt};
 use sendense_source::{Artefact, DiskRequest, FreezeRequest, Frozen, Kind, Result, Source};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -246,7 +246,7 @@ fn be_killed(told: &str) {
     };
     let journal = Memory::new();
     let _frozen = source.freeze(&request, &journal.door(), &Cancel::new()).unwrap();
-    println!("\nfrozen {}", serde_json::to_string(&journal.open()).unwrap());
+    writeln!(std::io::stdout(), "\nfrozen {}", serde_json::to_string(&journal.open()).unwrap()).unwrap();
     loop {
         std::thread::park();
     }
