@@ -56,19 +56,31 @@ impl Backups<'_> {
 
     /// The newest completed point of each of these machines, in any repository; machines without one are left out.
     pub async fn newest_of_vms(&self, vms: &[VmContextId]) -> Result<HashMap<VmContextId, Backup>> {
+        let completed =
+            Expr::col((entity::backups::Entity, entity::backups::Column::Status)).eq(BackupStatus::Completed.as_str());
+        self.newest_where(vms, Some(completed)).await
+    }
+
+    /// The newest backup of each of these machines, in whatever state; machines without one are left out.
+    pub async fn newest_attempts_of_vms(&self, vms: &[VmContextId]) -> Result<HashMap<VmContextId, Backup>> {
+        self.newest_where(vms, None).await
+    }
+
+    async fn newest_where(&self, vms: &[VmContextId], only: Option<Expr>) -> Result<HashMap<VmContextId, Backup>> {
         use entity::backups::{Column, Entity};
-        let newest = Query::select()
+        let mut newest = Query::select();
+        newest
             .column((Entity, Column::BackupId))
             .from(Entity)
             .and_where(
                 Expr::col((Entity, Column::VmContextId))
                     .equals((entity::vm_contexts::Entity, entity::vm_contexts::Column::VmContextId)),
             )
-            .and_where(Expr::col((Entity, Column::Status)).eq(BackupStatus::Completed.as_str()))
+            .and_where_option(only)
             .order_by((Entity, Column::CreatedAt), Order::Desc)
             .order_by((Entity, Column::BackupId), Order::Desc)
-            .limit(1)
-            .to_owned();
+            .limit(1);
+        let newest = newest.to_owned();
         let mut found = HashMap::new();
         for chunk in vms.chunks(1000) {
             let ids: Vec<Option<String>> = entity::vm_contexts::Entity::find()

@@ -8,7 +8,7 @@ use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select,
 };
-use sendense_types::{TaskId, TaskKind, TaskState, Timestamp};
+use sendense_types::{TaskId, TaskKind, TaskState, Timestamp, VmContextId};
 
 /// Which tasks; what is `None` does not restrict. All are combined with AND.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct TaskFilter {
     pub state: Option<TaskState>,
     /// The id of what they are about.
     pub subject_id: Option<String>,
+    /// About a backup of this machine.
+    pub vm_context_id: Option<VmContextId>,
 }
 
 impl Tasks<'_> {
@@ -103,6 +105,14 @@ fn select(filter: &TaskFilter) -> Select<entity::tasks::Entity> {
     }
     if let Some(id) = &filter.subject_id {
         select = select.filter(Column::SubjectId.eq(id));
+    }
+    if let Some(id) = &filter.vm_context_id {
+        let of_vm = Query::select()
+            .column(entity::backups::Column::BackupId)
+            .from(entity::backups::Entity)
+            .and_where(Expr::col(entity::backups::Column::VmContextId).eq(id.as_str()))
+            .to_owned();
+        select = select.filter(Column::SubjectId.in_subquery(of_vm));
     }
     select
 }

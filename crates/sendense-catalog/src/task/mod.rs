@@ -103,6 +103,8 @@ pub struct Task {
     pub bytes_done: u64,
     /// Of the last report; 0 when not known.
     pub bytes_total: u64,
+    /// How many lines its log has had; the oldest may be gone.
+    pub log_lines: u64,
     /// Why it failed.
     pub error_code: Option<ProblemCode>,
     /// Why it failed, for people.
@@ -166,6 +168,7 @@ impl TryFrom<entity::tasks::Model> for Task {
             progress: row.progress,
             bytes_done: value::read_u64("bytes_done", row.bytes_done)?,
             bytes_total: value::read_u64("bytes_total", row.bytes_total)?,
+            log_lines: value::read_u64("log_next", row.log_next)?,
             error_code: problem_code(row.error_code.as_deref())?,
             error_message: row.error_message,
             created_by: row.created_by,
