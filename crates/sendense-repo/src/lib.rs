@@ -27,6 +27,7 @@ pub mod list;
 pub mod lock;
 pub mod manifest;
 pub mod owner;
+mod probe;
 pub mod recover;
 pub mod repository;
 pub mod segments;
@@ -41,4 +42,5 @@ pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Se
 pub use error::{Error, Kind, Result};
 pub use list::Listing;
 pub use manifest::Manifest;
+pub use probe::{Probe, probe};
 pub use repository::{Create, Options, Repository};

@@ -143,6 +143,13 @@ impl Ownership {
         self.write(now)
     }
 
+    /// Lets the lease end now.
+    pub(crate) fn release(&self, now: Timestamp) -> Result<()> {
+        let _lock = lock(&self.root)?;
+        self.check_record(&read(&self.root)?)?;
+        self.write_until(now)
+    }
+
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
     }
@@ -170,7 +177,10 @@ impl Ownership {
     }
 
     fn write(&self, now: Timestamp) -> Result<()> {
-        let lease_until = now.plus_seconds(i64::from(self.claim.lease_seconds));
+        self.write_until(now.plus_seconds(i64::from(self.claim.lease_seconds)))
+    }
+
+    fn write_until(&self, lease_until: Timestamp) -> Result<()> {
         let record = Record {
             format: FORMAT.into(),
             version: VERSION,

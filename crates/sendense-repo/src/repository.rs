@@ -112,6 +112,12 @@ impl Repository {
         self.ownership()?.renew(now)
     }
 
+    /// Gives the lease back, so that another hub need not wait for its end. Nothing may be written through this repository
+    /// afterwards; what is tried is refused when the lease was taken meanwhile.
+    pub fn release(&self, now: Timestamp) -> Result<()> {
+        self.ownership()?.release(now)
+    }
+
     /// How many times the repository was taken, ours included.
     pub fn epoch(&self) -> Result<u64> {
         Ok(self.ownership()?.epoch())
