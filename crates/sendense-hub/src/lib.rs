@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The hub: decides what is done, in the order `http -> app -> {jobs, restore, reconcile}`.
+//!
+//! What lives here: use-cases, work and its limits, start and stop. What does not: bytes and images (the crates below),
+//! vSphere or QMP (sources), SQL (the catalog). Invariant: blocking work never runs on an async worker.
+
+/// A test that fails tells what it found instead.
+#[cfg(test)]
+macro_rules! assert_matches {
+    ($value:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $value {
+            $pattern $(if $guard)? => {}
+            other => panic!("{other:?} does not match {}", stringify!($pattern)),
+        }
+    };
+}
+
+pub mod app;
+mod config;
+mod core;
+mod data_dir;
+mod events;
+mod fault;
+pub mod http;
+mod hub;
+mod jobs;
+mod metrics;
+mod reconcile;
+mod repositories;
+mod restore;
+mod secrets;
+
+pub use app::{App, Caller};
+pub use config::{HubConfig, Limits, PORT_DEFAULT, TlsFiles};
+pub use hub::{Error, Hub, RunningHub};

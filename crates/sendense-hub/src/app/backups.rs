@@ -1,0 +1,150 @@
+//! Backups: looking at them, stopping, verifying and restoring them.
+
+use super::{App, Caller, wire};
+use crate::fault::{OrProblem, Result, invalid};
+use crate::jobs::work::{RestoreWork, VerifyWork, Work};
+use sendense_api::{
+    Backup, BackupFilter, ImageFormat, ListQuery, LogEntry, Page, RestoreBackup, RestoreTarget, Role, Task,
+    VerifyBackup,
+};
+use sendense_catalog as catalog;
+use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode};
+use std::path::Path;
+
+impl App {
+    /// Backups, newest first.
+    pub async fn list_backups(&self, filter: BackupFilter) -> Result<Page<Backup>> {
+        let page = catalog::Page { limit: filter.limit.get().into(), offset: filter.offset };
+        let repository_id = match &filter.repository_id {
+            Some(id_or_name) => Some(self.repository(id_or_name).await?.repository_id),
+            None => None,
+        };
+        let filter = catalog::BackupFilter {
+            vm_name: filter.vm_name,
+            vm_context_id: filter.vm_context_id,
+            repository_id,
+            status: filter.status,
+            backup_type: filter.backup_type,
+        };
+        let (rows, total) = self.core.catalog.backups().list(&filter, page).await.or_problem()?;
+        Ok(Page { items: rows.into_iter().map(|row| self.backup_out(row)).collect(), total })
+    }
+
+    /// One backup, with the disks that were left out.
+    pub async fn get_backup(&self, id: &BackupId) -> Result<Backup> {
+        let row = self.core.catalog.backups().get(id).await.or_problem()?;
+        let mut backup = self.backup_out(row);
+        if let (true, Some(task_id)) = (backup.partial, &backup.task_id)
+            && let Ok(task) = self.core.catalog.tasks().get(task_id).await
+            && let Ok(Work::Backup(work)) = Work::read(&task.request)
+        {
+            backup.excluded_disks = work.exclude_disks;
+        }
+        Ok(backup)
+    }
+
+    /// Stops a backup. Its draft is removed.
+    pub async fn cancel_backup(&self, caller: &Caller, id: &BackupId) -> Result<Backup> {
+        let row = self.core.catalog.backups().get(id).await.or_problem()?;
+        let task_id = match (&row.task_id, row.status.is_final()) {
+            (Some(task_id), false) => task_id,
+            _ => {
+                caller.require(Role::Operator)?;
+                let details = format!("{id} is {}", row.status);
+                return Err(Problem::new(ProblemCode::Conflict, "the backup has ended already", details));
+            }
+        };
+        self.cancel_task(caller, task_id).await?;
+        self.get_backup(id).await
+    }
+
+    /// Checks what lies in the repository against what was written.
+    pub async fn verify_backup(&self, caller: &Caller, id: &BackupId, how: VerifyBackup) -> Result<Task> {
+        caller.require(Role::Operator)?;
+        let row = self.point(id).await?;
+        let work = VerifyWork {
+            backup_id: row.backup_id.clone(),
+            vm_context_id: row.vm_context_id,
+            vm_name: row.vm_name.into(),
+            repository_id: row.repository_id,
+            deep: how.deep,
+        };
+        self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
+    }
+
+    /// Restores one disk of a point to a target.
+    pub async fn restore_backup(&self, caller: &Caller, id: &BackupId, asked: RestoreBackup) -> Result<Task> {
+        caller.require(Role::Operator)?;
+        let row = self.point(id).await?;
+        let disk_id = disk_asked(&row, asked.disk_id)?;
+        let target = self.check_target(asked.target)?;
+        let work = RestoreWork {
+            backup_id: row.backup_id.clone(),
+            vm_context_id: row.vm_context_id,
+            vm_name: row.vm_name.into(),
+            repository_id: row.repository_id,
+            disk_id,
+            target,
+        };
+        self.make_task(caller, Work::Restore(work), catalog::TaskSubject::Backup(row.backup_id)).await
+    }
+
+    /// The log of the task that makes or made a backup.
+    pub async fn backup_log(&self, id: &BackupId, page: ListQuery) -> Result<Page<LogEntry>> {
+        let row = self.core.catalog.backups().get(id).await.or_problem()?;
+        match &row.task_id {
+            Some(task_id) => self.task_log(task_id, page).await,
+            // An imported point was made by a task of another catalog.
+            None => Ok(Page { items: Vec::new(), total: 0 }),
+        }
+    }
+
+    /// A backup that can be restored.
+    async fn point(&self, id: &BackupId) -> Result<catalog::Backup> {
+        let row = self.core.catalog.backups().get(id).await.or_problem()?;
+        if row.status == BackupStatus::Completed {
+            return Ok(row);
+        }
+        let details = format!("{id} is {}", row.status);
+        Err(Problem::new(ProblemCode::Conflict, "the backup holds no point", details))
+    }
+
+    /// Refuses what cannot be written, before a task is made; the task looks again.
+    fn check_target(&self, target: RestoreTarget) -> Result<RestoreTarget> {
+        match target {
+            RestoreTarget::File { format: ImageFormat::Vmdk, .. } => Err(invalid("format vmdk is not supported yet")),
+            RestoreTarget::File { path, format, overwrite } => {
+                let resolved = self.core.check_host_path(Path::new(&path), true)?;
+                if !overwrite && resolved.symlink_metadata().is_ok() {
+                    let details = format!("{path} exists; nothing is overwritten unasked");
+                    return Err(Problem::new(ProblemCode::Conflict, "the target exists already", details));
+                }
+                let path = resolved.into_os_string().into_string().map_err(|_| invalid("the path is not UTF-8"))?;
+                Ok(RestoreTarget::File { path, format, overwrite })
+            }
+            RestoreTarget::Nbd { uri } => {
+                crate::restore::check_uri(&uri, &self.core.roots)?;
+                Ok(RestoreTarget::Nbd { uri })
+            }
+            RestoreTarget::Vm { .. } => Err(invalid("restoring to a new VM is not supported yet")),
+        }
+    }
+
+    pub(super) fn backup_out(&self, row: catalog::Backup) -> Backup {
+        let live = row.task_id.as_ref().and_then(|task_id| self.core.running.view(task_id));
+        wire::backup(row, live)
+    }
+}
+
+fn disk_asked(row: &catalog::Backup, asked: Option<DiskNumber>) -> Result<DiskNumber> {
+    let list = || row.disks.iter().map(|disk| disk.disk_id.to_string()).collect::<Vec<_>>().join(", ");
+    match (asked, row.disks.as_slice()) {
+        (Some(number), disks) if disks.iter().any(|disk| disk.disk_id == number) => Ok(number),
+        (Some(number), _) => {
+            let details = format!("{} holds disks {}, not {number}", row.backup_id, list());
+            Err(Problem::new(ProblemCode::DiskNotFound, "disk not found", details))
+        }
+        (None, [disk]) => Ok(disk.disk_id),
+        (None, _) => Err(invalid(format!("disk_id is required: the point holds disks {}", list()))),
+    }
+}

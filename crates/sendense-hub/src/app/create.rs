@@ -1,0 +1,189 @@
+//! Asking for a backup: what a request means, before anything is made.
+
+use super::{App, Caller, tell, vms, wire};
+use crate::fault::{OrProblem, Result, invalid};
+use crate::jobs::work::{BackupWork, Work};
+use sendense_api::{Backup, CreateBackup, Role};
+use sendense_catalog as catalog;
+use sendense_types::{BackupId, OnTrackingLoss, Problem, ProblemCode, TaskId};
+
+/// Tags of one backup, their keys' and values' length: words for people and selectors, not a store.
+const TAGS_MAX: usize = 64;
+const TAG_BYTES_MAX: usize = 255;
+
+impl App {
+    /// Accepts a backup. The work begins when there is a place for it.
+    pub async fn create_backup(&self, caller: &Caller, asked: CreateBackup) -> Result<Backup> {
+        caller.require(Role::Operator)?;
+        check_tags(&asked)?;
+        let vm = self.vm_asked(&asked).await?;
+        let repository = self.repository_asked(&asked.repository_id).await?;
+        let source_id = vm.source_id.clone().ok_or_else(|| {
+            let details =
+                format!("{} ({}) is known from its backups only; discover its source", vm.vm_name, vm.vm_context_id);
+            Problem::new(ProblemCode::Conflict, "the VM is on no source", details)
+        })?;
+        if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
+            return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
+        }
+        let (_, partial) = choose_disks(&vm, asked.disk_id, &asked.exclude_disks)?;
+        self.refuse_when_full().await?;
+        self.refuse_when_no_space(&repository).await?;
+
+        let settings = super::repositories::Settings::read(&repository.settings)?;
+        let compression = asked.compression.unwrap_or(settings.compression);
+        let on_tracking_loss = asked.on_tracking_loss.unwrap_or(OnTrackingLoss::Compare);
+        let (backup_id, task_id) = (BackupId::generate(), TaskId::generate());
+        let work = Work::Backup(BackupWork {
+            backup_id: backup_id.clone(),
+            vm_context_id: vm.vm_context_id.clone(),
+            vm_name: vm.vm_name.to_string(),
+            source_id,
+            repository_id: repository.repository_id.clone(),
+            backup_type: asked.backup_type,
+            disk_id: asked.disk_id,
+            exclude_disks: asked.exclude_disks.clone(),
+            quiesce: asked.quiesce,
+            compression,
+            on_tracking_loss,
+            policy_id: asked.policy_id.clone(),
+            tags: asked.tags.clone(),
+        });
+        let new = catalog::NewBackup {
+            backup_id,
+            task_id,
+            vm_context_id: vm.vm_context_id,
+            repository_id: repository.repository_id,
+            requested_type: asked.backup_type,
+            policy_id: asked.policy_id,
+            tags: asked.tags,
+            partial,
+            quiesce: asked.quiesce,
+            compression,
+            on_tracking_loss,
+            created_by: Some(caller.identity.clone()),
+            request: work.write()?,
+            deadline: None,
+        };
+        let (row, task) = self.core.catalog.backups().begin(&new, self.core.now()).await.map_err(already_running)?;
+        tracing::info!(backup_id = %row.backup_id, task_id = %task.task_id, vm_id = %row.vm_context_id,
+            by = %caller.identity, "backup accepted");
+        self.core.running.wake.notify_one();
+        tell::task(&self.core, &task.task_id).await;
+        Ok(wire::backup(row, None))
+    }
+
+    async fn vm_asked(&self, asked: &CreateBackup) -> Result<catalog::VmContext> {
+        match (&asked.vm_name, &asked.vm_context_id) {
+            (Some(name), None) => vms::find(&self.core, name).await,
+            (None, Some(id)) => self.core.catalog.vms().get(id).await.or_problem(),
+            (Some(name), Some(id)) => {
+                let vm = self.core.catalog.vms().get(id).await.or_problem()?;
+                if vm.vm_name.as_str() == name {
+                    return Ok(vm);
+                }
+                let details = format!("{id} is named {}", vm.vm_name);
+                Err(Problem::new(ProblemCode::InvalidInput, "vm_name and vm_context_id name different VMs", details))
+            }
+            (None, None) => Err(invalid("vm_name is required (or vm_context_id)")),
+        }
+    }
+
+    /// A repository named in a body: an unknown one is wrong input, not a missing page.
+    async fn repository_asked(&self, id_or_name: &str) -> Result<catalog::Repository> {
+        match self.core.catalog.repositories().find(id_or_name).await {
+            Err(error) if error.kind() == catalog::Kind::NotFound => {
+                let details = format!("no repository {id_or_name:?}");
+                Err(Problem::new(ProblemCode::UnknownRepository, "unknown repository", details))
+            }
+            found => found.or_problem(),
+        }
+    }
+
+    /// Refuses at once what cannot fit. What a backup really needs is known only when it is planned; then room is reserved.
+    async fn refuse_when_no_space(&self, repository: &catalog::Repository) -> Result<()> {
+        // An unreachable repository is no reason to refuse: it may be back when the task's turn comes.
+        let Ok(storage) = self.core.repositories.storage(&self.core, repository).await else { return Ok(()) };
+        if storage.available_bytes > 0 {
+            return Ok(());
+        }
+        let details = format!("repository {} has no byte free", repository.name);
+        Err(Problem::new(ProblemCode::NoSpace, "no space in the repository", details))
+    }
+}
+
+/// The disks that a request means, and whether the machine has others beside them.
+pub(crate) fn choose_disks(
+    vm: &catalog::VmContext,
+    only: Option<sendense_types::DiskNumber>,
+    exclude: &[String],
+) -> Result<(Vec<catalog::VmDisk>, bool)> {
+    let unsupported = vms::Facts::read(&vm.facts).unsupported_disks;
+    let present: Vec<&catalog::VmDisk> = vm.disks.iter().filter(|disk| disk.present).collect();
+    let is = |disk: &catalog::VmDisk, word: &str| {
+        disk.disk_id.to_string() == word || disk.disk_key == word || disk.label == word
+    };
+    for word in exclude {
+        if !present.iter().any(|disk| is(disk, word)) {
+            let details = format!("{} has no disk with id, key or label {word:?}", vm.vm_name);
+            return Err(Problem::new(ProblemCode::DiskNotFound, "disk not found", details));
+        }
+    }
+    if let Some(number) = only {
+        let Some(disk) = present.iter().find(|disk| disk.disk_id == number) else {
+            let details = format!("{} has no disk {number}", vm.vm_name);
+            return Err(Problem::new(ProblemCode::DiskNotFound, "disk not found", details));
+        };
+        if let Some(reason) = unsupported.get(&disk.disk_key) {
+            return Err(Problem::new(
+                ProblemCode::Conflict,
+                format!("disk {number} cannot be backed up"),
+                reason.clone(),
+            ));
+        }
+    }
+    let chosen: Vec<catalog::VmDisk> = present
+        .iter()
+        .filter(|disk| only.is_none_or(|number| disk.disk_id == number))
+        .filter(|disk| !exclude.iter().any(|word| is(disk, word)))
+        .filter(|disk| !unsupported.contains_key(&disk.disk_key))
+        .map(|disk| (*disk).clone())
+        .collect();
+    if chosen.is_empty() {
+        let details = format!("{} has {} disks, none of which is left to back up", vm.vm_name, present.len());
+        return Err(Problem::new(ProblemCode::DiskNotFound, "no disk to back up", details));
+    }
+    let partial = chosen.len() < present.len();
+    Ok((chosen, partial))
+}
+
+fn check_tags(asked: &CreateBackup) -> Result<()> {
+    if asked.tags.len() > TAGS_MAX {
+        return Err(invalid(format!("tags: at most {TAGS_MAX} are allowed")));
+    }
+    for (key, value) in &asked.tags {
+        if key.is_empty() || key.len() > TAG_BYTES_MAX || value.len() > TAG_BYTES_MAX {
+            return Err(invalid(format!(
+                "tags: keys and values have at most {TAG_BYTES_MAX} bytes, keys at least one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn already_running(error: catalog::Error) -> Problem {
+    match &error {
+        catalog::Error::Conflict(catalog::Conflict::BackupActive { backup_id, .. }) => Problem::new(
+            ProblemCode::BackupRunning,
+            "the VM is being backed up already",
+            format!("backup {backup_id} is not done yet"),
+        ),
+        _ => crate::fault::of_catalog(&error),
+    }
+}
+
+/// The type of a point of several disks: incremental as soon as one of them needs a parent.
+pub(crate) fn type_of(disks: impl IntoIterator<Item = sendense_types::BackupType>) -> sendense_types::BackupType {
+    use sendense_types::BackupType::{Full, Incremental};
+    if disks.into_iter().any(|kind| kind == Incremental) { Incremental } else { Full }
+}

@@ -1,0 +1,145 @@
+//! How the hub is.
+
+use super::{App, Caller};
+use crate::fault::Result;
+use crate::metrics;
+use sendense_api::{CheckStatus, DebugHealth, Health, HealthCheck, Role, TaskCounts};
+use sendense_catalog::{Page, TaskFilter};
+use sendense_types::TaskState;
+use std::time::{Duration, Instant};
+
+/// How long one part may take to answer before it counts as failed: a person waits for the page.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Repositories that are looked at; more than anybody has on one hub.
+const REPOSITORIES_MAX: u64 = 100;
+
+impl App {
+    /// Whether the hub serves: for everybody, so it says little.
+    pub async fn health(&self) -> Health {
+        let catalog = self.check_catalog().await;
+        Health { status: catalog.status, version: version(), uptime_seconds: self.uptime_seconds() }
+    }
+
+    /// How each part is.
+    pub async fn debug_health(&self, caller: &Caller) -> Result<DebugHealth> {
+        caller.require(Role::Viewer)?;
+        let mut checks = vec![self.check_catalog().await];
+        checks.extend(self.check_repositories().await);
+        checks.push(self.check_journal().await);
+        Ok(DebugHealth {
+            status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
+            version: version(),
+            hub_id: self.core.lease.hub_id.to_string(),
+            deployment_id: self.core.deployment_id.to_string(),
+            started_at: self.core.started_at,
+            uptime_seconds: self.uptime_seconds(),
+            memory_rss_bytes: memory_rss_bytes(),
+            tasks: self.task_counts().await,
+            checks,
+        })
+    }
+
+    /// What Prometheus reads.
+    pub async fn metrics_text(&self) -> String {
+        metrics::set_tasks(&self.task_counts().await);
+        for (name, storage) in self.core.repositories.storages() {
+            metrics::set_storage(&name, &storage);
+        }
+        if let Some(bytes) = memory_rss_bytes() {
+            metrics::set_memory(bytes);
+        }
+        metrics::render()
+    }
+
+    fn uptime_seconds(&self) -> u64 {
+        self.core.now().seconds_since(self.core.started_at).max(0.0) as u64
+    }
+
+    async fn task_counts(&self) -> TaskCounts {
+        let count = async |state| {
+            let filter = TaskFilter { state: Some(state), ..Default::default() };
+            let listed = self.core.catalog.tasks().list(&filter, Page { limit: 1, offset: 0 }).await;
+            listed.map_or(0, |(_, total)| total)
+        };
+        TaskCounts {
+            running: self.core.running.count() as u64,
+            pending: count(TaskState::Pending).await,
+            running_max: self.core.limits.running_per_hub as u64,
+            pending_max: self.core.limits.pending_max as u64,
+        }
+    }
+
+    async fn check_catalog(&self) -> HealthCheck {
+        check("catalog", async {
+            self.core.catalog.ping().await.map_err(|error| (CheckStatus::Failed, error.to_string()))?;
+            let version = self.core.catalog.database_version().await;
+            version.map_err(|error| (CheckStatus::Failed, error.to_string()))
+        })
+        .await
+    }
+
+    async fn check_repositories(&self) -> Vec<HealthCheck> {
+        let page = Page { limit: REPOSITORIES_MAX, offset: 0 };
+        let Ok((rows, _)) = self.core.catalog.repositories().list(page).await else { return Vec::new() };
+        let checks = rows.into_iter().map(|row| async move {
+            let name = format!("repository {}", row.name);
+            check(&name, async {
+                let storage = self.core.repositories.storage(&self.core, &row).await;
+                storage
+                    .map(|storage| format!("{} of {} bytes free", storage.available_bytes, storage.total_bytes))
+                    .map_err(|problem| (CheckStatus::Degraded, problem.message))
+            })
+            .await
+        });
+        futures::future::join_all(checks).await
+    }
+
+    async fn check_journal(&self) -> HealthCheck {
+        check("journal", async {
+            let journal = self.core.journal.clone();
+            let open = crate::core::blocking(move || journal.open_entries()).await;
+            let running: Vec<_> = self.core.running.all();
+            match open {
+                Ok(Ok(entries)) => {
+                    let orphans = entries
+                        .iter()
+                        .filter(|(_, artefact)| running.iter().all(|handle| handle.task_id != artefact.task_id))
+                        .count();
+                    if orphans == 0 {
+                        Ok(format!("{} entries of running tasks", entries.len()))
+                    } else {
+                        Err((
+                            CheckStatus::Degraded,
+                            format!("{orphans} things of ended tasks could not be removed yet"),
+                        ))
+                    }
+                }
+                Ok(Err(error)) => Err((CheckStatus::Failed, error.to_string())),
+                Err(problem) => Err((CheckStatus::Failed, problem.message)),
+            }
+        })
+        .await
+    }
+}
+
+async fn check(name: &str, looked: impl Future<Output = Result<String, (CheckStatus, String)>>) -> HealthCheck {
+    let began = Instant::now();
+    let found = tokio::time::timeout(CHECK_TIMEOUT, looked).await;
+    let (status, detail) = match found {
+        Ok(Ok(detail)) => (CheckStatus::Ok, detail),
+        Ok(Err((status, detail))) => (status, detail),
+        Err(_) => (CheckStatus::Failed, format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
+    };
+    HealthCheck { name: name.to_owned(), status, detail, duration_ms: began.elapsed().as_secs_f64() * 1e3 }
+}
+
+fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+/// Memory that this process holds, as Linux tells it.
+fn memory_rss_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
+}

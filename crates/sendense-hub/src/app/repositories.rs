@@ -1,0 +1,268 @@
+//! Repositories: making them known, testing them, taking in what lies in them.
+
+use super::{App, Caller};
+use crate::core::blocking;
+use crate::fault::{OrProblem, Result, internal, invalid};
+use crate::jobs::work::{ImportWork, Work};
+use crate::repositories::{path_of, within};
+use sendense_api::{CreateRepository, ListQuery, Page, Repository, RepositoryConfig, Role, Storage, Task, TestReport};
+use sendense_catalog as catalog;
+use sendense_repo::owner::{self, Adopt};
+use sendense_repo::repository::Create;
+use sendense_types::{Compression, Name, NameError, Problem, ProblemCode, RepositoryId, RepositoryKind};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Free space below which a test warns: less than one large disk's worth of changes.
+const LITTLE_SPACE_BYTES: u64 = 10 << 30;
+
+/// How a repository is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub compression: Compression,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_tasks_max: Option<u32>,
+}
+
+impl Settings {
+    /// Reads a row.
+    pub fn read(settings: &serde_json::Value) -> Result<Self> {
+        Self::deserialize(settings)
+            .map_err(|error| internal("a repository's settings cannot be read", error.to_string()))
+    }
+}
+
+impl App {
+    /// Makes a repository known, and a folder into one if it is none yet.
+    pub async fn create_repository(&self, caller: &Caller, new: CreateRepository) -> Result<Repository> {
+        caller.require(Role::Admin)?;
+        let (app, by) = (self.clone(), caller.identity.clone());
+        self.to_the_end(async move { app.create_repository_now(new, by).await }).await
+    }
+
+    async fn create_repository_now(&self, new: CreateRepository, by: String) -> Result<Repository> {
+        let name: Name = new.name.parse().map_err(|error: NameError| invalid(error.to_string()))?;
+        let path = self.local_path(&new)?;
+        self.refuse_known_folder(&path).await?;
+        let settings = Settings {
+            compression: new.compression.unwrap_or(Compression::Default),
+            running_tasks_max: new.running_tasks_max,
+        };
+        let path = path.into_os_string().into_string().map_err(|_| invalid("the path is not UTF-8"))?;
+        let to_json = |error: serde_json::Error| internal("a repository cannot be written down", error.to_string());
+        let now = self.core.now();
+        let new = catalog::NewRepository {
+            repository_id: RepositoryId::generate(),
+            name,
+            kind: new.kind,
+            config: serde_json::to_value(RepositoryConfig { path }).map_err(to_json)?,
+            settings: serde_json::to_value(settings).map_err(to_json)?,
+            secret: None,
+        };
+        // The row first: it claims the name, so of two callers only one goes on to the folder.
+        let row = self.core.catalog.repositories().create(&new, now).await.or_problem()?;
+        match self.core.repositories.get_as(&self.core, &row, Create::IfMissing, Adopt::Never).await {
+            Ok(_) => {}
+            Err(problem) if problem.code == ProblemCode::RepositoryOwned && self.is_abandoned(&row).await => {
+                tracing::info!(repository_id = %row.repository_id, "the folder belongs to a deployment that is gone");
+            }
+            Err(problem) => {
+                self.core.repositories.forget(&self.core, &row.repository_id).await;
+                self.core.catalog.repositories().delete(&row.repository_id).await.or_problem()?;
+                return Err(problem);
+            }
+        }
+        tracing::info!(repository_id = %row.repository_id, kind = %row.kind, by = %by, "repository made known");
+        self.repository_out(row).await
+    }
+
+    /// True when another deployment owns the folder and its lease is out: `import` may take it over.
+    async fn is_abandoned(&self, row: &catalog::Repository) -> bool {
+        let (Ok(path), now) = (path_of(row), self.core.now()) else { return false };
+        let deployment = self.core.deployment_id.clone();
+        let record = within(&row.name, blocking(move || owner::read(&path))).await;
+        matches!(record, Ok(Ok(Some(record))) if record.deployment_id != deployment && record.lease_until <= now)
+    }
+
+    /// Repositories by name.
+    pub async fn list_repositories(&self, page: ListQuery) -> Result<Page<Repository>> {
+        let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
+        let (rows, total) = self.core.catalog.repositories().list(page).await.or_problem()?;
+        // Side by side: one that does not answer must not hold up the others.
+        let items = futures::future::join_all(rows.into_iter().map(|row| self.repository_out(row))).await;
+        Ok(Page { items: items.into_iter().collect::<Result<_>>()?, total })
+    }
+
+    /// One repository, by its id or name.
+    pub async fn get_repository(&self, id_or_name: &str) -> Result<Repository> {
+        self.repository_out(self.repository(id_or_name).await?).await
+    }
+
+    /// The room of a repository.
+    pub async fn repository_storage(&self, id_or_name: &str) -> Result<Storage> {
+        let row = self.repository(id_or_name).await?;
+        self.core.repositories.storage(&self.core, &row).await
+    }
+
+    /// Looks whether a folder would do as a repository, without making it one.
+    pub async fn test_repository(&self, caller: &Caller, asked: CreateRepository) -> Result<TestReport> {
+        caller.require(Role::Admin)?;
+        let name: Name = asked.name.parse().map_err(|error: NameError| invalid(error.to_string()))?;
+        let path = self.local_path(&asked)?;
+        let (deployment, now) = (self.core.deployment_id.clone(), self.core.now());
+        let looked = blocking(move || {
+            let report = sendense_repo::probe(&path)?;
+            Ok::<_, sendense_repo::Error>((report, owner::read(&path).ok().flatten()))
+        });
+        let (probe, record) = within(&name, looked).await?.or_problem()?;
+        let mut warnings = Vec::new();
+        if probe.available_bytes < LITTLE_SPACE_BYTES {
+            warnings.push(format!("only {} bytes are free", probe.available_bytes));
+        }
+        match record {
+            Some(record) if record.deployment_id != deployment && record.lease_until > now => {
+                let details = format!("hub {} of {} works in it", record.hub_id, record.deployment_id);
+                return Err(Problem::new(
+                    ProblemCode::RepositoryOwned,
+                    "another deployment owns the repository",
+                    details,
+                ));
+            }
+            Some(record) if record.deployment_id != deployment => {
+                warnings.push(format!("it belongs to {}; import takes it over", record.deployment_id));
+            }
+            _ => {}
+        }
+        Ok(TestReport { product: probe.file_system, warnings })
+    }
+
+    /// Rebuilds the catalog from the manifests that lie in a repository.
+    pub async fn import_repository(&self, caller: &Caller, id_or_name: &str) -> Result<Task> {
+        caller.require(Role::Admin)?;
+        let row = self.repository(id_or_name).await?;
+        let subject = catalog::TaskSubject::Repository(row.repository_id.clone());
+        self.make_task(caller, Work::Import(ImportWork { repository_id: row.repository_id }), subject).await
+    }
+
+    /// Forgets a repository that holds no backups. Its folder stays.
+    pub async fn delete_repository(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
+        caller.require(Role::Admin)?;
+        let row = self.repository(id_or_name).await?;
+        let of_it = catalog::BackupFilter { repository_id: Some(row.repository_id.clone()), ..Default::default() };
+        let one = catalog::Page { limit: 1, offset: 0 };
+        let in_the_way = |what: String| Problem::new(ProblemCode::Conflict, "the repository holds backups", what);
+        let (_, rows) = self.core.catalog.backups().list(&of_it, one).await.or_problem()?;
+        let points = catalog::BackupFilter { status: Some(sendense_types::BackupStatus::Completed), ..of_it.clone() };
+        let (_, completed) = self.core.catalog.backups().list(&points, one).await.or_problem()?;
+        if completed > 0 {
+            return Err(in_the_way(format!("{completed} points are in the catalog; delete them first")));
+        }
+        // What the catalog does not know may lie there still: a folder that cannot be looked at is not forgotten.
+        let repository = self.core.repositories.get(&self.core, &row).await?;
+        let listed = blocking(move || {
+            let mut points = 0_u64;
+            for vm in repository.vms()? {
+                let listing = repository.list(&vm)?;
+                points += (listing.points.len() + listing.problems.len()) as u64;
+            }
+            Ok::<_, sendense_repo::Error>(points)
+        });
+        let files = within(&row.name, listed).await?.or_problem()?;
+        if files > 0 {
+            return Err(in_the_way(format!("{files} points lie in its folder; import and delete them first")));
+        }
+        if rows > 0 {
+            self.forget_attempts(&of_it).await?;
+        }
+        self.core.catalog.repositories().delete(&row.repository_id).await.or_problem()?;
+        self.core.repositories.forget(&self.core, &row.repository_id).await;
+        tracing::info!(repository_id = %row.repository_id, by = %caller.identity, "repository removed");
+        Ok(())
+    }
+
+    /// Removes the rows of attempts that came to nothing; those at work are in the way.
+    async fn forget_attempts(&self, filter: &catalog::BackupFilter) -> Result<()> {
+        let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+        loop {
+            let (rows, _) = self.core.catalog.backups().list(filter, page).await.or_problem()?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let ids: Vec<_> = rows.into_iter().map(|row| row.backup_id).collect();
+            self.core.catalog.backups().delete(&ids, self.core.now()).await.or_problem()?;
+        }
+    }
+
+    pub(super) async fn repository(&self, id_or_name: &str) -> Result<catalog::Repository> {
+        self.core.catalog.repositories().find(id_or_name).await.or_problem()
+    }
+
+    /// The checked path of a repository that is a folder here.
+    fn local_path(&self, asked: &CreateRepository) -> Result<PathBuf> {
+        if asked.kind != RepositoryKind::Local {
+            let hint = match asked.kind {
+                RepositoryKind::Nfs | RepositoryKind::Cifs => "mount the share and use kind local",
+                RepositoryKind::S3 | RepositoryKind::Local => "use kind local",
+            };
+            return Err(invalid(format!("repositories of kind {} are not supported yet; {hint}", asked.kind)));
+        }
+        if asked.config.path.is_empty() {
+            return Err(invalid("config.path is required"));
+        }
+        self.core.check_host_path(Path::new(&asked.config.path), true)
+    }
+
+    /// One folder is one repository: two would not see each other's locks.
+    async fn refuse_known_folder(&self, path: &Path) -> Result<()> {
+        let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+        let (rows, _) = self.core.catalog.repositories().list(page).await.or_problem()?;
+        for row in rows {
+            let known = path_of(&row)?;
+            if known.starts_with(path) || path.starts_with(&known) {
+                let details = format!("{} lies at {}", row.name, known.display());
+                return Err(Problem::new(
+                    ProblemCode::Conflict,
+                    "the folder is, holds or lies in a repository",
+                    details,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    async fn repository_out(&self, row: catalog::Repository) -> Result<Repository> {
+        let settings = Settings::read(&row.settings)?;
+        let points = catalog::BackupFilter {
+            repository_id: Some(row.repository_id.clone()),
+            status: Some(sendense_types::BackupStatus::Completed),
+            ..Default::default()
+        };
+        let one = catalog::Page { limit: 1, offset: 0 };
+        let (_, backup_count) = self.core.catalog.backups().list(&points, one).await.or_problem()?;
+        // Lists are served from the catalog: what was away a moment ago is not waited for again.
+        let known_away = self.core.repositories.standing(&row.repository_id, self.core.now());
+        let storage = match known_away {
+            crate::repositories::Standing::Elsewhere | crate::repositories::Standing::Away => {
+                Err(self.core.repositories.problem(&row.repository_id))
+            }
+            _ => self.core.repositories.storage(&self.core, &row).await.map_err(Some),
+        };
+        let problem = storage.as_ref().err().cloned().flatten();
+        Ok(Repository {
+            repository_id: row.repository_id,
+            name: row.name.into(),
+            kind: row.kind,
+            config: RepositoryConfig::deserialize(&row.config)
+                .map_err(|error| internal("a repository's place cannot be read", error.to_string()))?,
+            compression: settings.compression,
+            running_tasks_max: settings.running_tasks_max,
+            backup_count,
+            storage: storage.ok(),
+            problem: problem.map(|problem| match problem.details.as_str() {
+                "" => problem.message,
+                details => format!("{}: {details}", problem.message),
+            }),
+            created_at: row.created_at,
+        })
+    }
+}

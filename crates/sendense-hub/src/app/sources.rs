@@ -1,0 +1,295 @@
+//! Sources: making them known, testing them, listing their machines.
+
+use super::{App, Caller, vms};
+use crate::core::{Core, blocking};
+use crate::fault::{OrProblem, Result, internal, invalid};
+use sendense_api::{CreateSource, Credentials, Discovery, ListQuery, Page, Role, Source, TestReport, UpdateSource};
+use sendense_block::Cancel;
+use sendense_catalog as catalog;
+use sendense_types::{Name, NameError, Problem, ProblemCode, SourceId, SourceKind};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long a test or a discovery may take before its caller is told that the source does not answer. A vCenter of
+/// 5,000 machines lists in a minute.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the catalog keeps of a source beside its name: everything but the credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbprint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_floor_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_tasks_max: Option<u32>,
+}
+
+impl Settings {
+    /// Reads a row.
+    pub fn read(config: &Value) -> Result<Self> {
+        Self::deserialize(config).map_err(|error| internal("a source's settings cannot be read", error.to_string()))
+    }
+
+    fn write(&self) -> Result<Value> {
+        serde_json::to_value(self).map_err(|error| internal("a source's settings cannot be written", error.to_string()))
+    }
+
+    /// The settings as the source's kind wants them.
+    pub fn for_source(&self, kind: SourceKind) -> Result<Value> {
+        let unused = |name: &str, set: bool| {
+            if set { Err(invalid(format!("{name} means nothing for sources of kind {kind}"))) } else { Ok(()) }
+        };
+        if kind != SourceKind::Libvirt {
+            unused("scratch_path", self.scratch_path.is_some())?;
+            unused("scratch_floor_bytes", self.scratch_floor_bytes.is_some())?;
+        }
+        if kind != SourceKind::Vsphere {
+            unused("thumbprint", self.thumbprint.is_some())?;
+        }
+        let mut config = match kind {
+            SourceKind::Image => json!({ "path": self.address }),
+            SourceKind::Nbd | SourceKind::Libvirt => json!({ "uri": self.address }),
+            SourceKind::Vsphere => json!({ "host": self.address }),
+        };
+        for (name, value) in [
+            ("thumbprint", self.thumbprint.as_ref().map(|text| json!(text))),
+            ("scratch_path", self.scratch_path.as_ref().map(|text| json!(text))),
+            ("scratch_floor_bytes", self.scratch_floor_bytes.map(|bytes| json!(bytes))),
+        ] {
+            if let (Some(value), Some(config)) = (value, config.as_object_mut()) {
+                config.insert(name.to_owned(), value);
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn name_of(text: &str) -> Result<Name> {
+    text.parse().map_err(|error: NameError| invalid(error.to_string()))
+}
+
+impl App {
+    /// Makes a source known. Nothing is connected; `test` does that.
+    pub async fn create_source(&self, caller: &Caller, new: CreateSource) -> Result<Source> {
+        caller.require(Role::Admin)?;
+        let name = name_of(&new.name)?;
+        let settings = Settings {
+            address: new.address,
+            thumbprint: new.thumbprint,
+            scratch_path: new.scratch_path,
+            scratch_floor_bytes: new.scratch_floor_bytes,
+            running_tasks_max: new.running_tasks_max,
+        };
+        if settings.address.is_empty() {
+            return Err(invalid("address is required"));
+        }
+        let source_id = SourceId::generate();
+        let secret = self.seal(&source_id, new.credentials.as_ref())?;
+        let new = catalog::NewSource { source_id, name, kind: new.kind, config: settings.write()?, secret };
+        self.check_settings(&row_of(&new, self.core.now()))?;
+        let row = self.core.catalog.sources().create(&new, self.core.now()).await.or_problem()?;
+        tracing::info!(source_id = %row.source_id, kind = %row.kind, by = %caller.identity, "source made known");
+        self.source_out(row).await
+    }
+
+    /// Sources by name.
+    pub async fn list_sources(&self, page: ListQuery) -> Result<Page<Source>> {
+        let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
+        let (rows, total) = self.core.catalog.sources().list(page).await.or_problem()?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in rows {
+            items.push(self.source_out(row).await?);
+        }
+        Ok(Page { items, total })
+    }
+
+    /// One source, by its id or name.
+    pub async fn get_source(&self, id_or_name: &str) -> Result<Source> {
+        self.source_out(self.source(id_or_name).await?).await
+    }
+
+    /// Changes a source; what is left out stays.
+    pub async fn update_source(&self, caller: &Caller, id_or_name: &str, change: UpdateSource) -> Result<Source> {
+        caller.require(Role::Admin)?;
+        let row = self.source(id_or_name).await?;
+        let before = Settings::read(&row.config)?;
+        let settings = Settings {
+            address: change.address.unwrap_or(before.address),
+            thumbprint: change.thumbprint.or(before.thumbprint),
+            scratch_path: change.scratch_path.or(before.scratch_path),
+            scratch_floor_bytes: change.scratch_floor_bytes.or(before.scratch_floor_bytes),
+            running_tasks_max: change.running_tasks_max.or(before.running_tasks_max),
+        };
+        let secret = match &change.credentials {
+            Some(credentials) => Some(self.seal(&row.source_id, Some(credentials))?),
+            None => None,
+        };
+        let name = change.name.as_deref().map(name_of).transpose()?;
+        let changed = catalog::Source {
+            config: settings.write()?,
+            secret: secret.clone().unwrap_or_else(|| row.secret.clone()),
+            ..row.clone()
+        };
+        self.check_settings(&changed)?;
+        let change = catalog::SourceChange { name, config: Some(changed.config), secret };
+        let row = self.core.catalog.sources().update(&row.source_id, &change).await.or_problem()?;
+        tracing::info!(source_id = %row.source_id, by = %caller.identity, "source changed");
+        self.source_out(row).await
+    }
+
+    /// Forgets a source. Its machines' backups stay.
+    pub async fn delete_source(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
+        caller.require(Role::Admin)?;
+        let row = self.source(id_or_name).await?;
+        let detached = self.core.catalog.sources().delete(&row.source_id).await.or_problem()?;
+        tracing::info!(source_id = %row.source_id, detached, by = %caller.identity, "source removed");
+        Ok(())
+    }
+
+    /// Connects to a source and tells what is there.
+    pub async fn test_source(&self, caller: &Caller, id_or_name: &str) -> Result<TestReport> {
+        caller.require(Role::Operator)?;
+        let row = self.source(id_or_name).await?;
+        let source = self.core.open_source(&row)?;
+        let report = answer(&row.name, &Cancel::new(), move |cancel| source.test(cancel)).await?;
+        Ok(TestReport { product: report.product, warnings: report.warnings })
+    }
+
+    /// Lists a source's machines and takes them into the catalog.
+    pub async fn discover_source(&self, caller: &Caller, id_or_name: &str) -> Result<Discovery> {
+        caller.require(Role::Operator)?;
+        let (app, row) = (self.clone(), self.source(id_or_name).await?);
+        self.to_the_end(async move { app.discover(row).await }).await
+    }
+
+    async fn discover(&self, row: catalog::Source) -> Result<Discovery> {
+        let source = self.core.open_source(&row)?;
+        let found = match answer(&row.name, &Cancel::new(), move |cancel| source.discover(cancel)).await {
+            Ok(found) => found,
+            Err(problem) => {
+                // What was known stays known: a failed listing says nothing about machines.
+                let noted = self.core.catalog.sources().note_failed_discovery(&row.source_id, &problem.message).await;
+                if let Err(error) = noted {
+                    tracing::debug!(source_id = %row.source_id, error = %error, "note a failed discovery");
+                }
+                return Err(problem);
+            }
+        };
+        let told = found.iter().map(vms::discovered).collect::<Result<Vec<_>>>()?;
+        let now = self.core.now();
+        let discovery = self.core.catalog.vms().upsert_discovered(&row.source_id, &told, now).await.or_problem()?;
+        let mut rows = Vec::with_capacity(discovery.vm_context_ids.len());
+        for id in &discovery.vm_context_ids {
+            rows.push(self.core.catalog.vms().get(id).await.or_problem()?);
+        }
+        tracing::info!(source_id = %row.source_id, vms = rows.len(), added = discovery.added,
+            bound = discovery.bound, vanished = discovery.vanished, "source discovered");
+        Ok(Discovery {
+            source_id: row.source_id,
+            total: rows.len() as u64,
+            added: discovery.added,
+            missing: discovery.vanished,
+            vms: self.vms_out(rows).await?,
+        })
+    }
+
+    async fn source(&self, id_or_name: &str) -> Result<catalog::Source> {
+        self.core.catalog.sources().find(id_or_name).await.or_problem()
+    }
+
+    fn seal(&self, id: &SourceId, credentials: Option<&Credentials>) -> Result<Option<Vec<u8>>> {
+        let Some(credentials) = credentials else { return Ok(None) };
+        let text = json!({ "username": credentials.username, "password": credentials.password.expose() }).to_string();
+        let sealed = self.core.sealer.seal(id.as_str(), &text);
+        sealed
+            .map(|envelope| Some(envelope.into_bytes()))
+            .map_err(|error| internal("credentials cannot be sealed", error.to_string()))
+    }
+
+    /// Settings that the source's kind does not take are refused before they are kept. Paths are looked at, too.
+    fn check_settings(&self, row: &catalog::Source) -> Result<()> {
+        if row.kind == SourceKind::Image {
+            let settings = Settings::read(&row.config)?;
+            self.core.check_host_path(settings.address.as_ref(), false)?;
+        }
+        self.core.open_source(row).map(drop)
+    }
+
+    async fn source_out(&self, row: catalog::Source) -> Result<Source> {
+        let settings = Settings::read(&row.config)?;
+        let of_source =
+            catalog::VmFilter { source_id: Some(row.source_id.clone()), present: Some(true), ..Default::default() };
+        let one = catalog::Page { limit: 1, offset: 0 };
+        let (_, vm_count) = self.core.catalog.vms().list(&of_source, one).await.or_problem()?;
+        Ok(Source {
+            source_id: row.source_id,
+            name: row.name.into(),
+            kind: row.kind,
+            address: settings.address,
+            has_credentials: row.secret.is_some(),
+            thumbprint: settings.thumbprint,
+            scratch_path: settings.scratch_path,
+            scratch_floor_bytes: settings.scratch_floor_bytes,
+            running_tasks_max: settings.running_tasks_max,
+            vm_count,
+            discovered_at: row.last_discovered_at,
+            created_at: row.created_at,
+        })
+    }
+}
+
+fn row_of(new: &catalog::NewSource, now: sendense_types::Timestamp) -> catalog::Source {
+    catalog::Source {
+        source_id: new.source_id.clone(),
+        name: new.name.clone(),
+        kind: new.kind,
+        config: new.config.clone(),
+        secret: new.secret.clone(),
+        created_at: now,
+        last_discovered_at: None,
+        last_error: None,
+    }
+}
+
+/// Asks a source something and waits for its answer, but not for ever.
+pub(crate) async fn answer<T: Send + 'static>(
+    name: &Name,
+    cancel: &Cancel,
+    ask: impl FnOnce(&Cancel) -> sendense_source::Result<T> + Send + 'static,
+) -> Result<T> {
+    let asked = cancel.clone();
+    let answer = blocking(move || ask(&asked));
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(answer) => answer?.or_problem(),
+        Err(_) => {
+            // Ends the thread that waits, too. Whoever passed the cancellation has failed by now.
+            cancel.cancel();
+            let details = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+            Err(Problem::new(ProblemCode::SourceUnavailable, format!("source {name} does not answer"), details))
+        }
+    }
+}
+
+/// One machine as it is at its source now, taken into the catalog.
+pub(crate) async fn refresh(
+    core: &Core,
+    row: &catalog::Source,
+    vm: &catalog::VmContext,
+    cancel: &Cancel,
+) -> Result<(sendense_source::DiscoveredVm, catalog::VmContext)> {
+    let source = core.open_source(row)?;
+    let reference = sendense_source::VmRef { instance_uuid: vm.instance_uuid.clone(), name: vm.vm_name.to_string() };
+    let found = answer(&row.name, cancel, move |cancel| source.inspect(&reference, cancel)).await?;
+    let told = vms::discovered(&found)?;
+    let id = core.catalog.vms().upsert_one(&row.source_id, &told, core.now()).await.or_problem()?;
+    if id != vm.vm_context_id {
+        let details = format!("{} was asked for, {id} was found", vm.vm_context_id);
+        return Err(Problem::new(ProblemCode::Conflict, "the machine is known under another id now", details));
+    }
+    Ok((found, core.catalog.vms().get(&id).await.or_problem()?))
+}

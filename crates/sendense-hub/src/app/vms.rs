@@ -1,0 +1,159 @@
+//! Machines as the catalog knows them.
+
+use super::{App, wire};
+use crate::core::Core;
+use crate::fault::{OrProblem, Result};
+use sendense_api::{Page, ProtectionState, Vm, VmFilter};
+use sendense_catalog as catalog;
+use sendense_source::model::{DiscoveredVm, Network};
+use sendense_types::{BackupStatus, Problem, ProblemCode, VmContextId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Ids named when a name is ambiguous: enough to choose from, short enough to read.
+const IDS_NAMED_MAX: usize = 20;
+
+/// What a source told of a machine beyond the catalog's own columns.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Facts {
+    pub guest_os: Option<String>,
+    pub cpu_count: Option<u32>,
+    pub memory_bytes: Option<u64>,
+    pub networks: Vec<Network>,
+    pub change_tracking: bool,
+    pub no_change_tracking: Option<String>,
+    pub unsupported: Option<String>,
+    /// Why disks cannot be backed up, by key.
+    pub unsupported_disks: BTreeMap<String, String>,
+}
+
+impl Facts {
+    /// What a row keeps; what another version wrote and cannot be read is as if it were not known.
+    pub fn read(facts: &serde_json::Value) -> Self {
+        Self::deserialize(facts).unwrap_or_default()
+    }
+}
+
+/// A machine as a source tells it, in the catalog's words.
+pub(crate) fn discovered(vm: &DiscoveredVm) -> Result<catalog::DiscoveredVm> {
+    let (change_tracking, no_change_tracking) = match &vm.change_tracking {
+        Ok(()) => (true, None),
+        Err(reason) => (false, Some(reason.clone())),
+    };
+    let unsupported_disks =
+        vm.disks.iter().filter_map(|disk| Some((disk.key.clone(), disk.unsupported.clone()?))).collect();
+    let facts = Facts {
+        guest_os: vm.guest_os.clone(),
+        cpu_count: vm.cpu_count,
+        memory_bytes: vm.memory_bytes,
+        networks: vm.networks.clone(),
+        change_tracking,
+        no_change_tracking,
+        unsupported: vm.unsupported.clone(),
+        unsupported_disks,
+    };
+    let facts = serde_json::to_value(facts)
+        .map_err(|error| crate::fault::internal("facts of a machine cannot be written", error.to_string()))?;
+    let vm_name = vm.vm.name.parse().map_err(|error: sendense_types::NameError| {
+        Problem::new(
+            ProblemCode::SourceFailed,
+            "the source tells a machine whose name cannot be kept",
+            error.to_string(),
+        )
+    })?;
+    let disks = vm.disks.iter().map(|disk| catalog::DiscoveredDisk {
+        disk_key: disk.key.clone(),
+        binding: disk.binding.clone(),
+        label: disk.label.clone(),
+        capacity_bytes: disk.capacity.0,
+        datastore: disk.datastore.clone(),
+        format: Some(disk.format.clone()).filter(|format| !format.is_empty()),
+    });
+    Ok(catalog::DiscoveredVm {
+        instance_uuid: vm.vm.instance_uuid.clone(),
+        vm_name,
+        path: vm.path.clone(),
+        power_state: vm.power_state,
+        facts,
+        disks: disks.collect(),
+    })
+}
+
+/// The newest backups of a machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Newest {
+    /// In whatever state.
+    pub attempt: Option<catalog::Backup>,
+    /// One that can be restored exists.
+    pub has_point: bool,
+}
+
+impl Newest {
+    /// How well the machine is protected.
+    pub fn protection(&self) -> ProtectionState {
+        match self.attempt.as_ref().map(|backup| backup.status) {
+            Some(BackupStatus::Pending | BackupStatus::Running) => ProtectionState::Running,
+            Some(BackupStatus::Completed) => ProtectionState::Protected,
+            Some(BackupStatus::Failed | BackupStatus::Cancelled) if self.has_point => ProtectionState::Failing,
+            Some(BackupStatus::Failed | BackupStatus::Cancelled) | None => ProtectionState::Unprotected,
+        }
+    }
+}
+
+/// A machine by its id or its name, which must not be that of several.
+pub(crate) async fn find(core: &Core, id_or_name: &str) -> Result<catalog::VmContext> {
+    if let Ok(id) = id_or_name.parse::<VmContextId>() {
+        match core.catalog.vms().get(&id).await {
+            Ok(vm) => return Ok(vm),
+            Err(error) if error.kind() == catalog::Kind::NotFound => {}
+            Err(error) => return Err(error).or_problem(),
+        }
+    }
+    let mut found = core.catalog.vms().by_name(id_or_name).await.or_problem()?;
+    if found.len() > 1 {
+        let ids: Vec<&str> = found.iter().take(IDS_NAMED_MAX).map(|vm| vm.vm_context_id.as_str()).collect();
+        let details = format!("{} VMs bear the name {id_or_name:?}: {}", found.len(), ids.join(", "));
+        return Err(Problem::new(ProblemCode::AmbiguousName, "several VMs bear this name", details));
+    }
+    found.pop().ok_or_else(|| {
+        let details = format!("no VM named {id_or_name:?} is known; discover its source first");
+        Problem::new(ProblemCode::VmNotFound, "VM not found", details)
+    })
+}
+
+impl App {
+    /// Machines by name.
+    pub async fn list_vms(&self, filter: VmFilter) -> Result<Page<Vm>> {
+        let source_id = match &filter.source_id {
+            Some(id_or_name) => Some(self.core.catalog.sources().find(id_or_name).await.or_problem()?.source_id),
+            None => None,
+        };
+        let page = catalog::Page { limit: filter.limit.get().into(), offset: filter.offset };
+        let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, present: None };
+        let (rows, total) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
+        Ok(Page { items: self.vms_out(rows).await?, total })
+    }
+
+    /// One machine, by its id or name.
+    pub async fn get_vm(&self, id_or_name: &str) -> Result<Vm> {
+        let row = find(&self.core, id_or_name).await?;
+        let mut vms = self.vms_out(vec![row]).await?;
+        vms.pop().ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))
+    }
+
+    /// Rows with their newest backups.
+    pub(super) async fn vms_out(&self, rows: Vec<catalog::VmContext>) -> Result<Vec<Vm>> {
+        let ids: Vec<VmContextId> = rows.iter().map(|row| row.vm_context_id.clone()).collect();
+        let mut attempts = self.core.catalog.backups().newest_attempts_of_vms(&ids).await.or_problem()?;
+        let points = self.core.catalog.backups().newest_of_vms(&ids).await.or_problem()?;
+        let vms = rows.into_iter().map(|row| {
+            let newest = Newest {
+                attempt: attempts.remove(&row.vm_context_id),
+                has_point: points.contains_key(&row.vm_context_id),
+            };
+            wire::vm(row, &newest)
+        });
+        Ok(vms.collect())
+    }
+}

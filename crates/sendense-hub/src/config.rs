@@ -1,0 +1,98 @@
+//! What a hub is told at its start.
+//!
+//! What lives here: settings and their defaults. What does not: reading them from a command line (the binary does) and
+//! checking them (each room checks what it uses). Invariant: a bound that is not set here has its reason where it is used.
+
+use sendense_types::{Clock, SystemClock};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Port of the API when nothing else is said.
+pub const PORT_DEFAULT: u16 = 8082;
+
+/// Settings of a hub.
+#[derive(Clone)]
+pub struct HubConfig {
+    /// Where the hub keeps its identity, its key and, with the embedded database, its catalog.
+    pub data_dir: PathBuf,
+    /// Where the API is served.
+    pub listen: SocketAddr,
+    /// The catalog's database; absent: an SQLite file in the data directory.
+    pub database_url: Option<String>,
+    /// Roots of host paths that requests may name.
+    pub allow_paths: Vec<PathBuf>,
+    /// Certificate chain and key (PEM files) for TLS; absent: made at first start where TLS is needed.
+    pub tls: Option<TlsFiles>,
+    /// How much may happen at once.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A certificate that the operator brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM file with the chain, the hub's certificate first.
+    pub certificate: PathBuf,
+    /// PEM file with its private key.
+    pub key: PathBuf,
+}
+
+/// How much may happen at once and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Tasks that run at once in this hub. Four keep two disks and two networks busy; the copy buffers of four stay far
+    /// below the 256 MiB that a hub may use.
+    pub running_per_hub: usize,
+    /// Tasks that write to or read from one repository at once.
+    pub running_per_repository: usize,
+    /// Tasks that read from one source at once: hypervisors suffer before repositories do.
+    pub running_per_source: usize,
+    /// Tasks that wait for a place. A night's schedule for a thousand machines fits; what is more is told to come back.
+    pub pending_max: usize,
+    /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
+    pub progress_deadline_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            running_per_hub: 4,
+            running_per_repository: 4,
+            running_per_source: 4,
+            pending_max: 1000,
+            progress_deadline_s: 4 * 3600,
+        }
+    }
+}
+
+impl HubConfig {
+    /// Defaults: embedded catalog, plain HTTP on loopback, no host path allowed.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT_DEFAULT)),
+            database_url: None,
+            allow_paths: Vec::new(),
+            tls: None,
+            limits: Limits::default(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+impl fmt::Debug for HubConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The database URL may hold a password, so only its presence is told.
+        f.debug_struct("HubConfig")
+            .field("data_dir", &self.data_dir)
+            .field("listen", &self.listen)
+            .field("database_url", &self.database_url.as_ref().map(|_| "(set)"))
+            .field("allow_paths", &self.allow_paths)
+            .field("tls", &self.tls)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

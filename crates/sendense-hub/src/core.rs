@@ -1,0 +1,115 @@
+//! What every part of the hub stands on, made once at the start.
+//!
+//! What lives here: the parts and how they are held together. What does not: what is done with them. Invariant: nothing in
+//! here is replaced while the hub runs, so whoever holds it needs no lock.
+
+use crate::app::tokens::Notes;
+use crate::config::Limits;
+use crate::data_dir::DataDir;
+use crate::events::Events;
+use crate::fault::{OrProblem, Result, internal, invalid};
+use crate::jobs::Running;
+use crate::repositories::Repositories;
+use crate::secrets::Sealer;
+use sendense_catalog::{Catalog, HubLease};
+use sendense_node::LaneBudget;
+use sendense_source::paths::Roots;
+use sendense_source::{Journal, Source, SourceContext};
+use sendense_types::{Clock, DeploymentId, Problem, ProblemCode, Timestamp};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The hub's parts.
+pub(crate) struct Core {
+    pub catalog: Catalog,
+    pub clock: Arc<dyn Clock>,
+    pub started_at: Timestamp,
+    pub lease: HubLease,
+    pub deployment_id: DeploymentId,
+    pub sealer: Sealer,
+    pub roots: Roots,
+    pub limits: Limits,
+    pub events: Events,
+    pub journal: Arc<dyn Journal>,
+    /// Lanes of all copies together: what bounds the hub's memory.
+    pub budget: LaneBudget,
+    pub repositories: Repositories,
+    pub running: Running,
+    pub token_notes: Notes,
+    /// Asked for when the hub ends: nothing new begins.
+    pub stop: CancellationToken,
+    /// Everything that was started and must have ended before the hub is gone.
+    pub tracker: TaskTracker,
+    /// Dropped last: the lock on the data directory.
+    pub data_dir: DataDir,
+}
+
+impl Core {
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The resolved form of a path on this host that a request names. It lies below an allowed root, and never in the data
+    /// directory, even where an allowed root holds that: nobody backs up the hub's key, or writes over it.
+    pub fn check_host_path(&self, path: &Path, may_be_new: bool) -> Result<PathBuf> {
+        if path.as_os_str().is_empty() {
+            return Err(invalid("a path is required"));
+        }
+        let existing = self.roots.check_existing(path);
+        let resolved = match existing {
+            Err(error) if may_be_new && error.kind == sendense_source::Kind::NotFound => self.roots.check_new(path),
+            existing => existing,
+        };
+        let resolved = resolved.map_err(|error| {
+            let problem = crate::fault::of_source(&error);
+            match problem.code {
+                ProblemCode::VmNotFound | ProblemCode::SourceFailed => {
+                    Problem { code: ProblemCode::InvalidInput, ..problem }
+                }
+                _ => problem,
+            }
+        })?;
+        let data_dir = self.data_dir.path();
+        if resolved.starts_with(data_dir) || data_dir.starts_with(&resolved) {
+            let details = format!("{} is, holds or lies in the hub's data directory", path.display());
+            return Err(Problem::new(ProblemCode::PathNotAllowed, "the path is not allowed", details));
+        }
+        Ok(resolved)
+    }
+
+    /// A source, opened. Nothing is connected yet.
+    pub fn open_source(&self, row: &sendense_catalog::Source) -> Result<Arc<dyn Source>> {
+        use secrecy::ExposeSecret;
+        let secret = match &row.secret {
+            Some(envelope) => {
+                let envelope = String::from_utf8_lossy(envelope);
+                let opened = self.sealer.open_sealed(row.source_id.as_str(), &envelope).map_err(|error| {
+                    internal(format!("credentials of source {} cannot be opened", row.name), error.to_string())
+                })?;
+                Some(opened)
+            }
+            None => None,
+        };
+        let context = SourceContext {
+            source_id: row.source_id.clone(),
+            deployment_id: self.deployment_id.clone(),
+            run_dir: self.data_dir.run_path(),
+            roots: self.roots.clone(),
+        };
+        let config = crate::app::sources::Settings::read(&row.config)?.for_source(row.kind)?;
+        let secret = secret.as_ref().map(|secret| secret.expose_secret());
+        sendense_source::open(row.kind, &config, secret, context).or_problem()
+    }
+}
+
+/// Runs blocking work on a thread of its own and waits for it. The work is not stopped when the waiting is: it ends by
+/// itself, because all blocking work of ours asks a [`sendense_block::Cancel`] or is bounded.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        // A panic in a room below is a fault of ours; the message of the panic was logged where it happened.
+        internal("a part of the hub failed", error.to_string())
+    })
+}

@@ -1,0 +1,245 @@
+//! Starting and stopping a hub.
+//!
+//! ```text
+//! data dir (lock) -> key -> catalog -> epoch -> admin token -> reconcile -> dispatcher -> API
+//! ```
+//!
+//! What lives here: the order of the start and of the end. What does not: what any part does. Invariant: nothing is served
+//! before interrupted work was ended, and the lock on the data directory outlives everything that writes.
+
+use crate::app::App;
+use crate::app::tokens;
+use crate::config::HubConfig;
+use crate::core::Core;
+use crate::data_dir::{self, DataDir, private_file};
+use crate::events::Events;
+use crate::jobs::handle::Stop;
+use crate::jobs::{Running, dispatcher};
+use crate::reconcile::{self, HUB_LEASE_SECONDS};
+use crate::repositories::{self, Repositories};
+use crate::secrets::{self, Sealer};
+use sendense_catalog::{Catalog, TokenRole};
+use sendense_node::{FileJournal, LaneBudget};
+use sendense_source::Journal;
+use sendense_source::paths::Roots;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long running work may take to end when the hub stops. Copies end within a second; what hangs longer is left to the
+/// next start.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The name of the token that a hub makes at its first start.
+const ADMIN_TOKEN_NAME: &str = "admin";
+
+/// Why a hub does not start. The operator acts.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] data_dir::Error),
+    /// The key for credentials cannot be used.
+    #[error("prepare the key for credentials")]
+    Key(#[source] secrets::Error),
+    /// The catalog cannot be opened.
+    #[error("open the catalog")]
+    Catalog(#[source] sendense_catalog::Error),
+    /// The journal cannot be opened.
+    #[error("open the journal")]
+    Journal(#[source] sendense_source::Error),
+    /// The admin token cannot be read or made.
+    #[error("prepare the admin token {}", path.display())]
+    AdminToken {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An allowed path is none.
+    #[error("allowed path {} is not absolute", .0.display())]
+    AllowPath(PathBuf),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Serve(#[from] crate::http::Error),
+}
+
+/// Starts hubs.
+#[derive(Debug)]
+pub struct Hub;
+
+/// A hub at work.
+pub struct RunningHub {
+    core: Arc<Core>,
+    app: App,
+    server: crate::http::Server,
+}
+
+impl Hub {
+    /// Starts a hub. When this returns, interrupted work of an earlier life was ended and the API answers; repositories and
+    /// sources that cannot be reached are tried on in the background.
+    pub async fn start(config: HubConfig) -> Result<RunningHub, Error> {
+        let now = config.clock.now();
+        for path in &config.allow_paths {
+            if !path.is_absolute() {
+                return Err(Error::AllowPath(path.clone()));
+            }
+        }
+        let data_dir = DataDir::open(&config.data_dir)?;
+        let sealer = Sealer::open(&data_dir.key_path()).map_err(Error::Key)?;
+        let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
+        let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
+        let deployment_id = catalog.hubs().deployment_id(now).await.map_err(Error::Catalog)?;
+        let until = now.plus_seconds(HUB_LEASE_SECONDS);
+        let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
+        let journal: Arc<dyn Journal> = Arc::new(FileJournal::open(&data_dir.journal_path()).map_err(Error::Journal)?);
+        crate::metrics::install();
+        let core = Arc::new(Core {
+            catalog,
+            clock: config.clock.clone(),
+            started_at: now,
+            lease,
+            deployment_id,
+            sealer,
+            roots: Roots::new(config.allow_paths.clone()),
+            limits: config.limits.clone(),
+            events: Events::new(),
+            journal,
+            budget: LaneBudget::default(),
+            repositories: Repositories::default(),
+            running: Running::default(),
+            token_notes: tokens::Notes::default(),
+            stop: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            data_dir,
+        });
+        admin_token(&core).await?;
+        reconcile::at_start(&core).await;
+        core.tracker.spawn(dispatcher::run(core.clone()));
+        core.tracker.spawn(repositories::keep(core.clone()));
+        let app = App::new(core.clone());
+        let options = crate::http::Options {
+            listen: config.listen,
+            tls: config.tls.clone(),
+            tls_dir: core.data_dir.tls_path(),
+            clock: config.clock.clone(),
+        };
+        let server = match crate::http::Server::start(app.clone(), options) {
+            Ok(server) => server,
+            Err(error) => {
+                stop(&core).await;
+                return Err(error.into());
+            }
+        };
+        tracing::info!(hub_id = %core.lease.hub_id, deployment_id = %core.deployment_id, epoch = core.lease.epoch,
+            address = %server.local_addr(), "hub is ready");
+        Ok(RunningHub { core, app, server })
+    }
+}
+
+impl RunningHub {
+    /// Where the API is served, with the port that it got.
+    pub fn local_addr(&self) -> std::net::SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// The URL for a client on this machine.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// SHA-256 of the API's certificate in hex; none on plain HTTP.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.server.fingerprint()
+    }
+
+    /// The use-cases, for callers in the same process.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The file that holds the admin's token.
+    pub fn admin_token_path(&self) -> PathBuf {
+        self.core.data_dir.admin_token_path()
+    }
+
+    /// Returns when the hub must end because a later start of it has taken over.
+    pub async fn superseded(&self) {
+        self.core.stop.cancelled().await;
+    }
+
+    /// Stops: no new calls, running work is told to stop and waited for, leases are given back.
+    pub async fn shutdown(self) {
+        tracing::info!("hub stops");
+        self.core.stop.cancel();
+        // Work first: a call that waits for a deletion is answered while the server still waits for calls.
+        let ((), ()) = tokio::join!(stop(&self.core), self.server.shutdown());
+        tracing::info!("hub has stopped");
+    }
+}
+
+/// Ends everything that was started.
+async fn stop(core: &Arc<Core>) {
+    core.stop.cancel();
+    for handle in core.running.all() {
+        handle.stop(Stop::Shutdown);
+    }
+    core.tracker.close();
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, core.tracker.wait()).await.is_err() {
+        tracing::warn!(running = core.running.count(), "work did not end in time; the next start will end it");
+    }
+    core.repositories.release_all(core).await;
+    if let Err(error) = core.catalog.close().await {
+        tracing::warn!(error = %error, "close the catalog");
+    }
+}
+
+fn sqlite_url(path: &Path) -> String {
+    // A path may hold characters that mean something in a URL.
+    let encoded = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), PATH).to_string();
+    format!("sqlite://{encoded}?mode=rwc")
+}
+
+/// Everything but what a path is mostly made of.
+const PATH: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
+
+/// The token in the admin's file is valid: made at the first start, or whenever the file is not there. Who can write the
+/// file can do everything with the hub's data anyway, so a token that was put there by hand is taken, too.
+async fn admin_token(core: &Core) -> Result<(), Error> {
+    let path = core.data_dir.admin_token_path();
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::AdminToken { path: path.clone(), source };
+    let known = private_file::read(&path).map_err(|error| failed(error.into()))?;
+    if let Some(file) = &known
+        && file.mode & 0o077 != 0
+    {
+        return Err(failed(format!("its mode is {:o}; nobody but its owner may read it", file.mode).into()));
+    }
+    let name = ADMIN_TOKEN_NAME.parse().expect("a plain word is a name");
+    let secret = match known {
+        Some(file) => {
+            let text = String::from_utf8(file.bytes).map_err(|error| failed(error.into()))?;
+            let text = text.trim().to_owned();
+            // Shorter ones can be guessed; ours have 47 characters.
+            if text.len() < 32 {
+                return Err(failed("it holds no token of at least 32 characters".into()));
+            }
+            text
+        }
+        None => {
+            let secret = tokens::generate().map_err(|problem| failed(problem.into()))?;
+            private_file::create(&path, format!("{secret}\n").as_bytes()).map_err(|error| failed(error.into()))?;
+            tracing::info!(path = %path.display(), "admin token made");
+            secret
+        }
+    };
+    match tokens::keep(core, name, TokenRole::Admin, &secret).await {
+        Ok(_) => Ok(()),
+        // Known already, valid or revoked: what was revoked stays so.
+        Err(sendense_catalog::Error::Conflict(sendense_catalog::Conflict::Exists { .. })) => Ok(()),
+        Err(error) => Err(failed(error.into())),
+    }
+}

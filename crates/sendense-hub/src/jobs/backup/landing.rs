@@ -1,0 +1,103 @@
+//! Where the mover's blocks land: a draft in the repository.
+
+use super::super::handle::{Handle, Stop};
+use super::{Prepared, facts};
+use crate::core::Core;
+use parking_lot::Mutex;
+use sendense_block::BlockSink;
+use sendense_catalog::{BackupDisk, BackupPlan, Conflict, Error};
+use sendense_node::mover::{DiskStart, Landing};
+use sendense_repo::{DiskSpec, Draft};
+use sendense_types::{Phase, Timestamp};
+use std::sync::Arc;
+
+/// A draft as the mover sees it.
+pub(super) struct DraftLanding<'a> {
+    core: &'a Arc<Core>,
+    handle: &'a Handle,
+    prepared: &'a Prepared,
+    runtime: &'a tokio::runtime::Handle,
+    state: Mutex<State>,
+}
+
+struct State {
+    draft: Draft,
+    planned: Vec<BackupDisk>,
+    /// When the machine stood still: known when the first disk begins.
+    frozen_at: Option<Timestamp>,
+}
+
+impl<'a> DraftLanding<'a> {
+    pub fn new(
+        core: &'a Arc<Core>,
+        handle: &'a Handle,
+        prepared: &'a Prepared,
+        draft: Draft,
+        runtime: &'a tokio::runtime::Handle,
+    ) -> Self {
+        let state = State { draft, planned: Vec::new(), frozen_at: None };
+        Self { core, handle, prepared, runtime, state: Mutex::new(state) }
+    }
+
+    /// The draft back, and when the machine stood still.
+    pub fn into_draft(self) -> (Draft, Timestamp) {
+        let state = self.state.into_inner();
+        (state.draft, state.frozen_at.unwrap_or_else(|| self.core.now()))
+    }
+
+    /// Tells the catalog what is being made. The point does not depend on it: people do.
+    fn tell_plan(&self) {
+        let planned = self.state.lock().planned.clone();
+        let plan = BackupPlan {
+            backup_type: crate::app::create::type_of(planned.iter().map(|disk| disk.backup_type)),
+            type_reason: facts::reason_of_all(planned.iter().map(|disk| (disk.disk_id, disk.type_reason.as_deref()))),
+            parent_backup_id: facts::parent_of_all(planned.iter().map(|disk| disk.parent_backup_id.as_ref())),
+            total_bytes: self.handle.progress.snapshot().planned.0,
+            consistency: None,
+            partial: self.prepared.partial,
+            disks: planned,
+        };
+        let told = self.runtime.block_on(self.core.catalog.backups().plan(&self.prepared.claim, &plan));
+        match told {
+            Ok(_) => {}
+            Err(Error::Conflict(Conflict::LeaseLost { .. })) => {
+                self.handle.stop(Stop::LeaseLost);
+            }
+            Err(error) => self.handle.warn(format!("the catalog could not be told what is made: {error}")),
+        }
+    }
+}
+
+impl Landing for DraftLanding<'_> {
+    fn begin_disk(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<dyn BlockSink>> {
+        let mut state = self.state.lock();
+        state.frozen_at.get_or_insert_with(|| self.core.now());
+        let spec = DiskSpec {
+            number: start.number,
+            binding: start.disk.binding.clone(),
+            capacity: start.disk.capacity,
+            parent: start.parent.cloned(),
+        };
+        let disk = state.draft.begin_disk(spec)?;
+        state.planned.push(facts::planned(start));
+        let what = match (start.parent, start.type_reason) {
+            (Some(parent), None) => format!("disk {} goes onto {parent}", start.number),
+            (Some(parent), Some(reason)) => format!("disk {} goes onto {parent}; {reason}", start.number),
+            (None, None) => format!("disk {} becomes a full", start.number),
+            (None, Some(reason)) => format!("disk {} becomes a {reason}", start.number),
+        };
+        self.handle.info(what);
+        Ok(disk)
+    }
+
+    fn phase(&self, phase: Phase) {
+        self.handle.set_phase(phase);
+        if phase == Phase::Transferring {
+            self.tell_plan();
+        }
+    }
+
+    fn note(&self, message: &str) {
+        self.handle.warn(message);
+    }
+}

@@ -1,0 +1,216 @@
+//! Backing up one machine, from its inspection to the published point.
+//!
+//! ```text
+//! inspect -> numbers of disks -> parents (from manifests) -> draft -> mover -> seal -> publish -> catalog -> retire
+//! ```
+//!
+//! What lives here: the order. [`parents`] decides what each disk stands on, [`landing`] takes the blocks in, [`facts`]
+//! says what the manifest and the catalog are told. What does not: how disks are read and compared (the mover).
+//!
+//! Invariant: whatever fails, the draft is given up, the source is let go, and the row says why; a point exists exactly
+//! when its manifest does.
+
+mod facts;
+pub(crate) use facts::completed;
+mod landing;
+mod parents;
+
+use super::handle::Handle;
+use super::runner::Done;
+use super::work::BackupWork;
+use crate::app::create::choose_disks;
+use crate::app::sources::refresh;
+use crate::core::{Core, blocking};
+use crate::fault::{OrProblem, Result, of_mover, of_repo};
+use landing::DraftLanding;
+use parents::Standing;
+use sendense_catalog as catalog;
+use sendense_catalog::TaskClaim;
+use sendense_node::mover::{self, Assignment, DiskAssignment, PARALLEL_DISKS_DEFAULT};
+use sendense_repo::{DraftSpec, Repository};
+use sendense_source::{DiskRequest, FreezeRequest, Source, VmRef};
+use sendense_types::Phase;
+use std::sync::Arc;
+
+/// What a first full is promised before its size is known: one step of the repository's own growing.
+const FIRST_FULL_BYTES: u64 = 64 << 20;
+
+/// Everything that is known before the machine is frozen.
+struct Prepared {
+    work: BackupWork,
+    vm: catalog::VmContext,
+    disks: Vec<catalog::VmDisk>,
+    partial: bool,
+    address: String,
+    expected_bytes: u64,
+    source: Arc<dyn Source>,
+    repository: Repository,
+    claim: TaskClaim,
+}
+
+/// Makes the backup.
+pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: BackupWork) -> Result<Done> {
+    handle.set_phase(Phase::Snapshot);
+    core.catalog.backups().start(claim, core.now()).await.or_problem()?;
+    let prepared = prepare(core, handle, claim, work).await?;
+    let newest = newest_points(core, &prepared).await?;
+    let (worker, watched) = (core.clone(), handle.clone());
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || make(&worker, &watched, &prepared, &newest, &runtime))
+        .await?
+        .map(|done| Done::Backup(Box::new(done)))
+}
+
+async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: BackupWork) -> Result<Prepared> {
+    let source_row = core.catalog.sources().get(&work.source_id).await.or_problem()?;
+    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let known = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
+    let (_, vm) = refresh(core, &source_row, &known, &handle.cancel).await?;
+    let (disks, partial) = choose_disks(&vm, work.disk_id, &work.exclude_disks)?;
+    handle.info(format!(
+        "{} of {} disks are backed up",
+        disks.len(),
+        vm.disks.iter().filter(|disk| disk.present).count()
+    ));
+    let address = crate::app::sources::Settings::read(&source_row.config)?.address;
+    let expected_bytes = expected_bytes(core, &work).await?;
+    let source = core.open_source(&source_row)?;
+    let claim = claim.clone();
+    Ok(Prepared { work, vm, disks, partial, address, expected_bytes, source, repository, claim })
+}
+
+/// What the point may become: the last full's size for a full, one step for an incremental. The promise grows as blocks
+/// come; this is only what must be free before the machine is frozen at all.
+async fn expected_bytes(core: &Core, work: &BackupWork) -> Result<u64> {
+    if work.backup_type == sendense_types::BackupType::Incremental {
+        return Ok(0);
+    }
+    let fulls = catalog::BackupFilter {
+        vm_context_id: Some(work.vm_context_id.clone()),
+        repository_id: Some(work.repository_id.clone()),
+        status: Some(sendense_types::BackupStatus::Completed),
+        backup_type: Some(sendense_types::BackupType::Full),
+        ..Default::default()
+    };
+    let one = catalog::Page { limit: 1, offset: 0 };
+    let (rows, _) = core.catalog.backups().list(&fulls, one).await.or_problem()?;
+    Ok(rows.first().map_or(FIRST_FULL_BYTES, |full| full.bytes_stored))
+}
+
+/// The newest point of each disk, as the catalog knows it; what it says is looked up in the manifest before it is used.
+async fn newest_points(core: &Core, prepared: &Prepared) -> Result<Vec<Option<sendense_types::BackupId>>> {
+    let mut newest = Vec::with_capacity(prepared.disks.len());
+    for disk in &prepared.disks {
+        let (vm, repository) = (&prepared.work.vm_context_id, &prepared.work.repository_id);
+        let point = core.catalog.backups().newest_completed(vm, repository, disk.disk_id).await.or_problem()?;
+        newest.push(point.map(|point| point.backup_id));
+    }
+    Ok(newest)
+}
+
+/// The blocking part, on a thread of its own.
+fn make(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    prepared: &Prepared,
+    newest: &[Option<sendense_types::BackupId>],
+    runtime: &tokio::runtime::Handle,
+) -> Result<catalog::Completed> {
+    let (work, repository, who) = (&prepared.work, &prepared.repository, handle.task_id.as_str());
+    let standings = parents::decide(work, repository, &prepared.disks, newest).map_err(|error| of_repo(&error))?;
+    let spec = DraftSpec {
+        backup_id: work.backup_id.clone(),
+        vm_context_id: work.vm_context_id.clone(),
+        parents: standings.iter().filter_map(|standing| Some(standing.parent.as_ref()?.backup_id.clone())).collect(),
+        expected_bytes: prepared.expected_bytes,
+        who: who.to_owned(),
+    };
+    let draft = repository.begin_draft(spec, core.now()).map_err(|error| of_repo(&error))?;
+    let landing = DraftLanding::new(core, handle, prepared, draft, runtime);
+    let moved = assignment(core, handle, prepared, &standings).and_then(|assignment| {
+        let (journal, budget) = (&core.journal, &core.budget);
+        mover::run(&assignment, &*prepared.source, &landing, journal, budget, &handle.progress, &handle.cancel)
+            .map_err(|error| of_mover(&error))
+    });
+    let (draft, frozen_at) = landing.into_draft();
+    let abandon = |draft: sendense_repo::Draft| {
+        if let Err(error) = draft.abandon() {
+            handle.warn(format!("the draft could not be removed; the next start will: {error}"));
+        }
+    };
+    let outcome = match moved {
+        Ok(outcome) => outcome,
+        Err(problem) => {
+            abandon(draft);
+            return Err(problem);
+        }
+    };
+    handle.set_phase(Phase::Finalizing);
+    if let Err(error) = handle.cancel.check() {
+        abandon(draft);
+        return Err(crate::fault::of_block("finish the backup", &error));
+    }
+    let sealed = draft.seal().map_err(|error| of_repo(&error))?;
+    // The last moment at which a person can change the mind: publication is not taken back.
+    if let Err(error) = handle.cancel.check() {
+        if let Err(error) = sealed.abandon() {
+            handle.warn(format!("the draft could not be removed; the next start will: {error}"));
+        }
+        return Err(crate::fault::of_block("finish the backup", &error));
+    }
+    let facts = facts::of_point(prepared, &outcome, frozen_at);
+    let manifest = sealed.publish(facts, core.now()).map_err(|error| of_repo(&error))?;
+    handle.info(format!("published as {}", manifest.backup_id));
+    crate::metrics::backup_bytes(handle.progress.snapshot().done.0, manifest.file_bytes());
+    Ok(facts::completed(&manifest))
+}
+
+fn assignment(core: &Core, handle: &Handle, prepared: &Prepared, standings: &[Standing]) -> Result<Assignment> {
+    let work = &prepared.work;
+    let mut requests = Vec::with_capacity(prepared.disks.len());
+    let mut disks = Vec::with_capacity(prepared.disks.len());
+    for (disk, standing) in prepared.disks.iter().zip(standings) {
+        requests.push(DiskRequest {
+            key: disk.disk_key.clone(),
+            binding: disk.binding.clone(),
+            since: standing.parent.as_ref().and_then(|parent| parent.token.clone()),
+            since_capacity: standing.parent.as_ref().map(|parent| parent.capacity_bytes),
+        });
+        let parentage = standing.parentage(&prepared.repository, &work.vm_context_id, disk.disk_id, handle)?;
+        disks.push(DiskAssignment { number: disk.disk_id, key: disk.disk_key.clone(), parentage });
+    }
+    let freeze = FreezeRequest {
+        vm: VmRef { instance_uuid: prepared.vm.instance_uuid.clone(), name: prepared.vm.vm_name.to_string() },
+        disks: requests,
+        quiesce: work.quiesce,
+        deployment_id: core.deployment_id.clone(),
+        task_id: handle.task_id.clone(),
+    };
+    Ok(Assignment {
+        freeze,
+        disks,
+        level: crate::app::level(work.compression),
+        on_tracking_loss: work.on_tracking_loss,
+        parallel_disks: PARALLEL_DISKS_DEFAULT,
+    })
+}
+
+/// After a point is in the catalog: tracking marks that no chain needs any more go. Before that they must stay, because
+/// until then the older point is the newest one that anybody knows.
+pub(crate) async fn retire(core: &Arc<Core>, work: &BackupWork, handle: &Handle) -> Result<()> {
+    let keep = core.catalog.backups().tokens_in_use(&work.vm_context_id).await.or_problem()?;
+    let keep: Vec<_> = keep.into_iter().map(|used| used.token).collect();
+    let source_row = core.catalog.sources().get(&work.source_id).await.or_problem()?;
+    let vm = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
+    let source = core.open_source(&source_row)?;
+    let reference = VmRef { instance_uuid: vm.instance_uuid, name: vm.vm_name.into() };
+    let journal = core.journal.clone();
+    let retired = crate::app::sources::answer(&source_row.name, &handle.cancel, move |cancel| {
+        source.retire(&reference, &keep, &journal, cancel)
+    })
+    .await?;
+    if !retired.is_empty() {
+        handle.info(format!("{} tracking marks that no chain needs were removed", retired.len()));
+    }
+    Ok(())
+}

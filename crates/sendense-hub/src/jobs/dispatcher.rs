@@ -1,0 +1,120 @@
+//! Gives waiting tasks to free places.
+//!
+//! The dispatcher has no state of its own: whenever it is woken (a task was made, one ended) and every few seconds (another
+//! hub's tasks, limits that changed), it reads what waits and starts what may run. A restart is thus an ordinary pass.
+
+use super::queue::{Needs, startable};
+use super::runner;
+use super::work::Work;
+use crate::core::Core;
+use crate::fault::{OrProblem, Result};
+use crate::repositories::{Repositories, Standing};
+use sendense_catalog::{Conflict, Error, Page, Task};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two passes without a wake-up: what another hub left, or a repository that came back, waits so long at most.
+const PASS_PERIOD: Duration = Duration::from_secs(2);
+
+/// Runs until the hub stops.
+pub(crate) async fn run(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(PASS_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            () = core.running.wake.notified() => {}
+            _ = tick.tick() => {}
+        }
+        if let Err(problem) = pass(&core).await {
+            tracing::warn!(error = %problem.message, details = %problem.details, "look for work");
+        }
+    }
+}
+
+async fn pass(core: &Arc<Core>) -> Result<()> {
+    if core.running.count() >= core.limits.running_per_hub {
+        return Ok(());
+    }
+    let pending = core.catalog.tasks().pending(Page::LIMIT_MAX).await.or_problem()?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let limits = Limits::read(core).await?;
+    let mut waiting: Vec<(Task, Work, Needs)> = Vec::new();
+    for task in pending {
+        match Work::read(&task.request) {
+            Ok(work) if !is_ours(core, &work) => {}
+            Ok(work) => {
+                let needs = limits.needs(core, &work);
+                waiting.push((task, work, needs));
+            }
+            Err(problem) => runner::refuse(core, &task, &problem).await,
+        }
+    }
+    let needs: Vec<Needs> = waiting.iter().map(|(_, _, needs)| needs.clone()).collect();
+    let mut start = startable(&needs, &core.running.needs(), core.limits.running_per_hub);
+    // From the back, so that positions stay right while tasks are taken out.
+    let mut chosen = Vec::new();
+    while let Some(position) = start.pop() {
+        chosen.push(waiting.swap_remove(position));
+    }
+    while let Some((task, work, needs)) = chosen.pop() {
+        match runner::claim(core, &task).await {
+            Ok(task) => runner::start(core, task, work, needs),
+            // Another hub was faster, or a person cancelled it between the reading and here.
+            Err(Error::Conflict(Conflict::LeaseLost { .. } | Conflict::WrongState { .. })) => {}
+            Err(error) => return Err(error).or_problem(),
+        }
+    }
+    Ok(())
+}
+
+/// False for work in a repository that another hub of the deployment owns: it is left to that one. A repository that this
+/// hub has not tried to open is tried first, so that no task is taken and failed for want of a look.
+fn is_ours(core: &Arc<Core>, work: &Work) -> bool {
+    // An import may take a repository over; that is decided when it runs.
+    if matches!(work, Work::Import(_)) {
+        return true;
+    }
+    let Some(id) = work.about().repository_id else { return true };
+    match core.repositories.standing(id, core.now()) {
+        Standing::Open | Standing::Away => true,
+        Standing::Elsewhere => false,
+        Standing::Untried => {
+            Repositories::open_in_background(core, id);
+            false
+        }
+    }
+}
+
+/// How many tasks each repository and source bears, where they say so themselves.
+struct Limits {
+    repositories: HashMap<sendense_types::RepositoryId, usize>,
+    sources: HashMap<sendense_types::SourceId, usize>,
+}
+
+impl Limits {
+    async fn read(core: &Core) -> Result<Self> {
+        let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+        let (repositories, _) = core.catalog.repositories().list(page).await.or_problem()?;
+        let (sources, _) = core.catalog.sources().list(page).await.or_problem()?;
+        let repositories = repositories.into_iter().filter_map(|row| {
+            let max = crate::app::repositories::Settings::read(&row.settings).ok()?.running_tasks_max?;
+            Some((row.repository_id, max as usize))
+        });
+        let sources = sources.into_iter().filter_map(|row| {
+            let max = crate::app::sources::Settings::read(&row.config).ok()?.running_tasks_max?;
+            Some((row.source_id, max as usize))
+        });
+        Ok(Self { repositories: repositories.collect(), sources: sources.collect() })
+    }
+
+    fn needs(&self, core: &Core, work: &Work) -> Needs {
+        work.needs(
+            |id| self.repositories.get(id).copied().unwrap_or(core.limits.running_per_repository),
+            |id| self.sources.get(id).copied().unwrap_or(core.limits.running_per_source),
+        )
+    }
+}

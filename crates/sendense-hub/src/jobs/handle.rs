@@ -1,0 +1,237 @@
+//! What a running task and those who watch it share: the request to stop, how far it is, what it has to tell.
+//!
+//! Invariant: the first reason to stop is the one that counts; whoever asks later changes nothing.
+
+use parking_lot::Mutex;
+use sendense_block::copy::{Progress, Snapshot};
+use sendense_block::{ByteLen, Cancel};
+use sendense_catalog::{LogLevel, NewLogLine};
+use sendense_repo::verify;
+use sendense_types::{Clock, Phase, Problem, ProblemCode, TaskId, Timestamp};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Lines that wait for the next report (half a second). A job tells tens in its life; what passes this is a loop that
+/// complains, and is counted instead of kept.
+const LINES_WAITING_MAX: usize = 256;
+
+/// Why a running task is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// A person asked.
+    Person,
+    /// The hub ends.
+    Shutdown,
+    /// It moved nothing for too long.
+    Deadline,
+    /// Another hub has taken it over: it must not even be ended by us.
+    LeaseLost,
+    /// Another hub has taken its repository.
+    RepositoryLost,
+}
+
+/// A running task, as seen by its job, its reporter and those who cancel.
+pub(crate) struct Handle {
+    /// Which task.
+    pub task_id: TaskId,
+    /// Asked by the job's threads.
+    pub cancel: Cancel,
+    /// Filled by the job's threads when it copies.
+    pub progress: Progress,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    stop: Option<Stop>,
+    phase: Option<Phase>,
+    verify: Option<Arc<verify::Progress>>,
+    lines: VecDeque<NewLogLine>,
+    lines_lost: usize,
+    seen: (Snapshot, Option<Phase>),
+    moved_at: Timestamp,
+}
+
+impl Handle {
+    /// A task that has just begun.
+    pub fn new(task_id: TaskId, clock: Arc<dyn Clock>) -> Self {
+        let state = State {
+            stop: None,
+            phase: None,
+            verify: None,
+            lines: VecDeque::new(),
+            lines_lost: 0,
+            seen: (Snapshot::default(), None),
+            moved_at: clock.now(),
+        };
+        Self { task_id, cancel: Cancel::new(), progress: Progress::default(), clock, state: Mutex::new(state) }
+    }
+
+    /// Asks the job to stop. True when this was the first time.
+    pub fn stop(&self, why: Stop) -> bool {
+        let mut state = self.state.lock();
+        if state.stop.is_some() {
+            return false;
+        }
+        state.stop = Some(why);
+        // Hooks may take their time and may ask for the reason: they run without the lock.
+        drop(state);
+        self.cancel.cancel();
+        true
+    }
+
+    /// Why it is to stop, if it is.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.state.lock().stop
+    }
+
+    /// The job has come to this phase.
+    pub fn set_phase(&self, phase: Phase) {
+        self.state.lock().phase = Some(phase);
+    }
+
+    /// The job's phase.
+    pub fn phase(&self) -> Option<Phase> {
+        self.state.lock().phase
+    }
+
+    /// The job verifies, and is measured by what it reads. Returns what its threads fill.
+    pub fn measure_verify(&self) -> Arc<verify::Progress> {
+        let progress = Arc::new(verify::Progress::default());
+        self.state.lock().verify = Some(progress.clone());
+        progress
+    }
+
+    /// How far the job is.
+    pub fn snapshot(&self) -> Snapshot {
+        let verify = self.state.lock().verify.clone();
+        match verify {
+            Some(verify) => Snapshot {
+                planned: ByteLen(verify.total_bytes.load(Ordering::Relaxed)),
+                done: ByteLen(verify.done_bytes.load(Ordering::Relaxed)),
+                ..Snapshot::default()
+            },
+            None => self.progress.snapshot(),
+        }
+    }
+
+    /// A line for the task's log.
+    pub fn log(&self, level: LogLevel, message: impl Into<String>, fields: serde_json::Value) {
+        let line = NewLogLine { at: self.clock.now(), level, message: message.into(), fields };
+        let mut state = self.state.lock();
+        if state.lines.len() < LINES_WAITING_MAX {
+            state.lines.push_back(line);
+        } else {
+            state.lines_lost += 1;
+        }
+    }
+
+    /// A line for the task's log that tells of a state.
+    pub fn info(&self, message: impl Into<String>) {
+        self.log(LogLevel::Info, message, serde_json::json!({}));
+    }
+
+    /// A line for the task's log that somebody should look at.
+    pub fn warn(&self, message: impl Into<String>) {
+        self.log(LogLevel::Warning, message, serde_json::json!({}));
+    }
+
+    /// Takes the lines that wait.
+    pub fn take_lines(&self) -> Vec<NewLogLine> {
+        let mut state = self.state.lock();
+        let mut lines: Vec<_> = state.lines.drain(..).collect();
+        let lost = std::mem::take(&mut state.lines_lost);
+        drop(state);
+        if lost > 0 {
+            lines.push(NewLogLine {
+                at: self.clock.now(),
+                level: LogLevel::Warning,
+                message: "lines left out because too many came at once".to_owned(),
+                fields: serde_json::json!({ "count": lost }),
+            });
+        }
+        lines
+    }
+
+    /// Seconds since anything moved: bytes or phase.
+    pub fn idle_seconds(&self) -> f64 {
+        let (snapshot, now) = (self.snapshot(), self.clock.now());
+        let mut state = self.state.lock();
+        let seen = (snapshot, state.phase);
+        if state.seen != seen {
+            state.seen = seen;
+            state.moved_at = now;
+        }
+        now.seconds_since(state.moved_at)
+    }
+}
+
+impl Stop {
+    /// The problem that a task ended for this reason has.
+    pub fn problem(self) -> Problem {
+        match self {
+            Self::Person => Problem::new(ProblemCode::Cancelled, "cancelled", "a person stopped it"),
+            Self::Shutdown => Problem::new(ProblemCode::Interrupted, "interrupted: hub stopped", ""),
+            Self::Deadline => Problem::new(
+                ProblemCode::DeadlineExceeded,
+                "no progress for too long",
+                "nothing was read or written within the deadline; look at the source and the repository",
+            ),
+            Self::RepositoryLost => Problem::new(
+                ProblemCode::RepositoryOwned,
+                "interrupted: another hub took the repository",
+                "the lease ran out while the repository or this hub did not answer",
+            ),
+            Self::LeaseLost => {
+                Problem::new(ProblemCode::Interrupted, "interrupted: another hub took the task over", "")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_types::ManualClock;
+
+    fn handle() -> (Arc<ManualClock>, Handle) {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_micros(0)));
+        (clock.clone(), Handle::new(TaskId::generate(), clock))
+    }
+
+    #[test]
+    fn the_first_reason_to_stop_counts() {
+        let (_, handle) = handle();
+        assert_eq!(handle.stopped(), None);
+        assert!(handle.stop(Stop::Person));
+        assert!(!handle.stop(Stop::Shutdown));
+        assert_eq!(handle.stopped(), Some(Stop::Person));
+        assert!(handle.cancel.is_cancelled());
+    }
+
+    #[test]
+    fn what_moves_is_not_idle() {
+        let (clock, handle) = handle();
+        clock.advance_seconds(100);
+        assert_eq!(handle.idle_seconds(), 100.0);
+        handle.progress.plan(sendense_block::ByteLen(7));
+        assert_eq!(handle.idle_seconds(), 0.0);
+        clock.advance_seconds(5);
+        assert_eq!(handle.idle_seconds(), 5.0);
+        handle.set_phase(Phase::Finalizing);
+        assert_eq!(handle.idle_seconds(), 0.0);
+    }
+
+    #[test]
+    fn a_flood_of_lines_is_counted_and_not_kept() {
+        let (_, handle) = handle();
+        for number in 0..LINES_WAITING_MAX + 3 {
+            handle.info(format!("line {number}"));
+        }
+        let lines = handle.take_lines();
+        assert_eq!(lines.len(), LINES_WAITING_MAX + 1);
+        assert_eq!(lines.last().unwrap().fields["count"], 3);
+        assert_eq!(handle.take_lines(), []);
+    }
+}

@@ -1,0 +1,92 @@
+//! Work: what waits, what runs, what may run at once.
+//!
+//! ```text
+//! app -> row (pending) -> dispatcher: limits, claim -> runner: job on threads + report twice a second -> end in one place
+//! ```
+//!
+//! What lives here: the life of tasks. What does not: whether a request is allowed (app), what is left of dead hubs
+//! (reconcile). Invariant: a task ends in the catalog exactly once, by the holder of its claim, whatever its job did.
+
+pub(crate) mod backup;
+pub(crate) mod dispatcher;
+pub(crate) mod handle;
+pub(crate) mod import;
+mod queue;
+mod rate;
+pub(crate) mod report;
+pub(crate) mod restore;
+mod runner;
+pub(crate) use runner::{LEASE_SECONDS, claim};
+pub(crate) mod verify;
+pub(crate) mod work;
+
+use handle::Handle;
+use parking_lot::Mutex;
+use queue::Needs;
+use sendense_types::{RepositoryId, TaskId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// What runs in this hub now.
+#[derive(Default)]
+pub(crate) struct Running {
+    tasks: Mutex<HashMap<TaskId, Entry>>,
+    /// Rung when a place may have become free, or work has come.
+    pub wake: Notify,
+}
+
+struct Entry {
+    handle: Arc<Handle>,
+    needs: Needs,
+    view: Mutex<report::View>,
+}
+
+impl Running {
+    /// A running task of this hub.
+    pub fn get(&self, task_id: &TaskId) -> Option<Arc<Handle>> {
+        self.tasks.lock().get(task_id).map(|entry| entry.handle.clone())
+    }
+
+    /// All running tasks of this hub.
+    pub fn all(&self) -> Vec<Arc<Handle>> {
+        self.tasks.lock().values().map(|entry| entry.handle.clone()).collect()
+    }
+
+    /// The running tasks that work in a repository.
+    pub fn of_repository(&self, id: &RepositoryId) -> Vec<Arc<Handle>> {
+        let tasks = self.tasks.lock();
+        let entries = tasks.values().filter(|entry| entry.needs.repository.as_ref().is_some_and(|(of, _)| of == id));
+        entries.map(|entry| entry.handle.clone()).collect()
+    }
+
+    /// How many run.
+    pub fn count(&self) -> usize {
+        self.tasks.lock().len()
+    }
+
+    /// How far a running task was at its last report.
+    pub fn view(&self, task_id: &TaskId) -> Option<report::View> {
+        self.tasks.lock().get(task_id).map(|entry| *entry.view.lock())
+    }
+
+    fn set_view(&self, task_id: &TaskId, view: report::View) {
+        if let Some(entry) = self.tasks.lock().get(task_id) {
+            *entry.view.lock() = view;
+        }
+    }
+
+    fn needs(&self) -> Vec<Needs> {
+        self.tasks.lock().values().map(|entry| entry.needs.clone()).collect()
+    }
+
+    fn enter(&self, handle: Arc<Handle>, needs: Needs) {
+        let entry = Entry { handle: handle.clone(), needs, view: Mutex::default() };
+        self.tasks.lock().insert(handle.task_id.clone(), entry);
+    }
+
+    fn leave(&self, task_id: &TaskId) {
+        self.tasks.lock().remove(task_id);
+        self.wake.notify_one();
+    }
+}

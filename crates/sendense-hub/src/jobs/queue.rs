@@ -1,0 +1,105 @@
+//! Which waiting tasks may start now. Pure: what waits, what runs and the limits go in, positions come out.
+//!
+//! Invariant: no limit is passed, and a task waits only while one of *its* limits is reached: a busy repository does not
+//! hold up tasks of another one.
+
+use sendense_types::{RepositoryId, SourceId};
+use std::collections::HashMap;
+
+/// What a task occupies while it runs, with how many tasks that thing bears at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Needs {
+    /// A repository.
+    pub repository: Option<(RepositoryId, usize)>,
+    /// A source.
+    pub source: Option<(SourceId, usize)>,
+}
+
+#[derive(Default)]
+struct Occupied<'a> {
+    all: usize,
+    repositories: HashMap<&'a RepositoryId, usize>,
+    sources: HashMap<&'a SourceId, usize>,
+}
+
+impl<'a> Occupied<'a> {
+    fn has_room(&self, needs: &Needs, all_max: usize) -> bool {
+        let below = |used: Option<&usize>, max: usize| used.copied().unwrap_or(0) < max.max(1);
+        self.all < all_max
+            && needs.repository.as_ref().is_none_or(|(id, max)| below(self.repositories.get(id), *max))
+            && needs.source.as_ref().is_none_or(|(id, max)| below(self.sources.get(id), *max))
+    }
+
+    fn take(&mut self, needs: &'a Needs) {
+        self.all += 1;
+        if let Some((id, _)) = &needs.repository {
+            *self.repositories.entry(id).or_default() += 1;
+        }
+        if let Some((id, _)) = &needs.source {
+            *self.sources.entry(id).or_default() += 1;
+        }
+    }
+}
+
+/// Positions in `waiting` (oldest first) of the tasks that may start beside those that run.
+pub(crate) fn startable(waiting: &[Needs], running: &[Needs], all_max: usize) -> Vec<usize> {
+    let mut occupied = Occupied::default();
+    for needs in running {
+        occupied.take(needs);
+    }
+    let mut chosen = Vec::new();
+    for (position, needs) in waiting.iter().enumerate() {
+        if occupied.has_room(needs, all_max.max(1)) {
+            occupied.take(needs);
+            chosen.push(position);
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn needs(repository: Option<u8>, source: Option<u8>, max: usize) -> Needs {
+        Needs {
+            repository: repository.map(|n| (format!("repo-{n}").parse().unwrap(), max)),
+            source: source.map(|n| (format!("src-{n}").parse().unwrap(), max)),
+        }
+    }
+
+    #[test]
+    fn a_busy_repository_holds_up_only_its_own_tasks() {
+        let running = [needs(Some(1), None, 1)];
+        let waiting = [needs(Some(1), Some(1), 1), needs(Some(2), Some(1), 1), needs(Some(3), Some(1), 1)];
+        assert_eq!(startable(&waiting, &running, 4), [1]);
+        assert_eq!(startable(&waiting, &running, 1), [0; 0]);
+    }
+
+    fn any_needs() -> impl Strategy<Value = Needs> {
+        (prop::option::of(0..3_u8), prop::option::of(0..3_u8)).prop_map(|(r, s)| needs(r, s, 2))
+    }
+
+    proptest! {
+        /// Each task is looked at by itself: it starts exactly when those before it leave room.
+        #[test]
+        fn limits_hold_and_nobody_waits_without_a_reason(
+            waiting in prop::collection::vec(any_needs(), 0..20),
+            running in prop::collection::vec(any_needs(), 0..3), all_max in 1..8_usize,
+        ) {
+            let chosen = startable(&waiting, &running, all_max);
+            let mut at_work: Vec<&Needs> = running.iter().collect();
+            for (position, needs) in waiting.iter().enumerate() {
+                let same = |by: fn(&Needs, &Needs) -> bool| at_work.iter().filter(|other| by(other, needs)).count();
+                let room = at_work.len() < all_max
+                    && (needs.repository.is_none() || same(|a, b| a.repository == b.repository) < 2)
+                    && (needs.source.is_none() || same(|a, b| a.source == b.source) < 2);
+                prop_assert_eq!(chosen.contains(&position), room);
+                if room {
+                    at_work.push(needs);
+                }
+            }
+        }
+    }
+}

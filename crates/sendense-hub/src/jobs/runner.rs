@@ -1,0 +1,248 @@
+//! Runs one task that was claimed: starts its job, reports twice a second, ends it in the catalog.
+
+use super::handle::{Handle, Stop};
+use super::queue::Needs;
+use super::report::Reporter;
+use super::work::{BackupWork, Work};
+use super::{backup, import, restore, verify};
+use crate::core::Core;
+use crate::fault::{Result, of_catalog};
+use crate::reconcile;
+use sendense_catalog::{Completed, Conflict, Error, Heartbeat, LogLevel, Task, TaskClaim};
+use sendense_types::{Problem, ProblemCode, TaskKind, TaskState, Timestamp};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two reports: a person sees motion, and the database gets two small writes a second and task.
+const REPORT_PERIOD: Duration = Duration::from_millis(500);
+
+/// A task without a report for so long is taken for dead. 120 reports may be lost before that, so that a database that
+/// restarts costs no backup.
+pub(crate) const LEASE_SECONDS: i64 = 60;
+
+/// How often ending a task in the catalog is tried, [`FINISH_PAUSE`] apart: five minutes, in which a database restarts.
+/// After that the row's lease is out and start-up (of this hub or another) says what became of it.
+const FINISH_TRIES_MAX: u32 = 60;
+const FINISH_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a job leaves.
+pub(crate) enum Done {
+    /// A point was published.
+    Backup(Box<Completed>),
+    /// Anything else, with what came of it.
+    Other(serde_json::Value),
+}
+
+fn lease_until(core: &Core) -> Timestamp {
+    core.now().plus_seconds(LEASE_SECONDS)
+}
+
+/// Takes a waiting task.
+pub(crate) async fn claim(core: &Core, task: &Task) -> Result<Task, Error> {
+    core.catalog.tasks().claim(&task.claim(), &core.lease, lease_until(core), core.now()).await
+}
+
+/// Ends a waiting task that cannot be done.
+pub(crate) async fn refuse(core: &Core, task: &Task, problem: &Problem) {
+    let ended = async {
+        let task = claim(core, task).await?;
+        end(core, &task.claim(), task.kind, Err(problem)).await
+    };
+    if let Err(error) = ended.await {
+        tracing::warn!(task_id = %task.task_id, error = %error, "refuse a task");
+    }
+}
+
+/// Starts a claimed task beside whatever runs.
+pub(crate) fn start(core: &Arc<Core>, task: Task, work: Work, needs: Needs) {
+    let handle = Arc::new(Handle::new(task.task_id.clone(), core.clock.clone()));
+    core.running.enter(handle.clone(), needs);
+    if task.cancel_requested {
+        handle.stop(Stop::Person);
+    }
+    if core.stop.is_cancelled() {
+        handle.stop(Stop::Shutdown);
+    }
+    let core = core.clone();
+    core.tracker.clone().spawn(async move {
+        run(&core, &handle, &task, work).await;
+        core.running.leave(&handle.task_id);
+    });
+}
+
+async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
+    tracing::info!(task_id = %task.task_id, kind = %task.kind, "task begins");
+    let began = core.now();
+    let claim = task.claim();
+    let backup = match &work {
+        Work::Backup(work) => Some(work.clone()),
+        _ => None,
+    };
+    crate::app::tell::task(core, &task.task_id).await;
+    let mut job = tokio::spawn(job(core.clone(), handle.clone(), claim.clone(), work));
+    let mut reporter = Reporter::default();
+    let mut tick = tokio::time::interval(REPORT_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut lease = Lease { until: lease_until(core) };
+    let ended = loop {
+        tokio::select! {
+            ended = &mut job => break ended,
+            _ = tick.tick() => report(core, handle, &claim, &mut reporter, &mut lease).await,
+        }
+    };
+    // A panic of the job is a fault of ours and ends the task like any other.
+    let ended = ended.unwrap_or_else(|error| Err(crate::fault::internal("the task's job failed", error.to_string())));
+    let ended = match (ended, handle.stopped()) {
+        // Whatever an interrupted job complains of, the reason is that it was stopped.
+        (Err(problem), Some(stop)) => {
+            tracing::debug!(task_id = %task.task_id, error = %problem.message, "stopped job complains");
+            Err(stop.problem())
+        }
+        (ended, _) => ended,
+    };
+    report(core, handle, &claim, &mut reporter, &mut lease).await;
+    if handle.stopped() == Some(Stop::LeaseLost) {
+        tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
+        return;
+    }
+    let published = matches!(ended, Ok(Done::Backup(_)));
+    let state = match &ended {
+        Ok(_) => TaskState::Completed,
+        Err(problem) if problem.code == ProblemCode::Cancelled => TaskState::Cancelled,
+        Err(_) => TaskState::Failed,
+    };
+    crate::metrics::task_ended(task.kind, state, core.now().seconds_since(began));
+    let concluded = conclude(core, handle, &claim, task.kind, ended).await;
+    crate::app::tell::task(core, &task.task_id).await;
+    if let Some(work) = backup {
+        // A freeze, a job, a child that could not be let go: now, and not with the next pass.
+        reconcile::reap_task(core, &task.task_id).await;
+        if published && concluded {
+            retire(core, handle, &work).await;
+        }
+    }
+}
+
+async fn job(core: Arc<Core>, handle: Arc<Handle>, claim: TaskClaim, work: Work) -> Result<Done> {
+    match work {
+        Work::Backup(work) => backup::run(&core, &handle, &claim, work).await,
+        Work::Restore(work) => restore::run(&core, &handle, work).await.map(Done::Other),
+        Work::Verify(work) => verify::run(&core, &handle, work).await.map(Done::Other),
+        Work::Import(work) => import::run(&core, &handle, work).await.map(Done::Other),
+    }
+}
+
+struct Lease {
+    until: Timestamp,
+}
+
+/// One report: log lines, progress, sign of life; learns whether somebody asked to stop.
+async fn report(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, reporter: &mut Reporter, lease: &mut Lease) {
+    if handle.idle_seconds() > core.limits.progress_deadline_s as f64 && handle.stop(Stop::Deadline) {
+        handle.log(LogLevel::Error, "no progress for too long; the task is ended", serde_json::json!({}));
+    }
+    let lines = handle.take_lines();
+    if !lines.is_empty()
+        && let Err(error) = core.catalog.tasks().append_log(&claim.task_id, &lines).await
+    {
+        // The log is for people; its loss must not cost the backup.
+        tracing::warn!(task_id = %claim.task_id, error = %error, "keep log lines");
+    }
+    let view = reporter.take(handle, &*core.clock);
+    core.running.set_view(&claim.task_id, view);
+    let until = lease_until(core);
+    let beat = Heartbeat {
+        lease_until: until,
+        progress: serde_json::to_value(view).ok(),
+        bytes_done: view.bytes_done,
+        bytes_total: view.bytes_total,
+    };
+    match core.catalog.tasks().heartbeat(claim, &beat).await {
+        Ok(cancel_requested) => {
+            lease.until = until;
+            if cancel_requested {
+                handle.stop(Stop::Person);
+            }
+        }
+        Err(Error::Conflict(Conflict::LeaseLost { .. } | Conflict::WrongState { .. })) => {
+            handle.stop(Stop::LeaseLost);
+        }
+        Err(error) => {
+            tracing::warn!(task_id = %claim.task_id, error = %error, "report a task");
+            // Without a lease another hub may begin the same work: ours must have stopped by then.
+            if core.now() > lease.until {
+                handle.stop(Stop::LeaseLost);
+            }
+        }
+    }
+    if core.events.has_listeners() {
+        crate::app::tell::task(core, &claim.task_id).await;
+    }
+}
+
+/// Ends the task in the catalog, patiently.
+async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: TaskKind, ended: Result<Done>) -> bool {
+    match &ended {
+        Ok(_) => tracing::info!(task_id = %claim.task_id, "task completed"),
+        Err(problem) if problem.code == ProblemCode::Cancelled => {
+            handle.info("cancelled");
+            tracing::info!(task_id = %claim.task_id, "task cancelled");
+        }
+        Err(problem) => {
+            let fields = serde_json::json!({ "code": problem.code, "details": problem.details });
+            handle.log(LogLevel::Error, problem.message.clone(), fields);
+            tracing::warn!(task_id = %claim.task_id, code = %problem.code, error = %problem.message,
+                details = %problem.details, "task failed");
+        }
+    }
+    let lines = handle.take_lines();
+    if !lines.is_empty()
+        && let Err(error) = core.catalog.tasks().append_log(&claim.task_id, &lines).await
+    {
+        tracing::warn!(task_id = %claim.task_id, error = %error, "keep log lines");
+    }
+    for attempt in 1..=FINISH_TRIES_MAX {
+        match end(core, claim, kind, ended.as_ref()).await {
+            Ok(()) => return true,
+            Err(error @ (Error::Unavailable(_) | Error::Busy(_))) if !core.stop.is_cancelled() => {
+                tracing::warn!(task_id = %claim.task_id, attempt, error = %error, "end a task");
+                tokio::time::sleep(FINISH_PAUSE).await;
+            }
+            Err(error) => {
+                tracing::error!(task_id = %claim.task_id, error = %of_catalog(&error).message, "end a task");
+                return false;
+            }
+        }
+    }
+    false
+}
+
+/// Removes tracking marks that no chain needs. What does not work now is done after the next backup.
+async fn retire(core: &Arc<Core>, handle: &Handle, work: &BackupWork) {
+    if let Err(problem) = backup::retire(core, work, handle).await {
+        tracing::warn!(task_id = %handle.task_id, error = %problem.message, details = %problem.details, "retire");
+        handle.warn(format!("tracking marks could not be removed: {}", problem.message));
+    }
+    let lines = handle.take_lines();
+    if !lines.is_empty()
+        && let Err(error) = core.catalog.tasks().append_log(&handle.task_id, &lines).await
+    {
+        tracing::warn!(task_id = %handle.task_id, error = %error, "keep log lines");
+    }
+}
+
+async fn end(core: &Core, claim: &TaskClaim, kind: TaskKind, ended: Result<&Done, &Problem>) -> Result<(), Error> {
+    let (tasks, backups, now) = (core.catalog.tasks(), core.catalog.backups(), core.now());
+    match (ended, kind) {
+        (Ok(Done::Backup(completed)), _) => backups.finish_completed(claim, completed, now).await.map(drop),
+        (Ok(Done::Other(result)), _) => tasks.finish_completed(claim, Some(result), now).await.map(drop),
+        (Err(problem), TaskKind::Backup) if problem.code == ProblemCode::Cancelled => {
+            backups.finish_cancelled(claim, now).await.map(drop)
+        }
+        (Err(problem), TaskKind::Backup) => backups.finish_failed(claim, problem, now).await.map(drop),
+        (Err(problem), _) if problem.code == ProblemCode::Cancelled => {
+            tasks.finish_cancelled(claim, now).await.map(drop)
+        }
+        (Err(problem), _) => tasks.finish_failed(claim, problem, now).await.map(drop),
+    }
+}

@@ -1,0 +1,164 @@
+//! What a task is asked to do, as it is kept in the task's row.
+//!
+//! Invariant: a row tells all that its work needs, so that any hub of the deployment can do it, also after a restart.
+
+use super::queue::Needs;
+use crate::fault::{Result, internal};
+use sendense_api::RestoreTarget;
+use sendense_types::{
+    BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RepositoryId, SourceId, TaskKind, VmContextId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The request of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "snake_case")]
+pub(crate) enum Work {
+    /// Back up a machine.
+    Backup(BackupWork),
+    /// Restore one disk of a point.
+    Restore(RestoreWork),
+    /// Check a point.
+    Verify(VerifyWork),
+    /// Rebuild the catalog from a repository.
+    Import(ImportWork),
+}
+
+/// A backup to make.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BackupWork {
+    pub backup_id: BackupId,
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    pub source_id: SourceId,
+    pub repository_id: RepositoryId,
+    pub backup_type: BackupType,
+    /// Only this disk; none: all that the machine has when the backup begins.
+    pub disk_id: Option<DiskNumber>,
+    /// Left out, by number, key or label.
+    pub exclude_disks: Vec<String>,
+    pub quiesce: bool,
+    pub compression: Compression,
+    pub on_tracking_loss: OnTrackingLoss,
+    pub policy_id: Option<String>,
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A disk to restore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RestoreWork {
+    pub backup_id: BackupId,
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    pub repository_id: RepositoryId,
+    pub disk_id: DiskNumber,
+    pub target: RestoreTarget,
+}
+
+/// A point to check.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VerifyWork {
+    pub backup_id: BackupId,
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    pub repository_id: RepositoryId,
+    /// Decode every block too.
+    pub deep: bool,
+}
+
+/// A repository to read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ImportWork {
+    pub repository_id: RepositoryId,
+}
+
+/// What a task's work is about, for those who list tasks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct About<'a> {
+    pub backup_id: Option<&'a BackupId>,
+    pub vm: Option<(&'a VmContextId, &'a str)>,
+    pub repository_id: Option<&'a RepositoryId>,
+    pub source_id: Option<&'a SourceId>,
+}
+
+impl Work {
+    /// Reads the request of a task's row.
+    pub fn read(request: &serde_json::Value) -> Result<Self> {
+        Self::deserialize(request).map_err(|error| internal("a task's request cannot be read", error.to_string()))
+    }
+
+    /// The form that a task's row keeps.
+    pub fn write(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(|error| internal("a task's request cannot be written", error.to_string()))
+    }
+
+    /// The kind of task that does it.
+    pub fn kind(&self) -> TaskKind {
+        match self {
+            Self::Backup(_) => TaskKind::Backup,
+            Self::Restore(_) => TaskKind::Restore,
+            Self::Verify(_) => TaskKind::Verify,
+            Self::Import(_) => TaskKind::Import,
+        }
+    }
+
+    /// What it is about.
+    pub fn about(&self) -> About<'_> {
+        match self {
+            Self::Backup(work) => About {
+                backup_id: Some(&work.backup_id),
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: Some(&work.source_id),
+            },
+            Self::Restore(work) => About {
+                backup_id: Some(&work.backup_id),
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: None,
+            },
+            Self::Verify(work) => About {
+                backup_id: Some(&work.backup_id),
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: None,
+            },
+            Self::Import(work) => About { repository_id: Some(&work.repository_id), ..About::default() },
+        }
+    }
+
+    /// What it occupies; `maximum` says how many tasks a repository or source bears.
+    pub fn needs(
+        &self,
+        repository_max: impl Fn(&RepositoryId) -> usize,
+        source_max: impl Fn(&SourceId) -> usize,
+    ) -> Needs {
+        let about = self.about();
+        Needs {
+            repository: about.repository_id.map(|id| (id.clone(), repository_max(id))),
+            source: about.source_id.map(|id| (id.clone(), source_max(id))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_read_back_from_its_row() {
+        let work = Work::Verify(VerifyWork {
+            backup_id: BackupId::generate(),
+            vm_context_id: VmContextId::generate(),
+            vm_name: "web".to_owned(),
+            repository_id: RepositoryId::generate(),
+            deep: true,
+        });
+        let row = work.write().unwrap();
+        assert_eq!(row["work"], "verify");
+        assert_eq!(Work::read(&row).unwrap(), work);
+        assert_eq!(work.kind(), TaskKind::Verify);
+        assert!(Work::read(&serde_json::json!({"work": "unheard"})).is_err());
+    }
+}

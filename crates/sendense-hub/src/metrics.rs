@@ -1,0 +1,84 @@
+//! What Prometheus reads: few series, with labels whose values are few.
+//!
+//! Invariant: no label takes a VM's, a backup's or a task's id; their number grows without bound.
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use sendense_api::{Storage, TaskCounts};
+use sendense_types::{TaskKind, TaskState};
+use std::sync::OnceLock;
+
+/// The recorder belongs to the process, not to a hub: tests start several hubs in one.
+static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Upper ends of the duration buckets: from an empty incremental to a large full.
+const DURATION_BUCKETS_S: [f64; 9] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0];
+
+/// Makes the recorder at the first call.
+pub(crate) fn install() {
+    handle();
+}
+
+fn handle() -> Option<&'static PrometheusHandle> {
+    let handle = RECORDER.get_or_init(|| {
+        let builder = PrometheusBuilder::new().set_buckets(&DURATION_BUCKETS_S);
+        match builder.and_then(PrometheusBuilder::install_recorder) {
+            Ok(handle) => {
+                describe();
+                Some(handle)
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "metrics are not available");
+                None
+            }
+        }
+    });
+    handle.as_ref()
+}
+
+fn describe() {
+    describe_gauge!("sendense_tasks", "Tasks by state, now");
+    describe_counter!("sendense_tasks_ended_total", "Tasks that ended, by kind and state");
+    describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
+    describe_counter!("sendense_backup_read_bytes_total", "Bytes read from sources");
+    describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
+    describe_gauge!("sendense_repository_bytes", "Space of a repository, by what it is");
+    describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
+}
+
+/// A task has ended.
+pub(crate) fn task_ended(kind: TaskKind, state: TaskState, seconds: f64) {
+    counter!("sendense_tasks_ended_total", "kind" => kind.as_str(), "state" => state.as_str()).increment(1);
+    histogram!("sendense_task_seconds", "kind" => kind.as_str()).record(seconds.max(0.0));
+}
+
+/// A backup was published.
+pub(crate) fn backup_bytes(read: u64, stored: u64) {
+    counter!("sendense_backup_read_bytes_total").increment(read);
+    counter!("sendense_backup_stored_bytes_total").increment(stored);
+}
+
+/// Tasks now.
+pub(crate) fn set_tasks(counts: &TaskCounts) {
+    gauge!("sendense_tasks", "state" => "running").set(counts.running as f64);
+    gauge!("sendense_tasks", "state" => "pending").set(counts.pending as f64);
+}
+
+/// A repository's space.
+pub(crate) fn set_storage(name: &str, storage: &Storage) {
+    for (what, bytes) in
+        [("total", storage.total_bytes), ("used", storage.used_bytes), ("available", storage.available_bytes)]
+    {
+        gauge!("sendense_repository_bytes", "repository" => name.to_owned(), "what" => what).set(bytes as f64);
+    }
+}
+
+/// The process' memory.
+pub(crate) fn set_memory(bytes: u64) {
+    gauge!("sendense_memory_rss_bytes").set(bytes as f64);
+}
+
+/// The text that Prometheus reads.
+pub(crate) fn render() -> String {
+    handle().map(PrometheusHandle::render).unwrap_or_default()
+}

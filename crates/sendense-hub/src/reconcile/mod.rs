@@ -1,0 +1,58 @@
+//! After a crash, and ever after: what is left of the dead is ended, undone, adopted.
+//!
+//! ```text
+//! tasks of dead hubs -> failed: interrupted      journal -> reaped at the sources      repositories -> drafts undone,
+//!                                                                                      deletions finished, points adopted
+//! ```
+//!
+//! What lives here: converging. Each pass reads everything anew and may be repeated at any time. What does not: deciding
+//! what is a draft or a deletion (the repository does). Invariant: only what has no live owner is touched, and what cannot
+//! be reached now holds nothing up: it is tried again.
+
+mod journal;
+mod points;
+mod tasks;
+
+pub(crate) use journal::reap_task;
+pub(crate) use points::{adopt_machine, repository};
+pub(crate) use tasks::HUB_LEASE_SECONDS;
+
+use crate::core::Core;
+use crate::repositories::Repositories;
+use sendense_catalog::Page;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two passes: a thawed guest must not wait for long, and an idle pass costs three small queries.
+const PASS_PERIOD: Duration = Duration::from_secs(10);
+
+/// The first pass of a start, before the hub says that it is ready: tasks end, everything else begins beside.
+pub(crate) async fn at_start(core: &Arc<Core>) {
+    tasks::end_dead(core).await;
+    // Guests first: one may stand still.
+    core.tracker.spawn(watch(core.clone()));
+    let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    match core.catalog.repositories().list(page).await {
+        Ok((rows, _)) => {
+            for row in rows {
+                Repositories::open_in_background(core, &row.repository_id);
+            }
+        }
+        Err(error) => tracing::warn!(error = %error, "list repositories"),
+    }
+}
+
+/// Passes until the hub stops.
+async fn watch(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(PASS_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        journal::reap_orphans(&core).await;
+        tasks::end_dead(&core).await;
+        tasks::renew_hub(&core).await;
+    }
+}

@@ -1,0 +1,53 @@
+//! Tasks whose hub is dead: nobody works on them, so they end.
+
+use crate::core::Core;
+use sendense_catalog::{Conflict, Error, Task};
+use sendense_types::{Problem, ProblemCode, TaskKind};
+use std::sync::Arc;
+
+/// How long this hub may be silent before others take it for dead: six missed passes.
+pub(crate) const HUB_LEASE_SECONDS: i64 = 60;
+
+/// Ends the tasks of dead hubs, our own former life among them, as `failed: interrupted`.
+pub(super) async fn end_dead(core: &Arc<Core>) {
+    let dead = match core.catalog.tasks().running_tasks_of_dead_hubs(core.now()).await {
+        Ok(dead) => dead,
+        Err(error) => return tracing::warn!(error = %error, "look for interrupted tasks"),
+    };
+    for task in dead {
+        // Ours and alive: its report is late because the database was away; its runner decides.
+        if core.running.get(&task.task_id).is_some() {
+            continue;
+        }
+        match end(core, &task).await {
+            Ok(()) => tracing::warn!(task_id = %task.task_id, kind = %task.kind, "task was interrupted"),
+            // Another hub was faster.
+            Err(Error::Conflict(Conflict::LeaseLost { .. } | Conflict::LeaseHeld { .. })) => {}
+            Err(error) => tracing::warn!(task_id = %task.task_id, error = %error, "end an interrupted task"),
+        }
+    }
+}
+
+async fn end(core: &Core, task: &Task) -> Result<(), Error> {
+    let until = core.now().plus_seconds(crate::jobs::LEASE_SECONDS);
+    let taken = core.catalog.tasks().take_over(&task.claim(), &core.lease, until, core.now()).await?;
+    let problem = Problem::new(ProblemCode::Interrupted, "interrupted: hub restarted", "");
+    let (claim, now) = (taken.claim(), core.now());
+    match taken.kind {
+        TaskKind::Backup => core.catalog.backups().finish_failed(&claim, &problem, now).await.map(drop),
+        _ => core.catalog.tasks().finish_failed(&claim, &problem, now).await.map(drop),
+    }
+}
+
+/// Says that this hub lives. A later start of the same hub has taken over when that is refused: then this one must stop.
+pub(super) async fn renew_hub(core: &Core) {
+    let until = core.now().plus_seconds(HUB_LEASE_SECONDS);
+    match core.catalog.hubs().renew(&core.lease, until).await {
+        Ok(()) => {}
+        Err(Error::Conflict(_)) => {
+            tracing::error!("a later start of this hub has taken over; stopping");
+            core.stop.cancel();
+        }
+        Err(error) => tracing::warn!(error = %error, "renew the hub's lease"),
+    }
+}

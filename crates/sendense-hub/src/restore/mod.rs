@@ -1,0 +1,44 @@
+//! Bringing a disk back: where its bytes go, and that nothing half-written is left there.
+//!
+//! What lives here: targets. What does not: which chain is read (jobs ask the repository) and whether the request is
+//! allowed (app). Everything here blocks and runs on threads. Invariant: a file appears under its name only when it is whole
+//! and on stable storage; a restore that failed or was stopped leaves no file at all.
+
+mod file;
+mod nbd;
+
+pub(crate) use file::restore_file;
+pub(crate) use nbd::{check_uri, restore_nbd};
+
+use sendense_block::copy::Progress;
+use sendense_block::{Cancel, Disk};
+
+/// Lanes of one restore: reading the chain and writing the target take turns, and decompression uses a core.
+pub(crate) const LANES: usize = 4;
+/// Bytes per read: enough that a spinning repository streams, little enough to stay in a core's cache.
+const REQUEST_BYTES: usize = 512 * 1024;
+
+/// What every restore needs.
+pub(crate) struct Job<'a> {
+    /// The disk's name, for messages.
+    pub name: &'a str,
+    /// The point's disk, its true size.
+    pub disk: &'a dyn Disk,
+    /// Lanes that it may use.
+    pub lanes: usize,
+    /// Told of the work.
+    pub progress: &'a Progress,
+    /// Asked between chunks.
+    pub cancel: &'a Cancel,
+}
+
+impl Job<'_> {
+    fn options(&self) -> sendense_block::copy::Options {
+        sendense_block::copy::Options {
+            lanes: self.lanes,
+            request_bytes: REQUEST_BYTES,
+            // A restored image is for a machine to run on: compressed clusters would slow it down.
+            level: sendense_block::codec::Level::Off,
+        }
+    }
+}
