@@ -255,6 +255,32 @@ fn export_name_where_go_is_not_known() {
     });
 }
 
+#[test]
+fn durable_writes_use_fua_or_a_flush() {
+    for (flags, expected) in [
+        (frame::export_flags::SEND_FLUSH, vec![(Command::Write, 0), (Command::Flush, 0)]),
+        (frame::export_flags::SEND_FUA, vec![(Command::Write, frame::command_flags::FUA)]),
+    ] {
+        let fake = Fake::serve(move |peer| {
+            peer.until(option::GO, true)?;
+            peer.export(SIZE, flags)?;
+            peer.block_sizes(1, 4096, 1 << 20)?;
+            peer.ack(option::GO)?;
+            for (command, flags) in expected {
+                let request = peer.request()?;
+                assert_eq!((request.command, request.flags), (command.code(), flags));
+                if command == Command::Write {
+                    peer.take(request.len as usize)?;
+                }
+                peer.simple(request.cookie, 0, &[])?;
+            }
+            assert_eq!(peer.request()?.command, Command::Disconnect.code());
+            Ok(())
+        });
+        open(&fake.options()).write_durable_at(ByteOffset(0), &[1; 512]).unwrap();
+    }
+}
+
 /// A server that answers a read of 4096 bytes at 8192 by `script`: it must be caught, and the connection be dead.
 #[track_caller]
 fn read(words: &str, script: impl FnOnce(&mut Peer, u64) -> io::Result<()> + Send + 'static) {

@@ -95,6 +95,36 @@ fn what_is_written_is_in_the_image() {
 }
 
 #[test]
+fn what_a_server_cannot_do_is_done_otherwise_or_named() {
+    let server = Server::nbdkit(&["memory", "1T"]);
+    let client = server.connect();
+    client.write_at(ByteOffset(1 << 39), &noise(4096, 1)).unwrap();
+    client.write_zeroes(Extent::whole(client.size()), ZeroMode::Fast).unwrap();
+    let mut block = [1; 4096];
+    client.read_at(ByteOffset(1 << 39), &mut block).unwrap();
+    assert_eq!(block, [0; 4096]);
+
+    // No WRITE_ZEROES: zeros are written.
+    let server = Server::nbdkit(&["--filter=nozero", "memory", "4M"]);
+    let client = server.connect();
+    let mut bytes = vec![0; 4 * MIB as usize];
+    scribble(&client, &mut bytes, 21);
+    assert!(read_all(&client) == bytes);
+    let error = client.write_zeroes(extent(0, 512), ZeroMode::Fast).unwrap_err();
+    assert_eq!(error.kind, Kind::Unsupported, "{}", chain(&error));
+
+    // A server that cannot flush can promise nothing.
+    let script = ["get_size=echo 1M", "pread=dd if=/dev/zero bs=$3 count=1", "pwrite=cat >/dev/null"];
+    let server = Server::nbdkit(&[&["eval"][..], &script].concat());
+    let client = server.connect();
+    client.flush().unwrap();
+    client.write_at(ByteOffset(0), &[1; 512]).unwrap();
+    for error in [client.flush(), client.trim(extent(0, 512)), client.write_durable_at(ByteOffset(0), &[1])] {
+        assert_eq!(error.unwrap_err().kind, Kind::Unsupported);
+    }
+}
+
+#[test]
 fn block_sizes_are_respected() {
     let server = Server::nbdkit(&[
         "--filter=blocksize-policy",

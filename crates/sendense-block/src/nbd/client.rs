@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::extent::Extent;
 use crate::units::{ByteLen, ByteOffset};
 use parking_lot::{Mutex, RwLock};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -46,11 +47,31 @@ pub(super) struct Shared {
     pub(super) export: Export,
     contexts: Vec<String>,
     cancel: Cancel,
-    lanes: Vec<Mutex<Arc<Connection>>>,
+    lanes: Vec<Lane>,
+    /// The URI, for messages.
+    pub(super) name: String,
     /// Writes that must first read their block hold it alone, so that no other write to that block is undone.
     blocks: RwLock<()>,
     /// What was written may not be durable, and a new connection's flush would prove nothing about it.
     wrote: AtomicBool,
+}
+
+/// A connection and, should it die, its successors.
+struct Lane {
+    /// Never locked for longer than it takes to look.
+    current: RwLock<Arc<Connection>>,
+    /// Held by whoever replaces the connection.
+    replacing: Mutex<()>,
+}
+
+impl Lane {
+    fn new(connection: Connection) -> Self {
+        Self { current: RwLock::new(Arc::new(connection)), replacing: Mutex::new(()) }
+    }
+
+    fn current(&self) -> Arc<Connection> {
+        self.current.read().clone()
+    }
 }
 
 impl Client {
@@ -64,14 +85,15 @@ impl Client {
         let first = open(options, &contexts, cancel).map_err(doing)?;
         let export = first.export().clone();
         let several = options.read_only || export.flags & export_flags::CAN_MULTI_CONN != 0;
-        let mut lanes = vec![Mutex::new(Arc::new(first))];
+        let mut lanes = vec![Lane::new(first)];
         for _ in 1..if several { options.connections } else { 1 } {
             let next = open(options, &contexts, cancel).map_err(doing)?;
             same(&export, next.export()).map_err(doing)?;
-            lanes.push(Mutex::new(Arc::new(next)));
+            lanes.push(Lane::new(next));
         }
         Ok(Self(Arc::new(Shared {
             options: options.clone(),
+            name: options.uri.to_string(),
             export,
             contexts,
             cancel: cancel.clone(),
@@ -163,8 +185,8 @@ impl Shared {
     }
 
     /// The least busy connection, a living one if there is any.
-    fn lane(&self) -> (&Mutex<Arc<Connection>>, Arc<Connection>) {
-        let lanes = self.lanes.iter().map(|lane| (lane, lane.lock().clone()));
+    fn lane(&self) -> (&Lane, Arc<Connection>) {
+        let lanes = self.lanes.iter().map(|lane| (lane, lane.current()));
         lanes
             .min_by_key(|(_, connection)| (connection.is_lost(), connection.load()))
             .expect("a client has at least one connection")
@@ -187,9 +209,9 @@ impl Shared {
                 return Err(error);
             }
             // Whoever comes first replaces it; the others find it replaced.
-            let mut held = lane.lock();
+            let _turn = lane.replacing.lock();
             let mut last = error;
-            while Arc::ptr_eq(&held, &connection) {
+            while Arc::ptr_eq(&lane.current(), &connection) {
                 if tries >= reconnect.retries {
                     return Err(last);
                 }
@@ -199,11 +221,12 @@ impl Shared {
                 match open(&self.options, &self.contexts, &self.cancel) {
                     Ok(new) => {
                         same(&self.export, new.export())?;
-                        tracing::info!(uri = %self.options.uri, tries, "NBD connection replaced");
-                        *held = Arc::new(new);
+                        tracing::info!(uri = self.name, tries, "NBD connection replaced");
+                        *lane.current.write() = Arc::new(new);
                     }
+                    // A server that comes back may listen before it exports.
                     Err(error) if error.kind.is_transient() || error.kind == Kind::NotFound => {
-                        tracing::debug!(uri = %self.options.uri, tries, reason = chain(&error), "NBD reconnect failed");
+                        tracing::debug!(uri = self.name, tries, reason = chain(&error), "NBD reconnect failed");
                         last = error;
                     }
                     Err(error) => return Err(error),
@@ -226,19 +249,19 @@ impl Shared {
     }
 
     fn check(&self, at: ByteOffset, len: usize) -> Result<()> {
-        check_range(&self.options.uri.to_string(), self.export.size, at, len)
+        check_range(&self.name, self.export.size, at, len)
     }
 
     fn check_writable(&self) -> Result<()> {
         if self.options.read_only || self.has_flag(export_flags::READ_ONLY) {
-            return Err(Error::new(Kind::Denied, format!("{} is open for reading only", self.options.uri)));
+            return Err(Error::new(Kind::Denied, format!("{} is open for reading only", self.name)));
         }
         self.wrote.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn unsupported(&self, what: &str) -> Error {
-        Error::new(Kind::Unsupported, format!("server of {} cannot {what}", self.options.uri))
+        Error::new(Kind::Unsupported, format!("server of {} cannot {what}", self.name))
     }
 
     /// The length of requests with a payload: what the options like, within what the server takes.
@@ -436,6 +459,13 @@ fn part(buf: &[u8], whole: Extent, piece: Extent) -> &[u8] {
 fn part_mut(buf: &mut [u8], whole: Extent, piece: Extent) -> &mut [u8] {
     let start = (piece.start().0 - whole.start().0) as usize;
     &mut buf[start..start + piece.len().0 as usize]
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { name, export, lanes, .. } = self.shared();
+        f.debug_struct("Client").field("uri", name).field("export", export).field("connections", &lanes.len()).finish()
+    }
 }
 
 impl ReadAt for Client {

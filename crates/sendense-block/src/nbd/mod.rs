@@ -1,6 +1,6 @@
 //! NBD, the network block device protocol: the client.
 //!
-//! What lives here: the wire's words (`frame`), addresses (`uri`), encryption (`tls`), sockets with deadlines
+//! What lives here: the wire's words (`frame`), addresses (`uri`, `dial`), encryption (`tls`), sockets with deadlines
 //! (`transport`), the haggling (`handshake`), what replies mean (`reply`), many requests over one socket (`connection`),
 //! and the device on top (`client`, `status`). What does not: anything that knows what is on the disk. The specification
 //! is `doc/proto.md` of the NetworkBlockDevice project; section names in quotation marks are its.
@@ -13,6 +13,7 @@
 
 mod client;
 mod connection;
+mod dial;
 pub mod frame;
 mod handshake;
 mod options;

@@ -88,3 +88,28 @@ impl Options {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_is_refused_before_anything_is_sent() {
+        let good = Options::new("nbd://host/".parse().unwrap());
+        assert!(good.check().is_ok());
+        let reconnect = Some(Reconnect { retries: 101, back_off: Duration::ZERO });
+        for bad in [
+            Options { connections: 0, ..good.clone() },
+            Options { connections: 17, ..good.clone() },
+            Options { contexts: vec![String::new()], ..good.clone() },
+            Options { contexts: vec!["x".repeat(4097)], ..good.clone() },
+            Options { contexts: vec!["x".into(); 65], ..good.clone() },
+            Options { request_bytes: 512, ..good.clone() },
+            Options { request_bytes: u32::MAX, ..good.clone() },
+            Options { tls: Some(TlsOptions::default()), ..good.clone() },
+            Options { reconnect, ..good },
+        ] {
+            assert_eq!(bad.check().unwrap_err().kind, Kind::Invalid, "{bad:?}");
+        }
+    }
+}

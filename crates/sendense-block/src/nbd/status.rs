@@ -24,9 +24,8 @@ const WINDOW_BYTES: u64 = 1 << 30;
 impl Shared {
     /// Calls `found` with ranges that follow each other and cover `within`, and the context's flags there.
     fn status(&self, context: &str, within: Extent, mut found: impl FnMut(Extent, u32)) -> Result<()> {
-        let name = self.options.uri.to_string();
         let len = usize::try_from(within.len().0).unwrap_or(usize::MAX);
-        check_range(&name, self.size(), within.start(), len)?;
+        check_range(&self.name, self.size(), within.start(), len)?;
         let aligned = self.align_out(within);
         let (mut at, end) = (aligned.start().0, aligned.end().0);
         while at < end {
@@ -71,7 +70,7 @@ impl AllocationMap for Client {
         }
         if !self.has_context(BASE_ALLOCATION) {
             let len = usize::try_from(within.len().0).unwrap_or(usize::MAX);
-            check_range(&shared.options.uri.to_string(), shared.size(), within.start(), len)?;
+            check_range(&shared.name, shared.size(), within.start(), len)?;
             push(within, Content::Data);
             return Ok(map);
         }

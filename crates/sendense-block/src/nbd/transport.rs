@@ -8,19 +8,15 @@
 //! need the one session, which is locked only to turn bytes into bytes, never while a thread waits in the socket; the
 //! records a sender produces are in order on the wire because whoever sends holds the only [`Sender`].
 
-use super::uri::{Address, Uri};
+use super::dial::{FOREVER, Socket, dial};
+use super::uri::Uri;
 use crate::cancel::{Cancel, HookGuard};
 use crate::error::{Error, Kind, Result};
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::RecvFlags;
 use rustls::ClientConnection;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a thread waits in a system call before it looks at its deadline again. Deadlines are late by at most this.
@@ -33,8 +29,6 @@ const AHEAD_BYTES: usize = 512;
 const RECORDS_BYTES: usize = 4 * (16 * 1024 + 256);
 /// As much plaintext as is encrypted in one go, for the same reason.
 const PLAINTEXT_BYTES: usize = 64 * 1024;
-/// Addresses tried for one host name.
-const ADDRESSES_MAX: usize = 8;
 
 /// How long to wait: a limit without any byte, and one for all of it.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +42,7 @@ impl Patience {
     /// At most `idle` without a byte and `total` altogether, from now on.
     pub(super) fn new(idle: Duration, total: Duration) -> Self {
         let now = Instant::now();
-        // Centuries of patience must not overflow the clock: a day is as good as for ever here.
-        Self { idle, moved: now, end: now + total.min(Duration::from_secs(86_400)) }
+        Self { idle: idle.min(FOREVER), moved: now, end: now + total.min(FOREVER) }
     }
 
     /// A byte came or went.
@@ -59,7 +52,7 @@ impl Patience {
 
     /// When it ends if nothing moves.
     pub(super) fn until(&self) -> Instant {
-        (self.moved + self.idle.min(Duration::from_secs(86_400))).min(self.end)
+        (self.moved + self.idle).min(self.end)
     }
 
     /// An error once it is over.
@@ -92,20 +85,6 @@ pub(super) enum Broken {
     Tls(rustls::Error),
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
-        }
-    }
-}
-
 /// A connected socket, shared by its halves and by whoever may shut it down.
 pub(super) struct Link {
     socket: Socket,
@@ -118,18 +97,7 @@ pub(super) type LinkGuard = HookGuard;
 impl Link {
     /// Connects. Waits at most `timeout`, whatever the network does.
     pub(super) fn connect(uri: &Uri, timeout: Duration, cancel: &Cancel) -> Result<(Arc<Self>, LinkGuard)> {
-        cancel.check()?;
-        let deadline = Instant::now() + timeout.min(Duration::from_secs(86_400));
-        let socket = match uri.address() {
-            Address::Unix(path) => {
-                let address = SocketAddrUnix::new(path.as_path())
-                    .map_err(|errno| Error::io(format!("use {} as a socket's path", path.display()), errno.into()))?;
-                let fd = connect(AddressFamily::UNIX, &address, deadline, cancel)
-                    .map_err(|error| absent(error).within(format!("connect to socket {}", path.display())))?;
-                Socket::Unix(fd.into())
-            }
-            Address::Tcp { host, port } => Socket::Tcp(connect_tcp(host, *port, deadline, cancel)?),
-        };
+        let socket = dial(uri.address(), timeout, cancel)?;
         let link = Arc::new(Self { socket, cancel: cancel.clone() });
         let weak = Arc::downgrade(&link);
         let guard = cancel.on_cancel(move || {
@@ -142,21 +110,13 @@ impl Link {
 
     /// How often waits on this link look up; set once, before the link is used.
     pub(super) fn set_tick(&self, patience: Duration) -> Result<()> {
-        let tick = Some((patience / 4).clamp(TICK_MIN, TICK_MAX));
-        match &self.socket {
-            Socket::Tcp(socket) => socket.set_read_timeout(tick).and_then(|()| socket.set_write_timeout(tick)),
-            Socket::Unix(socket) => socket.set_read_timeout(tick).and_then(|()| socket.set_write_timeout(tick)),
-        }
-        .map_err(|error| Error::io("set a socket's timeouts", error))
+        let tick = (patience / 4).clamp(TICK_MIN, TICK_MAX);
+        self.socket.set_timeout(tick).map_err(|error| Error::io("set a socket's timeouts", error))
     }
 
     /// Ends every wait on it, now and for ever.
     pub(super) fn shutdown(&self) {
-        // An error says that it is shut down already.
-        let _ = match &self.socket {
-            Socket::Tcp(socket) => socket.shutdown(Shutdown::Both),
-            Socket::Unix(socket) => socket.shutdown(Shutdown::Both),
-        };
+        self.socket.shutdown();
     }
 
     /// What a break means to the caller.
@@ -173,125 +133,6 @@ impl Link {
             Broken::Slow => Error::new(Kind::Deadline, "server sent too little in the time it had"),
             Broken::Io(error) => Error::io("use the connection", error),
             Broken::Tls(error) => super::tls::explain(error),
-        }
-    }
-
-    fn recv(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
-        let (count, _) = rustix::net::recv(&self.socket, buf, flags)?;
-        Ok(count)
-    }
-
-    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &self.socket {
-            Socket::Tcp(socket) => (&*socket).write_vectored(parts),
-            Socket::Unix(socket) => (&*socket).write_vectored(parts),
-        }
-    }
-}
-
-/// Connects without ever blocking in the system call: a full backlog or a silent host must not outlast a cancellation.
-fn connect(
-    family: AddressFamily,
-    address: &impl rustix::net::addr::SocketAddrArg,
-    deadline: Instant,
-    cancel: &Cancel,
-) -> Result<OwnedFd> {
-    let system = |errno: Errno| Error::io("connect", errno.into());
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(system)?;
-    loop {
-        cancel.check()?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::new(Kind::Deadline, "server did not accept the connection in time"));
-        }
-        match rustix::net::connect(&fd, address) {
-            Ok(()) | Err(Errno::ISCONN) => break,
-            Err(Errno::INTR) => {}
-            Err(Errno::INPROGRESS | Errno::ALREADY) => {
-                let tick = timespec(left.min(TICK_MAX / 5));
-                match rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&tick)) {
-                    Ok(0) | Err(Errno::INTR) => {}
-                    Ok(_) => {
-                        rustix::net::sockopt::socket_error(&fd).map_err(system)?.map_err(system)?;
-                        break;
-                    }
-                    Err(errno) => return Err(system(errno)),
-                }
-            }
-            // A unix socket's backlog is full; nothing can be polled for that.
-            Err(Errno::AGAIN) => std::thread::sleep(left.min(TICK_MIN)),
-            Err(errno) => return Err(system(errno)),
-        }
-    }
-    rustix::io::ioctl_fionbio(&fd, false).map_err(system)?;
-    Ok(fd)
-}
-
-/// A socket that is not there means a server that is not up, which may change; "not found" is for exports.
-fn absent(mut error: Error) -> Error {
-    if error.kind == Kind::NotFound {
-        error.kind = Kind::Unavailable;
-    }
-    error
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec { tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
-}
-
-fn connect_tcp(host: &str, port: u16, deadline: Instant, cancel: &Cancel) -> Result<TcpStream> {
-    let addresses = resolve(host, port, deadline, cancel)?;
-    let mut last = Error::new(Kind::Unavailable, format!("find an address of {host}"));
-    for (at, address) in addresses.iter().enumerate() {
-        // What is left is shared by the addresses left, so that one silent address does not eat it all.
-        let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - at) as u32;
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        match connect(family, address, Instant::now() + share, cancel) {
-            Ok(fd) => {
-                let socket = TcpStream::from(fd);
-                // Requests are small and somebody waits for each.
-                socket.set_nodelay(true).map_err(|error| Error::io("set TCP_NODELAY", error))?;
-                return Ok(socket);
-            }
-            Err(error) if error.kind == Kind::Cancelled => return Err(error),
-            Err(error) => last = error.within(format!("connect to {address}")),
-        }
-    }
-    Err(last)
-}
-
-/// The resolver of the C library can neither be stopped nor given a deadline, so a name is looked up on a thread of its
-/// own, which ends when the resolver gives up (10 s by default); addresses need none.
-fn resolve(host: &str, port: u16, deadline: Instant, cancel: &Cancel) -> Result<Vec<SocketAddr>> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    let (give, take) = mpsc::sync_channel(1);
-    let name = host.to_owned();
-    std::thread::Builder::new()
-        .name("nbd-resolve".into())
-        .spawn(move || {
-            let found = (name.as_str(), port).to_socket_addrs().map(|found| found.take(ADDRESSES_MAX).collect());
-            // Nobody listens any more after a deadline.
-            let _ = give.send(found);
-        })
-        .map_err(|error| Error::io("start a thread", error))?;
-    loop {
-        cancel.check()?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::new(Kind::Deadline, format!("no address of {host} was found in time")));
-        }
-        match take.recv_timeout(left.min(TICK_MAX / 5)) {
-            Ok(Ok(found)) => return Ok(found),
-            Ok(Err(error)) => {
-                return Err(Error::new(Kind::Unavailable, format!("find an address of {host}")).caused_by(error));
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(Error::new(Kind::Unavailable, format!("find an address of {host}")));
-            }
         }
     }
 }
@@ -401,7 +242,7 @@ impl Receiver {
             None => self.ahead.room(),
         };
         let count = match &mut self.tls {
-            None => wait(patience, || self.link.recv(buf, flags))?,
+            None => wait(patience, || self.link.socket.recv(buf, flags))?,
             Some((tls, records)) => decrypt(&self.link, tls, records, buf, patience)?,
         };
         if ahead {
@@ -449,7 +290,7 @@ fn decrypt(
             continue;
         }
         drop(session);
-        let count = wait(patience, || link.recv(records.room(), RecvFlags::empty()))?;
+        let count = wait(patience, || link.socket.recv(records.room(), RecvFlags::empty()))?;
         records.end += count;
         if count == 0 {
             tls.lock().read_tls(&mut io::empty()).map_err(Broken::Io)?;
@@ -514,7 +355,7 @@ fn drain(session: &mut ClientConnection, records: &mut Vec<u8>) -> Result<(), Br
 fn send(link: &Link, mut parts: &mut [IoSlice<'_>], patience: &mut Patience) -> Result<(), Broken> {
     IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
-        let count = wait(patience, || link.send(parts))?;
+        let count = wait(patience, || link.socket.send(parts))?;
         if count == 0 {
             return Err(Broken::Closed);
         }
@@ -539,7 +380,7 @@ pub(super) fn start_tls(
             break Ok(());
         }
         if records.held().is_empty() {
-            let count = wait(patience, || receiver.link.recv(records.room(), RecvFlags::empty()))?;
+            let count = wait(patience, || receiver.link.socket.recv(records.room(), RecvFlags::empty()))?;
             if count == 0 {
                 break Err(Broken::CutOff);
             }
