@@ -308,6 +308,24 @@ impl Drop for Detach {
 }
 
 #[test]
+fn a_folder_of_thousands_is_listed() {
+    let lab = Lab::new();
+    for number in 0..3000 {
+        let file = fs::File::create(lab.images.join(format!("vm{number}.raw"))).unwrap();
+        file.set_len(1 << 30).unwrap();
+    }
+    let source = lab.source();
+    let vms = discover(&*source);
+    assert_eq!((vms.len(), vms[2].vm.name.as_str(), vms[2999].vm.name.as_str()), (3000, "vm2", "vm2999"));
+    let uuids: std::collections::HashSet<_> = vms.iter().map(|vm| &vm.vm.instance_uuid).collect();
+    assert_eq!(uuids.len(), 3000);
+    assert_eq!(source.inspect(&vms[1500].vm, &Cancel::new()).unwrap(), vms[1500]);
+    let stopped = Cancel::new();
+    stopped.cancel();
+    assert_eq!(source.discover(&stopped).unwrap_err().kind, Kind::Cancelled);
+}
+
+#[test]
 fn settings_and_secrets_are_checked() {
     let lab = Lab::new();
     let open = |config, secret| {

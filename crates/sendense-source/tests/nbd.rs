@@ -188,6 +188,65 @@ fn settings_sockets_and_absent_servers() {
     assert_eq!(discover_kind(&lab.outside.join("link.sock")), Kind::Unsafe);
 }
 
+struct Pki {
+    ca: String,
+    server: (String, String),
+    client: (String, String),
+}
+
+/// An authority, a server `localhost` and a client, made for one test.
+fn pki() -> Pki {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
+    let ca = params.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    let issue = |name: &str, usage: rcgen::ExtendedKeyUsagePurpose| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    };
+    let server = issue("localhost", rcgen::ExtendedKeyUsagePurpose::ServerAuth);
+    Pki { ca, server, client: issue("client", rcgen::ExtendedKeyUsagePurpose::ClientAuth) }
+}
+
+#[test]
+fn certificates_come_from_the_secret() {
+    let lab = Lab::new();
+    let (ours, theirs) = (pki(), pki());
+    for (name, pem) in
+        [("ca-cert.pem", &ours.ca), ("server-cert.pem", &ours.server.0), ("server-key.pem", &ours.server.1)]
+    {
+        fs::write(lab.outside.join(name), pem).unwrap();
+    }
+    let bytes = pattern(MIB, 8);
+    let file = lab.outside.join("disk");
+    fs::write(&file, &bytes).unwrap();
+    let certificates = format!("--tls-certificates={}", lab.outside.display());
+    let (_server, socket) =
+        nbdkit(&lab, &["--tls=require", "--tls-verify-peer", &certificates, "file", file.to_str().unwrap()]);
+    let config = json!({ "uri": format!("nbds+unix:///?socket={}", socket.display()), "tls_server_name": "localhost" });
+    let secret = |ca: &str, client: Option<&(String, String)>| match client {
+        Some((certificate, key)) => json!({ "ca": ca, "certificate": certificate, "key": key }).to_string(),
+        None => json!({ "ca": ca }).to_string(),
+    };
+    let good = open(&lab, &config, Some(&secret(&ours.ca, Some(&ours.client)))).unwrap();
+    let [vm] = discover(&*good).try_into().unwrap();
+    let frozen = freeze(&*good, &vm, None, &lab);
+    assert!(read_all(&*frozen.open("disk-0", &Cancel::new()).unwrap()) == bytes);
+    for (what, secret) in [
+        ("no certificate of ours", Some(secret(&ours.ca, None))),
+        ("another authority's client", Some(secret(&ours.ca, Some(&theirs.client)))),
+        ("another authority's server", Some(secret(&theirs.ca, Some(&ours.client)))),
+        ("the web's authorities", None),
+    ] {
+        let refused = open(&lab, &config, secret.as_deref()).unwrap().discover(&Cancel::new());
+        assert!(refused.is_err(), "{what} was accepted");
+    }
+}
+
 #[test]
 fn a_broken_connection_ends_the_backup() {
     let lab = Lab::new();
