@@ -308,6 +308,27 @@ impl Drop for Detach {
 }
 
 #[test]
+fn a_running_machine_is_seen() {
+    let lab = Lab::new();
+    let path = lab.images.join("web.qcow2");
+    convert(&pattern(MIB, 1), &path, "qcow2", &[]);
+    let source = lab.source();
+    assert_eq!(vm(&*source, "web").power_state, sendense_types::PowerState::Unknown);
+    // A writable server locks the image as a machine does.
+    let socket = lab.outside.join("sock");
+    let args = ["--persistent", "--format=qcow2", "--socket"].map(OsStr::new);
+    let args: Vec<&OsStr> = args.into_iter().chain([socket.as_os_str(), path.as_os_str()]).collect();
+    // Its socket is there before it has opened the image.
+    let is_on = || vm(&*source, "web").power_state == sendense_types::PowerState::On;
+    let server = common::Server::start("qemu-nbd", "qemu-utils", &args, is_on);
+    let web = vm(&*source, "web");
+    let frozen = lab.freeze(&*source, &web).unwrap();
+    assert!(frozen.facts().consistency_note.as_ref().unwrap().contains("web.qcow2 open"));
+    drop(server);
+    assert_eq!(lab.freeze(&*source, &web).unwrap().facts().consistency_note, None);
+}
+
+#[test]
 fn a_folder_of_thousands_is_listed() {
     let lab = Lab::new();
     for number in 0..3000 {

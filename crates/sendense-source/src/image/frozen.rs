@@ -6,6 +6,7 @@
 
 use super::inventory::Machine;
 use super::layers::{Layers, Reader};
+use super::locks::Writers;
 use super::server::{ImageServer, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::model::{ConfigDocument, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
@@ -44,7 +45,7 @@ impl FrozenImages {
         let facts = FrozenFacts {
             disks: disks.iter().map(|(disk, _)| disk.clone()).collect(),
             consistency: Consistency::Crash,
-            consistency_note: request.quiesce.then(|| "an image has no guest that could be asked".to_owned()),
+            consistency_note: note(&disks, request),
             config,
             hints: ReadHints {
                 lanes: std::thread::available_parallelism().map_or(2, usize::from).min(LANES_MAX),
@@ -110,6 +111,20 @@ impl Drop for FrozenImages {
     fn drop(&mut self) {
         self.servers.lock().iter().filter_map(Weak::upgrade).for_each(|server| server.stop());
     }
+}
+
+/// Why the point may be less than one would wish.
+fn note(disks: &[(FrozenDisk, Layers)], request: &FreezeRequest) -> Option<String> {
+    let writers = Writers::now();
+    let mut files = disks.iter().flat_map(|(_, layers)| &layers.files);
+    if let Some(file) = files.find(|file| writers.hold(&file.handle)) {
+        let path = file.path.display();
+        return Some(format!("a running machine holds {path} open: what it has not written to it yet is missing"));
+    }
+    if disks.iter().flat_map(|(_, layers)| &layers.files).any(|file| file.stamp.is_block_device()) {
+        return Some("a write to a block device while it was read could not have been seen".into());
+    }
+    request.quiesce.then(|| "an image has no guest that could be asked".into())
 }
 
 fn facts_document(machine: &Machine, disks: &[(FrozenDisk, Layers)]) -> ConfigDocument {

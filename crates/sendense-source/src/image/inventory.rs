@@ -6,6 +6,7 @@
 
 use super::format::Format;
 use super::layers::{self, Layers, Look, Place, Role, Scope};
+use super::locks::Writers;
 use super::vm_toml;
 use super::vm_toml::VmToml;
 use crate::error::{Error, Kind, Result};
@@ -77,6 +78,14 @@ pub struct Glance {
     pub others: Vec<(PathBuf, Role)>,
     /// The resolved path of its own file.
     pub own: PathBuf,
+    /// A machine that runs on this host may write it.
+    pub written: bool,
+}
+
+/// What a look at a disk needs.
+struct Lookout<'a> {
+    scope: &'a Scope,
+    writers: &'a Writers,
 }
 
 /// The entries of a folder that may be machines, in natural order.
@@ -116,7 +125,8 @@ fn stem(file_name: &OsStr, is_folder: bool) -> &OsStr {
 }
 
 /// Looks at an entry; none when it is a folder without anything of ours in it.
-pub fn machine(root: &Path, entry: &Entry, scope: &Scope) -> Option<Machine> {
+pub fn machine(root: &Path, entry: &Entry, scope: &Scope, writers: &Writers) -> Option<Machine> {
+    let lookout = Lookout { scope, writers };
     let mut machine = Machine {
         vm: VmRef { instance_uuid: entry.instance_uuid(), name: entry.shown.clone() },
         disks: Vec::new(),
@@ -124,11 +134,11 @@ pub fn machine(root: &Path, entry: &Entry, scope: &Scope) -> Option<Machine> {
         unsupported: None,
     };
     let found = if entry.is_folder {
-        folder_disks(&root.join(&entry.file_name), &entry.file_name, scope, &mut machine)
+        folder_disks(&root.join(&entry.file_name), &entry.file_name, &lookout, &mut machine)
     } else {
         let format = Format::of_name(Path::new(&entry.file_name))?;
         let name = name::text(&entry.file_name);
-        machine.disks = vec![disk(name.clone(), name, root.join(&entry.file_name), Place::Folder, format, scope)];
+        machine.disks = vec![disk(name.clone(), name, root.join(&entry.file_name), Place::Folder, format, &lookout)];
         Ok(())
     };
     match found {
@@ -140,7 +150,8 @@ pub fn machine(root: &Path, entry: &Entry, scope: &Scope) -> Option<Machine> {
     Some(machine)
 }
 
-fn folder_disks(folder: &Path, entry: &OsStr, scope: &Scope, machine: &mut Machine) -> Result<()> {
+fn folder_disks(folder: &Path, entry: &OsStr, lookout: &Lookout<'_>, machine: &mut Machine) -> Result<()> {
+    let scope = lookout.scope;
     let folder = scope.folder.check_existing(folder)?;
     machine.settings = vm_toml::read(&folder, &scope.folder)?;
     if let Some(settings) = &machine.settings {
@@ -149,7 +160,7 @@ fn folder_disks(folder: &Path, entry: &OsStr, scope: &Scope, machine: &mut Machi
         }
         if !settings.disks.is_empty() {
             machine.disks =
-                settings.disks.iter().map(|declared| declared_disk(&folder, entry, declared, scope)).collect();
+                settings.disks.iter().map(|declared| declared_disk(&folder, entry, declared, lookout)).collect();
             return Ok(());
         }
     }
@@ -174,7 +185,7 @@ fn folder_disks(folder: &Path, entry: &OsStr, scope: &Scope, machine: &mut Machi
         .into_iter()
         .map(|(file_name, format)| {
             let name = format!("{}/{}", name::text(entry), name::text(&file_name));
-            disk(name::text(&file_name), name, folder.join(&file_name), Place::Folder, format, scope)
+            disk(name::text(&file_name), name, folder.join(&file_name), Place::Folder, format, lookout)
         })
         .collect();
     // What lies below another image of the machine is a part of that disk, not a disk.
@@ -188,20 +199,27 @@ fn folder_disks(folder: &Path, entry: &OsStr, scope: &Scope, machine: &mut Machi
     Ok(())
 }
 
-fn declared_disk(folder: &Path, entry: &OsStr, declared: &vm_toml::DeclaredDisk, scope: &Scope) -> DiskFile {
+fn declared_disk(folder: &Path, entry: &OsStr, declared: &vm_toml::DeclaredDisk, lookout: &Lookout<'_>) -> DiskFile {
     let key = name::text(declared.path.as_os_str());
     let name = if declared.path.is_absolute() { key.clone() } else { format!("{}/{key}", name::text(entry)) };
     let path = folder.join(declared.path.components().collect::<PathBuf>());
-    disk(key, name, path, Place::Allowed, declared.format, scope)
+    disk(key, name, path, Place::Allowed, declared.format, lookout)
 }
 
-fn disk(key: String, name: String, path: PathBuf, place: Place, format: Format, scope: &Scope) -> DiskFile {
-    let found = layers::examine(&path, format, place, scope, Look::Glance).map(|layers| glance(&layers));
+fn disk(key: String, name: String, path: PathBuf, place: Place, format: Format, lookout: &Lookout<'_>) -> DiskFile {
+    let found = layers::examine(&path, format, place, lookout.scope, Look::Glance);
+    let found = found.map(|layers| glance(&layers, lookout.writers));
     DiskFile { key, binding: DiskBinding(format!("image:{name}:{format}")), path, place, format, found }
 }
 
-fn glance(layers: &Layers) -> Glance {
+fn glance(layers: &Layers, writers: &Writers) -> Glance {
+    let written = layers.files.iter().any(|file| writers.hold(&file.handle));
     let mut files = layers.files.iter();
     let own = files.next().map(|file| file.path.clone()).unwrap_or_default();
-    Glance { capacity: layers.capacity, others: files.map(|file| (file.path.clone(), file.role)).collect(), own }
+    Glance {
+        capacity: layers.capacity,
+        others: files.map(|file| (file.path.clone(), file.role)).collect(),
+        own,
+        written,
+    }
 }

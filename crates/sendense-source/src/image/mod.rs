@@ -20,6 +20,7 @@ mod format;
 mod frozen;
 mod inventory;
 mod layers;
+mod locks;
 mod server;
 mod stamp;
 mod vdi;
@@ -36,6 +37,7 @@ use crate::{Frozen, Source};
 use frozen::{FrozenImages, NO_TRACKING};
 use inventory::Machine;
 use layers::{Look, Role, Scope};
+use locks::Writers;
 use sendense_block::{ByteLen, Cancel};
 use sendense_types::{PowerState, SourceKind, TrackingToken};
 use server::Owner;
@@ -80,12 +82,14 @@ impl ImageFolder {
         let (root, scope) = self.enter()?;
         let entries = inventory::entries(&root)?;
         let entry = entries.iter().find(|entry| entry.instance_uuid() == vm.instance_uuid);
-        let machine = entry.and_then(|entry| inventory::machine(&root, entry, &scope));
+        let machine = entry.and_then(|entry| inventory::machine(&root, entry, &scope, &Writers::now()));
         let missing = || Error::new(Kind::NotFound, format!("{} is not in {}", vm.name, self.config.path.display()));
         Ok((machine.ok_or_else(missing)?, scope))
     }
 
     fn describe(&self, machine: Machine) -> DiscoveredVm {
+        let glances = || machine.disks.iter().filter_map(|disk| disk.found.as_ref().ok());
+        let power_state = if glances().any(|glance| glance.written) { PowerState::On } else { PowerState::Unknown };
         let disks = machine.disks.into_iter().map(|disk| DiscoveredDisk {
             label: disk.key.clone(),
             key: disk.key,
@@ -97,7 +101,7 @@ impl ImageFolder {
         });
         DiscoveredVm {
             path: Some(self.config.path.display().to_string()),
-            power_state: PowerState::Unknown,
+            power_state,
             guest_os: machine.settings.and_then(|settings| settings.guest_os),
             cpu_count: None,
             memory_bytes: None,
@@ -145,10 +149,10 @@ impl Source for ImageFolder {
 
     fn discover(&self, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
         let (root, scope) = self.enter()?;
-        let (mut vms, mut parts) = (Vec::new(), HashSet::new());
+        let (mut vms, mut parts, writers) = (Vec::new(), HashSet::new(), Writers::now());
         for entry in inventory::entries(&root)? {
             cancel.check()?;
-            let Some(machine) = inventory::machine(&root, &entry, &scope) else { continue };
+            let Some(machine) = inventory::machine(&root, &entry, &scope, &writers) else { continue };
             for glance in machine.disks.iter().filter_map(|disk| disk.found.as_ref().ok()) {
                 let others = glance.others.iter().filter(|(_, role)| *role == Role::Part);
                 parts.extend(others.map(|(path, _)| path.clone()));

@@ -54,7 +54,10 @@ pub struct ImageServer {
 impl ImageServer {
     /// Starts the tool, connects, and shows that it serves what was checked.
     pub fn start(owner: &Owner, image: &ToolImage, files: &[LayerFile], cancel: &Cancel) -> Result<Self> {
-        let socket = owner.run_dir.join(format!("{}{}{}", SOCKET_START, uuid::Uuid::new_v4().simple(), SOCKET_END));
+        // The tool works in `/`.
+        let run_dir = std::path::absolute(&owner.run_dir)
+            .map_err(|error| Error::new(Kind::Invalid, "the run folder has no name").caused_by(error))?;
+        let socket = run_dir.join(format!("{}{}{}", SOCKET_START, uuid::Uuid::new_v4().simple(), SOCKET_END));
         if socket.as_os_str().len() > SOCKET_BYTES_MAX {
             let message = format!("the run folder {} has too long a name for a socket", owner.run_dir.display());
             return Err(Error::new(Kind::Invalid, message));
