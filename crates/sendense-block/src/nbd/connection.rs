@@ -415,7 +415,7 @@ impl Connection {
         if seat.open == 0 && seat.waiting {
             self.bells[whose].notify_one();
         }
-        // "If the client receives an ESHUTDOWN error it MUST initiate a soft disconnect"; its own request keeps its error.
+        // ESHUTDOWN asks everybody to leave: whatever came next would fail too. The request itself keeps its own error.
         if shutdown { Err(Error::new(Kind::Unavailable, "server is shutting down")) } else { Ok(()) }
     }
 

@@ -29,7 +29,8 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Longest wait for a request in flight without a byte for it. Altogether a request may take ten times as long.
     pub request_timeout: Duration,
-    /// Reads and writes are cut into requests of at most this many bytes, several of which are in flight for one call.
+    /// Reads and writes are cut into requests of at most this many bytes, up to 16 of which are in flight for one call: a
+    /// lone thread that reads fast asks for 1 MiB or more at a time.
     pub request_bytes: u32,
     /// Whether and how to replace a connection that died. Concerns reads and status only: after a lost write nobody knows
     /// what the server has, so the caller must decide.
@@ -57,7 +58,8 @@ impl Options {
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(60),
-            // QEMU's server is fastest so; others do not mind.
+            // Measured on two cores over a unix socket: qemu-nbd gives 3 GiB in 1.5 s so and in 2.5 s with requests of 1 MiB,
+            // more connections gain nothing, and nbdkit does not mind either way.
             request_bytes: 256 * 1024,
             reconnect: None,
         }
