@@ -6,12 +6,11 @@
 
 mod libvirt_lab;
 
-use libvirt_lab::{Guest, Lab, MIB, Memory, Points, back_up, copy, deployment, lab, task, until};
+use libvirt_lab::child::{Victim, play};
+use libvirt_lab::{Guest, Lab, MIB, Memory, Points, back_up, copy, lab, until};
 use rustix::process::{Pid, Signal, kill_process};
 use sendense_block::{ByteOffset, Cancel, ReadAt};
-use sendense_source::{Artefact, DiskRequest, FreezeRequest, Frozen, Kind, Result, Source};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use sendense_source::{Frozen, Kind, Result, Source};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,30 +185,14 @@ fn a_hung_daemon_does_not_hang_us() {
 
 #[test]
 fn what_a_killed_process_leaves_is_reaped() {
-    let role = "a_process_to_be_killed";
-    if let Ok(told) = std::env::var(role) {
-        return be_killed(&told);
-    }
+    play();
     let lab = lab();
     let guest = Guest::start_new(lab, &ONE);
     let source = lab.source();
-    let request = guest.request(&*source, &Points::new());
-    let told = serde_json::json!({
-        "uri": lab.uri, "scratch": lab.dir.join("scratch"), "disks": request.disks, "vm": request.vm,
-    });
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "what_a_killed_process_leaves_is_reaped", "--nocapture"])
-        .env(role, told.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
-    let entry =
-        lines.find_map(|line| line.strip_prefix("frozen ").map(str::to_owned)).expect("the child froze nothing");
-    let artefacts: Vec<Artefact> = serde_json::from_str(&entry).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(artefacts.len(), 1);
+    let mut victim = Victim::start("what_a_killed_process_leaves_is_reaped", &guest, &*source, false);
+    let artefacts = victim.recorded(1);
+    victim.frozen();
+    drop(victim);
     assert!(lab.try_virsh(&["backup-dumpxml", &guest.uuid]).is_ok(), "the job ended with the process");
     assert_eq!(guest.checkpoints().len(), 1);
     // Twice is as good as once.
@@ -223,31 +206,4 @@ fn what_a_killed_process_leaves_is_reaped() {
     source.retire(&guest.vm(), &[], &Memory::new().door(), &Cancel::new()).unwrap();
     assert_eq!(guest.checkpoints(), Vec::<String>::new());
     back_up(&guest, &*source, &Points::new());
-}
-
-/// The child's part: freezes, says so, and waits for its end.
-fn be_killed(told: &str) {
-    let told: serde_json::Value = serde_json::from_str(told).unwrap();
-    let context = sendense_source::SourceContext {
-        source_id: "src-lab".parse().unwrap(),
-        deployment_id: deployment(),
-        run_dir: "/tmp".into(),
-        roots: Default::default(),
-    };
-    let config = serde_json::json!({"uri": told["uri"], "scratch_dir": told["scratch"], "scratch_floor_bytes": 1});
-    let source = sendense_source::libvirt::open(&config, context).unwrap();
-    let disks: Vec<DiskRequest> = serde_json::from_value(told["disks"].clone()).unwrap();
-    let request = FreezeRequest {
-        vm: serde_json::from_value(told["vm"].clone()).unwrap(),
-        disks,
-        quiesce: false,
-        deployment_id: deployment(),
-        task_id: task(0),
-    };
-    let journal = Memory::new();
-    let _frozen = source.freeze(&request, &journal.door(), &Cancel::new()).unwrap();
-    writeln!(std::io::stdout(), "\nfrozen {}", serde_json::to_string(&journal.open()).unwrap()).unwrap();
-    loop {
-        std::thread::park();
-    }
 }

@@ -53,10 +53,17 @@ pub(super) struct Quiesced {
     file_systems: u64,
 }
 
-/// Freezes the guest's file systems. On an error the guest is thawed, or the watcher is at it.
-pub(super) fn freeze(virsh: &Virsh, domain: &str, timeout_s: u64, cancel: &Cancel) -> Result<Quiesced> {
+/// Why a guest was not frozen.
+pub(super) struct NotFrozen {
+    pub error: Error,
+    /// It is certain that no file system of it is frozen. If not, the watcher goes on trying to thaw it.
+    pub thawed: bool,
+}
+
+/// Freezes the guest's file systems.
+pub(super) fn freeze(virsh: &Virsh, domain: &str, timeout_s: u64, cancel: &Cancel) -> Result<Quiesced, NotFrozen> {
     let since = Instant::now();
-    let watcher = Watcher::start(virsh, domain)?;
+    let watcher = Watcher::start(virsh, domain).map_err(|error| NotFrozen { error, thawed: true })?;
     // While the agent is silent its guest may be frozen already: the rest of the watcher's time is for thawing.
     let timeout_s = timeout_s.clamp(1, WATCH_SECONDS - THAW_SECONDS - 1);
     match ask(virsh, domain, FREEZE, timeout_s, cancel) {
@@ -65,11 +72,11 @@ pub(super) fn freeze(virsh: &Virsh, domain: &str, timeout_s: u64, cancel: &Cance
         }
         Err(error) => {
             // It may have frozen some file systems before it failed.
-            match ask(virsh, domain, THAW, THAW_SECONDS, &Cancel::new()) {
-                Ok(_) => watcher.dismiss(),
-                Err(_) => drop(watcher),
+            let thawed = ask(virsh, domain, THAW, THAW_SECONDS, &Cancel::new()).is_ok();
+            if thawed {
+                watcher.dismiss();
             }
-            Err(error)
+            Err(NotFrozen { error, thawed })
         }
     }
 }

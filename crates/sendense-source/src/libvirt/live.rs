@@ -114,10 +114,16 @@ pub(super) fn freeze(
                 let guest = frozen_guest()?;
                 match agent::freeze(virsh, &live.domain.uuid, settings.agent_timeout_s, cancel) {
                     Ok(frozen) => quiesced = Some((frozen, guest)),
-                    Err(error) if error.kind == Kind::Cancelled => return Err(error),
-                    // The entry stays open: the guest may be frozen. Whoever reaps thaws it once more.
-                    Err(error) => {
-                        live.facts.consistency_note = Some(format!("the guest agent did not freeze: {error}"))
+                    Err(agent::NotFrozen { error, thawed }) => {
+                        // Else the entry stays open, and whoever reaps thaws once more.
+                        if thawed {
+                            journal.close(guest)?;
+                        }
+                        if error.kind == Kind::Cancelled {
+                            return Err(error);
+                        }
+                        let note = format!("the guest agent did not freeze: {}", sendense_block::error::chain(&error));
+                        live.facts.consistency_note = Some(note);
                     }
                 }
             }

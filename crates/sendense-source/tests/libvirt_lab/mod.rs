@@ -5,6 +5,9 @@
 // Each test binary uses a part of it; clippy knows tests by their functions only.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod agent;
+pub mod child;
+
 use parking_lot::Mutex;
 use sendense_block::{Cancel, Extent};
 use sendense_source::{
