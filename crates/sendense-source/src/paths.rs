@@ -46,6 +46,7 @@ const PSEUDO_FILE_SYSTEMS: [u64; 17] = [
 #[derive(Debug, Clone, Default)]
 pub struct Roots {
     roots: Vec<PathBuf>,
+    closed: Vec<PathBuf>,
 }
 
 /// Where a path leads: the part that exists, resolved, and what is still missing below it.
@@ -58,7 +59,18 @@ impl Roots {
     /// These roots, which the operator chose. A root may be missing now (a share that is mounted later) and may be a
     /// symbolic link: it is resolved at each check.
     pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots }
+        Self { roots, closed: Vec::new() }
+    }
+
+    /// The same without some folders, even where a root holds them: the hub's own data, whose keys nobody backs up.
+    pub fn without(mut self, closed: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.closed.extend(closed);
+        self
+    }
+
+    /// One folder only, less what is closed here. Whoever calls it has checked the folder.
+    pub fn narrowed(&self, folder: PathBuf) -> Self {
+        Self { roots: vec![folder], closed: self.closed.clone() }
     }
 
     /// The roots as they were given.
@@ -163,8 +175,16 @@ impl Roots {
         Ok(Place { existing: resolved, missing })
     }
 
-    /// The resolved root that a resolved path lies below or is.
+    /// The resolved root that a resolved path lies below or is, unless it lies below a closed folder.
     fn root_of(&self, resolved: &Path) -> Option<PathBuf> {
+        if self
+            .closed
+            .iter()
+            .filter_map(|closed| fs::canonicalize(closed).ok())
+            .any(|closed| resolved.starts_with(closed))
+        {
+            return None;
+        }
         self.roots.iter().filter_map(|root| fs::canonicalize(root).ok()).find(|root| resolved.starts_with(root))
     }
 
@@ -318,6 +338,23 @@ mod tests {
         fs::create_dir(lab.root.with_file_name("root2")).unwrap();
         assert_eq!(kind(lab.roots.check_existing(&lab.root.with_file_name("root2"))), Some(Kind::Unsafe));
         assert_eq!(kind(Roots::default().check_existing(&lab.root)), Some(Kind::Unsafe));
+    }
+
+    #[test]
+    fn closed_folders_stay_closed_below_an_allowed_root() {
+        let lab = lab();
+        fs::write(lab.root.join("open.raw"), "x").unwrap();
+        symlink("vm/disk.raw", lab.root.join("link.raw")).unwrap();
+        let roots = lab.roots.clone().without([lab.root.join("vm")]);
+        for roots in [roots.narrowed(lab.root.clone()), roots] {
+            roots.check_existing(&lab.root.join("open.raw")).unwrap();
+            for path in ["vm", "vm/disk.raw", "link.raw", "vm/new"] {
+                let path = lab.root.join(path);
+                assert_eq!(kind(roots.check_existing(&path)), Some(Kind::Unsafe), "{path:?}");
+                assert_eq!(kind(roots.check_new(&path)), Some(Kind::Unsafe), "{path:?}");
+                assert_eq!(kind(roots.open_read(&path)), Some(Kind::Unsafe), "{path:?}");
+            }
+        }
     }
 
     #[test]

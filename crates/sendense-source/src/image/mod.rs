@@ -32,7 +32,6 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredDisk, DiscoveredVm, FreezeRequest, FrozenDisk, TestReport, VmRef};
 use crate::open::SourceContext;
-use crate::paths::Roots;
 use crate::{Frozen, Source};
 use frozen::{FrozenImages, NO_TRACKING};
 use inventory::Machine;
@@ -74,7 +73,7 @@ impl ImageFolder {
         if !root.is_dir() {
             return Err(Error::new(Kind::Invalid, format!("{} is not a folder", self.config.path.display())));
         }
-        let folder = Roots::new(vec![root.clone()]);
+        let folder = self.context.roots.narrowed(root.clone());
         Ok((root, Scope { folder, allowed: self.context.roots.clone() }))
     }
 
