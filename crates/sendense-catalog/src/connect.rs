@@ -7,12 +7,14 @@ use crate::error::{Error, Result};
 use crate::migration::Migrator;
 use crate::{Catalog, Inner};
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{self, AssertSqlSafe, MySqlConnection, Row};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
     TransactionOptions, TransactionTrait,
 };
 use sea_orm_migration::MigratorTrait;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -26,6 +28,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long SQLite waits for a writer of another process (a second hub on the same file, a copy being made).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take to prove that it is in step. A statement that was abandoned is finished first; ours take
+/// milliseconds, so that this is a thousand of them.
+const IN_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a hub waits for another one that migrates. A migration of a large catalog takes minutes at most.
 const MIGRATION_LOCK_SECONDS: u32 = 300;
@@ -54,9 +60,9 @@ impl Catalog {
 
         // One connection only: locks of MariaDB belong to a connection, and so do SQLite's pragmas.
         let single = Database::connect(options(&url, 1)).await?;
-        let migrated = migrate(&single).await;
+        let prepared = prepare(&single).await;
         single.close().await?;
-        migrated?;
+        prepared?;
 
         let pool = Database::connect(options(&url, CONNECTIONS_MAX)).await?;
         let backend = pool.get_database_backend();
@@ -105,7 +111,37 @@ fn options(url: &str, connections_max: u32) -> ConnectOptions {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
     });
+    options.map_sqlx_mysql_pool_opts(|pool| {
+        pool.after_release(|connection, _| Box::pin(async move { in_step(connection).await.map(|()| true) }))
+    });
     options
+}
+
+/// Refuses a MariaDB connection whose answers do not belong to its questions any more.
+///
+/// A caller who goes away between question and answer (a web client that hangs up) leaves the answer in the connection, and
+/// the driver does not keep count of all of them: the next user would wait for ever or be given another one's answer. So
+/// each connection proves with a number of its own, before it goes back into the pool, that it is in step; one that is not
+/// is cut off, upon which the server rolls back. The drivers of SQLite and PostgreSQL keep count.
+async fn in_step(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    static NEXT: AtomicI64 = AtomicI64::new(1 << 40);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let question = sqlx::raw_sql(AssertSqlSafe(format!("SELECT {number}"))).fetch_one(connection);
+    let answer = tokio::time::timeout(IN_STEP_TIMEOUT, question).await;
+    match answer {
+        Ok(Ok(row)) if row.try_get::<i64, _>(0).is_ok_and(|answer| answer == number) => Ok(()),
+        _ => Err(sqlx::Error::Protocol("the connection is out of step after an abandoned call".to_owned())),
+    }
+}
+
+async fn prepare(single: &DatabaseConnection) -> Result<()> {
+    migrate(single).await?;
+    if single.get_database_backend() == DbBackend::Sqlite {
+        // Lets SQLite count its tables anew where they have grown since; without it the planner guesses between indexes.
+        // The other databases do so by themselves.
+        single.execute_unprepared("PRAGMA optimize=0x10002").await?;
+    }
+    Ok(())
 }
 
 async fn migrate(single: &DatabaseConnection) -> Result<()> {

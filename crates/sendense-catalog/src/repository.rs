@@ -6,8 +6,7 @@
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::{Catalog, Page, entity, value};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
 };
 use sendense_types::{Name, RepositoryId, RepositoryKind, Timestamp};
 use serde_json::Value;
@@ -131,7 +130,12 @@ impl Repositories<'_> {
             .offset(page.offset)
             .all(self.0.pool())
             .await?;
-        let total = entity::repositories::Entity::find().count(self.0.pool()).await?;
+        let total = value::count(
+            entity::repositories::Entity::find(),
+            entity::repositories::Column::RepositoryId,
+            self.0.pool(),
+        )
+        .await?;
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 
@@ -186,10 +190,9 @@ impl Repositories<'_> {
             .write(|tx| async move {
                 let row = entity::repositories::Entity::find_by_id(id.as_str()).lock_exclusive().one(&*tx).await?;
                 row.ok_or_else(|| Error::not_found(Noun::Repository, id))?;
-                let held = entity::backups::Entity::find()
-                    .filter(entity::backups::Column::RepositoryId.eq(id.as_str()))
-                    .count(&*tx)
-                    .await?;
+                let held =
+                    entity::backups::Entity::find().filter(entity::backups::Column::RepositoryId.eq(id.as_str()));
+                let held = value::count(held, entity::backups::Column::BackupId, &*tx).await?;
                 let in_use = |by: String| Conflict::InUse { what: Noun::Repository, id: id.to_string(), by };
                 if held > 0 {
                     return Err(in_use(format!("{held} backups lie in it")).into());

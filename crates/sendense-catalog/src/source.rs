@@ -9,8 +9,7 @@ use crate::error::{Conflict, Error, Noun, Result};
 use crate::{Catalog, Page, entity, value};
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
 };
 use sendense_types::{Name, SourceId, SourceKind, Timestamp};
 use serde_json::Value;
@@ -129,7 +128,8 @@ impl Sources<'_> {
             .offset(page.offset)
             .all(self.0.pool())
             .await?;
-        let total = entity::sources::Entity::find().count(self.0.pool()).await?;
+        let total =
+            value::count(entity::sources::Entity::find(), entity::sources::Column::SourceId, self.0.pool()).await?;
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 

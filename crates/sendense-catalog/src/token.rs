@@ -4,9 +4,7 @@
 
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::{Catalog, Page, entity, value};
-use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
 use sendense_types::{Name, Timestamp};
 use std::fmt;
 use std::str::FromStr;
@@ -157,7 +155,8 @@ impl Tokens<'_> {
             .offset(page.offset)
             .all(self.0.pool())
             .await?;
-        let total = entity::tokens::Entity::find().count(self.0.pool()).await?;
+        let total =
+            value::count(entity::tokens::Entity::find(), entity::tokens::Column::TokenId, self.0.pool()).await?;
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 

@@ -12,9 +12,7 @@ use crate::error::{Conflict, Error, Noun, Result};
 use crate::task::{self, Heartbeat, NewTask, Task, TaskClaim, TaskSubject};
 use crate::tx::Tx;
 use crate::{entity, value};
-use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
 use sendense_types::{
     BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, OnTrackingLoss, Phase, Problem,
     RepositoryId, TaskId, TaskKind, TaskState, Timestamp, VmContextId,
@@ -461,9 +459,9 @@ pub(super) async fn replace_disks(
         let has_disk = Entity::find()
             .filter(Column::BackupId.eq(parent.as_str()))
             .filter(Column::DiskId.eq(value::store_u32("disk_id", disk.disk_id.0)?))
-            .count(&**tx)
+            .one(&**tx)
             .await?;
-        if has_disk == 0 {
+        if has_disk.is_none() {
             return Err(Error::not_found(Noun::Disk, format!("{} of {parent}", disk.disk_id)));
         }
     }

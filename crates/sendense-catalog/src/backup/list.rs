@@ -7,11 +7,12 @@ use super::{Backup, Backups, row};
 use crate::error::{Error, Noun, Result};
 use crate::{Page, entity, value};
 use sea_orm::sea_query::{Expr, Order, Query};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{BackupId, BackupStatus, BackupType, RepositoryId, VmContextId};
 use std::collections::{BTreeSet, HashMap};
+
+/// So many rows are skipped in less time than it takes to ask for the number of rows first.
+const NEAR: u64 = 1000;
 
 /// Which backups; what is `None` does not restrict. All are combined with AND.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,8 +38,28 @@ impl Backups<'_> {
 
     /// Backups, newest first, with the number of all that match.
     pub async fn list(&self, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
-        let ids: Vec<String> = page_of_ids(filter, page).into_tuple().all(self.0.pool()).await?;
-        let total = select(filter).count(self.0.pool()).await?;
+        use entity::backups::Column;
+        let total = async { value::count(select(filter), Column::BackupId, self.0.pool()).await };
+        let ids = async |page, order| {
+            let ids = page_of_ids(filter, page, order).into_tuple::<String>().all(self.0.pool()).await;
+            ids.map_err(Error::from)
+        };
+        if page.offset <= NEAR {
+            let (ids, total) = tokio::try_join!(ids(page, Order::Desc), total)?;
+            return Ok((self.by_ids(&ids).await?, total));
+        }
+        // A deep page is reached from the end that is nearer.
+        let total = total.await?;
+        let left = total.saturating_sub(page.offset);
+        if left == 0 {
+            return Ok((Vec::new(), total));
+        }
+        let ids = if page.offset <= total / 2 {
+            ids(page, Order::Desc).await?
+        } else {
+            let limit = Ord::min(page.limit(), left);
+            ids(Page { limit, offset: left - limit }, Order::Asc).await?
+        };
         Ok((self.by_ids(&ids).await?, total))
     }
 
@@ -108,14 +129,13 @@ impl Backups<'_> {
             .filter(backups::Column::BackupId.is_in(ids))
             .order_by_desc(backups::Column::CreatedAt)
             .order_by_desc(backups::Column::BackupId)
-            .all(self.0.pool())
-            .await?;
+            .all(self.0.pool());
         let disks = backup_disks::Entity::find()
             .filter(backup_disks::Column::BackupId.is_in(ids))
             .order_by_asc(backup_disks::Column::BackupId)
             .order_by_asc(backup_disks::Column::DiskId)
-            .all(self.0.pool())
-            .await?;
+            .all(self.0.pool());
+        let (rows, disks) = tokio::try_join!(rows, disks)?;
         let mut by_backup = HashMap::<String, Vec<backup_disks::Model>>::new();
         for disk in disks {
             by_backup.entry(disk.backup_id.clone()).or_default().push(disk);
@@ -130,13 +150,13 @@ impl Backups<'_> {
 }
 
 /// The statement that finds a page's ids.
-pub(super) fn page_of_ids(filter: &BackupFilter, page: Page) -> Select<entity::backups::Entity> {
+pub(super) fn page_of_ids(filter: &BackupFilter, page: Page, order: Order) -> Select<entity::backups::Entity> {
     use entity::backups::Column;
     select(filter)
         .select_only()
         .column(Column::BackupId)
-        .order_by_desc(Column::CreatedAt)
-        .order_by_desc(Column::BackupId)
+        .order_by(Column::CreatedAt, order.clone())
+        .order_by(Column::BackupId, order)
         .limit(page.limit())
         .offset(page.offset)
 }
@@ -202,5 +222,76 @@ pub(super) async fn descendants_of(db: &impl ConnectionTrait, ids: &BTreeSet<&st
         }
         all.extend(generation.iter().cloned());
         generation = children_of(db, generation.iter().map(String::as_str)).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Catalog;
+    use sea_orm::{DbBackend, QueryTrait, Statement};
+
+    /// How SQLite would run a statement, one step per line.
+    async fn plan(catalog: &Catalog, statement: Statement) -> String {
+        let explain = Statement { sql: format!("EXPLAIN QUERY PLAN {}", statement.sql), ..statement };
+        let rows = catalog.pool().query_all_raw(explain).await.expect("explain");
+        rows.iter().map(|row| row.try_get::<String>("", "detail").expect("a step")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn filters() -> Vec<BackupFilter> {
+        let id = |text: &str| text.parse().expect("an id");
+        (0..32_u32)
+            .map(|bits| BackupFilter {
+                vm_name: (bits & 1 > 0).then(|| "vm".to_owned()),
+                vm_context_id: (bits & 2 > 0).then(|| "vm-1".parse().expect("an id")),
+                repository_id: (bits & 4 > 0).then(|| id("repo-1")),
+                status: (bits & 8 > 0).then_some(BackupStatus::Completed),
+                backup_type: (bits & 16 > 0).then_some(BackupType::Full),
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn lists_walk_an_index_and_sort_nothing() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let url = format!("sqlite://{}/catalog.db?mode=rwc", folder.path().display());
+        let catalog = Catalog::open(&url).await.expect("open");
+        for filter in filters() {
+            for order in [Order::Desc, Order::Asc] {
+                let page = page_of_ids(&filter, Page::default(), order).build(DbBackend::Sqlite);
+                let plan = plan(&catalog, page).await;
+                let indexed =
+                    plan.lines().all(|step| step.contains("USING INDEX") || step.contains("USING COVERING INDEX"));
+                assert!(indexed && !plan.contains("TEMP B-TREE"), "{filter:?}\n{plan}");
+                let restricted = filter != BackupFilter::default();
+                assert_eq!(plan.starts_with("SEARCH"), restricted, "{filter:?}\n{plan}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lookups_search_an_index() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let url = format!("sqlite://{}/catalog.db?mode=rwc", folder.path().display());
+        let catalog = Catalog::open(&url).await.expect("open");
+        for sql in [
+            "SELECT * FROM backups WHERE backup_id IN ('a', 'b')",
+            "SELECT * FROM backup_disks WHERE backup_id IN ('a', 'b') ORDER BY backup_id, disk_id",
+            "SELECT backup_id FROM backup_disks WHERE parent_backup_id IN ('a') AND status IN ('completed')",
+            "SELECT backup_id FROM backups WHERE parent_backup_id IN ('a') AND status IN ('completed')",
+            "SELECT backup_id, parent_backup_id FROM backup_disks WHERE vm_context_id = 'a' AND disk_id = 0 \
+             AND repository_id = 'r' AND status = 'completed'",
+            "SELECT * FROM backups WHERE active_vm_context_id = 'a'",
+            "SELECT * FROM vm_contexts WHERE vm_name = 'a' ORDER BY vm_name, vm_context_id",
+            "SELECT * FROM vm_contexts WHERE source_id IS NULL AND kind = 'a' AND instance_uuid = 'b'",
+            "SELECT task_id FROM tasks WHERE state = 'pending' ORDER BY created_at, task_id",
+            "SELECT task_id FROM tasks WHERE subject_id = 'a' ORDER BY created_at DESC, task_id DESC",
+            "SELECT * FROM tokens WHERE hash = x'00' AND revoked_at IS NULL",
+            "SELECT * FROM journal WHERE done_at IS NULL ORDER BY created_at, artefact_id",
+        ] {
+            let plan = plan(&catalog, Statement::from_string(DbBackend::Sqlite, sql)).await;
+            let searched = plan.lines().all(|step| step.starts_with("SEARCH"));
+            assert!(searched, "{sql}\n{plan}");
+        }
     }
 }

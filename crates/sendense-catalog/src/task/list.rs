@@ -3,11 +3,9 @@
 use super::{Task, Tasks};
 use crate::error::{Error, Noun, Result};
 use crate::value::Ts;
-use crate::{Page, entity};
+use crate::{Page, entity, value};
 use sea_orm::sea_query::{Expr, Query};
-use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select,
-};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{TaskId, TaskKind, TaskState, Timestamp, VmContextId};
 
 /// Which tasks; what is `None` does not restrict. All are combined with AND.
@@ -49,7 +47,7 @@ impl Tasks<'_> {
             .order_by_desc(Column::TaskId)
             .all(self.0.pool())
             .await?;
-        let total = select(filter).count(self.0.pool()).await?;
+        let total = value::count(select(filter), Column::TaskId, self.0.pool()).await?;
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 

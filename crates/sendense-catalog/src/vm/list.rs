@@ -2,8 +2,8 @@
 
 use super::{VmContext, Vms};
 use crate::error::Result;
-use crate::{Page, entity};
-use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+use crate::{Page, entity, value};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::SourceId;
 
 /// Which machines; what is `None` does not restrict. All are combined with AND.
@@ -28,7 +28,7 @@ impl Vms<'_> {
             .offset(page.offset)
             .all(self.0.pool())
             .await?;
-        let total = select(filter).count(self.0.pool()).await?;
+        let total = value::count(select(filter), Column::VmContextId, self.0.pool()).await?;
         Ok((self.with_disks(rows).await?, total))
     }
 }

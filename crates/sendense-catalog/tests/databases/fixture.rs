@@ -153,3 +153,80 @@ pub fn backup_disk(backup_id: &BackupId, parent: Option<&BackupId>, number: u32)
         parent_backup_id: parent.cloned(),
     }
 }
+
+/// A plan over the first `disks` disks.
+pub fn plan_of(backup_id: &BackupId, parent: Option<&BackupId>, disks: u32) -> BackupPlan {
+    let done = completed(backup_id, parent, disks);
+    BackupPlan {
+        backup_type: done.backup_type,
+        type_reason: None,
+        parent_backup_id: done.parent_backup_id,
+        total_bytes: done.total_bytes,
+        consistency: done.consistency,
+        partial: false,
+        disks: done.disks,
+    }
+}
+
+/// A machine as a manifest has it, which a source tells as [`machine`]`(text, disks)`.
+pub fn known_vm(vm: &str, text: &str, disks: u32) -> KnownVm {
+    KnownVm {
+        vm_context_id: id(vm),
+        kind: SourceKind::Libvirt,
+        instance_uuid: format!("uuid-{text}"),
+        vm_name: name(text),
+        disks: (0..disks)
+            .map(|number| KnownDisk {
+                disk_id: DiskNumber(number),
+                disk_key: disk(number).disk_key,
+                binding: disk(number).binding,
+                label: disk(number).label,
+                capacity_bytes: 1 << 30,
+            })
+            .collect(),
+    }
+}
+
+/// A published point of such a machine, with all its disks.
+pub fn point_of(
+    vm: &KnownVm,
+    repository_id: &RepositoryId,
+    backup: &str,
+    parent: Option<&str>,
+    created_at: Timestamp,
+) -> Backup {
+    let (backup_id, parent): (BackupId, Option<BackupId>) = (id(backup), parent.map(id));
+    let disks = u32::try_from(vm.disks.len()).expect("few disks");
+    let done = completed(&backup_id, parent.as_ref(), disks);
+    Backup {
+        backup_id,
+        vm_context_id: vm.vm_context_id.clone(),
+        vm_name: vm.vm_name.clone(),
+        repository_id: repository_id.clone(),
+        requested_type: done.backup_type,
+        backup_type: done.backup_type,
+        type_reason: None,
+        policy_id: None,
+        parent_backup_id: parent,
+        status: BackupStatus::Completed,
+        phase: None,
+        bytes_done: done.total_bytes,
+        bytes_transferred: done.bytes_transferred,
+        bytes_stored: done.bytes_stored,
+        total_bytes: done.total_bytes,
+        consistency: done.consistency,
+        error_code: None,
+        error_message: None,
+        tags: Default::default(),
+        partial: false,
+        quiesce: false,
+        compression: Compression::Off,
+        on_tracking_loss: OnTrackingLoss::Compare,
+        created_by: None,
+        task_id: None,
+        created_at,
+        started_at: Some(created_at),
+        completed_at: Some(created_at.plus_seconds(1)),
+        disks: done.disks,
+    }
+}

@@ -1,7 +1,17 @@
 //! One suite, three databases: each case gets a fresh database and may open it as often as it likes.
+//!
+//! What only one database can show (the plans of SQLite's statements) is tested beside the code.
 
 mod cases {
+    pub mod adopt;
     pub mod backups;
+    pub mod chains;
+    pub mod model;
+    pub mod open;
+    pub mod small;
+    pub mod sources;
+    pub mod tasks;
+    pub mod vms;
 }
 mod fixture;
 mod support;
@@ -25,5 +35,45 @@ macro_rules! suite {
 }
 
 suite! {
-    backups: a_backup_lives_from_begin_to_deletion;
+    open: migrating_twice_is_migrating_once, hubs_that_start_together_migrate_once,
+        what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
+        references_hold_on_every_connection;
+    small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
+        tokens_are_found_until_revoked, the_journal_keeps_what_may_exist;
+    sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
+    vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,
+        an_imported_machine_is_bound, lists_are_paged;
+    tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
+        a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed;
+    backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_failed_backup_frees_the_machine,
+        steps_out_of_order_are_refused, a_plan_is_checked, filters_are_combined;
+    chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
+        a_new_disk_begins_a_chain;
+    adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,
+        a_bound_disk_number_is_not_rebound;
+    model: random_work_agrees_with_a_model;
+}
+
+/// What is tested of [`sendense_catalog::Catalog::open`] without a database.
+mod refused {
+    use sendense_catalog::{Catalog, Kind};
+
+    #[tokio::test]
+    async fn urls_that_cannot_work() {
+        for url in ["", "catalog.db", "oracle://x/y", "sqlite::memory:", "sqlite://:memory:"] {
+            let error = Catalog::open(url).await.expect_err(url);
+            assert_eq!(error.kind(), Kind::Internal, "{url}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_not_there() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let path = folder.path().display();
+        for url in [format!("sqlite://{path}/no/such.db?mode=rwc"), format!("mysql://root@localhost/x?socket={path}/s")]
+        {
+            let error = Catalog::open(&url).await.expect_err(&url);
+            assert_eq!(error.kind(), Kind::Unavailable, "{url}: {error}");
+        }
+    }
 }

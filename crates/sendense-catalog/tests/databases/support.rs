@@ -18,14 +18,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// A fresh, empty database.
 pub struct TestDb {
     url: String,
-    _folder: Option<tempfile::TempDir>,
+    /// Removed with this value.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl TestDb {
     pub async fn sqlite() -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let url = format!("sqlite://{}/catalog.db?mode=rwc", folder.path().display());
-        Self { url, _folder: Some(folder) }
+        Self { url, folder: Some(folder) }
     }
 
     pub async fn mariadb() -> Self {
@@ -36,7 +37,7 @@ impl TestDb {
         let name = next_name();
         wait_until_it_answers(&url(""), "mariadbd", server).await;
         execute(&url(""), &format!("CREATE DATABASE {name}")).await;
-        Self { url: url(&name), _folder: None }
+        Self { url: url(&name), folder: None }
     }
 
     pub async fn postgres() -> Self {
@@ -48,12 +49,27 @@ impl TestDb {
         let name = next_name();
         wait_until_it_answers(&url("postgres"), "postgres", server).await;
         execute(&url("postgres"), &format!("CREATE DATABASE {name}")).await;
-        Self { url: url(&name), _folder: None }
+        Self { url: url(&name), folder: None }
     }
 
     /// Opens the catalog, as a hub would.
     pub async fn open(&self) -> Catalog {
         Catalog::open(&self.url).await.expect("open the catalog")
+    }
+
+    /// SQLite: a copy of the files while they are in use, which is what a killed process leaves. `None` for a server, where
+    /// what was committed lies with the server.
+    pub fn as_a_crash_leaves_it(&self) -> Option<Self> {
+        let from = self.folder.as_ref()?;
+        let folder = tempfile::tempdir().expect("make a folder");
+        for file in std::fs::read_dir(from.path()).expect("list the files").flatten() {
+            // The shared memory is an index that dies with the machine; without it the log is read anew.
+            if file.path().extension().is_none_or(|extension| extension != "db-shm") {
+                std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("copy a file");
+            }
+        }
+        let url = format!("sqlite://{}/catalog.db?mode=rw", folder.path().display());
+        Some(Self { url, folder: Some(folder) })
     }
 
     pub fn url(&self) -> &str {
@@ -84,7 +100,7 @@ async fn wait_until_it_answers(url: &str, what: &str, server: &Server) {
                 connection.close().await.expect("close the connection");
                 return;
             }
-            Err(error) if Instant::now() < deadline => {
+            Err(error) if Instant::now() < deadline && !server.folder.join("failed").exists() => {
                 // A socket that is not there yet gives no event to wait for; the deadline bounds the polling.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 drop(error);
@@ -108,7 +124,7 @@ impl Server {
     fn mariadb() -> Self {
         let install = tool("mariadb-install-db", "mariadb-server");
         let server = tool("mariadbd", "mariadb-server");
-        let folder = new_folder();
+        let folder = newfolder();
         // Durability is not what is tested, and the folder dies with the process.
         let user = if is_root() { "--user=root" } else { "" };
         let script = format!(
@@ -123,7 +139,7 @@ impl Server {
     fn postgres() -> Self {
         let init = tool("initdb", "postgresql");
         let server = tool("postgres", "postgresql");
-        let folder = new_folder();
+        let folder = newfolder();
         // PostgreSQL refuses to run as root.
         let as_user = if is_root() {
             let chown = Command::new("chown").arg("nobody").arg(&folder).status().expect("run chown");
@@ -145,7 +161,7 @@ impl Server {
         // The server gets /dev/null, so that only the shell reads our input. `setsid` keeps a ^C at the terminal from
         // ending the shell before it has stopped the server.
         let whole = format!(
-            "( exec </dev/null; {script} ) & \
+            "( exec </dev/null; {script} || touch {0}/failed ) & \
              cat >/dev/null; \
              for pid in $(cat {0}/pid 2>/dev/null; head -n1 {0}/d/postmaster.pid 2>/dev/null); do kill -TERM $pid; done; \
              wait; rm -rf {0}",
@@ -164,7 +180,7 @@ impl Server {
 }
 
 /// A short folder: the path of a unix socket ends at 107 bytes.
-fn new_folder() -> PathBuf {
+fn newfolder() -> PathBuf {
     tempfile::Builder::new().prefix("cat-").tempdir_in("/tmp").expect("make a folder").keep()
 }
 

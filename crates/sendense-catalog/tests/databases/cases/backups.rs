@@ -62,3 +62,161 @@ pub async fn a_backup_lives_from_begin_to_deletion(db: TestDb) {
     let gone = backups.chain(vm, DiskNumber(1), None).await.expect_err("the chain went");
     assert_eq!(gone.problem_code(), ProblemCode::DiskNotFound);
 }
+
+pub async fn of_eight_that_begin_one_wins(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    // Two hubs: pools of their own.
+    let hubs = [world.catalog.clone(), db.open().await];
+    let mut starts = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let (catalog, new) = (hubs[number % 2].clone(), world.new_backup(&world.vms[0], BackupType::Full));
+        starts.spawn(async move { catalog.backups().begin(&new, at(10)).await });
+    }
+    let (won, lost): (Vec<_>, Vec<_>) = starts.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 7));
+    let (winner, task) = won.into_iter().next().expect("one").expect("won");
+    for error in lost.into_iter().map(|lost| lost.expect_err("lost")) {
+        assert_eq!(error.problem_code(), ProblemCode::BackupRunning);
+        let Error::Conflict(Conflict::BackupActive { backup_id, task_id, .. }) = error else { panic!("{error:?}") };
+        assert_eq!((backup_id, task_id), (winner.backup_id.clone(), Some(task.task_id.clone())));
+    }
+    // Another machine is backed up beside it.
+    world.catalog.backups().begin(&world.new_backup(&world.vms[1], BackupType::Full), at(10)).await.expect("begin");
+}
+
+pub async fn a_failed_backup_frees_the_machine(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups) = (&world.vms[0], world.catalog.backups());
+    let full = world.point(vm, None, 1, at(0)).await;
+    let new = world.new_backup(vm, BackupType::Incremental);
+    let claim = world.running(&new, at(10)).await;
+    backups.plan(&claim, &plan_of(&new.backup_id, Some(&full), 1)).await.expect("plan");
+    assert_eq!(backups.children(&full).await.expect("children"), std::slice::from_ref(&new.backup_id));
+    let busy = backups.delete(std::slice::from_ref(&full), at(11)).await.expect_err("it is being built on");
+    assert_eq!(busy.problem_code(), ProblemCode::HasDependents);
+    let busy = backups.delete(std::slice::from_ref(&new.backup_id), at(11)).await.expect_err("it runs");
+    assert_eq!(busy.problem_code(), ProblemCode::BackupRunning);
+
+    let problem = Problem::new(ProblemCode::NoSpace, "no space in the repository", "\0é".repeat(3_000));
+    let failed = backups.finish_failed(&claim, &problem, at(12)).await.expect("fail");
+    assert_eq!((failed.status, failed.error_code), (BackupStatus::Failed, Some(ProblemCode::NoSpace)));
+    let message = failed.error_message.expect("a message");
+    assert!(message.starts_with("no space in the repository: \u{fffd}é") && message.len() <= 4000, "{message}");
+    assert_eq!(failed.disks[0].status, BackupStatus::Failed);
+    let task = world.catalog.tasks().get(&new.task_id).await.expect("get");
+    assert_eq!((task.state, task.error_code), (TaskState::Failed, Some(ProblemCode::NoSpace)));
+    let chain = backups.chain(vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!(chain.latest_backup_id, full);
+
+    // A failed attempt needs nothing: its would-be parent may go, and the machine may be backed up again.
+    assert_eq!(backups.delete(&[full], at(13)).await.expect("delete"), 1);
+    let kept = backups.get(&new.backup_id).await.expect("the attempt stays listed");
+    assert_eq!((kept.parent_backup_id, kept.disks[0].parent_backup_id.as_ref()), (None, None));
+    world.point(vm, None, 1, at(20)).await;
+}
+
+pub async fn steps_out_of_order_are_refused(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups, tasks) = (&world.vms[0], world.catalog.backups(), world.catalog.tasks());
+    let new = world.new_backup(vm, BackupType::Full);
+    let (_, task) = backups.begin(&new, at(0)).await.expect("begin");
+    let wrong = |error: Error| {
+        assert!(matches!(&error, Error::Conflict(Conflict::WrongState { .. })), "{error:?}");
+    };
+    // Not claimed yet.
+    wrong(backups.start(&task.claim(), at(1)).await.expect_err("not claimed"));
+    wrong(tasks.take_over(&task.claim(), &world.hub, at(9), at(1)).await.expect_err("not running"));
+    let claim = tasks.claim(&task.claim(), &world.hub, at(60), at(1)).await.expect("claim").claim();
+    wrong(tasks.claim(&claim, &world.hub, at(60), at(1)).await.expect_err("claimed"));
+    // Claimed, but the backup was not started.
+    wrong(backups.plan(&claim, &plan_of(&new.backup_id, None, 1)).await.expect_err("not started"));
+    wrong(backups.finish_completed(&claim, &completed(&new.backup_id, None, 1), at(2)).await.expect_err("not started"));
+    backups.start(&claim, at(2)).await.expect("start");
+    wrong(backups.start(&claim, at(2)).await.expect_err("started"));
+    backups.finish_completed(&claim, &completed(&new.backup_id, None, 1), at(3)).await.expect("finish");
+    // Final states stay: the claim is worth nothing any more, and neither is the present version.
+    let lost = backups.finish_cancelled(&claim, at(4)).await.expect_err("ended");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+    let now = tasks.get(&new.task_id).await.expect("get").claim();
+    wrong(backups.finish_failed(&now, &Problem::new(ProblemCode::Internal, "x", ""), at(4)).await.expect_err("ended"));
+    assert_eq!(backups.get(&new.backup_id).await.expect("get").status, BackupStatus::Completed);
+
+    let known = NewBackup { task_id: TaskId::generate(), ..new };
+    let known = backups.begin(&known, at(5)).await.expect_err("the id is known");
+    assert!(matches!(&known, Error::Conflict(Conflict::Exists { what: Noun::Backup, .. })), "{known:?}");
+    let unknown = NewBackup { vm_context_id: id("vm-x"), ..world.new_backup(vm, BackupType::Full) };
+    let unknown = backups.begin(&unknown, at(5)).await.expect_err("no such machine");
+    assert_eq!(unknown.problem_code(), ProblemCode::VmNotFound);
+}
+
+pub async fn a_plan_is_checked(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let backups = world.catalog.backups();
+    let others = world.point(&world.vms[1], None, 2, at(0)).await;
+    let one_disk = world.point(&world.vms[0], None, 1, at(5)).await;
+    let new = world.new_backup(&world.vms[0], BackupType::Incremental);
+    let claim = world.running(&new, at(10)).await;
+    let before = backups.get(&new.backup_id).await.expect("get");
+    for parent in [&others, &id("bk-x"), &new.backup_id] {
+        let refused = backups.plan(&claim, &plan_of(&new.backup_id, Some(parent), 1)).await.expect_err("a bad parent");
+        assert_eq!(refused.problem_code(), ProblemCode::BackupNotFound, "{parent}: {refused}");
+    }
+    let refused = backups.plan(&claim, &plan_of(&new.backup_id, Some(&one_disk), 2)).await.expect_err("no such disk");
+    assert_eq!(refused.problem_code(), ProblemCode::DiskNotFound);
+    let mut twice = plan_of(&new.backup_id, None, 1);
+    twice.disks.extend(twice.disks.clone());
+    assert_eq!(backups.plan(&claim, &twice).await.expect_err("a disk twice").kind(), Kind::Invalid);
+    let huge = BackupPlan { total_bytes: u64::MAX, ..plan_of(&new.backup_id, None, 1) };
+    assert_eq!(backups.plan(&claim, &huge).await.expect_err("too large").kind(), Kind::Invalid);
+    assert_eq!(backups.get(&new.backup_id).await.expect("get"), before, "a refused plan left a trace");
+    backups.plan(&claim, &plan_of(&new.backup_id, Some(&one_disk), 1)).await.expect("a good plan");
+    backups.plan(&claim, &plan_of(&new.backup_id, None, 2)).await.expect("another good plan");
+    assert_eq!(backups.get(&new.backup_id).await.expect("get").disks.len(), 2);
+}
+
+pub async fn filters_are_combined(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let backups = world.catalog.backups();
+    for round in 0..4 {
+        for (number, vm) in world.vms.iter().enumerate() {
+            let now = at(100 * round + i64::try_from(number).expect("small"));
+            let newest = backups.newest_completed(vm, &world.repository_id, DiskNumber(0)).await.expect("newest");
+            world.point(vm, newest.map(|point| point.backup_id).as_ref(), 2, now).await;
+        }
+    }
+    let claim = world.running(&world.new_backup(&world.vms[2], BackupType::Incremental), at(999)).await;
+    backups.finish_cancelled(&claim, at(1000)).await.expect("cancel");
+
+    let (all, total) = backups.list(&BackupFilter::default(), Page { limit: 1000, offset: 0 }).await.expect("list");
+    assert_eq!((all.len(), total), (13, 13));
+    assert!(all.is_sorted_by_key(|backup| std::cmp::Reverse(backup.created_at)), "newest first");
+    assert!(all[1..].iter().all(|backup| backup.disks.len() == 2));
+    // Every combination of filters against the stupid oracle.
+    for bits in 0..32_u32 {
+        let filter = BackupFilter {
+            vm_name: (bits & 1 > 0).then(|| "vm2".to_owned()),
+            vm_context_id: (bits & 2 > 0).then(|| world.vms[2].clone()),
+            repository_id: (bits & 4 > 0).then(|| world.repository_id.clone()),
+            status: (bits & 8 > 0).then_some(BackupStatus::Completed),
+            backup_type: (bits & 16 > 0).then_some(BackupType::Incremental),
+        };
+        let expected: Vec<&Backup> = all
+            .iter()
+            .filter(|backup| filter.vm_name.as_deref().is_none_or(|name| name == backup.vm_name.as_str()))
+            .filter(|backup| filter.vm_context_id.as_ref().is_none_or(|id| *id == backup.vm_context_id))
+            .filter(|backup| filter.status.is_none_or(|status| status == backup.status))
+            .filter(|backup| filter.backup_type.is_none_or(|kind| kind == backup.backup_type))
+            .collect();
+        let (page, total) = backups.list(&filter, Page { limit: 3, offset: 1 }).await.expect("list");
+        assert_eq!(total, expected.len() as u64, "{filter:?}");
+        assert_eq!(page.iter().collect::<Vec<_>>(), expected.iter().skip(1).take(3).copied().collect::<Vec<_>>());
+    }
+    let nowhere = BackupFilter { repository_id: Some(id("repo-x")), ..Default::default() };
+    assert_eq!(backups.list(&nowhere, Page::default()).await.expect("list"), (vec![], 0));
+
+    let newest = backups.newest_of_vms(&world.vms).await.expect("newest");
+    for vm in &world.vms {
+        let expected = all.iter().find(|b| b.vm_context_id == *vm && b.status == BackupStatus::Completed);
+        assert_eq!(newest.get(vm), expected);
+    }
+}

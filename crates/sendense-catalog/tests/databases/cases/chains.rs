@@ -1,0 +1,138 @@
+//! Chains and the deletion of their points.
+
+use crate::fixture::*;
+use crate::support::TestDb;
+use sendense_catalog::*;
+use sendense_types::*;
+
+fn ids(chain: &Chain) -> Vec<BackupId> {
+    chain.backups.iter().map(|backup| backup.backup_id.clone()).collect()
+}
+
+pub async fn a_point_that_is_needed_stays(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups) = (&world.vms[0], world.catalog.backups());
+    let full = world.point(vm, None, 2, at(0)).await;
+    let one = world.point(vm, Some(&full), 2, at(10)).await;
+    let two = world.point(vm, Some(&one), 2, at(20)).await;
+
+    assert_eq!(backups.children(&full).await.expect("children"), std::slice::from_ref(&one));
+    let mut expected = vec![one.clone(), two.clone()];
+    expected.sort_unstable();
+    assert_eq!(backups.dependents(&full).await.expect("dependents"), expected);
+    let refused = backups.delete(std::slice::from_ref(&full), at(30)).await.expect_err("two points need it");
+    let Error::Conflict(Conflict::HasDependents { dependents }) = &refused else { panic!("{refused:?}") };
+    assert_eq!(*dependents, expected);
+    assert!(refused.to_string().contains(two.as_str()), "{refused}");
+    // A middle point with what it builds on, but without what builds on it.
+    let refused = backups.delete(&[full.clone(), one.clone()], at(30)).await.expect_err("one point needs them");
+    let Error::Conflict(Conflict::HasDependents { dependents }) = &refused else { panic!("{refused:?}") };
+    assert_eq!(*dependents, std::slice::from_ref(&two));
+    assert_eq!(
+        ids(&backups.chain(vm, DiskNumber(0), None).await.expect("chain")),
+        [full.clone(), one.clone(), two.clone()]
+    );
+
+    assert_eq!(backups.delete(std::slice::from_ref(&two), at(30)).await.expect("the newest may go"), 1);
+    let chain = backups.chain(vm, DiskNumber(1), None).await.expect("chain");
+    assert_eq!((chain.latest_backup_id.clone(), ids(&chain)), (one.clone(), vec![full.clone(), one.clone()]));
+    assert_eq!(backups.delete(&[one, full.clone(), two], at(31)).await.expect("all may go together"), 2);
+    assert_eq!(backups.get(&full).await.expect_err("gone").problem_code(), ProblemCode::BackupNotFound);
+}
+
+pub async fn a_chain_follows_its_links(db: TestDb) {
+    let mut world = World::new(db.open().await, 1).await;
+    let vm = world.vms[0].clone();
+    // The clock runs backwards: links decide.
+    let full = world.point(&vm, None, 1, at(500)).await;
+    let one = world.point(&vm, Some(&full), 1, at(400)).await;
+    let two = world.point(&vm, Some(&one), 1, at(300)).await;
+    let first = world.repository_id.clone();
+    let chain = world.catalog.backups().chain(&vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!(
+        (chain.repository_id.clone(), ids(&chain)),
+        (first.clone(), vec![full.clone(), one.clone(), two.clone()])
+    );
+    assert_eq!((&chain.full_backup_id, &chain.latest_backup_id), (&full, &two));
+
+    // A second repository has a chain of its own.
+    world.repository_id = add_repository(&world.catalog, "second").await.repository_id;
+    let elsewhere = world.point(&vm, None, 1, at(600)).await;
+    let backups = world.catalog.backups();
+    let refused = {
+        let new = world.new_backup(&vm, BackupType::Incremental);
+        let claim = world.running(&new, at(610)).await;
+        let refused = backups.plan(&claim, &plan_of(&new.backup_id, Some(&two), 1)).await;
+        backups.finish_cancelled(&claim, at(611)).await.expect("cancel");
+        refused.expect_err("a parent in another repository")
+    };
+    assert_eq!(refused.problem_code(), ProblemCode::BackupNotFound);
+    assert_eq!(ids(&backups.chain(&vm, DiskNumber(0), Some(&first)).await.expect("chain")).len(), 3);
+    assert_eq!(ids(&backups.chain(&vm, DiskNumber(0), Some(&world.repository_id)).await.expect("chain")), [elsewhere]);
+
+    // A second full begins a new chain; the first one's points stay, and are the chain again when it goes.
+    world.repository_id = first.clone();
+    let second_full = world.point(&vm, None, 1, at(700)).await;
+    let chain = world.catalog.backups().chain(&vm, DiskNumber(0), Some(&first)).await.expect("chain");
+    assert_eq!(ids(&chain), std::slice::from_ref(&second_full));
+    world.catalog.backups().delete(&[second_full], at(710)).await.expect("delete");
+    let newest = world.catalog.backups().newest_completed(&vm, &first, DiskNumber(0)).await.expect("newest");
+    assert_eq!(newest.map(|point| point.backup_id), Some(two));
+}
+
+pub async fn tokens_of_the_newest_points_are_in_use(db: TestDb) {
+    let mut world = World::new(db.open().await, 1).await;
+    let vm = world.vms[0].clone();
+    let first = world.repository_id.clone();
+    let full = world.point(&vm, None, 2, at(0)).await;
+    let one = world.point(&vm, Some(&full), 2, at(10)).await;
+    world.repository_id = add_repository(&world.catalog, "second").await.repository_id;
+    let other = world.point(&vm, None, 1, at(20)).await;
+    let mut tokens = world.catalog.backups().tokens_in_use(&vm).await.expect("tokens");
+    tokens.sort_unstable_by(|a, b| (a.backup_id.as_str(), a.disk_id).cmp(&(b.backup_id.as_str(), b.disk_id)));
+    let token = |repository: &RepositoryId, backup: &BackupId, disk: u32| TokenInUse {
+        repository_id: repository.clone(),
+        disk_id: DiskNumber(disk),
+        backup_id: backup.clone(),
+        token: TrackingToken(format!("{backup}/{disk}")),
+    };
+    let mut expected = [token(&first, &one, 0), token(&first, &one, 1), token(&world.repository_id, &other, 0)];
+    expected.sort_unstable_by(|a, b| (a.backup_id.as_str(), a.disk_id).cmp(&(b.backup_id.as_str(), b.disk_id)));
+    assert_eq!(tokens, expected);
+    // When the newest point goes, the one before it is the newest, and its token is needed again.
+    world.catalog.backups().delete(&[one], at(30)).await.expect("delete");
+    let tokens = world.catalog.backups().tokens_in_use(&vm).await.expect("tokens");
+    assert!(tokens.contains(&token(&first, &full, 1)), "{tokens:?}");
+    assert_eq!(tokens.len(), 3);
+}
+
+pub async fn a_new_disk_begins_a_chain(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups) = (&world.vms[0], world.catalog.backups());
+    let full = world.point(vm, None, 1, at(0)).await;
+    // Disk 0 goes on, disk 1 is new.
+    let new = world.new_backup(vm, BackupType::Incremental);
+    let claim = world.running(&new, at(10)).await;
+    let mut done = completed(&new.backup_id, Some(&full), 1);
+    done.disks.push(BackupDisk { type_reason: Some("new disk".to_owned()), ..backup_disk(&new.backup_id, None, 1) });
+    backups.finish_completed(&claim, &done, at(11)).await.expect("finish");
+    let of_disk = async |disk| ids(&backups.chain(vm, DiskNumber(disk), None).await.expect("chain"));
+    assert_eq!(of_disk(0).await, [full.clone(), new.backup_id.clone()]);
+    assert_eq!(of_disk(1).await, std::slice::from_ref(&new.backup_id));
+    // Disk 0 alone goes on; the newest point of disk 1 stays the one before.
+    let last = world.point(vm, Some(&new.backup_id), 1, at(20)).await;
+    assert_eq!(of_disk(0).await, [full, new.backup_id.clone(), last.clone()]);
+    assert_eq!(of_disk(1).await, std::slice::from_ref(&new.backup_id));
+    let refused = backups.delete(&[new.backup_id], at(30)).await.expect_err("disk 0 of the last point needs it");
+    assert_eq!(refused, HasDependents(vec![last]));
+}
+
+/// Lets a refusal be compared in one line.
+#[derive(Debug)]
+struct HasDependents(Vec<BackupId>);
+
+impl PartialEq<HasDependents> for Error {
+    fn eq(&self, other: &HasDependents) -> bool {
+        matches!(self, Error::Conflict(Conflict::HasDependents { dependents }) if *dependents == other.0)
+    }
+}

@@ -1,0 +1,124 @@
+//! Opening, reopening, migrating, and what a database must promise.
+
+use crate::fixture::*;
+use crate::support::TestDb;
+use sea_orm::{ConnectionTrait, Database, Statement};
+use sendense_catalog::*;
+use sendense_types::*;
+use std::time::Duration;
+
+async fn migrations(url: &str) -> Vec<String> {
+    let raw = Database::connect(url).await.expect("connect");
+    let statement = Statement::from_string(raw.get_database_backend(), "SELECT version FROM seaql_migrations");
+    let rows = raw.query_all_raw(statement).await.expect("read the migrations");
+    raw.close().await.expect("close");
+    rows.iter().map(|row| row.try_get("", "version").expect("a version")).collect()
+}
+
+pub async fn migrating_twice_is_migrating_once(db: TestDb) {
+    let first = db.open().await;
+    let repository = add_repository(&first, "repo").await;
+    let second = db.open().await;
+    assert_eq!(second.repositories().get(&repository.repository_id).await.expect("get"), repository);
+    assert_eq!(migrations(db.url()).await, ["m0001_initial"]);
+    second.ping().await.expect("ping");
+    let version = second.database_version().await.expect("version");
+    assert!(version.contains(|digit: char| digit.is_ascii_digit()), "{version}");
+}
+
+pub async fn hubs_that_start_together_migrate_once(db: TestDb) {
+    let mut hubs = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let url = db.url().to_owned();
+        hubs.spawn(async move {
+            let catalog = Catalog::open(&url).await?;
+            catalog.hubs().deployment_id(at(0)).await
+        });
+    }
+    let ids = hubs.join_all().await.into_iter().collect::<Result<Vec<_>>>().expect("all open");
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!(migrations(db.url()).await, ["m0001_initial"]);
+}
+
+pub async fn what_was_committed_is_there_after_reopening(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let vm = world.vms[0].clone();
+    let point = world.point(&vm, None, 2, at(10)).await;
+    let claim = world.running(&world.new_backup(&vm, BackupType::Incremental), at(20)).await;
+    let before = world.catalog.backups().list(&BackupFilter::default(), Page::default()).await.expect("list");
+    // The first pool is left as a killed process leaves it: not closed, nothing told to the database.
+    let copy = db.as_a_crash_leaves_it();
+    let catalog = copy.as_ref().unwrap_or(&db).open().await;
+    let after = catalog.backups().list(&BackupFilter::default(), Page::default()).await.expect("list");
+    assert_eq!(after, before);
+    assert_eq!(catalog.backups().chain(&vm, DiskNumber(0), None).await.expect("chain").latest_backup_id, point);
+    // The next start of the hub finds what was running and says so.
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(2_000), at(21)).await.expect("acquire");
+    let dead = catalog.tasks().running_tasks_of_dead_hubs(at(21)).await.expect("dead");
+    assert_eq!(dead.iter().map(Task::claim).collect::<Vec<_>>(), std::slice::from_ref(&claim));
+    let task = catalog.tasks().take_over(&claim, &hub, at(100), at(21)).await.expect("take over");
+    let problem = Problem::new(ProblemCode::Interrupted, "interrupted", "the hub ended while the backup ran");
+    let failed = catalog.backups().finish_failed(&task.claim(), &problem, at(22)).await.expect("fail");
+    assert_eq!((failed.status, failed.error_code), (BackupStatus::Failed, Some(ProblemCode::Interrupted)));
+}
+
+pub async fn a_call_that_is_dropped_is_all_or_nothing(db: TestDb) {
+    const ROUNDS: u64 = 40;
+    let world = World::new(db.open().await, 40).await;
+    let mut tried = Vec::new();
+    for (round, vm) in (0..ROUNDS).zip(&world.vms) {
+        let new = world.new_backup(vm, BackupType::Full);
+        let limit = Duration::from_micros(200 * round);
+        let finished = tokio::time::timeout(limit, world.catalog.backups().begin(&new, at(10))).await;
+        let said_done =
+            finished.is_ok_and(|begun| begun.map(drop).map_err(|error| panic!("{limit:?}: {error}")).is_ok());
+        // Questions are abandoned too.
+        let filter = BackupFilter::default();
+        let backups = world.catalog.backups();
+        let list = backups.list(&filter, Page::default());
+        drop(tokio::time::timeout(Duration::from_micros(50 * round), list).await);
+        tried.push((new, said_done));
+    }
+    // No connection is left within a transaction that nobody ends: all of them serve.
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..24 {
+        let catalog = world.catalog.clone();
+        let vm = world.vms[number].clone();
+        calls.spawn(async move {
+            catalog.settings().set(&format!("key {number}"), &number.into(), at(20)).await?;
+            let kept = catalog.settings().get(&format!("key {number}")).await?;
+            assert_eq!(kept, Some(number.into()), "another one's answer");
+            assert_eq!(catalog.vms().get(&vm).await?.vm_context_id, vm, "another one's answer");
+            Ok::<_, Error>(())
+        });
+    }
+    calls.join_all().await.into_iter().collect::<Result<Vec<_>>>().expect("all connections serve");
+    // Closing waits for what is still at work.
+    world.catalog.close().await.expect("close");
+    let catalog = db.open().await;
+    for (new, said_done) in tried {
+        let backup = catalog.backups().get(&new.backup_id).await.is_ok();
+        let task = catalog.tasks().get(&new.task_id).await.is_ok();
+        assert_eq!(backup, task, "half of a backup");
+        assert!(backup || !said_done, "what was said to be done is not there");
+    }
+}
+
+pub async fn references_hold_on_every_connection(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let new = world.new_backup(&world.vms[0], BackupType::Full);
+    let claim = world.running(&new, at(10)).await;
+    let mut plan = plan_of(&new.backup_id, None, 1);
+    plan.disks[0].disk_id = DiskNumber(9);
+    // More at once than the pool has connections, so that each of them is asked.
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        let (catalog, claim, plan) = (world.catalog.clone(), claim.clone(), plan.clone());
+        calls.spawn(async move { catalog.backups().plan(&claim, &plan).await });
+    }
+    for call in calls.join_all().await {
+        let error = call.expect_err("a disk that the machine does not have");
+        assert!(matches!(&error, Error::NotFound { what: Noun::Disk, .. }), "{error:?}");
+    }
+    assert_eq!(world.catalog.backups().get(&new.backup_id).await.expect("get").disks, []);
+}

@@ -1,0 +1,142 @@
+//! Machines and disks.
+
+use crate::fixture::*;
+use crate::support::TestDb;
+use sendense_catalog::*;
+use sendense_types::*;
+
+fn numbers(vm: &VmContext) -> Vec<(u32, &str, bool)> {
+    vm.disks.iter().map(|disk| (disk.disk_id.0, disk.binding.0.as_str(), disk.present)).collect()
+}
+
+pub async fn numbers_of_disks_stay(db: TestDb) {
+    let catalog = db.open().await;
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let vms = catalog.vms();
+    let with = |bindings: &[&str]| {
+        let disks = bindings.iter().map(|text| DiscoveredDisk { binding: DiskBinding((*text).to_owned()), ..disk(0) });
+        DiscoveredVm { disks: disks.collect(), ..machine("vm", 0) }
+    };
+    let vm = vms.upsert_one(&source, &with(&["a", "b"]), at(1)).await.expect("discover");
+    let seen = vms.get(&vm).await.expect("get");
+    assert_eq!(numbers(&seen), [(0, "a", true), (1, "b", true)]);
+
+    // Another order is no other disk; a removed disk keeps its number; its successor gets the next one.
+    vms.upsert_one(&source, &with(&["b", "c"]), at(2)).await.expect("discover");
+    let seen = vms.get(&vm).await.expect("get");
+    assert_eq!(numbers(&seen), [(0, "a", false), (1, "b", true), (2, "c", true)]);
+
+    // What comes back is the same disk.
+    vms.upsert_one(&source, &with(&["d", "a"]), at(3)).await.expect("discover");
+    let seen = vms.get(&vm).await.expect("get");
+    assert_eq!(numbers(&seen), [(0, "a", true), (1, "b", false), (2, "c", false), (3, "d", true)]);
+    assert!(seen.disks.iter().all(|disk| disk.job_id.is_none()));
+}
+
+pub async fn machines_vanish_and_return(db: TestDb) {
+    let catalog = db.open().await;
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let vms = catalog.vms();
+    let both = [machine("one", 1), machine("two", 1)];
+    let first = vms.upsert_discovered(&source, &both, at(1)).await.expect("discover");
+    assert_eq!((first.added, first.bound, first.vanished), (2, 0, 0));
+    let one_left = vms.upsert_discovered(&source, &both[..1], at(2)).await.expect("discover");
+    assert_eq!((one_left.added, one_left.vanished), (0, 1));
+    assert_eq!(vms.upsert_discovered(&source, &both[..1], at(3)).await.expect("discover").vanished, 0);
+    let gone = vms.get(&first.vm_context_ids[1]).await.expect("get");
+    assert_eq!((gone.vanished_at, gone.last_seen_at), (Some(at(2)), Some(at(1))));
+    let present = VmFilter { present: Some(true), source_id: Some(source.clone()), ..Default::default() };
+    assert_eq!(vms.list(&present, Page::default()).await.expect("list").1, 1);
+
+    let mut renamed = both.clone();
+    renamed[1].vm_name = name("zwei");
+    let back = vms.upsert_discovered(&source, &renamed, at(4)).await.expect("discover");
+    assert_eq!(back.vm_context_ids, first.vm_context_ids);
+    let seen = vms.get(&first.vm_context_ids[1]).await.expect("get");
+    assert_eq!((seen.vanished_at, seen.vm_name.as_str(), seen.created_at), (None, "zwei", at(1)));
+    let source = catalog.sources().get(&source).await.expect("get");
+    assert_eq!((source.last_discovered_at, source.last_error), (Some(at(4)), None));
+}
+
+pub async fn names_are_compared_exactly(db: TestDb) {
+    let catalog = db.open().await;
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let names = ["web", "WEB", "web ", "wéb", "web"];
+    let told = names
+        .iter()
+        .enumerate()
+        .map(|(number, text)| DiscoveredVm { instance_uuid: format!("u{number}"), ..machine(text, 0) });
+    catalog.vms().upsert_discovered(&source, &told.collect::<Vec<_>>(), at(1)).await.expect("discover");
+    for (text, expected) in [("web", 2), ("WEB", 1), ("web ", 1), ("wéb", 1), ("we", 0), ("Web", 0)] {
+        let found = catalog.vms().by_name(text).await.expect("by name");
+        assert_eq!(found.len(), expected, "{text:?} found {found:?}");
+    }
+    // Identities are exact too: these are five machines and stay so.
+    let same_but_case = [DiscoveredVm { instance_uuid: "U0".to_owned(), ..machine("web", 0) }];
+    assert_eq!(catalog.vms().upsert_discovered(&source, &same_but_case, at(2)).await.expect("discover").added, 1);
+}
+
+pub async fn what_is_told_twice_is_refused(db: TestDb) {
+    let catalog = db.open().await;
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let vms = catalog.vms();
+    let twice = vms.upsert_discovered(&source, &[machine("a", 1), machine("a", 1)], at(1)).await;
+    assert_eq!(twice.expect_err("a machine twice").kind(), Kind::Invalid);
+    let doubled = DiscoveredVm { disks: vec![disk(0), disk(0)], ..machine("a", 0) };
+    assert_eq!(vms.upsert_one(&source, &doubled, at(1)).await.expect_err("a disk twice").kind(), Kind::Invalid);
+    let long = DiscoveredVm { instance_uuid: "x".repeat(256), ..machine("a", 0) };
+    assert_eq!(vms.upsert_one(&source, &long, at(1)).await.expect_err("too long").kind(), Kind::Invalid);
+    let huge = DiscoveredDisk { capacity_bytes: u64::MAX, ..disk(0) };
+    let huge = DiscoveredVm { disks: vec![huge], ..machine("a", 0) };
+    assert_eq!(vms.upsert_one(&source, &huge, at(1)).await.expect_err("too large").kind(), Kind::Invalid);
+    let unknown = vms.upsert_one(&SourceId::generate(), &machine("a", 1), at(1)).await.expect_err("no source");
+    assert_eq!(unknown.problem_code(), ProblemCode::SourceNotFound);
+    assert_eq!(vms.list(&VmFilter::default(), Page::default()).await.expect("list").1, 0);
+}
+
+pub async fn an_imported_machine_is_bound(db: TestDb) {
+    // One catalog made a point …
+    let catalog = db.open().await;
+    let repository = add_repository(&catalog, "repo").await.repository_id;
+    let known = known_vm("vm-old", "vm0", 1);
+    catalog.backups().adopt(&known, &point_of(&known, &repository, "bk-1", None, at(5)), at(6)).await.expect("adopt");
+    let vms = catalog.vms();
+    let imported = vms.get(&known.vm_context_id).await.expect("get");
+    assert_eq!((imported.source_id, imported.disks.len(), imported.disks[0].present), (None, 1, false));
+
+    // … and discovery binds the machine to it, disk numbers and all.
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let told = DiscoveredVm { disks: vec![disk(7), disk(0)], ..machine("vm0", 0) };
+    let found = vms.upsert_discovered(&source, std::slice::from_ref(&told), at(7)).await.expect("discover");
+    assert_eq!((found.vm_context_ids, found.bound, found.added), (vec![known.vm_context_id.clone()], 1, 0));
+    let bound = vms.get(&known.vm_context_id).await.expect("get");
+    assert_eq!(
+        bound.disks.iter().map(|disk| (disk.disk_id.0, disk.present)).collect::<Vec<_>>(),
+        [(0, true), (1, true)]
+    );
+    assert_eq!(bound.disks[0].binding, disk(0).binding);
+
+    // A machine that was discovered before the import gives way, unless it has points of its own.
+    let fresh = vms.upsert_one(&source, &machine("late", 1), at(8)).await.expect("discover");
+    let known = known_vm("vm-late", "late", 1);
+    catalog.backups().adopt(&known, &point_of(&known, &repository, "bk-2", None, at(9)), at(9)).await.expect("adopt");
+    let found = vms.upsert_one(&source, &machine("late", 1), at(10)).await.expect("discover");
+    assert_eq!(found, known.vm_context_id);
+    assert_eq!(vms.get(&fresh).await.expect_err("it gave way").kind(), Kind::NotFound);
+}
+
+pub async fn lists_are_paged(db: TestDb) {
+    let world = World::new(db.open().await, 25).await;
+    let mut seen = Vec::new();
+    for offset in [0, 10, 20, 30] {
+        let (page, total) =
+            world.catalog.vms().list(&VmFilter::default(), Page { limit: 10, offset }).await.expect("list");
+        assert_eq!(total, 25);
+        assert!(page.iter().all(|vm| vm.disks.len() == 2));
+        seen.extend(page.into_iter().map(|vm| vm.vm_context_id));
+    }
+    let mut expected = world.vms.clone();
+    expected.sort_unstable();
+    seen.sort_unstable();
+    assert_eq!(seen, expected);
+}
