@@ -219,4 +219,13 @@ pub async fn filters_are_combined(db: TestDb) {
         let expected = all.iter().find(|b| b.vm_context_id == *vm && b.status == BackupStatus::Completed);
         assert_eq!(newest.get(vm), expected);
     }
+    let attempts = backups.newest_attempts_of_vms(&world.vms).await.expect("attempts");
+    for vm in &world.vms {
+        assert_eq!(attempts.get(vm), all.iter().find(|backup| backup.vm_context_id == *vm));
+        let of_vm = TaskFilter { vm_context_id: Some(vm.clone()), ..Default::default() };
+        let (tasks, total) = world.catalog.tasks().list(&of_vm, Page::default()).await.expect("list tasks");
+        let tasks: Vec<_> = tasks.into_iter().map(|task| Some(task.task_id)).collect();
+        let expected = all.iter().filter(|backup| backup.vm_context_id == *vm).map(|backup| backup.task_id.clone());
+        assert_eq!((&tasks, total), (&expected.collect(), tasks.len() as u64));
+    }
 }

@@ -184,6 +184,7 @@ pub async fn logs_are_bounded_and_lose_nothing(db: TestDb) {
     tasks.append_log(&task, &many).await.expect("append");
     let log = tasks.log(&task, 0, 5_000).await.expect("log");
     assert_eq!((log.len(), log[0].seq, log[999].seq), (1000, 1580, 2579));
+    assert_eq!(tasks.get(&task).await.expect("get").log_lines, 2580);
     assert_eq!((log[999].message.as_str(), log[999].level), ("line 2499", LogLevel::Warning));
     assert_eq!(tasks.log(&task, 2_578, 10).await.expect("log").len(), 2);
     tasks.append_log(&task, &[line("x".repeat(100_000))]).await.expect("append");
@@ -213,6 +214,7 @@ pub async fn tasks_are_listed(db: TestDb) {
         kind: Some(TaskKind::Import),
         state: Some(TaskState::Pending),
         subject_id: Some(repository.to_string()),
+        vm_context_id: None,
     };
     let (page, total) = tasks.list(&filter, Page::default()).await.expect("list");
     assert_eq!((numbers(&page), total), (vec![24, 18, 12, 6, 0], 5));
