@@ -104,7 +104,7 @@ impl Hub {
             lease,
             deployment_id,
             sealer,
-            roots: Roots::new(config.allow_paths.clone()),
+            roots: Roots::new(config.allow_paths.clone()).without([data_dir.path().to_owned()]),
             limits: config.limits.clone(),
             events: Events::new(),
             journal,
