@@ -57,7 +57,9 @@ impl ImageServer {
         // The tool works in `/`.
         let run_dir = std::path::absolute(&owner.run_dir)
             .map_err(|error| Error::new(Kind::Invalid, "the run folder has no name").caused_by(error))?;
-        let socket = run_dir.join(format!("{}{}{}", SOCKET_START, uuid::Uuid::new_v4().simple(), SOCKET_END));
+        // 64 random bits tell the sockets of one run folder apart and leave room for the folder's name.
+        let number = uuid::Uuid::new_v4().as_u64_pair().0;
+        let socket = run_dir.join(format!("{SOCKET_START}{number:016x}{SOCKET_END}"));
         if socket.as_os_str().len() > SOCKET_BYTES_MAX {
             let message = format!("the run folder {} has too long a name for a socket", owner.run_dir.display());
             return Err(Error::new(Kind::Invalid, message));
