@@ -6,9 +6,14 @@ use super::name::Checkpoint;
 use super::virsh::{CHANGE, Virsh};
 use super::xml;
 use crate::error::{Error, Kind, Result};
+use rustix::fs::{Mode, OFlags};
 use sendense_block::Cancel;
 use sendense_types::{DeploymentId, TrackingToken};
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 
 /// The names of a domain's checkpoints, everybody's.
 pub(super) fn names(virsh: &Virsh, domain: &str, cancel: &Cancel) -> Result<BTreeSet<String>> {
@@ -28,13 +33,14 @@ fn parse(document: &str) -> Result<BTreeSet<String>> {
     Ok(covered.filter_map(|disk| disk.attribute("name")).map(str::to_owned).collect())
 }
 
-/// Deletes ours except `keep`. One that cannot be deleted is left for the next time; the first such error is given only
+/// Deletes ours except `keep`; `folder` is for passing files. One that cannot be deleted is left for the next time; the first such error is given only
 /// if it is none that time heals.
 pub(super) fn retire(
     virsh: &Virsh,
     domain: &str,
     deployment: &DeploymentId,
     keep: &[TrackingToken],
+    folder: &Path,
     cancel: &Cancel,
 ) -> Result<Vec<TrackingToken>> {
     let (mut retired, mut failed) = (Vec::new(), None);
@@ -43,7 +49,7 @@ pub(super) fn retire(
         if !ours || keep.iter().any(|token| token.0 == name) {
             continue;
         }
-        match delete(virsh, domain, &name, cancel) {
+        match delete(virsh, domain, &name, folder, cancel) {
             Ok(()) => retired.push(TrackingToken(name)),
             Err(error) if error.kind == Kind::Cancelled => return Err(error),
             Err(error) => {
@@ -58,24 +64,67 @@ pub(super) fn retire(
     }
 }
 
-/// Deletes one of ours, bitmaps and all. Where bitmaps are gone (QEMU was killed) or broken only the record is left.
-fn delete(virsh: &Virsh, domain: &str, name: &str, cancel: &Cancel) -> Result<()> {
-    let gone = |result: Result<String>| match result {
-        Err(error) if error.kind == Kind::NotFound => Ok(()),
-        other => other.map(drop),
-    };
-    match gone(virsh.call(&["checkpoint-delete", domain, name], CHANGE, cancel)) {
-        Err(error) if error.message.contains("bitmap") => {
-            gone(virsh.call(&["checkpoint-delete", domain, name, "--metadata"], CHANGE, cancel))
-                .map_err(|second: Error| second.caused_by(error))
-        }
-        other => other,
+/// Deletes one of ours, bitmaps and all.
+///
+/// libvirt refuses it when one disk has lost its bitmap (QEMU was killed), and deleting the record only would leave the
+/// other disks' bitmaps behind, which may be broken; QEMU resizes no disk with a broken bitmap. So the record is rewritten
+/// without the disk that libvirt complains of, and the deletion is tried again: at most once per disk.
+fn delete(virsh: &Virsh, domain: &str, name: &str, folder: &Path, cancel: &Cancel) -> Result<()> {
+    loop {
+        let error = match virsh.call(&["checkpoint-delete", domain, name], CHANGE, cancel) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind == Kind::NotFound => return Ok(()),
+            Err(error) if error.message.contains("bitmap") => error,
+            Err(error) => return Err(error),
+        };
+        let record = virsh.ask(&["checkpoint-dumpxml", domain, name], cancel)?;
+        let Some(fewer) = without_lost_disk(&record, &error.message) else {
+            // No disk that is left has a bitmap, or the complaint is another one: the record goes.
+            virsh.call(&["checkpoint-delete", domain, name, "--metadata"], CHANGE, cancel)?;
+            return Ok(());
+        };
+        let mut file = tempfile(folder)?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        file.write_all(fewer.as_bytes())
+            .map_err(|error| Error::new(Kind::Failed, "write a checkpoint's record").caused_by(error))?;
+        virsh.call(&["checkpoint-create", domain, "--redefine", &path], CHANGE, cancel)?;
     }
+}
+
+/// A file without a name: nothing of it can be left behind.
+fn tempfile(folder: &Path) -> Result<File> {
+    let folder = if folder.exists() { folder.to_owned() } else { std::env::temp_dir() };
+    rustix::fs::open(&folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|errno| Error::new(Kind::Failed, format!("make a file in {}", folder.display())).caused_by(errno))
+}
+
+/// The record without the disk in `bitmap 'C' not found in backing chain of 'vdb'`; none when no disk with a bitmap would
+/// be left, or nothing changes.
+fn without_lost_disk(record: &str, complaint: &str) -> Option<String> {
+    let disk = complaint.rsplit_once("of '")?.1.split('\'').next()?;
+    let begin = record.find(&format!("<disk name='{disk}' checkpoint='bitmap'"))?;
+    let end = begin + record.get(begin..)?.find("/>")?;
+    let fewer = format!("{}<disk name='{disk}' checkpoint='no'{}", record.get(..begin)?, record.get(end..)?);
+    parse(&fewer).is_ok_and(|targets| !targets.is_empty()).then_some(fewer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_disk_is_taken_out_of_the_record() {
+        let record = "<domaincheckpoint><disks><disk name='vda' checkpoint='bitmap' bitmap='c1'/>\
+                      <disk name='vdb' checkpoint='bitmap' bitmap='c1'/></disks></domaincheckpoint>";
+        let complaint =
+            "Failed to delete checkpoint c1; internal error: bitmap 'c1' not found in backing chain of 'vdb'";
+        let fewer = without_lost_disk(record, complaint).unwrap();
+        assert_eq!(parse(&fewer).unwrap(), BTreeSet::from(["vda".to_owned()]));
+        assert_eq!(without_lost_disk(&fewer, complaint), None);
+        assert_eq!(without_lost_disk(&fewer, &complaint.replace("vdb", "vda")), None);
+        assert_eq!(without_lost_disk(record, "something about a bitmap"), None);
+    }
 
     #[test]
     fn only_disks_with_a_bitmap_are_covered() {

@@ -361,7 +361,7 @@ mod tests {
                 vdc rbd:p/i | None | Some("raw disk, no change tracking") | 1 layers
                 sdb block:/dev/sdx | Some("a SCSI device that is passed through (lun)") | Some("raw disk, no change tracking") | 1 layers
                 vdd file:/i/b | Some("its format is not declared in the domain") | Some("unknown disk, no change tracking") | 1 layers
-                vde vhostuser: | Some("a disk of type vhostuser cannot be read") | Some("raw disk, no change tracking") | 1 layers"#]],
+                vde vhostuser: | Some("a disk of type vhostuser cannot be read") | Some("unknown disk, no change tracking") | 1 layers"#]],
         );
     }
 

@@ -206,7 +206,10 @@ impl Source for LibvirtSource {
         match virsh.ask(&["dumpxml", uuid], cancel) {
             // libvirt 9.0 deletes no checkpoint of a domain that is off.
             Ok(document) if !Domain::parse(&document)?.running => Ok(Vec::new()),
-            Ok(_) => checkpoint::retire(virsh, uuid, &self.settings.deployment_id, keep, cancel),
+            Ok(_) => {
+                let Settings { deployment_id, scratch_dir, .. } = &self.settings;
+                checkpoint::retire(virsh, uuid, deployment_id, keep, scratch_dir, cancel)
+            }
             Err(error) if error.kind == Kind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }

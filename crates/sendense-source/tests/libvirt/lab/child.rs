@@ -72,7 +72,7 @@ impl Journal for Loud {
 
 fn say(line: &str) {
     // On a line of its own: the test harness writes its own words before.
-    writeln!(std::io::stdout(), "\n{line}").unwrap();
+    std::io::stdout().write_all(format!("\n{line}\n").as_bytes()).unwrap();
 }
 
 /// The child's part; returns in any other process.

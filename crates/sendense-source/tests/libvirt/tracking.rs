@@ -1,12 +1,7 @@
 //! What becomes of change tracking when something happens between two backups: each disk says why it is read completely,
 //! and no change is ever missed.
 
-// Clippy knows tests by their functions only.
-#![allow(clippy::unwrap_used)]
-
-mod libvirt_lab;
-
-use libvirt_lab::{Guest, LabDisk, MIB, Memory, Points, back_up, disk_xml, lab, qemu_img};
+use crate::lab::{Guest, LabDisk, MIB, Memory, Points, back_up, disk_xml, lab, qemu_img};
 use sendense_block::Cancel;
 use sendense_source::Kind;
 use std::time::{Duration, Instant};
@@ -66,6 +61,27 @@ fn a_lost_bitmap_costs_its_own_disk_only() {
     let last = back_up(&guest, &*source, &next);
     assert_eq!(last["vdb"].reason, None);
     guest.assert_points(&last);
+}
+
+#[test]
+fn broken_bitmaps_are_taken_away_with_their_checkpoint() {
+    let lab = lab();
+    let guest = Guest::start_new(lab, &TWO);
+    let source = lab.source();
+    let points = back_up(&guest, &*source, &Points::new());
+    guest.power_off();
+    // One disk loses its bitmap, the other's breaks.
+    let token = points["vdb"].token.clone().unwrap().0;
+    qemu_img(&["bitmap", "--remove", guest.disks[1].path.to_str().unwrap(), &token]);
+    guest.start();
+    guest.kill_qemu();
+    guest.start();
+    let resize = ["blockresize", &guest.uuid, "vda", "9M"];
+    let refused = lab.try_virsh(&resize).unwrap_err();
+    assert!(refused.contains("inconsistent"), "{refused}");
+    source.retire(&guest.vm(), &[], &Memory::new().door(), &Cancel::new()).unwrap();
+    assert_eq!(guest.checkpoints(), Vec::<String>::new());
+    lab.virsh(&resize);
 }
 
 #[test]

@@ -1,13 +1,8 @@
 //! What can go wrong around a backup: the domain is started or powered off, the scratch space fills, the daemon hangs, we
 //! are killed. The guest always goes on, and nothing of ours stays.
 
-// Clippy knows tests by their functions only.
-#![allow(clippy::unwrap_used)]
-
-mod libvirt_lab;
-
-use libvirt_lab::child::{Victim, play};
-use libvirt_lab::{Guest, Lab, MIB, Memory, Points, back_up, copy, lab, until};
+use crate::lab::child::{Victim, play};
+use crate::lab::{Guest, Lab, MIB, Memory, Points, back_up, copy, lab, until};
 use rustix::process::{Pid, Signal, kill_process};
 use sendense_block::{ByteOffset, Cancel, ReadAt};
 use sendense_source::{Frozen, Kind, Result, Source};
@@ -189,7 +184,7 @@ fn what_a_killed_process_leaves_is_reaped() {
     let lab = lab();
     let guest = Guest::start_new(lab, &ONE);
     let source = lab.source();
-    let mut victim = Victim::start("what_a_killed_process_leaves_is_reaped", &guest, &*source, false);
+    let mut victim = Victim::start("faults::what_a_killed_process_leaves_is_reaped", &guest, &*source, false);
     let artefacts = victim.recorded(1);
     victim.frozen();
     drop(victim);

@@ -2,8 +2,6 @@
 //!
 //! Writes "by the guest" go through QEMU's own `qemu-io` on the device's backend, which marks dirty bitmaps as a guest's
 //! writes do. The daemon and its QEMUs end when the test's process does, however it ends (`lab/libvirt.sh run`).
-// Each test binary uses a part of it; clippy knows tests by their functions only.
-#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod agent;
 pub mod child;
@@ -380,6 +378,12 @@ pub fn copy(frozen: &dyn Frozen, request: &FreezeRequest, parents: &Points) -> R
 /// One whole backup, and what a hub does after publishing: only the new tokens are kept.
 #[track_caller]
 pub fn back_up(guest: &Guest<'_>, source: &dyn Source, parents: &Points) -> Points {
+    back_up_beside(guest, source, parents, &[])
+}
+
+/// The same where other repositories have points of the guest whose tokens must stay.
+#[track_caller]
+pub fn back_up_beside(guest: &Guest<'_>, source: &dyn Source, parents: &Points, others: &[&Points]) -> Points {
     let journal = Memory::new();
     let request = guest.request(source, parents);
     let frozen = source
@@ -388,7 +392,8 @@ pub fn back_up(guest: &Guest<'_>, source: &dyn Source, parents: &Points) -> Poin
     let points = copy(&*frozen, &request, parents).unwrap();
     frozen.check().unwrap();
     frozen.release().unwrap();
-    let keep: Vec<TrackingToken> = points.values().filter_map(|point| point.token.clone()).collect();
+    let newest = points.values().chain(others.iter().flat_map(|points| points.values()));
+    let keep: Vec<TrackingToken> = newest.filter_map(|point| point.token.clone()).collect();
     source.retire(&guest.vm(), &keep, &journal.door(), &Cancel::new()).unwrap();
     assert_eq!(journal.open(), Vec::<Artefact>::new(), "the journal is not closed");
     assert!(scratch_is_empty(guest.lab, &guest.uuid), "scratch is left");

@@ -1,8 +1,6 @@
 //! Backups of running domains against a real libvirt and QEMU.
 
-mod libvirt_lab;
-
-use libvirt_lab::{Guest, MIB, Points, back_up, lab};
+use crate::lab::{Guest, MIB, Points, back_up, lab};
 use sendense_block::Cancel;
 use sendense_types::PowerState;
 

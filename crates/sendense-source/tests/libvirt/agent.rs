@@ -1,13 +1,8 @@
 //! The guest's file systems are frozen for the moment of the checkpoint, and thawed whatever happens.
 
-// Clippy knows tests by their functions only.
-#![allow(clippy::unwrap_used)]
-
-mod libvirt_lab;
-
-use libvirt_lab::agent::{Event, start_with_agent};
-use libvirt_lab::child::{Victim, play};
-use libvirt_lab::{Guest, MIB, Memory, Points, lab, until};
+use crate::lab::agent::{Event, start_with_agent};
+use crate::lab::child::{Victim, play};
+use crate::lab::{Guest, MIB, Memory, Points, lab, until};
 use rustix::process::{Pid, Signal, kill_process};
 use sendense_block::Cancel;
 use sendense_source::{ArtefactKind, Frozen, FrozenFacts, Source};
@@ -115,11 +110,11 @@ fn a_guest_is_thawed_after(test: &str, harm: Signal) {
 #[test]
 fn a_guest_is_thawed_when_we_are_killed() {
     play();
-    a_guest_is_thawed_after("a_guest_is_thawed_when_we_are_killed", Signal::KILL);
+    a_guest_is_thawed_after("agent::a_guest_is_thawed_when_we_are_killed", Signal::KILL);
 }
 
 #[test]
 fn a_guest_is_thawed_when_we_hang() {
     play();
-    a_guest_is_thawed_after("a_guest_is_thawed_when_we_hang", Signal::STOP);
+    a_guest_is_thawed_after("agent::a_guest_is_thawed_when_we_hang", Signal::STOP);
 }

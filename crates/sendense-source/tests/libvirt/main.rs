@@ -1,0 +1,12 @@
+//! Backups of libvirt domains against a real libvirt and QEMU. One program, so that all tests share one daemon and the
+//! waiting of some overlaps with the work of others.
+
+// Clippy knows tests by their functions only, and much here helps them.
+#![allow(clippy::unwrap_used)]
+
+mod agent;
+mod faults;
+mod lab;
+mod live;
+mod random;
+mod tracking;
