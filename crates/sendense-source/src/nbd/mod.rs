@@ -81,7 +81,7 @@ struct Export {
 
 impl NbdServer {
     /// A server that is not connected to yet. `secret` is JSON with the PEM texts `ca`, `certificate` and `key`, each of
-    /// which may be missing.
+    /// which may be missing, or JSON with that JSON as its `password`.
     pub fn new(config: Config, secret: Option<&str>, context: SourceContext) -> Result<Self> {
         let uri: Uri = config.uri.parse().map_err(|error: sendense_block::Error| {
             Error::new(Kind::Invalid, "settings of the nbd source: `uri` is not an NBD URI").caused_by(error)
