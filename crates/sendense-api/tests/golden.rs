@@ -1,5 +1,7 @@
 //! The shapes on the wire, written out: a change of any of them is a change of the contract and must be seen in review.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails to make its own input should stop there")]
+
 use expect_test::{Expect, expect};
 use sendense_api::reply::{
     BackupListReply, BackupReply, ChainReply, DeletionReply, DiscoveryReply, NewTokenReply, RepositoryReply,

@@ -3,7 +3,6 @@
 //! The page itself holds no data and needs no token; it asks the reader for one, keeps it in memory and fetches the
 //! document with it. Its content policy allows scripts and connections of this origin only.
 
-use super::problem::{Failure, of_status};
 use super::router::Shared;
 use axum::Router;
 use axum::extract::Path;
@@ -42,9 +41,9 @@ async fn file(Path(name): Path<String>) -> Response {
         "page.css" => with_policy(([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)),
         name if VIEWER_FILES.contains(&name) => match utoipa_swagger_ui::serve(name, Arc::new(Config::default())) {
             Ok(Some(file)) => with_policy(([(CONTENT_TYPE, file.content_type)], file.bytes.into_owned())),
-            _ => Failure(of_status(StatusCode::NOT_FOUND)).into_response(),
+            _ => StatusCode::NOT_FOUND.into_response(),
         },
-        _ => Failure(of_status(StatusCode::NOT_FOUND)).into_response(),
+        _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
 

@@ -26,11 +26,29 @@ pub(super) fn base() -> OpenApi {
              parameter or body field is a failure. `x-role` tells the least role that a call needs.",
         ))
         .license(Some(license));
-    let components = ComponentsBuilder::new()
+    let mut components = ComponentsBuilder::new()
         .security_scheme(BEARER, bearer)
         .schema(ProblemBody::name(), ProblemBody::schema())
         .schema("ProblemCode", sendense_api::schema::ProblemCode::schema());
+    for (status, description) in FAILURES {
+        components = components.response(failure_name(status), problem(description));
+    }
     OpenApiBuilder::new().info(info.build()).components(Some(components.build())).build()
+}
+
+/// Failures that many calls have. Those that only some have, or that mean more there, stand with the call.
+const FAILURES: [(&str, &str); 7] = [
+    ("400", "A field or parameter is missing, unknown or wrong."),
+    ("401", "No token, or one that is not known."),
+    ("403", "The token's role does not allow this."),
+    ("404", "There is no such thing."),
+    ("413", "The body is too large."),
+    ("500", "A fault of the hub's."),
+    ("503", "A limit is reached, or something is not there now; `Retry-After` tells when to come again."),
+];
+
+fn failure_name(status: &str) -> String {
+    format!("Problem{status}")
 }
 
 /// The document with the answers and the security that every call has.
@@ -40,28 +58,21 @@ pub(super) fn complete(mut document: OpenApi) -> OpenApi {
         for operation in operations.into_iter().flatten() {
             let extensions = operation.extensions.as_ref();
             let is_public = extensions.and_then(|all| all.get(ROLE_EXTENSION)).is_some_and(|role| role == "none");
-            let mut failures = vec![("400", "A field or parameter is missing, unknown or wrong.")];
             if !is_public {
-                failures.push(("401", "No token, or one that is not known."));
-                failures.push(("403", "The token's role does not allow this."));
-                let bearer = SecurityRequirement::new(BEARER, Vec::<String>::new());
-                operation.security = Some(vec![bearer]);
+                operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
             }
-            if path.contains('{') {
-                failures.push(("404", "There is no such thing."));
-            }
-            if operation.request_body.is_some() {
-                failures.push(("413", "The body is too large."));
-            }
-            failures.push(("500", "A fault of the hub's."));
-            failures.push((
-                "503",
-                "A limit is reached, or something is not there now; `Retry-After` tells when to come again.",
-            ));
-            for (status, description) in failures {
+            let has_body = operation.request_body.is_some();
+            for (status, _) in FAILURES {
+                let applies = match status {
+                    "401" | "403" => !is_public,
+                    "404" => path.contains('{'),
+                    "413" => has_body,
+                    _ => true,
+                };
                 let responses = &mut operation.responses.responses;
-                if !responses.contains_key(status) {
-                    responses.insert(status.to_owned(), RefOr::T(problem(description)));
+                if applies && !responses.contains_key(status) {
+                    let reference = RefOr::Ref(Ref::from_response_name(failure_name(status)));
+                    responses.insert(status.to_owned(), reference);
                 }
             }
         }

@@ -5,12 +5,12 @@ use http::Method;
 use sendense_api::{Endpoint, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::openapi::path::{Operation as Documented, ParameterIn};
-use utoipa::openapi::{OpenApi, PathItem, RefOr};
+use utoipa::openapi::{OpenApi, PathItem, RefOr, Response};
 
 /// The extension of an operation in the OpenAPI document that tells which role it needs, or `none`.
 pub(super) const ROLE_EXTENSION: &str = "x-role";
-/// The extension that tells that the answer is a stream without end.
-pub(super) const STREAM_EXTENSION: &str = "x-stream";
+/// The content type of an answer that is a stream without end.
+const STREAM_TYPE: &str = "text/event-stream";
 
 /// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,9 +91,13 @@ impl Operation {
             summary: documented.summary.clone().unwrap_or_default(),
             access,
             query: query.collect(),
-            is_stream: extension(STREAM_EXTENSION).is_some(),
+            is_stream: documented.responses.responses.values().any(is_stream),
         }
     }
+}
+
+fn is_stream(response: &RefOr<Response>) -> bool {
+    matches!(response, RefOr::T(response) if response.content.contains_key(STREAM_TYPE))
 }
 
 /// The calls of a path.

@@ -122,7 +122,7 @@ pub(super) fn layered(
     }));
     routes
         .merge(docs::routes())
-        .fallback(|| async { Failure(of_status(StatusCode::NOT_FOUND)) })
+        .fallback(|| async { StatusCode::NOT_FOUND })
         // The last layer is the outermost.
         .layer(from_fn_with_state(shared.clone(), limit))
         .layer(from_fn_with_state(shared.clone(), auth::gate))

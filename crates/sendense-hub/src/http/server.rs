@@ -76,18 +76,17 @@ impl Server {
         let service = router::router(app, clock, identity.is_some(), stop.clone())
             .into_make_service_with_connect_info::<SocketAddr>();
         let mut server = axum_server::from_tcp(listener).map_err(refused)?.handle(handle.clone());
-        // Version 1.1 only: its limits are few and well understood, and the API needs no more.
-        let http1 = server.http_builder().clone().http1_only();
-        *server.http_builder() = http1;
         server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         let fingerprint = identity.as_ref().map(|identity| identity.fingerprint.clone());
+        // Version 1.1 only: its limits are few and well understood, and the API needs no more. It has to be said last, for a
+        // new acceptor forgets it; a test sends the preface of version 2.
         let served = match identity {
             Some(identity) => {
                 let config = RustlsConfig::from_config(Arc::new(identity.config));
                 let acceptor = RustlsAcceptor::new(config).acceptor(Capacity::default());
-                tokio::spawn(server.acceptor(acceptor).serve(service))
+                tokio::spawn(server.acceptor(acceptor).http1_only().serve(service))
             }
-            None => tokio::spawn(server.acceptor(Capacity::default()).serve(service)),
+            None => tokio::spawn(server.acceptor(Capacity::default()).http1_only().serve(service)),
         };
         Ok(Self { local_addr, fingerprint, handle, stop, served })
     }

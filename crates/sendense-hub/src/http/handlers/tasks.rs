@@ -85,7 +85,7 @@ pub(in crate::http) async fn task_log(
     responses((
         status = 200, description = "Events without end.", body = sendense_api::Event, content_type = "text/event-stream",
     )),
-    extensions(("x-role" = json!("viewer")), ("x-stream" = json!(true))),
+    extensions(("x-role" = json!("viewer"))),
 )]
 pub(in crate::http) async fn events(State(shared): State<Shared>) -> Result<impl IntoResponse> {
     stream::events(&shared)

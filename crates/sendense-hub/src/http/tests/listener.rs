@@ -1,0 +1,116 @@
+//! The listening server: addresses, TLS, streams, the end.
+
+use super::Fixture;
+use crate::http::{Error, Options, Server};
+use futures::StreamExt;
+use sendense_api::{Client, ClientError, ClientOptions, ListQuery, Role, Trust};
+use sendense_types::SystemClock;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Long enough for a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn serve(fixture: &Fixture, listen: &str) -> Result<Server, Error> {
+    let options = Options {
+        listen: listen.parse::<SocketAddr>().unwrap(),
+        tls: None,
+        tls_dir: fixture.folder.path().join("tls"),
+        clock: Arc::new(SystemClock),
+    };
+    Server::start(fixture.hub.app().clone(), options)
+}
+
+fn client(fixture: &Fixture, url: String, trust: Trust) -> Client {
+    let mut options = ClientOptions::new(url).with_token(fixture.token(Role::Admin));
+    options.trust = trust;
+    Client::new(options).unwrap()
+}
+
+#[tokio::test]
+async fn loopback_is_plain_and_tells_its_port() {
+    let fixture = Fixture::new().await;
+    let server = serve(&fixture, "127.0.0.1:0").unwrap();
+    assert_ne!(server.local_addr().port(), 0);
+    assert_eq!((server.url(), server.fingerprint()), (format!("http://{}", server.local_addr()), None));
+    let client = client(&fixture, server.url(), Trust::Public);
+    assert_eq!(client.health().await.unwrap().version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(client.list_repositories(&ListQuery::default()).await.unwrap().total, 0);
+    let taken = serve(&fixture, &server.local_addr().to_string()).unwrap_err();
+    assert!(matches!(taken, Error::Listen { .. }), "{taken:?}");
+    let url = server.url();
+    server.shutdown().await;
+    let error = self::client(&fixture, url, Trust::Public).health().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn elsewhere_is_tls_with_a_certificate_that_lasts() {
+    let fixture = Fixture::new().await;
+    let server = serve(&fixture, "0.0.0.0:0").unwrap();
+    let fingerprint = server.fingerprint().unwrap().to_owned();
+    let url = server.url();
+    assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+    let pinned = client(&fixture, url.clone(), Trust::fingerprint(&fingerprint).unwrap());
+    assert!(pinned.health().await.is_ok());
+    let certificate = std::fs::read(fixture.folder.path().join("tls/certificate.pem")).unwrap();
+    let by_certificate = client(&fixture, url.clone(), Trust::CaPem(certificate));
+    assert!(by_certificate.health().await.is_ok(), "{:?}", by_certificate.health().await);
+    for trust in [Trust::Public, Trust::Fingerprint([7; 32])] {
+        let error = client(&fixture, url.clone(), trust).health().await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable(_)), "{error:?}");
+    }
+    server.shutdown().await;
+
+    let key = std::fs::metadata(fixture.folder.path().join("tls/key.pem")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    let again = serve(&fixture, "0.0.0.0:0").unwrap();
+    assert_eq!(again.fingerprint(), Some(fingerprint.as_str()), "the second start made another certificate");
+    again.shutdown().await;
+}
+
+#[tokio::test]
+async fn streams_are_bounded_and_a_client_that_left_frees_its_place() {
+    let fixture = Fixture::new().await;
+    let server = serve(&fixture, "127.0.0.1:0").unwrap();
+    let client = client(&fixture, server.url(), Trust::Public);
+    let mut streams = Vec::new();
+    let refused = loop {
+        match client.events().await {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+        assert!(streams.len() <= 1000, "there is no bound");
+    };
+    assert_eq!(refused.status(), Some(503), "{refused:?}");
+    assert!(matches!(refused, ClientError::Problem { retry_after_seconds: Some(_), .. }), "{refused:?}");
+    streams.truncate(1);
+    let freed = tokio::time::timeout(PATIENCE, async {
+        while client.events().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    });
+    freed.await.expect("places of clients that left are free again");
+    // The end of the hub ends streams, so that it need not wait for them.
+    let mut last = streams.remove(0);
+    tokio::time::timeout(PATIENCE, server.shutdown()).await.expect("the server ends although a stream is open");
+    let end = tokio::time::timeout(PATIENCE, last.next()).await.expect("the stream has ended");
+    assert!(matches!(end, Some(Err(ClientError::Unreachable(_)))), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nonsense_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let fixture = Fixture::new().await;
+    let server = serve(&fixture, "127.0.0.1:0").unwrap();
+    for nonsense in [&b"\x16\x03\x01\x00\x05hello"[..], b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = tokio::net::TcpStream::connect(server.local_addr()).await.unwrap();
+        stream.write_all(nonsense).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        assert!(read.is_ok(), "the connection stays open after {nonsense:?}");
+    }
+    server.shutdown().await;
+}
