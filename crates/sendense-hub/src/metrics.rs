@@ -3,16 +3,27 @@
 //! Invariant: no label takes a VM's, a backup's or a task's id; their number grows without bound.
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use sendense_api::{Storage, TaskCounts};
 use sendense_types::{TaskKind, TaskState};
 use std::sync::OnceLock;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// The recorder belongs to the process, not to a hub: tests start several hubs in one.
 static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Upper ends of the duration buckets: from an empty incremental to a large full.
 const DURATION_BUCKETS_S: [f64; 9] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0];
+
+/// Upper ends of the buckets of calls: from what a catalog lookup should take to where a call is given up.
+const CALL_BUCKETS_S: [f64; 7] = [0.005, 0.02, 0.05, 0.2, 1.0, 10.0, 120.0];
+/// The histogram of calls.
+const CALL_SECONDS: &str = "sendense_http_request_seconds";
+
+/// How often recorded durations are put into their buckets. Until then each is kept by itself, so this bounds memory on a hub
+/// that nobody scrapes.
+const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
 
 /// Makes the recorder at the first call.
 pub(crate) fn install() {
@@ -21,7 +32,10 @@ pub(crate) fn install() {
 
 fn handle() -> Option<&'static PrometheusHandle> {
     let handle = RECORDER.get_or_init(|| {
-        let builder = PrometheusBuilder::new().set_buckets(&DURATION_BUCKETS_S);
+        let calls = Matcher::Full(CALL_SECONDS.to_owned());
+        let builder = PrometheusBuilder::new()
+            .set_buckets(&DURATION_BUCKETS_S)
+            .and_then(|builder| builder.set_buckets_for_metric(calls, &CALL_BUCKETS_S));
         match builder.and_then(PrometheusBuilder::install_recorder) {
             Ok(handle) => {
                 describe();
@@ -44,6 +58,26 @@ fn describe() {
     describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
     describe_gauge!("sendense_repository_bytes", "Space of a repository, by what it is");
     describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
+    describe_counter!("sendense_http_requests_total", "Calls of the API, by method, route and status");
+    describe_histogram!(CALL_SECONDS, "How long calls took until their answer began, by route");
+}
+
+/// Keeps what is recorded small until `stop`.
+pub(crate) async fn keep(stop: CancellationToken) {
+    let mut tick = tokio::time::interval(UPKEEP_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if let Some(handle) = handle() {
+            handle.run_upkeep();
+        }
+    }
+}
+
+/// A call was answered. `route` is the pattern, never the path.
+pub(crate) fn call_answered(method: &'static str, route: String, status: u16, took: Duration) {
+    let labels = [("method", method.to_owned()), ("route", route.clone()), ("status", status.to_string())];
+    counter!("sendense_http_requests_total", &labels).increment(1);
+    histogram!(CALL_SECONDS, "route" => route).record(took.as_secs_f64());
 }
 
 /// A task has ended.

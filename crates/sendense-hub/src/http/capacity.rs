@@ -20,7 +20,13 @@ pub(super) struct Capacity(Arc<Semaphore>);
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CONNECTIONS_MAX)))
+        Self::new(CONNECTIONS_MAX)
+    }
+}
+
+impl Capacity {
+    fn new(connections_max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(connections_max)))
     }
 }
 
@@ -74,5 +80,29 @@ impl AsyncWrite for Held {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn what_is_more_is_closed_unread_and_an_end_makes_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let capacity = Capacity::new(1);
+        let mut first = TcpStream::connect(address).await.unwrap();
+        let (mut held, ()) = capacity.accept(listener.accept().await.unwrap().0, ()).await.unwrap();
+        let mut second = TcpStream::connect(address).await.unwrap();
+        assert!(capacity.accept(listener.accept().await.unwrap().0, ()).await.is_err());
+        assert_eq!(second.read(&mut [0; 1]).await.unwrap(), 0, "the second is closed");
+        first.write_all(b"x").await.unwrap();
+        assert_eq!(held.read_u8().await.unwrap(), b'x', "the first goes on");
+        drop(held);
+        let _third = TcpStream::connect(address).await.unwrap();
+        assert!(capacity.accept(listener.accept().await.unwrap().0, ()).await.is_ok());
     }
 }

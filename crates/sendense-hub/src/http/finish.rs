@@ -76,12 +76,7 @@ fn named(mut problem: Problem, method: &Method, uri: &Uri) -> Problem {
 
 /// Counts a call under its route's pattern, never under its path: labels stay bounded whatever is asked.
 fn count(method: &Method, route: Option<String>, status: u16, begun_at: Instant) {
-    let route = route.unwrap_or_else(|| "none".to_owned());
-    let method = match method.as_str() {
-        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known.to_owned(),
-        _ => "other".to_owned(),
-    };
-    let labels = [("method", method), ("route", route), ("status", status.to_string())];
-    metrics::counter!("sendense_http_requests_total", &labels).increment(1);
-    metrics::histogram!("sendense_http_request_duration_seconds", &labels).record(begun_at.elapsed().as_secs_f64());
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let method = known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other");
+    crate::metrics::call_answered(method, route.unwrap_or_else(|| "none".to_owned()), status, begun_at.elapsed());
 }

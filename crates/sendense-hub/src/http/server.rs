@@ -60,6 +60,7 @@ pub struct Server {
     handle: Handle<SocketAddr>,
     stop: CancellationToken,
     served: JoinHandle<io::Result<()>>,
+    metrics: JoinHandle<()>,
 }
 
 impl Server {
@@ -88,7 +89,8 @@ impl Server {
             }
             None => tokio::spawn(server.acceptor(Capacity::default()).http1_only().serve(service)),
         };
-        Ok(Self { local_addr, fingerprint, handle, stop, served })
+        let metrics = tokio::spawn(crate::metrics::keep(stop.clone()));
+        Ok(Self { local_addr, fingerprint, handle, stop, served, metrics })
     }
 
     /// Where it listens, with the port that it got.
@@ -121,6 +123,9 @@ impl Server {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(error = %error, "the HTTP server failed"),
             Err(error) => tracing::error!(error = %error, "the HTTP server panicked"),
+        }
+        if let Err(error) = self.metrics.await {
+            tracing::error!(error = %error, "the keeper of metrics panicked");
         }
     }
 }

@@ -182,3 +182,80 @@ fn at(moment: Timestamp) -> time::OffsetDateTime {
     time::OffsetDateTime::from_unix_timestamp(moment.as_micros().div_euclid(1_000_000))
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const NOW: i64 = 1_780_000_000;
+
+    fn identity(listen: &str, dir: &Path, day: i64) -> Option<String> {
+        let now = Timestamp::from_micros(NOW * 1_000_000).plus_seconds(day * DAY_SECONDS);
+        let identity = Identity::for_listener(listen.parse().unwrap(), None, dir, now).unwrap();
+        identity.map(|identity| identity.fingerprint)
+    }
+
+    #[test]
+    fn only_loopback_goes_without() {
+        let dir = tempfile::tempdir().unwrap();
+        for listen in ["127.0.0.1:0", "127.1.2.3:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
+            assert_eq!(identity(listen, dir.path(), 0), None, "{listen}");
+        }
+        for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[2001:db8::1]:0"] {
+            assert!(identity(listen, dir.path(), 0).is_some(), "{listen}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_kept_until_it_ends_soon() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let first = identity("192.0.2.1:0", dir, 0);
+        assert_eq!(identity("192.0.2.1:0", dir, 734), first);
+        let second = identity("192.0.2.1:0", dir, 736);
+        assert_ne!(second, first);
+        for file in ["certificate.pem", "key.pem"] {
+            fs::write(dir.join(file), "damaged").unwrap();
+            if file == "key.pem" {
+                // Who damaged the key has to say so; another one would change what clients know the hub by.
+                let now = Timestamp::from_micros(NOW * 1_000_000).plus_seconds(736 * DAY_SECONDS);
+                let listen = "192.0.2.1:0".parse().unwrap();
+                assert!(matches!(Identity::for_listener(listen, None, dir, now), Err(Error::Pem { .. })));
+                continue;
+            }
+            assert_ne!(identity("192.0.2.1:0", dir, 736), second, "a damaged {file} is made anew");
+        }
+    }
+
+    #[test]
+    fn the_certificate_says_who_and_how_long_and_the_key_is_ours_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        identity("192.0.2.1:0", dir.path(), 0).unwrap();
+        let path = dir.path().join("certificate.pem");
+        let certificate = CertificateDer::from_pem_file(&path).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).unwrap();
+        assert_eq!(parsed.validity().not_before.timestamp(), NOW - DAY_SECONDS);
+        assert_eq!(parsed.validity().not_after.timestamp(), NOW + 825 * DAY_SECONDS);
+        let names = format!("{:?}", parsed.subject_alternative_name().unwrap().unwrap().value.general_names);
+        assert!(names.contains("localhost") && names.contains("[192, 0, 2, 1]"), "{names}");
+        let key = fs::metadata(dir.path().join("key.pem")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_given_certificate_is_used_also_on_loopback_and_must_fit_its_key() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let fingerprint = identity("192.0.2.1:0", one.path(), 0);
+        identity("192.0.2.1:0", two.path(), 0).unwrap();
+        let given = |certificate: &Path, key: &Path| {
+            let files = TlsFiles { certificate: certificate.join("certificate.pem"), key: key.join("key.pem") };
+            let now = Timestamp::from_micros(NOW * 1_000_000);
+            Identity::for_listener("127.0.0.1:0".parse().unwrap(), Some(&files), Path::new("/nowhere"), now)
+        };
+        let used = given(one.path(), one.path()).unwrap().map(|identity| identity.fingerprint);
+        assert_eq!(used, fingerprint);
+        assert!(matches!(given(one.path(), two.path()), Err(Error::Unusable { .. })));
+        assert!(matches!(given(Path::new("/nowhere"), one.path()), Err(Error::Access { .. })));
+    }
+}

@@ -92,4 +92,6 @@ async fn metrics_count_calls_by_route_and_not_by_path() {
     let text = String::from_utf8(body.to_vec()).unwrap();
     assert!(text.contains("route=\"/api/v1/backups/{backup_id}\",status=\"404\""), "{text}");
     assert!(!text.contains("never-such-a-backup"));
+    let bucket = "sendense_http_request_seconds_bucket{route=\"/api/v1/backups/{backup_id}\",le=\"0.05\"}";
+    assert!(text.contains(bucket), "{text}");
 }

@@ -99,8 +99,14 @@ async fn a_disk_goes_in_and_comes_back() {
 
     let target = RestoreTarget::File { path: path("restored.raw"), format: ImageFormat::Raw, overwrite: false };
     let request = RestoreBackup { target, disk_id: None };
+    // With every place for streams taken, waiting goes on by asking.
+    let mut streams = Vec::new();
+    while let Ok(stream) = client.events().await {
+        streams.push(stream);
+    }
     let restore = client.restore_backup(&incremental.backup_id, &request).await.unwrap();
     let restore = client.wait_for_task(&restore.task_id, |_| {}).await.unwrap();
+    drop(streams);
     assert_eq!((restore.state, restore.error), (TaskState::Completed, None));
     assert!(std::fs::read(path("restored.raw")).unwrap() == bytes, "the restored disk differs");
 
