@@ -22,9 +22,15 @@ pub(super) struct Found {
 
 /// Looks at one domain.
 pub(super) fn look(settings: &Settings, uuid: &str, cancel: &Cancel) -> Result<Found> {
-    let document = settings.virsh.ask(&["dumpxml", uuid], cancel)?;
+    // Two questions at once: a freeze waits for both.
+    let (document, sizes) = std::thread::scope(|scope| {
+        let sizes = scope.spawn(|| settings.virsh.ask(&["domblkinfo", uuid, "--all"], cancel));
+        let document = settings.virsh.ask(&["dumpxml", uuid], cancel);
+        (document, sizes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let document = document?;
     let mut domain = Domain::parse(&document)?;
-    let mut capacities = capacities(&settings.virsh, &domain, cancel)?;
+    let mut capacities = capacities(&settings.virsh, &domain, sizes, cancel)?;
     if !domain.running && settings.local {
         off::complete_layers(settings, &mut domain);
         for disk in domain.disks.iter().filter(|disk| disk.unsupported().is_none()) {
@@ -105,9 +111,15 @@ fn describe_disk(found: &Found, disk: &Disk) -> DiscoveredDisk {
     }
 }
 
-/// Sizes as the guest sees them. Asked for all disks at once; where that fails because of one of them, one by one.
-fn capacities(virsh: &Virsh, domain: &Domain, cancel: &Cancel) -> Result<BTreeMap<String, ByteLen>> {
-    let several = match virsh.ask(&["domblkinfo", &domain.uuid, "--all"], cancel) {
+/// Sizes as the guest sees them. `all` is the answer for all disks at once; where that fails because of one of them, they
+/// are asked for one by one.
+fn capacities(
+    virsh: &Virsh,
+    domain: &Domain,
+    all: Result<String>,
+    cancel: &Cancel,
+) -> Result<BTreeMap<String, ByteLen>> {
+    let several = match all {
         Ok(text) => parse_sizes(&text),
         Err(error) if error.kind == Kind::Failed => BTreeMap::new(),
         Err(error) => return Err(error),
