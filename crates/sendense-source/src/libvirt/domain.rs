@@ -52,8 +52,11 @@ pub(super) struct Disk {
     pub transient: bool,
     pub serial: Option<String>,
     pub wwn: Option<String>,
-    /// The files on top of each other, highest first. At least one.
+    /// The files on top of each other, highest first. At least one. Some may be known from the images' headers only: what
+    /// a header says binds a disk, but does not open a file.
     pub layers: Vec<Layer>,
+    /// How many of them the domain's own XML names.
+    pub declared: usize,
     /// The XML names all layers (it does for a running domain; for one that is off only the images' headers know).
     pub layers_complete: bool,
     /// libvirt's number for the highest layer while the domain runs: QEMU's node is `libvirt-<number>-format`.
@@ -262,6 +265,7 @@ fn disk(element: &Element) -> Option<Disk> {
         transient: element.child("transient").is_some(),
         serial: element.child_text("serial").map(str::to_owned),
         wwn: element.child_text("wwn").map(str::to_owned),
+        declared: layers.len(),
         layers,
         layers_complete,
         node_index: element.child("source").and_then(|source| source.attribute("index")).map(str::to_owned),

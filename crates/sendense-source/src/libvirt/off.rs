@@ -52,14 +52,15 @@ impl Stamp {
 /// Opens the files of chains and remembers what they were.
 struct Files<'a> {
     settings: &'a Settings,
-    /// The disk whose chain is opened: what its XML declares counts for more than what headers say.
+    /// The layers that the domain's XML names, which counts for more than what headers say.
     declared: &'a [Layer],
     opened: Mutex<Vec<(PathBuf, Stamp)>>,
 }
 
 impl<'a> Files<'a> {
     fn new(settings: &'a Settings, disk: &'a DomainDisk) -> Self {
-        Self { settings, declared: &disk.layers, opened: Mutex::default() }
+        let declared = &disk.layers[..disk.declared.min(disk.layers.len())];
+        Self { settings, declared, opened: Mutex::default() }
     }
 
     /// The highest file. The domain names it, and whoever defines domains may read any file through one.
@@ -158,8 +159,11 @@ pub(super) fn unsupported(disk: &DomainDisk) -> Option<String> {
 pub(super) fn complete_layers(settings: &Settings, domain: &mut Domain) {
     for disk in domain.disks.iter_mut().filter(|disk| !disk.layers_complete && disk.format() == "qcow2") {
         let found = layers_below(settings, disk);
-        disk.layers.truncate(1);
-        disk.layers.extend(found);
+        // A chain that cannot be followed that far says less than the XML.
+        if found.len() + 1 >= disk.layers.len() {
+            disk.layers.truncate(1);
+            disk.layers.extend(found);
+        }
     }
 }
 

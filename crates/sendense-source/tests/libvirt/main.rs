@@ -8,5 +8,6 @@ mod agent;
 mod faults;
 mod lab;
 mod live;
+mod off;
 mod random;
 mod tracking;

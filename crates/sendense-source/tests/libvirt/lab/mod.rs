@@ -325,7 +325,7 @@ pub fn task(number: u32) -> TaskId {
 }
 
 /// A restore point of one disk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Point {
     pub bytes: Vec<u8>,
     pub token: Option<TrackingToken>,
@@ -333,6 +333,13 @@ pub struct Point {
     pub read: u64,
     /// Why it is not a delta.
     pub reason: Option<String>,
+}
+
+impl std::fmt::Debug for Point {
+    /// Without the bytes, which fill the screen.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, {} read, {:?}, {:?}", self.bytes.len(), self.read, self.token, self.reason)
+    }
 }
 
 /// The newest point of each disk, by key.
