@@ -10,14 +10,14 @@
 use super::agent;
 use super::discover::Found;
 use super::domain::Domain;
-use super::job::{self, DiskPlan, Owner};
+use super::job::{self, Begun, DiskPlan, Owner};
 use super::name::Checkpoint;
 use super::scratch::{self, Folder, Verdict, Watch};
 use super::virsh::Virsh;
 use super::{Settings, checkpoint};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
-use crate::model::{ConfigDocument, DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
+use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
 use crate::{Changes, Frozen};
 use parking_lot::Mutex;
 use sendense_block::nbd::{Client, Options, Uri};
@@ -53,6 +53,7 @@ pub(super) struct Live {
     clients: Mutex<BTreeMap<usize, Client>>,
     verdict: Verdict,
     watch: Option<Watch>,
+    begun: Begun,
     released: bool,
 }
 
@@ -95,7 +96,7 @@ pub(super) fn freeze(
             disks: Vec::new(),
             consistency: Consistency::Crash,
             consistency_note: None,
-            config: vec![ConfigDocument { kind: "libvirt-domain-xml".into(), content: Some(document), missing: None }],
+            config: super::config::documents(document),
             // QEMU answers from one thread: two lanes keep it busy through one connection, more contend with it.
             hints: ReadHints { lanes: 2, request_bytes: REQUEST_BYTES },
         },
@@ -108,6 +109,7 @@ pub(super) fn freeze(
         clients: Mutex::default(),
         verdict: Verdict::default(),
         watch: None,
+        begun: Begun::Surely,
         released: false,
     };
     live.folder.make()?;
@@ -151,7 +153,12 @@ pub(super) fn freeze(
             Err(error) => tracing::warn!(domain = live.domain.name, %error, "a guest is not known to be thawed"),
         }
     }
-    begun?;
+    if let Err(error) = begun {
+        if matches!(error.kind, Kind::Unavailable | Kind::Cancelled) {
+            live.begun = Begun::Perhaps;
+        }
+        return Err(error);
+    }
     live.facts.disks = facts(&live.domain, &live.plans, request, &capacities, &made)?;
     live.watch = Some(watch(settings, &live)?);
     Ok(Box::new(live))
@@ -239,7 +246,7 @@ fn watch(settings: &Settings, live: &Live) -> Result<Watch> {
     Watch::start(live.folder.path().to_owned(), settings.scratch_floor_bytes, move |error| {
         tracing::warn!(domain, %error, "a backup is given up so that the guest does not suffer");
         verdict.tell(&error);
-        if let Err(error) = job::end(&virsh, &domain, &folder) {
+        if let Err(error) = job::end(&virsh, &domain, &folder, Begun::Surely) {
             tracing::error!(domain, %error, "the backup job could not be ended");
         }
     })
@@ -251,7 +258,7 @@ pub(super) fn reap(virsh: &Virsh, domain: &str, details: &serde_json::Value) -> 
         .map_err(|error| Error::new(Kind::Invalid, "read what the journal says of a job").caused_by(error))?;
     let folder = Folder::of_journal(&record.folder)
         .ok_or_else(|| Error::new(Kind::Unsafe, format!("{:?} is no folder of ours", record.folder)))?;
-    job::end(virsh, domain, &folder)?;
+    job::end(virsh, domain, &folder, Begun::Surely)?;
     folder
         .remove()
         .map_err(|error| Error::new(Kind::Failed, format!("remove {}", folder.path().display())).caused_by(error))?;
@@ -296,9 +303,12 @@ impl Live {
         }
         self.watch.take();
         self.clients.lock().clear();
-        let ended = job::end(&self.virsh, &self.domain.uuid, &self.folder);
-        // As long as the job runs, QEMU needs what lies in the folder.
-        ended?;
+        // As long as the job runs, QEMU needs what lies in the folder, and the journal must know of it.
+        let ended = job::end(&self.virsh, &self.domain.uuid, &self.folder, self.begun)?;
+        if !ended && self.begun == Begun::Perhaps {
+            let message = format!("it is not certain that no backup job begins on the domain {}", self.domain.name);
+            return Err(Error::new(Kind::Unavailable, message));
+        }
         self.folder.remove().map_err(|error| {
             Error::new(Kind::Failed, format!("remove {}", self.folder.path().display())).caused_by(error)
         })?;

@@ -11,6 +11,7 @@
 
 mod agent;
 mod checkpoint;
+mod config;
 mod discover;
 mod domain;
 mod job;

@@ -12,7 +12,7 @@ use super::discover::Found;
 use super::domain::{Disk as DomainDisk, Domain, Layer, Place, cleaned};
 use super::name::Checkpoint;
 use crate::error::{Error, Kind, Result};
-use crate::model::{ConfigDocument, DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
+use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
 use crate::paths::Roots;
 use crate::{Changes, Frozen};
 use parking_lot::Mutex;
@@ -228,7 +228,7 @@ pub(super) fn freeze(
         // Nobody writes: the disks are as the guest left them. Whether it shut down or was cut off is not known.
         consistency: Consistency::Crash,
         consistency_note: request.quiesce.then(|| "the domain is off".to_owned()),
-        config: vec![ConfigDocument { kind: "libvirt-domain-xml".into(), content: Some(document), missing: None }],
+        config: super::config::documents(document),
         hints: ReadHints { lanes: 2, request_bytes: 1 << 20 },
     };
     let off = Off { settings: settings.clone(), domain, facts, disks, files };

@@ -179,6 +179,35 @@ fn a_hung_daemon_does_not_hang_us() {
 }
 
 #[test]
+fn a_freeze_that_is_cancelled_at_any_moment_leaves_nothing() {
+    let lab = lab();
+    let guest = Guest::start_new(lab, &ONE);
+    let (source, journal) = (lab.source(), Memory::new());
+    // A whole freeze takes about 100 ms: these moments lie in all of its steps.
+    for delay_ms in [0, 5, 15, 25, 35, 45, 60, 80, 120, 200] {
+        let (cancel, request) = (Cancel::new(), guest.request(&*source, &Points::new()));
+        let frozen = std::thread::scope(|scope| {
+            let call = scope.spawn(|| source.freeze(&request, &journal.door(), &cancel));
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            cancel.cancel();
+            call.join().unwrap()
+        });
+        match frozen {
+            Ok(frozen) => frozen.release().unwrap(),
+            Err(error) => assert_eq!(error.kind, Kind::Cancelled, "{error}"),
+        }
+        // Where it was not certain that nothing began, the journal says so.
+        for (entry, artefact) in sendense_source::Journal::open_entries(&*journal).unwrap() {
+            until("it is reaped", || source.reap(&artefact, &Cancel::new()).ok().filter(|gone| *gone));
+            sendense_source::Journal::close(&*journal, entry).unwrap();
+        }
+        assert!(lab.try_virsh(&["backup-dumpxml", &guest.uuid]).is_err(), "a job runs after {delay_ms} ms");
+    }
+    source.retire(&guest.vm(), &[], &journal.door(), &Cancel::new()).unwrap();
+    assert_eq!(guest.checkpoints(), Vec::<String>::new());
+}
+
+#[test]
 fn what_a_killed_process_leaves_is_reaped() {
     play();
     let lab = lab();
