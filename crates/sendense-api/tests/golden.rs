@@ -569,7 +569,6 @@ fn a_new_token_shows_its_secret_once_and_not_in_logs() {
         name: "grafana".to_owned(),
         role: Role::Viewer,
         created_at: at(0),
-        expires_at: None,
         last_used_at: None,
     };
     let new = NewToken { token, secret: "sdt_x".to_owned() };
@@ -577,18 +576,17 @@ fn a_new_token_shows_its_secret_once_and_not_in_logs() {
     check(
         &NewTokenReply::from(new),
         expect![[r#"
-        {
-          "success": true,
-          "token": {
-            "token_id": "token-1",
-            "name": "grafana",
-            "role": "viewer",
-            "created_at": "2026-05-28T20:26:40Z",
-            "expires_at": null,
-            "last_used_at": null
-          },
-          "secret": "sdt_x"
-        }"#]],
+            {
+              "success": true,
+              "token": {
+                "token_id": "token-1",
+                "name": "grafana",
+                "role": "viewer",
+                "created_at": "2026-05-28T20:26:40Z",
+                "last_used_at": null
+              },
+              "secret": "sdt_x"
+            }"#]],
     );
 }
 

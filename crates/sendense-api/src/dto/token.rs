@@ -52,13 +52,10 @@ impl FromStr for Role {
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// What it is for; no other token bears the name.
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     /// What its bearer may do.
     pub role: Role,
-    /// When it ends. Left out: never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub expires_at: Option<Timestamp>,
 }
 
 /// A token, without its secret.
@@ -73,9 +70,6 @@ pub struct Token {
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it ends.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub expires_at: Option<Timestamp>,
     /// When it was last used, to the minute or so.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,

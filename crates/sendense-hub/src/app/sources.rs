@@ -217,7 +217,11 @@ impl App {
             let settings = Settings::read(&row.config)?;
             self.core.check_host_path(settings.address.as_ref(), false)?;
         }
-        self.core.open_source(row).map(drop)
+        // Nothing is connected here, so what is found wrong is in the request: a kind that this build does not have, say.
+        self.core.open_source(row).map(drop).map_err(|problem| match problem.code {
+            ProblemCode::SourceFailed => Problem { code: ProblemCode::InvalidInput, ..problem },
+            _ => problem,
+        })
     }
 
     async fn source_out(&self, row: catalog::Source) -> Result<Source> {

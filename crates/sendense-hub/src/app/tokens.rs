@@ -92,9 +92,6 @@ impl App {
     pub async fn create_token(&self, caller: &Caller, new: CreateToken) -> Result<NewToken> {
         caller.require(Role::Admin)?;
         let name: Name = new.name.parse().map_err(|error: sendense_types::NameError| invalid(error.to_string()))?;
-        if new.expires_at.is_some() {
-            return Err(invalid("expires_at is not supported yet; revoke the token when it is not needed any more"));
-        }
         let all = self.core.catalog.tokens().list(every()).await.or_problem()?.0;
         if all.iter().any(|token| token.name == name && token.revoked_at.is_none()) {
             let message = format!("a token named {:?} exists already", name.as_str());
@@ -142,7 +139,6 @@ fn wire(token: sendense_catalog::Token) -> Token {
         name: token.name.to_string(),
         role: role_out(token.role),
         created_at: token.created_at,
-        expires_at: None,
         last_used_at: token.last_used_at,
     }
 }

@@ -54,7 +54,7 @@ impl Fixture {
         let root = Caller { identity: "test".to_owned(), role: Role::Admin };
         let mut tokens = [String::new(), String::new(), admin];
         for role in [Role::Viewer, Role::Operator] {
-            let new = CreateToken { name: role.to_string(), role, expires_at: None };
+            let new = CreateToken { name: role.to_string(), role };
             tokens[role as usize] = hub.app().create_token(&root, new).await.unwrap().secret;
         }
         let app = hub.app().clone();
