@@ -19,7 +19,7 @@ pub struct CreateBackup {
     pub vm_name: Option<String>,
     /// The VM's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
     pub vm_context_id: Option<VmContextId>,
     /// The repository's id or name.
     pub repository_id: String,
@@ -105,7 +105,7 @@ pub struct BackupFilter {
     pub vm_name: Option<String>,
     /// Of this VM.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
     pub vm_context_id: Option<VmContextId>,
     /// In this repository (id or name).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,7 +122,8 @@ pub struct BackupFilter {
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,
     /// How many to leave out at the start.
-    #[param(required = false)]
+    #[serde(deserialize_with = "super::page::offset")]
+    #[param(required = false, maximum = 2147483647)]
     pub offset: u64,
 }
 

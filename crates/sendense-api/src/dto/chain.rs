@@ -16,7 +16,7 @@ pub struct ChainQuery {
     pub vm_name: Option<String>,
     /// The VM's id.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
     pub vm_context_id: Option<VmContextId>,
     /// The disk. Left out: 0.
     #[serde(skip_serializing_if = "Option::is_none")]

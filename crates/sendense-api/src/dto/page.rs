@@ -1,12 +1,25 @@
 //! Lists in pages.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::IntoParams;
 
 /// How many things a list gives when nothing is said.
 pub const LIMIT_DEFAULT: u32 = 100;
 /// How many things a list gives at most: 1000 backups of a few disks each are about 2 MB of JSON.
 pub const LIMIT_MAX: u32 = 1000;
+
+/// The largest offset: more rows than any catalog has, and less than what databases and JavaScript count to.
+const OFFSET_MAX: u64 = i32::MAX as u64;
+
+/// Reads an offset, which must not be larger than [`OFFSET_MAX`].
+pub(super) fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let offset = u64::deserialize(deserializer)?;
+    if offset > OFFSET_MAX {
+        return Err(D::Error::custom(format!("{offset} is out of range: 0 to {OFFSET_MAX} is allowed")));
+    }
+    Ok(offset)
+}
 
 /// How many things a list gives: 1 to [`LIMIT_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +81,7 @@ pub struct ListQuery {
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,
     /// How many to leave out at the start.
-    #[param(required = false)]
+    #[serde(deserialize_with = "offset")]
+    #[param(required = false, maximum = 2147483647)]
     pub offset: u64,
 }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct CreateRepository {
     /// A name that no other repository bears.
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     /// Where it lies.
     #[serde(rename = "type")]
@@ -31,6 +32,7 @@ pub struct CreateRepository {
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// The folder's absolute path on the hub's machine.
+    #[schema(pattern = "^/")]
     pub path: String,
 }
 

@@ -47,6 +47,7 @@ pub struct Credentials {
 #[serde(deny_unknown_fields)]
 pub struct CreateSource {
     /// A name that no other source bears.
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     /// What it is.
     #[schema(value_type = schema::SourceKind)]

@@ -22,17 +22,18 @@ pub struct TaskFilter {
     pub kind: Option<TaskKind>,
     /// About this backup.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
     pub backup_id: Option<BackupId>,
     /// About this VM.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
     pub vm_context_id: Option<VmContextId>,
     /// How many at most.
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,
     /// How many to leave out at the start.
-    #[param(required = false)]
+    #[serde(deserialize_with = "super::page::offset")]
+    #[param(required = false, maximum = 2147483647)]
     pub offset: u64,
 }
 

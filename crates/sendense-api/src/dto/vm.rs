@@ -21,7 +21,8 @@ pub struct VmFilter {
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,
     /// How many to leave out at the start.
-    #[param(required = false)]
+    #[serde(deserialize_with = "super::page::offset")]
+    #[param(required = false, maximum = 2147483647)]
     pub offset: u64,
 }
 

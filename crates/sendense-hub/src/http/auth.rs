@@ -15,9 +15,9 @@ use sendense_types::{ProblemCode, Timestamp};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-/// Wrong tokens that one address may show per window before it is told to wait. A token has 256 random bits, so this does
-/// not guard against guessing; it keeps a script with an old token from filling the log and the catalog's time.
-const FAILURES_MAX: u32 = 100;
+/// Wrong tokens that one address may show per window, ten a second, before it is told to wait. A token has 256 random bits,
+/// so this does not guard against guessing; it tells a script with an old token to slow down.
+const FAILURES_MAX: u32 = 600;
 /// The window.
 const WINDOW_SECONDS: f64 = 60.0;
 /// Addresses that are remembered, at some 40 bytes each. When there are more, all are forgotten: the limit is a courtesy

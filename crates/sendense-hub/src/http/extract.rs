@@ -145,6 +145,10 @@ pub(super) fn too_large() -> Failure {
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     let value: serde_json::Value = serde_json::from_slice(body)
         .map_err(|error| Failure::invalid("the body is not valid JSON", error.to_string()))?;
+    // Some clients say `null` where they mean nothing.
+    if value.is_null() {
+        return decode(b"{}");
+    }
     // A list would otherwise be taken as the fields in their order.
     if !value.is_object() {
         return Err(Failure::invalid("the body must be a JSON object", ""));
@@ -220,6 +224,7 @@ mod tests {
             ]],
         );
         check::<CreateBackup>(r#"{"disk_id": -1}"#, expect!["disk_id: invalid value: integer '-1', expected u32 | "]);
+        check::<CreateBackup>("null", expect!["vm_name is required | "]);
         check::<CreateBackup>("[1]", expect!["the body must be a JSON object | "]);
         check::<CreateBackup>(
             "{",

@@ -41,7 +41,10 @@ pub(in crate::http) async fn create_backup(
 /// Newest first. Filters are combined with AND.
 #[utoipa::path(
     get, path = "/backups", tag = "backups", params(BackupFilter),
-    responses((status = 200, description = "A page of backups.", body = BackupListReply)),
+    responses(
+        (status = 200, description = "A page of backups.", body = BackupListReply),
+        (status = 404, description = "There is no such repository.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("viewer"))),
 )]
 pub(in crate::http) async fn list_backups(

@@ -3,7 +3,7 @@
 use super::Who;
 use crate::app::App;
 use crate::http::extract::{Body, NameOrId, NoBody, Query};
-use crate::http::problem::Result;
+use crate::http::problem::{Failure, Result};
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
@@ -58,7 +58,7 @@ pub(in crate::http) async fn get_source(
 
 /// Change a source.
 ///
-/// What is left out stays as it is.
+/// What is left out stays as it is; at least one field is given.
 #[utoipa::path(
     patch, path = "/sources/{source_id}", tag = "sources", request_body = UpdateSource,
     params(("source_id" = String, Path, description = "The source's id or name.")),
@@ -74,6 +74,9 @@ pub(in crate::http) async fn update_source(
     NameOrId(source): NameOrId,
     Body(request): Body<UpdateSource>,
 ) -> Result<Json<SourceReply>> {
+    if request == UpdateSource::default() {
+        return Err(Failure::invalid("there is nothing to change", "give at least one field"));
+    }
     Ok(Json(SourceReply::done("the source was changed", app.update_source(&caller, &source, request).await?)))
 }
 

@@ -13,7 +13,10 @@ use sendense_api::{ProblemBody, VmFilter};
 /// By name. Filters are combined with AND.
 #[utoipa::path(
     get, path = "/vms", tag = "vms", params(VmFilter),
-    responses((status = 200, description = "A page of VMs.", body = VmListReply)),
+    responses(
+        (status = 200, description = "A page of VMs.", body = VmListReply),
+        (status = 404, description = "There is no such source.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("viewer"))),
 )]
 pub(in crate::http) async fn list_vms(
