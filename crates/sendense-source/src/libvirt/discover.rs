@@ -5,7 +5,7 @@
 use super::domain::{Disk, Domain};
 use super::virsh::Virsh;
 use super::{Settings, off};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::{DiscoveredDisk, DiscoveredVm, VmRef};
 use sendense_block::{ByteLen, Cancel};
 use sendense_types::PowerState;
@@ -44,19 +44,45 @@ pub(super) fn look(settings: &Settings, uuid: &str, cancel: &Cancel) -> Result<F
     Ok(Found { domain, document, capacities })
 }
 
-/// All domains. One that vanishes meanwhile is left out.
+/// After so many domains in a row about which there is no answer it is the daemon that hangs, not a domain's storage.
+const SILENT_MAX: usize = 3;
+
+/// All domains. One that vanishes meanwhile is left out; what is wrong with one is told as its reason and hides no other.
 pub(super) fn all(settings: &Settings, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
     let uuids = settings.virsh.ask(&["list", "--all", "--uuid"], cancel)?;
-    let mut found = Vec::new();
+    let (mut found, mut silent) = (Vec::new(), 0);
     for uuid in uuids.lines().map(str::trim).filter(|line| !line.is_empty()) {
         cancel.check()?;
-        match look(settings, uuid, cancel) {
+        let looked = look(settings, uuid, cancel);
+        let hangs = looked.as_ref().is_err_and(|error| error.kind == Kind::Unavailable);
+        silent = if hangs { silent + 1 } else { 0 };
+        match looked {
             Ok(domain) => found.push(describe(&domain)),
             Err(error) if error.kind == Kind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(error) if silent >= SILENT_MAX || matches!(error.kind, Kind::Cancelled | Kind::MissingTool) => {
+                return Err(error);
+            }
+            Err(error) => found.push(undescribed(uuid, &error)),
         }
     }
     Ok(found)
+}
+
+/// A domain of which nothing but the UUID is known.
+fn undescribed(uuid: &str, error: &Error) -> DiscoveredVm {
+    let reason = sendense_block::error::chain(error);
+    DiscoveredVm {
+        vm: VmRef { instance_uuid: uuid.to_owned(), name: uuid.to_owned() },
+        path: None,
+        power_state: PowerState::Unknown,
+        guest_os: None,
+        cpu_count: None,
+        memory_bytes: None,
+        disks: Vec::new(),
+        networks: Vec::new(),
+        change_tracking: Err(reason.clone()),
+        unsupported: Some(reason),
+    }
 }
 
 /// For people: the target and what is special about the disk.
@@ -156,6 +182,44 @@ fn parse_sizes(text: &str) -> BTreeMap<String, ByteLen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A `virsh` that knows three domains, the second of which is broken in the given way.
+    fn found_with(broken: &str) -> Result<Vec<DiscoveredVm>> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("virsh");
+        let uuid = |n: u8| format!("23b7165e-2efc-40b7-9fc7-4af794dd015{n}");
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n*list*) printf '{0}\\n{1}\\n{2}\\n' ;;\n*{1}*) {broken} ;;\n*domblkinfo*) echo ;;\n\
+             *{0}*) echo '<domain><name>a</name><uuid>{0}</uuid></domain>' ;;\n\
+             *) echo '<domain><name>c</name><uuid>{2}</uuid></domain>' ;;\nesac\n",
+            uuid(0),
+            uuid(1),
+            uuid(2)
+        );
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut settings = Settings::for_tests();
+        settings.virsh.program = program.into();
+        all(&settings, &Cancel::new())
+    }
+
+    #[test]
+    fn a_broken_domain_hides_no_other() {
+        for (broken, reason) in [
+            ("echo 'error: internal error: x' >&2; exit 1", "internal error: x"),
+            ("echo '<domain>'", "ends in the middle"),
+            ("echo 'error: End of file while reading data' >&2; exit 1", "End of file"),
+        ] {
+            let found = found_with(broken).unwrap();
+            assert_eq!(found.len(), 3);
+            assert_eq!((found[0].vm.name.as_str(), found[2].vm.name.as_str()), ("a", "c"));
+            let told = found[1].unsupported.as_deref().unwrap();
+            assert!(told.contains(reason), "{told:?} does not say {reason:?}");
+        }
+        let found = found_with("echo \"error: failed to get domain 'x'\" >&2; exit 1").unwrap();
+        assert_eq!(found.len(), 2, "one that vanished is left out");
+    }
 
     #[test]
     fn sizes_are_read_from_the_table() {

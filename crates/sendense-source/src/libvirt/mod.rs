@@ -251,6 +251,13 @@ mod tests {
     use super::*;
     use crate::paths::Roots;
 
+    impl Settings {
+        /// Of the system daemon, for tests that put another program in the place of virsh.
+        pub(super) fn for_tests() -> Self {
+            settings(serde_json::json!({"uri": "qemu:///system"})).unwrap()
+        }
+    }
+
     fn settings(config: serde_json::Value) -> Result<Settings> {
         let context = SourceContext {
             source_id: "src-1".parse().unwrap(),
