@@ -6,13 +6,19 @@ use super::problem::{Failure, Result};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use sendense_types::ProblemCode;
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// The longest body that is taken. The longest that makes sense, a backup with a hundred tags, has some ten KiB.
 pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// How much of a body that is too large is read and thrown away: what somebody may send by mistake.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
+/// How long that may take: 64 MiB over 100 Mbit/s.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Query parameters. Unknown ones never come here: the gate refuses them by the documented names.
 #[derive(Debug)]
@@ -127,13 +133,33 @@ fn is_json(request: &Request) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn read(request: Request) -> Result<axum::body::Bytes> {
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX);
-    match body.collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
-        Err(error) => Err(Failure::invalid("the body could not be read", error.to_string())),
+async fn read(request: Request) -> Result<Vec<u8>> {
+    let (mut body, mut bytes) = (request.into_body(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::invalid("the body could not be read", error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > BODY_BYTES_MAX {
+            drain(body).await;
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&data);
     }
+    Ok(bytes)
+}
+
+/// Reads the rest of a body and throws it away, within bounds. Many clients write all of a request before they look at the
+/// answer; if the connection were closed under them they would see that and never the answer.
+pub(super) async fn drain(mut body: axum::body::Body) {
+    let all = async {
+        let mut drained = 0;
+        while drained < DRAIN_BYTES_MAX
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            drained += frame.data_ref().map_or(0, |data| data.len());
+        }
+    };
+    // Who is slower than that, or sends more, is cut off.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, all).await;
 }
 
 /// The answer to a body that is too large.

@@ -10,7 +10,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use sendense_types::{Clock, ProblemCode};
 use std::any::Any;
 use std::ops::Deref;
@@ -136,6 +136,10 @@ pub(super) fn layered(
 async fn limit(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > extract::BODY_BYTES_MAX) {
+        // A client that asks first (RFC 9110, section 10.1.1) has sent nothing yet, and need not.
+        if !request.headers().contains_key(EXPECT) {
+            extract::drain(request.into_body()).await;
+        }
         return extract::too_large().into_response();
     }
     let path = request.extensions().get::<MatchedPath>();

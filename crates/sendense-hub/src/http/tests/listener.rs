@@ -114,3 +114,39 @@ async fn a_client_that_sends_nonsense_is_cut_off() {
     }
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_client_that_writes_all_before_it_reads_sees_the_413() {
+    use std::io::{Read, Write};
+    let fixture = Fixture::new().await;
+    let server = serve(&fixture, "127.0.0.1:0").unwrap();
+    let (address, token) = (server.local_addr(), fixture.token(Role::Operator).to_owned());
+    let head = format!(
+        "POST /api/v1/backups HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\n"
+    );
+    // Far more than socket buffers hold.
+    const LENGTH: usize = 32 << 20;
+    for (framing, end) in
+        [(format!("content-length: {LENGTH}"), ""), ("transfer-encoding: chunked".to_owned(), "\r\n0\r\n\r\n")]
+    {
+        let is_chunked = !end.is_empty();
+        let head = format!("{head}{framing}\r\n\r\n");
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.write_all(head.as_bytes())?;
+            if is_chunked {
+                stream.write_all(format!("{LENGTH:x}\r\n").as_bytes())?;
+            }
+            stream.write_all(&vec![b' '; LENGTH])?;
+            stream.write_all(end.as_bytes())?;
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer)?;
+            std::io::Result::Ok(answer)
+        });
+        assert_eq!(&answer.await.unwrap().unwrap(), b"HTTP/1.1 413", "{framing}");
+    }
+    server.shutdown().await;
+}
