@@ -2,18 +2,14 @@
 //!
 //! Invariant: nothing here touches a checkpoint whose name does not bear our deployment's id.
 
+use super::document::Document;
 use super::name::Checkpoint;
 use super::virsh::{CHANGE, Virsh};
 use super::xml;
-use crate::error::{Error, Kind, Result};
-use rustix::fs::{Mode, OFlags};
+use crate::error::{Kind, Result};
 use sendense_block::Cancel;
 use sendense_types::{DeploymentId, TrackingToken};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::path::Path;
 
 /// The names of a domain's checkpoints, everybody's.
 pub(super) fn names(virsh: &Virsh, domain: &str, cancel: &Cancel) -> Result<BTreeSet<String>> {
@@ -33,14 +29,13 @@ fn parse(document: &str) -> Result<BTreeSet<String>> {
     Ok(covered.filter_map(|disk| disk.attribute("name")).map(str::to_owned).collect())
 }
 
-/// Deletes ours except `keep`; `folder` is for passing files. One that cannot be deleted is left for the next time; the first such error is given only
+/// Deletes ours except `keep`. One that cannot be deleted is left for the next time; the first such error is given only
 /// if it is none that time heals.
 pub(super) fn retire(
     virsh: &Virsh,
     domain: &str,
     deployment: &DeploymentId,
     keep: &[TrackingToken],
-    folder: &Path,
     cancel: &Cancel,
 ) -> Result<Vec<TrackingToken>> {
     let (mut retired, mut failed) = (Vec::new(), None);
@@ -49,7 +44,7 @@ pub(super) fn retire(
         if !ours || keep.iter().any(|token| token.0 == name) {
             continue;
         }
-        match delete(virsh, domain, &name, folder, cancel) {
+        match delete(virsh, domain, &name, cancel) {
             Ok(()) => retired.push(TrackingToken(name)),
             Err(error) if error.kind == Kind::Cancelled => return Err(error),
             Err(error) => {
@@ -69,7 +64,7 @@ pub(super) fn retire(
 /// libvirt refuses it when one disk has lost its bitmap (QEMU was killed), and deleting the record only would leave the
 /// other disks' bitmaps behind, which may be broken; QEMU resizes no disk with a broken bitmap. So the record is rewritten
 /// without the disk that libvirt complains of, and the deletion is tried again: at most once per disk.
-fn delete(virsh: &Virsh, domain: &str, name: &str, folder: &Path, cancel: &Cancel) -> Result<()> {
+fn delete(virsh: &Virsh, domain: &str, name: &str, cancel: &Cancel) -> Result<()> {
     loop {
         let error = match virsh.call(&["checkpoint-delete", domain, name], CHANGE, cancel) {
             Ok(_) => return Ok(()),
@@ -83,20 +78,9 @@ fn delete(virsh: &Virsh, domain: &str, name: &str, folder: &Path, cancel: &Cance
             virsh.call(&["checkpoint-delete", domain, name, "--metadata"], CHANGE, cancel)?;
             return Ok(());
         };
-        let mut file = tempfile(folder)?;
-        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-        file.write_all(fewer.as_bytes())
-            .map_err(|error| Error::new(Kind::Failed, "write a checkpoint's record").caused_by(error))?;
-        virsh.call(&["checkpoint-create", domain, "--redefine", &path], CHANGE, cancel)?;
+        let fewer = Document::new(&fewer)?;
+        virsh.call(&["checkpoint-create", domain, "--redefine", &fewer.path()], CHANGE, cancel)?;
     }
-}
-
-/// A file without a name: nothing of it can be left behind.
-fn tempfile(folder: &Path) -> Result<File> {
-    let folder = if folder.exists() { folder.to_owned() } else { std::env::temp_dir() };
-    rustix::fs::open(&folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .map_err(|errno| Error::new(Kind::Failed, format!("make a file in {}", folder.display())).caused_by(errno))
 }
 
 /// The record without the disk in `bitmap 'C' not found in backing chain of 'vdb'`; none when no disk with a bitmap would

@@ -9,6 +9,7 @@
 //!
 //! Invariant: a job is ended only if its server's socket is ours.
 
+use super::document::Document;
 use super::domain::{Agent, Domain};
 use super::name::Checkpoint;
 use super::scratch::Folder;
@@ -106,18 +107,11 @@ pub(super) fn begin(
     plans: &mut [DiskPlan],
     cancel: &Cancel,
 ) -> Result<()> {
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).map(|()| path.to_string_lossy().into_owned()).map_err(|error| {
-            Error::new(Kind::Failed, format!("write {name} in {}", folder.path().display())).caused_by(error)
-        })
-    };
     loop {
-        let mut args = vec!["backup-begin".to_owned(), domain.uuid.clone()];
-        args.push(write("backup.xml", &backup_xml(plans, domain, folder))?);
-        if let Some(text) = checkpoint_xml(plans, domain, checkpoint) {
-            args.push(write("checkpoint.xml", &text)?);
-        }
+        let job = Document::new(&backup_xml(plans, domain, folder))?;
+        let mark = checkpoint_xml(plans, domain, checkpoint).map(|text| Document::new(&text)).transpose()?;
+        let mut args = vec!["backup-begin".to_owned(), domain.uuid.clone(), job.path()];
+        args.extend(mark.as_ref().map(Document::path));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         match virsh.call(&args, CHANGE, cancel) {
             Ok(_) => return Ok(()),

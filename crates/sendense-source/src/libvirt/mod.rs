@@ -13,6 +13,7 @@ mod agent;
 mod checkpoint;
 mod config;
 mod discover;
+mod document;
 mod domain;
 mod job;
 mod live;
@@ -207,10 +208,7 @@ impl Source for LibvirtSource {
         match virsh.ask(&["dumpxml", uuid], cancel) {
             // libvirt 9.0 deletes no checkpoint of a domain that is off.
             Ok(document) if !Domain::parse(&document)?.running => Ok(Vec::new()),
-            Ok(_) => {
-                let Settings { deployment_id, scratch_dir, .. } = &self.settings;
-                checkpoint::retire(virsh, uuid, deployment_id, keep, scratch_dir, cancel)
-            }
+            Ok(_) => checkpoint::retire(virsh, uuid, &self.settings.deployment_id, keep, cancel),
             Err(error) if error.kind == Kind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }

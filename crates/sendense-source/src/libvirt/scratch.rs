@@ -10,7 +10,7 @@
 use super::name::Checkpoint;
 use crate::error::{Error, Kind, Result};
 use parking_lot::Mutex;
-use rustix::fs::Mode;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -96,14 +96,24 @@ impl Folder {
     }
 }
 
+/// Makes a folder that has the owner and group of the one above. The one above may belong to QEMU's user, which must be
+/// taken for the guest's once a guest has broken out: everything after the making goes through a handle that follows no
+/// link and is known to be what was made, so that nothing put in its place is given away.
 fn make_like_above(folder: &Path) -> io::Result<()> {
     fs::create_dir(folder)?;
     let above = fs::metadata(folder.parent().unwrap_or(Path::new("/")))?;
-    // Only root may give a folder away; for others the set-group-id bit of the folder above does what is needed.
-    if rustix::process::geteuid().is_root() {
-        std::os::unix::fs::chown(folder, Some(above.uid()), Some(above.gid()))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(folder, flags, Mode::empty())?;
+    let us = rustix::process::geteuid();
+    if rustix::fs::fstat(&handle)?.st_uid != us.as_raw() {
+        return Err(io::Error::other("somebody put another folder in its place"));
     }
-    rustix::fs::chmod(folder, Mode::RWXU | Mode::RWXG | Mode::SGID)?;
+    // Only root may give a folder away; for others the set-group-id bit of the folder above does what is needed.
+    if us.is_root() {
+        let (owner, group) = (Uid::from_raw(above.uid()), Gid::from_raw(above.gid()));
+        rustix::fs::fchown(&handle, Some(owner), Some(group))?;
+    }
+    rustix::fs::fchmod(&handle, Mode::RWXU | Mode::RWXG | Mode::SGID)?;
     Ok(())
 }
 
