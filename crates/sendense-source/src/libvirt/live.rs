@@ -24,6 +24,7 @@ use sendense_block::nbd::{Client, Options, Uri};
 use sendense_block::{AllocationMap, ByteLen, ByteOffset, Cancel, Disk, Extent, MappedExtent, ReadAt};
 use sendense_types::Consistency;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -77,17 +78,10 @@ pub(super) fn freeze(
     idle?;
     let plans = plans?;
     let folder = Folder::of(&settings.scratch_dir, &made, &domain.uuid)?;
-    let artefact = |kind, details| Artefact {
-        source_id: settings.source_id.clone(),
-        task_id: request.task_id.clone(),
-        kind,
-        vm_key: domain.uuid.clone(),
-        details,
-    };
     let record = JobRecord { folder: folder.path().to_string_lossy().into_owned(), checkpoint: made.name() };
     let record =
         serde_json::to_value(record).map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?;
-    let entry = journal.record(&artefact(ArtefactKind::BackupJob, record))?;
+    let entry = journal.record(&artefact(settings, request, ArtefactKind::BackupJob, record))?;
 
     // From here on dropping `live` undoes what was done.
     let mut live = Live {
@@ -117,41 +111,10 @@ pub(super) fn freeze(
     if free < settings.scratch_floor_bytes {
         return Err(scratch::too_full(&settings.scratch_dir, free, settings.scratch_floor_bytes));
     }
-    let frozen_guest = || journal.record(&artefact_of_guest(settings, request, &live.domain));
-    let mut quiesced = None;
-    if request.quiesce {
-        match job::cannot_quiesce(live.domain.agent) {
-            Some(note) => live.facts.consistency_note = Some(note),
-            None => {
-                let guest = frozen_guest()?;
-                match agent::freeze(virsh, &live.domain.uuid, settings.agent_timeout_s, cancel) {
-                    Ok(frozen) => quiesced = Some((frozen, guest)),
-                    Err(agent::NotFrozen { error, thawed }) => {
-                        // Else the entry stays open, and whoever reaps thaws once more.
-                        if thawed {
-                            journal.close(guest)?;
-                        }
-                        if error.kind == Kind::Cancelled {
-                            return Err(error);
-                        }
-                        let note = format!("the guest agent did not freeze: {}", sendense_block::error::chain(&error));
-                        live.facts.consistency_note = Some(note);
-                    }
-                }
-            }
-        }
-    }
+    let quiesced = live.quiesce(settings, request)?;
     let begun = job::begin(virsh, &live.domain, &live.folder, &made, &mut live.plans, cancel);
-    if let Some((frozen, guest)) = quiesced {
-        let (held, thawed) = frozen.thaw();
-        match held {
-            Ok(()) => live.facts.consistency = Consistency::Filesystem,
-            Err(note) => live.facts.consistency_note = Some(note),
-        }
-        match thawed {
-            Ok(()) => journal.close(guest)?,
-            Err(error) => tracing::warn!(domain = live.domain.name, %error, "a guest is not known to be thawed"),
-        }
+    if let Some(quiesced) = quiesced {
+        live.thaw(quiesced)?;
     }
     if let Err(error) = begun {
         if matches!(error.kind, Kind::Unavailable | Kind::Cancelled) {
@@ -164,13 +127,13 @@ pub(super) fn freeze(
     Ok(Box::new(live))
 }
 
-fn artefact_of_guest(settings: &Settings, request: &FreezeRequest, domain: &Domain) -> Artefact {
+fn artefact(settings: &Settings, request: &FreezeRequest, kind: ArtefactKind, details: Value) -> Artefact {
     Artefact {
         source_id: settings.source_id.clone(),
         task_id: request.task_id.clone(),
-        kind: ArtefactKind::FrozenGuest,
-        vm_key: domain.uuid.clone(),
-        details: serde_json::Value::Null,
+        kind,
+        vm_key: request.vm.instance_uuid.clone(),
+        details,
     }
 }
 
@@ -253,7 +216,7 @@ fn watch(settings: &Settings, live: &Live) -> Result<Watch> {
 }
 
 /// Ends the job that a dead process left, if it still runs, and takes its folder away.
-pub(super) fn reap(virsh: &Virsh, domain: &str, details: &serde_json::Value) -> Result<bool> {
+pub(super) fn reap(virsh: &Virsh, domain: &str, details: &Value) -> Result<bool> {
     let record = JobRecord::deserialize(details)
         .map_err(|error| Error::new(Kind::Invalid, "read what the journal says of a job").caused_by(error))?;
     let folder = Folder::of_journal(&record.folder)
@@ -265,7 +228,54 @@ pub(super) fn reap(virsh: &Virsh, domain: &str, details: &serde_json::Value) -> 
     Ok(true)
 }
 
+/// A guest that is frozen, and its entry in the journal.
+type QuiescedGuest = (agent::Quiesced, u64);
+
 impl Live {
+    /// Freezes the guest's file systems if that is wanted and possible; if it is not possible, the facts say why.
+    fn quiesce(&mut self, settings: &Settings, request: &FreezeRequest) -> Result<Option<QuiescedGuest>> {
+        if !request.quiesce {
+            return Ok(None);
+        }
+        if let Some(note) = job::cannot_quiesce(self.domain.agent) {
+            self.facts.consistency_note = Some(note);
+            return Ok(None);
+        }
+        let entry = self.journal.record(&artefact(settings, request, ArtefactKind::FrozenGuest, Value::Null))?;
+        match agent::freeze(&self.virsh, &self.domain.uuid, settings.agent_timeout_s, &self.cancel) {
+            Ok(quiesced) => Ok(Some((quiesced, entry))),
+            Err(agent::NotFrozen { error, thawed }) => {
+                // Else the entry stays open, and whoever reaps thaws once more.
+                if thawed {
+                    self.journal.close(entry)?;
+                }
+                if error.kind == Kind::Cancelled {
+                    return Err(error);
+                }
+                let why = sendense_block::error::chain(&error);
+                self.facts.consistency_note = Some(format!("the guest agent did not freeze: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Lets the guest's file systems go on, and says in the facts what the freeze was worth.
+    fn thaw(&mut self, (quiesced, entry): QuiescedGuest) -> Result<()> {
+        let (held, thawed) = quiesced.thaw();
+        match held {
+            Ok(()) => self.facts.consistency = Consistency::Filesystem,
+            Err(note) => self.facts.consistency_note = Some(note),
+        }
+        match thawed {
+            Ok(()) => self.journal.close(entry),
+            // The watcher goes on, and so does whoever reaps.
+            Err(error) => {
+                tracing::warn!(domain = self.domain.name, %error, "a guest is not known to be thawed");
+                Ok(())
+            }
+        }
+    }
+
     fn number(&self, key: &str) -> Result<usize> {
         let number = self.plans.iter().position(|plan| plan.target == key);
         number.ok_or_else(|| Error::new(Kind::NotFound, format!("the disk {key} was not frozen")))
