@@ -1,0 +1,231 @@
+#!/usr/bin/env bash
+# run.sh: Sendense beside its peers on one machine, and docs/benchmarks.md written from it.
+#
+# Everything lies on tmpfs and in the page cache: the programs are compared, not the disk. Each round runs every side once,
+# one after the other, so that a neighbour's noise meets all; figures are medians of ROUNDS (default 5), and what counts is
+# the ratio. Sides whose program is missing are named, not left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+top=$PWD
+sendense=$(realpath "${SENDENSE:-target/release/sendense}")
+ROUNDS=${ROUNDS:-5}
+SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
+ONLY=${ONLY:-all} # all, or words of: raw zstd incremental restore libvirt memory
+export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
+
+work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sd.XXXX")
+chmod 755 "$work"
+pids=()
+finish() {
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done
+    [ ! -e "$work/lab" ] || lab/libvirt.sh stop "$work/lab" || true
+    [ -n "${KEEP:-}" ] || rm -rf "$work"
+}
+trap finish EXIT
+wants() { [ "$ONLY" = all ] || [[ " $ONLY " == *" $1 "* ]]; }
+say() { echo "$*" >&2; }
+
+# --- measuring -----------------------------------------------------------------------------------------------------------
+# time_one GROUP SIDE COMMAND: runs it once under hyperfine, adds the seconds to $work/t/GROUP/SIDE.
+time_one() {
+    mkdir -p "$work/t/$1"
+    hyperfine --style none --runs 1 --shell bash --export-json "$work/t.json" "$3" > "$work/last.out" 2>&1 \
+        || { cat "$work/last.out" >&2; say "FAILED: $3"; exit 1; }
+    jq -r '.results[0].times[0]' "$work/t.json" >> "$work/t/$1/$2"
+}
+median() { sort -g "$work/t/$1/$2" | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
+spread() { sort -g "$work/t/$1/$2" | awk 'NR == 1 {a = $1} {b = $1} END {printf "%.2f–%.2f", a, b}'; }
+rows=()
+# row GROUP OURS SIDE TEXT TARGET: a line of the table; the ratio is SIDE / OURS and must reach TARGET.
+row() {
+    local ours theirs
+    ours=$(median "$1" "$2") theirs=$(median "$1" "$3")
+    rows+=("$(awk -v t="$4" -v o="$ours" -v x="$theirs" -v os="$(spread "$1" "$2")" -v xs="$(spread "$1" "$3")" -v w="$5" \
+        'BEGIN {r = x / o; printf "| %s | %.2f s (%s) | %.2f s (%s) | %.2f | %s | %s |", t, o, os, x, xs, r, w, (r >= w ? "met" : "**not met**")}')")
+    say "${rows[-1]}"
+}
+limit() { # limit TEXT VALUE UNIT LIMIT
+    rows+=("$(awk -v t="$1" -v v="$2" -v u="$3" -v l="$4" \
+        'BEGIN {printf "| %s | %.2f %s | | | at most %s %s | %s |", t, v, u, l, u, (v <= l ? "met" : "**not met**")}')")
+    say "${rows[-1]}"
+}
+
+# --- the hub -------------------------------------------------------------------------------------------------------------
+mkdir -p "$work"/{repo,vms/web,out,t}
+say "making a disk of $SIZE_MIB MiB with $DATA_MIB MiB of data"
+disk=$work/vms/web/disk0.raw
+bench/disk.py "$disk" "$SIZE_MIB" "$DATA_MIB"
+# The first touch of memory is several times slower than the second: fill what the runs will need, and free it.
+head -c "$((DATA_MIB * 2))M" /dev/zero > "$work/warm" && rm "$work/warm"
+"$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" > "$work/hub.out" 2> "$work/hub.log" &
+hub=$!
+pids+=("$hub")
+for _ in $(seq 300); do
+    url=$(sed -n 's/^listening on //p' "$work/hub.out"); [ -z "$url" ] || break
+    kill -0 "$hub" || { cat "$work/hub.log" >&2; exit 1; }
+    sleep 0.1
+done
+export SENDENSE_URL=$url SENDENSE_TOKEN_FILE=$work/hub/admin-token
+sd() { "$sendense" "$@"; }
+sd repo add local --name main --path "$work/repo" > /dev/null
+sd source add image --name images --path "$work/vms" > /dev/null 2>&1
+sd source discover images > /dev/null 2>&1
+newest() { sd backup list --vm "$1" --limit 1 --json | jq -r '.backups[0].backup_id'; }
+drop_newest() { sd backup delete "$(newest "$1")" --yes > /dev/null 2>&1; }
+full() { echo "$sendense backup start $1 --repo main --type full --compression $2 --wait"; }
+
+# serve NAME ARGS…: qemu-nbd in the background, on $work/NAME.sock
+serve() {
+    local name=$1; shift
+    qemu-nbd -t -e 8 -k "$work/$name.sock" "$@" & pids+=("$!"); echo "$!" > "$work/$name.pid"
+    for _ in $(seq 200); do [ -S "$work/$name.sock" ] && return; sleep 0.05; done
+}
+unserve() { kill "$(cat "$work/$1.pid")"; wait "$(cat "$work/$1.pid")" 2>/dev/null || true; rm -f "$work/$1.sock"; }
+
+if wants raw; then
+    for round in $(seq "$ROUNDS"); do
+        say "raw, round $round"
+        time_one raw ours "$(full web off)"; drop_newest web
+        time_one raw qemu "qemu-img convert -T none -W -m 16 -O qcow2 $disk $work/out/q.qcow2"; rm "$work/out/q.qcow2"
+        time_one raw cp "cp --sparse=always $disk $work/out/c.raw"; rm "$work/out/c.raw"
+        for connections in 4 1; do
+            qemu-img create -q -f qcow2 "$work/out/n.qcow2" "${SIZE_MIB}M"
+            serve from -r --format=raw "$disk"; serve to --format=qcow2 "$work/out/n.qcow2"
+            time_one raw "nbdcopy$connections" "nbdcopy -C $connections 'nbd+unix:///?socket=$work/from.sock' 'nbd+unix:///?socket=$work/to.sock'"
+            unserve from; unserve to; rm "$work/out/n.qcow2"
+        done
+    done
+    row raw ours qemu "full, compression off — \`qemu-img convert -W -m 16\`" 1
+    row raw ours cp "full, compression off — \`cp --sparse=always\`" 1
+    row raw ours nbdcopy4 "full, compression off — \`nbdcopy\`, qemu-nbd to qemu-nbd" 3
+    row raw ours nbdcopy1 "full, compression off — \`nbdcopy -C 1\`" 2
+fi
+
+if wants zstd; then
+    for round in $(seq "$ROUNDS"); do
+        say "zstd, round $round"
+        time_one zstd ours "$(full web default)"
+        ours_bytes=$(sd backup show "$(newest web)" --json | jq '.backup.bytes_stored'); drop_newest web
+        time_one zstd qemu "qemu-img convert -T none -c -W -m 8 -O qcow2 -o compression_type=zstd $disk $work/out/q.qcow2"
+        qemu_bytes=$(stat -c %s "$work/out/q.qcow2"); rm "$work/out/q.qcow2"
+        if [ "$round" -le 2 ]; then
+            RESTIC_PASSWORD=x restic -q -r "$work/out/restic" init > /dev/null
+            RESTIC_PASSWORD=x time_one zstd restic "restic -q -r $work/out/restic --no-cache backup $disk"
+            rm -rf "$work/out/restic"
+        fi
+    done
+    row zstd ours qemu "full, zstd default — \`qemu-img convert -c -m 8\`, zstd" 1.8
+    row zstd ours restic "full, zstd default — restic (deduplicates and encrypts too)" 1
+    limit "size of that full beside qemu-img's" "$(awk -v a="$ours_bytes" -v b="$qemu_bytes" 'BEGIN {print 100 * a / b}')" "%" 105
+fi
+
+if wants incremental; then
+    sd backup start web --repo main --type full --compression off --wait > /dev/null
+    serve from -r --format=raw "$disk"
+    for round in $(seq "$ROUNDS"); do
+        say "incremental without tracking, round $round"
+        dd if=/dev/urandom of="$disk" bs=1M count=8 seek=$((round * 16)) conv=notrunc status=none
+        time_one compare ours "$sendense backup start web --repo main --wait"; drop_newest web
+        time_one compare nbdcopy "nbdcopy 'nbd+unix:///?socket=$work/from.sock' null:"
+    done
+    unserve from
+    row compare ours nbdcopy "incremental without tracking — \`nbdcopy SOURCE null:\`" 0.83
+    drop_newest web
+fi
+
+if wants restore; then
+    sd backup start web --repo main --type full --wait > /dev/null
+    for n in 1 2 3; do
+        for at in $(seq 64); do
+            dd if=/dev/urandom of="$disk" bs=1M count=1 seek=$(((at * 113 + n * 37) % (SIZE_MIB - 1))) conv=notrunc status=none
+        done
+        sd backup start web --repo main --wait > /dev/null
+    done
+    id=$(newest web)
+    image=$(find "$work/repo" -name "$id.qcow2")
+    for round in $(seq "$ROUNDS"); do
+        say "restore, round $round"
+        time_one restore ours "$sendense restore disk $id --to $work/out/o.raw --wait"
+        time_one restore qemu "qemu-img convert -W -O raw $image $work/out/q.raw"
+        [ "$round" != 1 ] || cmp "$work/out/o.raw" "$disk"
+        rm "$work/out/o.raw" "$work/out/q.raw"
+    done
+    row restore ours qemu "restore of full + 3 incrementals — \`qemu-img convert -W\`" 1
+    sd backup delete "$(sd backup chain web --json | jq -r '.backups[0].backup_id')" --cascade --yes > /dev/null 2>&1
+fi
+
+if wants libvirt; then
+    uri=$("$top/lab/libvirt.sh" start "$work/lab")
+    images=$work/lab/images
+    qemu-img convert -O qcow2 "$disk" "$images/live.qcow2"
+    qemu-img create -q -f qcow2 "$images/huge.qcow2" 1T
+    [ "$(id -u)" != 0 ] || chown --reference="$images" "$images"/*.qcow2
+    for vm in live huge; do
+        virsh -q -c "$uri" define /dev/stdin > /dev/null <<X
+<domain type='qemu'><name>$vm</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='$images/$vm.qcow2'/>
+<target dev='vda' bus='virtio'/><alias name='ua-vda'/></disk></devices></domain>
+X
+        virsh -q -c "$uri" start "$vm"
+    done
+    sd source add libvirt --name kvm --uri "$uri" --scratch "$work/lab/scratch" --scratch-floor 64MiB > /dev/null 2>&1
+    sd source discover kvm > /dev/null 2>&1
+    # 64 pieces of 1 MiB, as the guest writes them: change VM FIRST_MIB STEP_MIB
+    change() {
+        for n in $(seq 64); do
+            virsh -q -c "$uri" qemu-monitor-command "$1" --hmp \
+                "qemu-io -d /machine/peripheral/ua-vda/virtio-backend \"write -P $(((n + $2) % 255 + 1)) $(($2 + n * $3))M 1M\"" > /dev/null
+        done
+    }
+    for round in $(seq "$ROUNDS"); do
+        say "libvirt full, round $round"
+        time_one live ours "$(full live default)"; drop_newest live
+        if command -v virtnbdbackup > /dev/null && [ "$round" -le 3 ]; then
+            time_one live virtnbdbackup "virtnbdbackup -U '$uri' -d live -l copy -o $work/out/vnb --scratchdir $work/lab/scratch --socketfile $work/lab/scratch/vnb.sock"
+            rm -rf "$work/out/vnb"
+        fi
+    done
+    if [ -e "$work/t/live/virtnbdbackup" ]; then
+        row live ours virtnbdbackup "full of a live libvirt domain — virtnbdbackup" 2.5
+    else
+        rows+=("| full of a live libvirt domain — virtnbdbackup | $(median live ours) s | virtnbdbackup is not installed | | 2.5 | **not measured** |")
+    fi
+    for vm in live huge; do sd backup start "$vm" --repo main --type full --wait > /dev/null; done
+    for round in $(seq "$ROUNDS"); do
+        say "libvirt incremental, round $round"
+        change live "$((round * 3))" 100
+        time_one tracked live "$sendense backup start live --repo main --wait"
+        change huge "$((round * 1000))" 9000
+        time_one tracked huge "$sendense backup start huge --repo main --wait"
+    done
+    limit "incremental with tracking, 64 MiB in 1 MiB pieces, request to published" "$(median tracked live)" s 1
+    limit "the same on a sparse disk of 1 TiB" "$(median tracked huge)" s 1
+fi
+
+if wants memory; then
+    say "memory, four backups at once"
+    for n in 1 2 3; do mkdir -p "$work/vms/copy$n"; ln "$disk" "$work/vms/copy$n/disk0.raw"; done
+    sd source discover images > /dev/null 2>&1
+    waits=()
+    for vm in web copy1 copy2 copy3; do
+        sd backup start "$vm" --repo main --type full --compression high --wait > /dev/null & waits+=("$!")
+    done
+    for pid in "${waits[@]}"; do wait "$pid"; done
+    limit "peak memory of the hub over all of this, four backups at once" "$(awk '/VmHWM/ {print $2 / 1024}' "/proc/$hub/status")" MiB 256
+fi
+
+{
+    cat <<X
+# Benchmarks
+
+Made by \`make bench\`; do not edit. $(nproc) cores ($(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)), everything on tmpfs and in
+the page cache, a disk of $((SIZE_MIB / 1024)) GiB with $((DATA_MIB / 1024)) GiB of data, half noise, half text. Medians (and range) of $ROUNDS rounds; in each
+round every side ran once, one after the other. Ours is measured at the command line, from the request to the published point,
+digests included. $(qemu-img --version | head -1); restic $(restic version 2>/dev/null | awk '{print $2}').
+
+| work — beside | Sendense | peer | ratio | target | |
+|---|---|---|---|---|---|
+X
+    printf '%s\n' "${rows[@]}"
+} > "${OUT:-docs/benchmarks.md}"
+say "written: ${OUT:-docs/benchmarks.md}"
