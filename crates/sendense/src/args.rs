@@ -1,0 +1,485 @@
+//! The command line's grammar. What a word does is in `commands`.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use sendense_types::{BackupId, BackupType, Compression, OnTrackingLoss, TaskId};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Agentless backup of virtual machines into plain QCOW2 chains.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 something is in the way, 5 hub unreachable or busy,
+/// 6 the work that was waited for failed, 7 not permitted, 130 waiting was stopped.
+#[derive(Debug, Parser)]
+#[command(name = "sendense", version, max_term_width = 100)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to reach the hub, and how to print.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The hub's address.
+    #[arg(long, global = true, env = "SENDENSE_URL", default_value = "http://127.0.0.1:8082")]
+    pub url: String,
+    /// File that holds the token (`admin-token` in the hub's data folder). `SENDENSE_TOKEN` holds the token itself.
+    #[arg(long, global = true, env = "SENDENSE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Certificate (PEM) to trust, for a hub with a certificate of its own making.
+    #[arg(long, global = true, env = "SENDENSE_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 fingerprint of the hub's certificate, as the hub prints it when it starts.
+    #[arg(long, global = true, env = "SENDENSE_FINGERPRINT", value_name = "HEX", conflicts_with = "ca_file")]
+    pub fingerprint: Option<String>,
+    /// Print what the API said, as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server.
+    Hub(HubArgs),
+    /// Repositories: where backups are kept.
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// Sources: hypervisors, image folders, NBD servers.
+    #[command(subcommand)]
+    Source(SourceCommand),
+    /// Virtual machines.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Backups.
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Restores.
+    #[command(subcommand)]
+    Restore(RestoreCommand),
+    /// Tasks: what the hub is doing and did.
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Tokens: who may call the hub.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Work on a repository folder alone, with no hub and no database.
+    #[command(subcommand)]
+    Offline(OfflineCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct HubArgs {
+    /// Folder for the catalog, keys and the admin token. Made when missing.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Address to listen on; port 0 takes a free one. Beyond loopback, TLS is used.
+    #[arg(long, default_value = "127.0.0.1:8082")]
+    pub listen: SocketAddr,
+    /// The catalog: `sqlite://…`, `mysql://…` or `postgres://…`. Default: SQLite in the data folder. Holds a password, so
+    /// prefer the environment.
+    #[arg(long, env = "SENDENSE_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Folder that repositories, image sources and restore targets may lie in. Repeatable; without it none may.
+    #[arg(long = "allow-path", value_name = "DIR")]
+    pub allow_paths: Vec<PathBuf>,
+    /// TLS certificate chain (PEM). Default beyond loopback: one made at the first start.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// TLS private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Tasks that run at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub running_tasks_max: u32,
+    /// Log as JSON lines.
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Add a repository.
+    #[command(subcommand)]
+    Add(RepoAddCommand),
+    /// List repositories.
+    List,
+    /// Show one repository and its space.
+    Show {
+        /// Its name or id.
+        repo: String,
+    },
+    /// Rebuild the catalog from the repository's manifests.
+    Import {
+        /// Its name or id.
+        repo: String,
+    },
+    /// Forget a repository that holds no backups.
+    Delete {
+        /// Its name or id.
+        repo: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoAddCommand {
+    /// A folder on a local file system.
+    Local {
+        /// A name for it.
+        #[arg(long)]
+        name: String,
+        /// The folder, below one of the hub's allowed paths.
+        #[arg(long, value_name = "DIR")]
+        path: PathBuf,
+        /// How hard backups are compressed when they do not say.
+        #[arg(long)]
+        compression: Option<Compression>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SourceCommand {
+    /// Add a source.
+    #[command(subcommand)]
+    Add(SourceAddCommand),
+    /// List sources.
+    List,
+    /// Show one source.
+    Show {
+        /// Its name or id.
+        source: String,
+    },
+    /// Connect, and say what is found and what is missing.
+    Test {
+        /// Its name or id.
+        source: String,
+    },
+    /// Look for machines and fill the catalog.
+    Discover {
+        /// Its name or id.
+        source: String,
+    },
+    /// Forget a source. Backups stay.
+    Delete {
+        /// Its name or id.
+        source: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SourceAddCommand {
+    /// A folder of disk images: a sub-folder per machine, or a file per machine.
+    Image {
+        /// A name for it.
+        #[arg(long)]
+        name: String,
+        /// The folder, below one of the hub's allowed paths.
+        #[arg(long, value_name = "DIR")]
+        path: PathBuf,
+    },
+    /// libvirt with QEMU.
+    Libvirt {
+        /// A name for it.
+        #[arg(long)]
+        name: String,
+        /// The connection.
+        #[arg(long, default_value = "qemu:///system")]
+        uri: String,
+        /// Folder for scratch files while a machine is backed up; QEMU must be able to write there.
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
+        /// Give a backup up before scratch space falls below this (`2GiB`).
+        #[arg(long, value_name = "SIZE")]
+        scratch_floor: Option<bytesize::ByteSize>,
+    },
+    /// An NBD server.
+    Nbd {
+        /// A name for it.
+        #[arg(long)]
+        name: String,
+        /// `nbd://host[:port]/export`, `nbds://…`, `nbd+unix:///export?socket=PATH`.
+        #[arg(long)]
+        uri: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// List machines.
+    List {
+        /// Only those of this source.
+        #[arg(long)]
+        source: Option<String>,
+    },
+    /// Show one machine.
+    Show {
+        /// Its name or id.
+        vm: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Start a backup.
+    Start(BackupStart),
+    /// List backups, newest first.
+    List {
+        /// Only of this machine.
+        #[arg(long)]
+        vm: Option<String>,
+        /// Only in this repository.
+        #[arg(long)]
+        repo: Option<String>,
+        /// Only in this state.
+        #[arg(long)]
+        status: Option<sendense_types::BackupStatus>,
+        /// How many.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one backup.
+    Show {
+        /// Its id.
+        backup_id: BackupId,
+    },
+    /// Show the chain of a disk, oldest first.
+    Chain {
+        /// The machine's name or id.
+        vm: String,
+        /// The disk's number.
+        #[arg(long, default_value_t = 0)]
+        disk: u32,
+        /// The repository, when the machine has chains in several.
+        #[arg(long)]
+        repo: Option<String>,
+    },
+    /// Check what is stored against its digests.
+    Verify {
+        /// Its id.
+        backup_id: BackupId,
+        /// Decode every block too.
+        #[arg(long)]
+        deep: bool,
+        /// Start it and return at once.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Delete a backup. Shows the plan and asks first.
+    Delete {
+        /// Its id.
+        backup_id: BackupId,
+        /// Take the later points along that need it.
+        #[arg(long)]
+        cascade: bool,
+        /// Only show the plan.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Stop a running backup.
+    Cancel {
+        /// Its id.
+        backup_id: BackupId,
+    },
+    /// Print a backup's log.
+    Log {
+        /// Its id.
+        backup_id: BackupId,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BackupStart {
+    /// The machine's name or id.
+    pub vm: String,
+    /// The repository's name or id.
+    #[arg(long)]
+    pub repo: String,
+    /// What to make. An incremental without a usable parent becomes a full.
+    #[arg(long = "type", default_value = "incremental", value_name = "full|incremental")]
+    pub backup_type: BackupType,
+    /// Only this disk.
+    #[arg(long)]
+    pub disk: Option<u32>,
+    /// All disks but this one (number, key or label). Repeatable.
+    #[arg(long, conflicts_with = "disk", value_name = "DISK")]
+    pub exclude_disk: Vec<String>,
+    /// How hard to compress.
+    #[arg(long, value_name = "off|fast|default|high")]
+    pub compression: Option<Compression>,
+    /// What to do when change tracking is lost.
+    #[arg(long, value_name = "compare|full|fail")]
+    pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// Ask the guest to bring its file systems into order first.
+    #[arg(long)]
+    pub quiesce: bool,
+    /// A word for later (`key=value`). Repeatable.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub tags: Vec<(String, String)>,
+    /// Wait for the end and show progress.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RestoreCommand {
+    /// Restore a disk to a file or an NBD export.
+    Disk {
+        /// The backup's id.
+        backup_id: BackupId,
+        /// The disk's number; may be left out when the backup has one disk.
+        #[arg(long)]
+        disk: Option<u32>,
+        /// A file on the hub (below an allowed path), or an NBD URI.
+        #[arg(long, value_name = "FILE|NBD_URI")]
+        to: String,
+        /// The file's format.
+        #[arg(long, value_enum, default_value_t = Format::Raw)]
+        format: Format,
+        /// Wait for the end and show progress.
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// Formats that a disk can be restored to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Plain bytes, sparse.
+    Raw,
+    /// A QCOW2 image that needs no other file.
+    Qcow2,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TaskCommand {
+    /// List tasks, newest first.
+    List,
+    /// Show one task.
+    Show {
+        /// Its id.
+        task_id: TaskId,
+    },
+    /// Print a task's log.
+    Log {
+        /// Its id.
+        task_id: TaskId,
+    },
+    /// Stop a task.
+    Cancel {
+        /// Its id.
+        task_id: TaskId,
+    },
+    /// Wait for a task's end and show progress.
+    Wait {
+        /// Its id.
+        task_id: TaskId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token. It is printed once.
+    Create {
+        /// Who will use it.
+        #[arg(long)]
+        name: String,
+        /// `viewer` reads, `operator` backs up and restores, `admin` does everything.
+        #[arg(long)]
+        role: sendense_api::Role,
+    },
+    /// List tokens.
+    List,
+    /// Take a token back.
+    Revoke {
+        /// Its id.
+        token_id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OfflineCommand {
+    /// List the restore points of a repository folder.
+    List {
+        /// The repository's folder.
+        #[arg(long, value_name = "DIR")]
+        repo_path: PathBuf,
+    },
+    /// Check restore points against their digests.
+    Verify {
+        /// The repository's folder.
+        #[arg(long, value_name = "DIR")]
+        repo_path: PathBuf,
+        /// The point; without it, all.
+        backup_id: Option<BackupId>,
+        /// Decode every block too.
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Restore a disk to a file.
+    Restore {
+        /// The repository's folder.
+        #[arg(long, value_name = "DIR")]
+        repo_path: PathBuf,
+        /// The point.
+        backup_id: BackupId,
+        /// The disk's number; may be left out when the point has one disk.
+        #[arg(long)]
+        disk: Option<u32>,
+        /// The file to make.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// The file's format.
+        #[arg(long, value_enum, default_value_t = Format::Raw)]
+        format: Format,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_guide_shows_is_understood() {
+        for line in [
+            "sendense hub --data-dir D --listen 127.0.0.1:0 --allow-path A --allow-path B",
+            "sendense repo add local --name R --path P",
+            "sendense repo import R",
+            "sendense source add image --name I --path P",
+            "sendense source add libvirt --name L --uri qemu:///system --scratch S --scratch-floor 2GiB",
+            "sendense source add nbd --name N --uri nbd://h/e",
+            "sendense source discover I",
+            "sendense vm show web",
+            "sendense backup start web --repo R --type full --disk 0 --compression off --wait",
+            "sendense backup chain web --disk 1 --json",
+            "sendense backup verify bk-1 --deep",
+            "sendense backup delete bk-1 --cascade --dry-run",
+            "sendense restore disk bk-1 --disk 0 --to f --format qcow2 --wait",
+            "sendense offline restore --repo-path P bk-1 --to f",
+            "sendense offline list --repo-path P",
+        ] {
+            Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in
+            ["sendense backup start web", "sendense backup show ../x", "sendense backup start w --repo r --type big"]
+        {
+            assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line} was taken");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `sendense hub`: starts the server and keeps it until it is told to end.
+
+use super::absolute;
+use crate::args::HubArgs;
+use crate::output::say;
+use anyhow::{Context as _, Result};
+use sendense_hub::{Hub, HubConfig, TlsFiles};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Runs the hub until SIGTERM or SIGINT.
+pub fn run(args: HubArgs) -> Result<u8> {
+    log_to_stderr(args.log_json);
+    let config = config(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(serve(config))?;
+    Ok(0)
+}
+
+fn config(args: HubArgs) -> Result<HubConfig> {
+    let mut config = HubConfig::new(absolute(&args.data_dir)?);
+    config.listen = args.listen;
+    config.database_url = args.database_url;
+    config.allow_paths = args.allow_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?;
+    config.tls = args.tls_cert.zip(args.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });
+    config.limits.running_per_hub = args.running_tasks_max as usize;
+    Ok(config)
+}
+
+async fn serve(config: HubConfig) -> Result<()> {
+    let token_file = config.data_dir.join("admin-token");
+    // Asked for before anything is started: a signal that comes early must not kill the process half-way.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hub = Hub::start(config).await?;
+    // The one line on stdout: scripts wait for it and read the port from it.
+    println!("listening on {}", hub.url());
+    if let Some(fingerprint) = hub.fingerprint() {
+        println!("certificate {fingerprint}");
+    }
+    say(format!("admin token in {}", token_file.display()));
+    tell_systemd(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    say("stopping: no new work is taken, running work is ended");
+    hub.shutdown().await;
+    Ok(())
+}
+
+/// Does nothing where systemd did not start us.
+fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "tell systemd");
+    }
+}
+
+fn log_to_stderr(json: bool) {
+    // RUST_LOG chooses; by default state changes and what a person must look at, without the chatter of libraries.
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,sea_orm=warn,hyper=warn"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    if json { subscriber.json().init() } else { subscriber.init() }
+}

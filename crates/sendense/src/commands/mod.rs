@@ -1,0 +1,60 @@
+//! One file per noun; each turns words into calls and prints what comes back.
+
+mod backup;
+mod hub;
+mod offline;
+mod repo;
+mod restore;
+mod source;
+mod task;
+mod token;
+mod vm;
+
+use crate::args::{Args, Command};
+use crate::context::Context;
+use anyhow::{Context as _, Result};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+/// Runs the command; the result is the exit code.
+pub fn run(args: Args) -> Result<u8> {
+    match args.command {
+        Command::Hub(hub) => hub::run(hub),
+        Command::Offline(command) => offline::run(command, args.global.json),
+        command => {
+            let context = Context::new(&args.global)?;
+            block_on(async move {
+                match command {
+                    Command::Repo(command) => repo::run(&context, command).await,
+                    Command::Source(command) => source::run(&context, command).await,
+                    Command::Vm(command) => vm::run(&context, command).await,
+                    Command::Backup(command) => backup::run(&context, command).await,
+                    Command::Restore(command) => restore::run(&context, command).await,
+                    Command::Task(command) => task::run(&context, command).await,
+                    Command::Token(command) => token::run(&context, command).await,
+                    Command::Hub(_) | Command::Offline(_) => unreachable!("handled above"),
+                }
+            })
+        }
+    }
+}
+
+/// A client needs one thread.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(work)
+}
+
+/// Hub paths are absolute; a person's are relative to where they stand.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()))
+}
+
+/// A path as the API takes it.
+fn path_text(path: &Path) -> Result<String> {
+    let path = absolute(path)?;
+    match path.to_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => anyhow::bail!("{} is not UTF-8, which the API cannot carry", path.display()),
+    }
+}

@@ -1,0 +1,82 @@
+//! `sendense repo`.
+
+use super::path_text;
+use crate::args::{RepoAddCommand, RepoCommand};
+use crate::context::Context;
+use crate::output::{bytes, json, moment, say};
+use crate::{progress, tables};
+use anyhow::Result;
+use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, TaskReply};
+use sendense_api::{CreateRepository, ListQuery, RepositoryConfig};
+use sendense_types::RepositoryKind;
+
+/// Runs the command.
+pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
+    let client = &context.client;
+    match command {
+        RepoCommand::Add(RepoAddCommand::Local { name, path, compression }) => {
+            let body = CreateRepository {
+                name,
+                kind: RepositoryKind::Local,
+                config: RepositoryConfig { path: path_text(&path)? },
+                compression,
+                running_tasks_max: None,
+            };
+            let repository = client.create_repository(&body).await?;
+            if context.json {
+                json(&RepositoryReply::new(repository))?;
+            } else {
+                println!("added repository {} ({})", repository.name, repository.repository_id);
+            }
+        }
+        RepoCommand::List => {
+            let page = client.list_repositories(&ListQuery::default()).await?;
+            if context.json {
+                json(&RepositoryListReply::from(page))?;
+            } else {
+                println!("{}", tables::repositories(&page.items));
+            }
+        }
+        RepoCommand::Show { repo } => {
+            let repository = client.get_repository(&repo).await?;
+            if context.json {
+                json(&RepositoryReply::new(repository))?;
+            } else {
+                let storage = repository.storage.as_ref();
+                let free = storage.map(|s| format!("{} of {}", bytes(s.available_bytes), bytes(s.total_bytes)));
+                println!(
+                    "{}",
+                    tables::facts(vec![
+                        ("repository", format!("{} ({})", repository.name, repository.repository_id)),
+                        ("type", repository.kind.to_string()),
+                        ("path", repository.config.path.clone()),
+                        ("on", storage.map(|storage| storage.mount_point.clone()).unwrap_or_default()),
+                        ("backups", repository.backup_count.to_string()),
+                        ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
+                        ("free", free.unwrap_or_default()),
+                        ("compression", repository.compression.to_string()),
+                        ("created", moment(repository.created_at)),
+                        ("problem", repository.problem.clone().unwrap_or_default()),
+                    ])
+                );
+            }
+        }
+        RepoCommand::Import { repo } => {
+            let task = client.import_repository(&repo).await?;
+            match progress::wait_completed(client, &task.task_id, &format!("import of {repo}")).await? {
+                Err(code) => return Ok(code),
+                Ok(task) if context.json => json(&TaskReply::new(*task))?,
+                Ok(task) => println!("{}", task.summary.unwrap_or_else(|| format!("imported {repo}"))),
+            }
+        }
+        RepoCommand::Delete { repo } => {
+            client.delete_repository(&repo).await?;
+            if context.json {
+                json(&DoneReply::new(format!("repository {repo} forgotten")))?;
+            } else {
+                say(format!("repository {repo} is forgotten; its folder is left as it is"));
+            }
+        }
+    }
+    Ok(0)
+}

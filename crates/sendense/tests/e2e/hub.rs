@@ -1,0 +1,188 @@
+//! A hub process of a test's own, and the command line pointed at it.
+
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const SENDENSE: &str = env!("CARGO_BIN_EXE_sendense");
+
+/// How long anything may take before the test fails instead of hanging: generous, because test machines are shared.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running hub.
+pub struct Hub {
+    child: Child,
+    /// Where it listens.
+    pub url: String,
+    /// Its data folder.
+    pub data_dir: PathBuf,
+    log: PathBuf,
+}
+
+impl Hub {
+    /// Starts a hub whose data lies in `dir/hub` and that may touch everything below `dir`; returns when it serves.
+    pub fn start(dir: &Path) -> Self {
+        Self::try_start(dir, "127.0.0.1:0").unwrap_or_else(|log| panic!("the hub did not start:\n{log}"))
+    }
+
+    /// The same on another address; when the hub ends instead of serving, what it logged.
+    pub fn try_start(dir: &Path, listen: &str) -> Result<Self, String> {
+        let data_dir = dir.join("hub");
+        let log = dir.join("hub.log");
+        let mut child = Command::new(SENDENSE)
+            .args(["hub", "--listen", listen, "--data-dir"])
+            .arg(&data_dir)
+            .arg("--allow-path")
+            .arg(dir)
+            .env_remove("SENDENSE_DATABASE_URL")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Ends with the line, or with the process: a hub that neither serves nor ends is caught by the test runner.
+        while let Some(Ok(line)) = lines.next() {
+            if let Some(url) = line.strip_prefix("listening on ") {
+                let url = url.to_owned();
+                // Nobody may make the hub wait for a full pipe.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(Self { child, url, data_dir, log });
+            }
+        }
+        let _ = child.wait();
+        Err(std::fs::read_to_string(&log).unwrap_or_default())
+    }
+
+    /// Kills it without warning and waits until it is gone.
+    pub fn kill_9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end (SIGTERM) and returns its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let patience = Instant::now() + PATIENCE;
+        while Instant::now() < patience {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the hub did not end on SIGTERM:\n{}", self.log());
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Runs the command line with the admin's token.
+    pub fn run(&self, args: &[&str]) -> Output {
+        let token = self.data_dir.join("admin-token");
+        cli(&self.url, Some(&token)).args(args).output().unwrap()
+    }
+
+    /// Runs it, expects success, gives stdout.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "sendense {args:?}\n{stdout}{stderr}\nhub log:\n{}", self.log());
+        stdout
+    }
+
+    /// Runs it with `--json` and expects success.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let stdout = self.ok(&[args, &["--json"]].concat());
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("sendense {args:?}: {error}:\n{stdout}"))
+    }
+
+    /// Runs it, expects this exit code, gives stderr.
+    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "sendense {args:?}\n{}{stderr}", text(&output.stdout));
+        stderr
+    }
+
+    /// Adds a repository `main` in `dir/repo` and an image source `images` over `dir/vms`, and discovers.
+    pub fn set_up_images(&self, dir: &Path) {
+        std::fs::create_dir_all(dir.join("repo")).unwrap();
+        self.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.join("repo"))]);
+        self.ok(&["source", "add", "image", "--name", "images", "--path", path(&dir.join("vms"))]);
+        self.ok(&["source", "discover", "images"]);
+    }
+
+    /// Backs a machine up and waits; gives the backup object.
+    pub fn backup(&self, vm: &str, more: &[&str]) -> Value {
+        let args = [&["backup", "start", vm, "--repo", "main", "--wait"], more].concat();
+        self.json(&args)["backup"].clone()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command line without anything of the caller's environment that could point it elsewhere.
+pub fn cli(url: &str, token_file: Option<&Path>) -> Command {
+    let mut command = Command::new(SENDENSE);
+    for name in ["SENDENSE_TOKEN", "SENDENSE_TOKEN_FILE", "SENDENSE_CA_FILE", "SENDENSE_FINGERPRINT"] {
+        command.env_remove(name);
+    }
+    command.env("SENDENSE_URL", url).stdin(Stdio::null());
+    if let Some(file) = token_file {
+        command.env("SENDENSE_TOKEN_FILE", file);
+    }
+    command
+}
+
+/// Runs a tool of somebody else's; fails the test when it fails or is missing.
+pub fn tool(package: &str, program: &str, args: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; install the Debian package {package}"));
+    assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A path as an argument.
+pub fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A field as text.
+pub fn field<'a>(object: &'a Value, name: &str) -> &'a str {
+    object[name].as_str().unwrap_or_else(|| panic!("no text {name} in {object:#}"))
+}
+
+/// Every file below a folder, relative, sorted.
+pub fn tree(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+            found.push(entry.path().strip_prefix(folder).unwrap().display().to_string());
+        }
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,12 @@
+//! Whole journeys through the binary: a real hub process, the command line, real files, other people's tools to compare.
+//!
+//! One test binary, so that it is linked once. Each test has its own folder, hub and port.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bad_day;
+mod disk;
+mod hub;
+mod journey;
+mod kill;
+mod security;

@@ -1,0 +1,126 @@
+//! Strangers, escapes, and what lies around on disk.
+
+use crate::disk::{Disk, Random};
+use crate::hub::{Hub, SENDENSE, cli, field, path, text, tree};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+#[test]
+fn a_stranger_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(dir.path());
+    for token in [None, Some("wrong")] {
+        let mut command = cli(&hub.url, None);
+        if let Some(token) = token {
+            command.env("SENDENSE_TOKEN", token);
+        }
+        let output = command.args(["vm", "list"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    }
+    let mode = |name: &str| fs::metadata(hub.data_dir.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("admin-token"), 0o600);
+    assert_eq!(mode(""), 0o700);
+    // The token is nowhere else in clear.
+    let token = fs::read_to_string(hub.data_dir.join("admin-token")).unwrap();
+    for file in tree(&hub.data_dir).iter().filter(|file| *file != "admin-token") {
+        let path = hub.data_dir.join(file);
+        if path.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            let found = bytes.windows(token.trim().len()).any(|window| window == token.trim().as_bytes());
+            assert!(!found, "{file} holds the admin's token");
+        }
+    }
+}
+
+#[test]
+fn a_viewer_looks_and_does_not_touch() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    Disk::create(&dir.join("vms/web.raw"), 1 << 20, &mut Random::new(10));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let made = hub.json(&["token", "create", "--name", "eyes", "--role", "viewer"]);
+    let as_viewer = |args: &[&str]| {
+        let output = cli(&hub.url, None).env("SENDENSE_TOKEN", field(&made, "secret")).args(args).output().unwrap();
+        output.status.code().unwrap()
+    };
+    assert_eq!(as_viewer(&["vm", "list"]), 0);
+    assert_eq!(as_viewer(&["backup", "start", "web", "--repo", "main"]), 7);
+    assert_eq!(as_viewer(&["repo", "delete", "main"]), 7);
+    hub.ok(&["token", "revoke", field(&made["token"], "token_id")]);
+    assert_eq!(as_viewer(&["vm", "list"]), 7);
+}
+
+#[test]
+fn paths_stay_below_the_allowed_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+    for folder in [&inside, &outside] {
+        fs::create_dir(folder).unwrap();
+    }
+    Disk::create(&inside.join("vms/web.raw"), 1 << 20, &mut Random::new(11));
+    let hub = Hub::start(&inside);
+    hub.set_up_images(&inside);
+    let backup = hub.backup("web", &[]);
+    let id = field(&backup, "backup_id");
+    symlink(&outside, inside.join("door")).unwrap();
+    for target in [outside.join("x"), inside.join("../out/x"), inside.join("door/x"), "/etc/sendense-x".into()] {
+        let said = hub.fails(2, &["restore", "disk", id, "--to", path(&target), "--wait"]);
+        assert!(said.contains("allow") || said.contains("holds `..`"), "{said}");
+    }
+    hub.fails(2, &["repo", "add", "local", "--name", "other", "--path", path(&outside)]);
+    hub.fails(2, &["source", "add", "image", "--name", "other", "--path", "/etc"]);
+    // The hub's own folder is nobody's restore target or source, though it lies below an allowed path here.
+    hub.fails(2, &["source", "add", "image", "--name", "own", "--path", path(&hub.data_dir)]);
+    hub.fails(2, &["restore", "disk", id, "--to", path(&hub.data_dir.join("key")), "--wait"]);
+    assert!(tree(&outside).is_empty());
+}
+
+#[test]
+fn two_hubs_do_not_share_a_data_folder_and_a_network_address_means_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let hub = Hub::start(dir);
+    let second = Command::new(SENDENSE)
+        .args(["hub", "--listen", "127.0.0.1:0", "--data-dir", path(&hub.data_dir)])
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1), "{}", text(&second.stderr));
+    assert_eq!(hub.stop(), Some(0));
+    let hub = Hub::try_start(dir, "0.0.0.0:0").unwrap_or_else(|log| panic!("{log}"));
+    assert!(hub.url.starts_with("https://"), "{}", hub.url);
+}
+
+#[test]
+fn hostile_images_are_refused_before_a_tool_opens_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let vms = dir.join("vms");
+    for vm in ["vmdk", "qcow2", "link"] {
+        fs::create_dir_all(vms.join(vm)).unwrap();
+    }
+    fs::write(
+        vms.join("vmdk/disk.vmdk"),
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+         RW 4 FLAT \"/etc/passwd\" 0\n",
+    )
+    .unwrap();
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", "-u"])
+        .args([path(&vms.join("qcow2/disk.qcow2")), "1M"])
+        .status()
+        .unwrap_or_else(|error| panic!("qemu-img: {error}; install the Debian package qemu-utils"));
+    assert!(made.success());
+    symlink("/etc/passwd", vms.join("link/disk.raw")).unwrap();
+    let hub = Hub::start(dir);
+    fs::create_dir(dir.join("repo")).unwrap();
+    hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.join("repo"))]);
+    hub.ok(&["source", "add", "image", "--name", "images", "--path", path(&vms)]);
+    hub.ok(&["source", "discover", "images"]);
+    for vm in ["vmdk", "qcow2", "link"] {
+        let output = hub.run(&["backup", "start", vm, "--repo", "main", "--wait"]);
+        assert!(!output.status.success(), "{vm} was backed up");
+    }
+    assert!(!tree(&dir.join("repo")).iter().any(|file| file.ends_with(".qcow2")));
+}
