@@ -133,10 +133,8 @@ impl Observer for Tally {
             return;
         }
         let per_segment = self.segment_bytes / BLOCK_BYTES;
-        let mut cluster = at.0 / BLOCK_BYTES;
-        for digest in digests {
+        for (cluster, digest) in (at.0 / BLOCK_BYTES..).zip(digests) {
             state.tell(cluster / per_segment, cluster % per_segment, per_segment, *digest);
-            cluster += 1;
         }
     }
 }
