@@ -18,7 +18,7 @@ pub enum Level {
     Off,
     /// zstd -1: about twice as fast as the default, a tenth larger on text.
     Fast,
-    /// zstd 1: faster than `qemu-img convert -c` and within a few percent of its size; see `docs/benchmarks.md`.
+    /// zstd 1: faster than `qemu-img convert -c` and within a few percent of its size; `make bench` measures it.
     #[default]
     Default,
     /// zstd 9: for slow links and cold storage.
