@@ -58,7 +58,7 @@ impl Settings {
         };
         for (name, value) in [
             ("thumbprint", self.thumbprint.as_ref().map(|text| json!(text))),
-            ("scratch_path", self.scratch_path.as_ref().map(|text| json!(text))),
+            ("scratch_dir", self.scratch_path.as_ref().map(|text| json!(text))),
             ("scratch_floor_bytes", self.scratch_floor_bytes.map(|bytes| json!(bytes))),
         ] {
             if let (Some(value), Some(config)) = (value, config.as_object_mut()) {
