@@ -214,3 +214,30 @@ fn the_command_line_speaks_to_people_and_to_programs() {
     let closed = cli("http://127.0.0.1:1", None).args(["vm", "list"]).output().unwrap();
     assert_eq!(closed.status.code(), Some(5), "{}", text(&closed.stderr));
 }
+
+#[test]
+fn a_libvirt_source_takes_all_of_its_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let hub = Hub::start(dir.path());
+    let uri = "qemu:///session?socket=/nonexistent";
+    hub.ok(&[
+        "source",
+        "add",
+        "libvirt",
+        "--name",
+        "kvm",
+        "--uri",
+        uri,
+        "--scratch",
+        path(&scratch),
+        "--scratch-floor",
+        "2GiB",
+    ]);
+    let source = hub.json(&["source", "show", "kvm"])["source"].clone();
+    assert_eq!(
+        (field(&source, "scratch_path"), source["scratch_floor_bytes"].as_u64()),
+        (path(&scratch), Some(2 << 30))
+    );
+}
