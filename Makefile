@@ -51,4 +51,6 @@ bench: release
 	bench/run.sh
 
 fuzz:
+	scripts/deps.sh build fuzz
+	scripts/rust.sh
 	fuzz/run.sh 60

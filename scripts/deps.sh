@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # deps.sh GROUP…: installs the Debian packages of the groups that are missing, and nothing else.
-# Groups: build, demo, libvirt, test, bench. With DEPS_CHECK=1 it only lists what is missing and fails if something is.
+# Groups: build, demo, libvirt, test, bench, fuzz. With DEPS_CHECK=1 it only lists what is missing and fails if something is.
 set -euo pipefail
 
 packages() {
@@ -12,6 +12,7 @@ packages() {
                       mariadb-server postgresql e2fsprogs util-linux procps jq python3 ;;
         bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
                       virtnbdbackup jq time ;;
+        fuzz)    echo g++ ;;
         *)       echo "deps.sh: no group '$1'" >&2; exit 2 ;;
     esac
 }

@@ -1,9 +1,17 @@
 //! What a repository folder may hold as text: manifest, owner record, intent.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
+use sendense_fuzz::manifest::{sealed, seeds};
+use sendense_repo::{draft, manifest, owner};
 
-fuzz_target!(|bytes: &[u8]| {
-    let _ = sendense_repo::manifest::parse(bytes);
-    let _ = sendense_repo::owner::parse(bytes);
-    let _ = sendense_repo::draft::parse_intent(bytes);
+fuzz_target!(init: sendense_fuzz::write_seeds(seeds), |bytes: &[u8]| {
+    let _ = manifest::parse(bytes);
+    let _ = owner::parse(bytes);
+    let _ = draft::parse_intent(bytes);
+    if let Some(bytes) = sealed(bytes)
+        && let Ok(read) = manifest::parse(&bytes)
+    {
+        let written = manifest::write(&read).expect("what was read can be written");
+        assert_eq!(manifest::parse(&written).expect("what was written can be read"), read);
+    }
 });
