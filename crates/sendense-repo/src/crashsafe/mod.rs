@@ -1,8 +1,9 @@
-//! The only door through which this crate changes the file system: create, sync, rename without replacing, remove.
+//! The only door through which this crate changes a repository: create, write, sync, rename without replacing, remove.
 //!
-//! What lives here: the few operations whose order makes a repository survive power loss, behind the trait [`Fs`], so that
-//! a test can record them, drop or reorder what was not synced, and see whether start-up copes. What does not: names and
-//! their meaning (`layout`), and the bytes of images, which are written through open files and made durable here.
+//! What lives here: the few operations whose order makes a repository survive power loss, behind the traits [`Fs`] and
+//! [`NewFile`], so that a test can record them, drop or reorder what was not synced, fail any of them, and see whether
+//! start-up copes. What does not: names and their meaning (`layout`). The file that the owner record is locked by is no
+//! part of this: it is empty, and whether it outlives a power loss does not matter.
 //!
 //! Invariant: a failed fsync is a hard failure. The kernel drops dirty pages after it, so trying again proves nothing.
 
@@ -13,10 +14,14 @@ pub(crate) use walk::{Kindred, entries, is_same_file, open_beneath, read_small};
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use sendense_block::backend::File;
+use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset};
+use sendense_qcow2::Storage;
+use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Changes to a file system, as few as possible. Each is atomic when the process dies; none is durable before the sync
 /// that its caller owes it.
@@ -24,9 +29,7 @@ pub trait Fs: Send + Sync {
     /// Makes a directory that must not exist.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes an empty file that must not exist and opens it for reading and writing.
-    fn create_file(&self, path: &Path) -> io::Result<File>;
-    /// Makes a file's bytes and length durable (not its name: that is its directory's).
-    fn sync_file(&self, path: &Path, file: &File) -> io::Result<()>;
+    fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Gives a file another name that must not exist.
@@ -39,6 +42,19 @@ pub trait Fs: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 }
 
+/// A file that was just made. Its writes are seen by every reader at once; its bytes and its length are durable after
+/// `flush` (its name is not: that is its directory's). Nothing is ever written to a file that was opened again.
+pub trait NewFile: Storage + AllocationMap {
+    /// Sets its length; what is added reads as zeros.
+    fn set_len(&self, len: ByteLen) -> block::Result<()>;
+}
+
+impl NewFile for File {
+    fn set_len(&self, len: ByteLen) -> block::Result<()> {
+        File::set_len(self, len)
+    }
+}
+
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
@@ -49,16 +65,13 @@ impl Fs for System {
         fs::DirBuilder::new().mode(0o750).create(path)
     }
 
-    fn create_file(&self, path: &Path) -> io::Result<File> {
-        fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)
-    }
-
-    fn sync_file(&self, _path: &Path, file: &File) -> io::Result<()> {
-        file.sync_all()
+    fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)?;
+        Ok(Arc::new(File::from_std(file, path.display().to_string(), true).map_err(io::Error::other)?))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        fs::File::open(path)?.sync_all()
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -108,9 +121,9 @@ pub(crate) fn ensure_dir(fs: &dyn Fs, path: &Path) -> Result<bool> {
 
 /// Writes a new small file and makes its bytes durable. Its name is durable after [`sync_dir`] of its directory.
 pub(crate) fn write_new(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = create_file(fs, path)?;
-    file.write_all(bytes).map_err(|error| failed("write", path, error))?;
-    sync_file(fs, path, &file)
+    let file = create_file(fs, path)?;
+    file.write_at(ByteOffset(0), bytes)?;
+    sync_file(&*file)
 }
 
 /// Writes a small file in the place of the one that bears the name, durably: a reader sees the old one or the new one.
@@ -126,13 +139,13 @@ pub(crate) fn replace(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Makes an empty file that must not exist.
-pub(crate) fn create_file(fs: &dyn Fs, path: &Path) -> Result<File> {
+pub(crate) fn create_file(fs: &dyn Fs, path: &Path) -> Result<Arc<dyn NewFile>> {
     fs.create_file(path).map_err(|error| failed("create", path, error))
 }
 
 /// Makes a file's bytes durable.
-pub(crate) fn sync_file(fs: &dyn Fs, path: &Path, file: &File) -> Result<()> {
-    fs.sync_file(path, file).map_err(|error| failed("sync", path, error))
+pub(crate) fn sync_file(file: &dyn NewFile) -> Result<()> {
+    Ok(file.flush()?)
 }
 
 /// Makes a directory's names durable.

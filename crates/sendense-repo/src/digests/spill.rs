@@ -3,18 +3,17 @@
 //! Sixteen zero bytes mean "not held". A block of zeros has its own well-known digest. A block of data whose digest is
 //! either of these is refused by [`check`]: one does not occur (2^-128), the other is a lie.
 
+use crate::crashsafe::NewFile;
 use crate::error::{Error, Result};
-use sendense_block::backend::File;
 use sendense_block::digest::DIGEST_BYTES;
-use sendense_block::{
-    AllocationMap, Block, BlockIndex, ByteLen, ByteOffset, Content, Digest, Extent, Payload, ReadAt, WriteAt,
-};
+use sendense_block::{Block, BlockIndex, ByteLen, ByteOffset, Content, Digest, Extent, Payload};
+use std::sync::Arc;
 
 const ABSENT: [u8; DIGEST_BYTES] = [0; DIGEST_BYTES];
 
 /// The digests of the blocks that were put so far.
 pub(crate) struct Spill {
-    file: File,
+    file: Arc<dyn NewFile>,
     blocks: u64,
 }
 
@@ -29,7 +28,7 @@ pub(crate) fn check(block: &Block<'_>) -> Result<()> {
 
 impl Spill {
     /// Keeps digests in an empty file.
-    pub(crate) fn new(file: File, blocks: u64) -> Result<Self> {
+    pub(crate) fn new(file: Arc<dyn NewFile>, blocks: u64) -> Result<Self> {
         // The full length at once, all of it a hole: then reading needs no special case.
         file.set_len(ByteLen(blocks * DIGEST_BYTES as u64))?;
         Ok(Self { file, blocks })

@@ -1,9 +1,8 @@
 //! Makes the digests file, in one pass, from the spill.
 
 use super::{GROUP_BLOCKS, GROUP_STATE_BYTES, Header, Spill};
-use crate::error::{Error, Result};
-use sendense_block::{BlockIndex, ByteLen, Digest};
-use std::io::{self, BufWriter, Write};
+use crate::error::Result;
+use sendense_block::{BlockIndex, ByteLen, ByteOffset, Digest, WriteAt};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +15,10 @@ pub(crate) struct Written {
 }
 
 /// Writes the file. Memory: one group (130 KiB) and the index (32 bytes per 512 MiB of disk).
-pub(crate) fn write(target: impl Write, capacity: ByteLen, spill: &Spill) -> Result<Written> {
+pub(crate) fn write(target: &(impl WriteAt + ?Sized), capacity: ByteLen, spill: &Spill) -> Result<Written> {
     let header = Header::of(capacity);
-    let mut target = Hashed { inner: BufWriter::new(target), hasher: blake3::Hasher::new(), bytes: 0 };
-    let failed = |error: io::Error| Error::io("write the digests file", error);
-    target.write_all(&header.to_bytes()).map_err(failed)?;
+    let mut target = Hashed { inner: target, hasher: blake3::Hasher::new(), bytes: 0 };
+    target.append(&header.to_bytes())?;
     let mut root = blake3::Hasher::new();
     root.update(&header.to_bytes());
     let mut index = Vec::new();
@@ -46,13 +44,12 @@ pub(crate) fn write(target: impl Write, capacity: ByteLen, spill: &Spill) -> Res
         index.extend_from_slice(&counts.0.to_le_bytes());
         index.extend_from_slice(&counts.1.to_le_bytes());
         index.extend_from_slice(&Digest::of(&group).0);
-        target.write_all(&group).map_err(failed)?;
+        target.append(&group)?;
         data_blocks += u64::from(counts.0);
         zero_blocks += u64::from(counts.1);
     }
     root.update(&index);
-    target.write_all(&index).map_err(failed)?;
-    target.flush().map_err(failed)?;
+    target.append(&index)?;
     let mut short = Digest([0; 16]);
     short.0.copy_from_slice(&root.finalize().as_bytes()[..16]);
     Ok(Written {
@@ -84,22 +81,18 @@ fn encode(digests: &[Option<Digest>], group: &mut Vec<u8>) -> (u32, u32) {
     (data, zero)
 }
 
-/// Hashes and counts what passes.
-struct Hashed<W> {
-    inner: W,
+/// Writes one part behind the other, and hashes them.
+struct Hashed<'a, W: ?Sized> {
+    inner: &'a W,
     hasher: blake3::Hasher,
     bytes: u64,
 }
 
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+impl<W: WriteAt + ?Sized> Hashed<'_, W> {
+    fn append(&mut self, part: &[u8]) -> Result<()> {
+        self.inner.write_at(ByteOffset(self.bytes), part)?;
+        self.hasher.update(part);
+        self.bytes += part.len() as u64;
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::Core;
 use crate::capacity::Reservation;
 use crate::chain::{BACKING_FORMAT, CHAIN_DEPTH_MAX};
-use crate::crashsafe;
+use crate::crashsafe::{self, NewFile};
 use crate::digests::{self, ChainDigests, Spill};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
@@ -11,7 +11,6 @@ use crate::manifest::{Digests, HexDigest, Image};
 use crate::repository::Repository;
 use crate::segments::Tally;
 use parking_lot::Mutex;
-use sendense_block::backend::File;
 use sendense_block::{self as block, Block, BlockIndex, BlockSink, ByteLen, DigestMap, Payload};
 use sendense_qcow2::{Backing, Held, Spec, Writer};
 use sendense_types::{BackupId, DiskBinding, DiskNumber};
@@ -43,7 +42,7 @@ pub struct DiskDraft {
     spec: DiskSpec,
     dir: PathBuf,
     writer: Writer,
-    image: Arc<File>,
+    image: Arc<dyn NewFile>,
     tally: Arc<Tally>,
     spill: Spill,
     parent: Option<Arc<ChainDigests>>,
@@ -72,12 +71,8 @@ impl DiskDraft {
             Some(parent) => Some(Arc::new(open_parent(core, parent, &spec)?)),
         };
         let dir = core.dir();
-        let create = |name: String| -> Result<File> {
-            let path = dir.join(name);
-            let file = crashsafe::create_file(repository.fs(), &path)?;
-            Ok(File::from_std(file, path.display().to_string(), true)?)
-        };
-        let image = Arc::new(create(layout::draft_image_name(spec.number))?);
+        let create = |name: String| crashsafe::create_file(repository.fs(), &dir.join(name));
+        let image = create(layout::draft_image_name(spec.number))?;
         let [tables, digests] = SCRATCH_SUFFIXES.map(|suffix| create(scratch_name(spec.number, suffix)));
         let tally = Arc::new(Tally::new(spec.capacity));
         let backing = spec.parent.as_ref().map(|parent| Backing {
@@ -85,8 +80,7 @@ impl DiskDraft {
             name: layout::image_name(parent),
             format: BACKING_FORMAT.into(),
         });
-        let writer =
-            Writer::create(image.clone(), Arc::new(tables?), Spec { capacity: spec.capacity, backing }, tally.clone())?;
+        let writer = Writer::create(image.clone(), tables?, Spec { capacity: spec.capacity, backing }, tally.clone())?;
         let spill = Spill::new(digests?, block::block_count(spec.capacity))?;
         Ok(Self {
             repository,
@@ -151,16 +145,15 @@ impl DiskDraft {
         let written = self.writer.seal()?;
         let segments = self.tally.finish(written.file_bytes)?;
         let image_path = self.dir.join(layout::draft_image_name(self.spec.number));
-        let length =
-            self.image.as_std().metadata().map_err(|error| crashsafe::failed("stat", &image_path, error))?.len();
+        let length = image_path.symlink_metadata().map_err(|error| crashsafe::failed("stat", &image_path, error))?.len();
         if length != written.file_bytes.0 {
             return Err(Error::invalid(format!("the image has {length} bytes instead of {}", written.file_bytes)));
         }
-        crashsafe::sync_file(fs, &image_path, self.image.as_std())?;
+        crashsafe::sync_file(&*self.image)?;
         let digests_path = self.dir.join(layout::draft_digests_name(self.spec.number));
         let file = crashsafe::create_file(fs, &digests_path)?;
-        let digests = digests::write(&file, self.spec.capacity, &self.spill)?;
-        crashsafe::sync_file(fs, &digests_path, &file)?;
+        let digests = digests::write(&*file, self.spec.capacity, &self.spill)?;
+        crashsafe::sync_file(&*file)?;
         if digests.zero_blocks != written.zero_blocks
             || digests.data_blocks != written.raw_blocks + written.compressed_blocks
         {
