@@ -33,6 +33,8 @@ pub mod repository;
 pub mod segments;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 pub use capacity::Storage;

@@ -2,13 +2,14 @@
 
 use super::PlannedPoint;
 use crate::crashsafe;
-use crate::draft::Intent;
+use crate::draft::intent::{self, INTENT_BYTES_MAX, Intent};
 use crate::draft::undo::clear;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::manifest::{self, MANIFEST_BYTES_MAX};
 use crate::repository::Repository;
-use sendense_types::{BackupId, VmContextId};
+use sendense_types::{BackupId, DiskNumber, VmContextId};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What became of a deletion that was cut off.
@@ -56,23 +57,12 @@ pub(crate) fn finish(repository: &Repository, vm: &VmContextId, backup: &BackupI
         clear(repository, vm, &dir)?;
         return Ok(Finished::NotBegun);
     }
-    if !there(&taken_back)? {
-        // The files were removed before the manifest that lists them.
-        clear(repository, vm, &dir)?;
-        return Ok(Finished::Deleted);
-    }
-    let relative = layout::delete_dir(vm, backup).join(layout::MANIFEST_IN_FOLDER);
-    let manifest = manifest::parse(&crashsafe::read_small(repository.root(), &relative, MANIFEST_BYTES_MAX)?)
-        .map_err(|error| Error::corrupt(&relative, None, "read the manifest of a deleted point").caused_by(error))?;
-    if manifest.backup_id != *backup || manifest.vm_context_id != *vm {
-        return Err(Error::corrupt(&relative, None, format!("it is the manifest of {}", manifest.backup_id)));
-    }
-    for disk in &manifest.disks {
-        let disk_dir = layout::disk_dir(vm, disk.disk_id);
+    for disk in disks_of(repository, vm, backup)? {
+        let disk_dir = layout::disk_dir(vm, disk);
         if !there(&repository.at(&disk_dir))? {
             continue;
         }
-        for file in [layout::image(vm, disk.disk_id, backup), layout::digests(vm, disk.disk_id, backup)] {
+        for file in [layout::image(vm, disk, backup), layout::digests(vm, disk, backup)] {
             crashsafe::remove_file_if_there(fs, &repository.at(file))?;
         }
         crashsafe::sync_dir(fs, &repository.at(&disk_dir))?;
@@ -81,6 +71,32 @@ pub(crate) fn finish(repository: &Repository, vm: &VmContextId, backup: &BackupI
     crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
     clear(repository, vm, &dir)?;
     Ok(Finished::Deleted)
+}
+
+/// The disks of a point whose manifest was taken away.
+fn disks_of(repository: &Repository, vm: &VmContextId, backup: &BackupId) -> Result<BTreeSet<DiskNumber>> {
+    let folder = layout::delete_dir(vm, backup);
+    let taken_back = folder.join(layout::MANIFEST_IN_FOLDER);
+    match crashsafe::read_small(repository.root(), &taken_back, MANIFEST_BYTES_MAX) {
+        Ok(bytes) => {
+            let manifest = manifest::parse(&bytes).map_err(|error| {
+                Error::corrupt(&taken_back, None, "read the manifest of a deleted point").caused_by(error)
+            })?;
+            if manifest.backup_id != *backup || manifest.vm_context_id != *vm {
+                return Err(Error::corrupt(&taken_back, None, format!("it is the manifest of {}", manifest.backup_id)));
+            }
+            return Ok(manifest.disks.iter().map(|disk| disk.disk_id).collect());
+        }
+        Err(error) if error.kind == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // The manifest has neither name: power failed while it was moved, on a file system that keeps the one folder and loses
+    // the other; or all files were removed, and it with them. The list was durable before, so it is whole while it is there.
+    match crashsafe::read_small(repository.root(), &folder.join(layout::INTENT_FILE), INTENT_BYTES_MAX) {
+        Ok(bytes) => Ok(intent::read(&bytes, backup).map(|intent| intent.disks).unwrap_or_default()),
+        Err(error) if error.kind == Kind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
 }
 
 fn there(path: &Path) -> Result<bool> {

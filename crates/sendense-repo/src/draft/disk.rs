@@ -145,7 +145,8 @@ impl DiskDraft {
         let written = self.writer.seal()?;
         let segments = self.tally.finish(written.file_bytes)?;
         let image_path = self.dir.join(layout::draft_image_name(self.spec.number));
-        let length = image_path.symlink_metadata().map_err(|error| crashsafe::failed("stat", &image_path, error))?.len();
+        let length =
+            image_path.symlink_metadata().map_err(|error| crashsafe::failed("stat", &image_path, error))?.len();
         if length != written.file_bytes.0 {
             return Err(Error::invalid(format!("the image has {length} bytes instead of {}", written.file_bytes)));
         }

@@ -14,12 +14,11 @@
 //! Dropping a draft does no I/O: its folder stays until somebody abandons it or a later start-up undoes it.
 
 mod disk;
-mod intent;
+pub(crate) mod intent;
 mod publish;
 pub(crate) mod undo;
 
 pub use disk::{DiskDraft, DiskSpec};
-pub(crate) use intent::Intent;
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
 pub use publish::{DiskFacts, PointFacts};

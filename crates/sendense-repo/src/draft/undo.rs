@@ -3,7 +3,7 @@
 //! Invariant: outside of the draft's folder only names in its intent are removed, and of these only files that came from
 //! the draft: those that are in it no more, or that are in both places as one file (a move that power loss cut in half).
 
-use super::intent::{self, INTENT_BYTES_MAX, files};
+use super::intent::{self, INTENT_BYTES_MAX, Intent, files};
 use crate::crashsafe::{self, Kindred};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
@@ -72,7 +72,7 @@ fn came_from(from: &Path, to: &Path) -> Result<bool> {
     Ok(there(to)? && (!there(from)? || crashsafe::is_same_file(from, to)?))
 }
 
-fn take_back(repository: &Repository, vm: &VmContextId, intent: &super::Intent) -> Result<()> {
+fn take_back(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result<()> {
     let fs = repository.fs();
     let (vm_dir, dir) = (repository.at(layout::vm_dir(vm)), repository.at(layout::draft_dir(vm, &intent.backup_id)));
     let mut touched = BTreeSet::new();

@@ -1,0 +1,46 @@
+//! What a crash leaves behind in rare cases, each met once and told by name.
+
+use crate::layout;
+use crate::testing::now;
+use crate::testing::world::{self, Amnesia, Point, back_up, pattern, tree, tree_of};
+use sendense_types::DiskNumber;
+
+/// Power fails while a deletion moves the manifest: its old folder has lost the name, its new one has not got it.
+#[test]
+fn a_deletion_whose_manifest_was_lost_on_the_way_is_finished_by_its_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 70_000), &pattern(2, 10)]);
+    let second = first.child("bk-2");
+    for point in [&first, &second] {
+        back_up(&repository, point, now()).unwrap();
+    }
+    let intent =
+        crate::draft::intent::Intent { backup_id: second.id.clone(), disks: second.disks.keys().copied().collect() };
+    let deletion = root.join(layout::delete_dir(&second.vm, &second.id));
+    std::fs::create_dir(&deletion).unwrap();
+    std::fs::write(deletion.join(layout::INTENT_FILE), intent.to_bytes()).unwrap();
+    std::fs::remove_file(root.join(layout::manifest(&second.vm, &second.id))).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!(report.deleted, [(second.vm.clone(), second.id.clone())]);
+    assert!(report.strangers.is_empty(), "{report:?}");
+    assert_eq!(tree(&root), tree_of([&first]));
+}
+
+/// A list without its point's manifest removes that point's files, and no other's.
+#[test]
+fn a_deletion_never_takes_files_of_another_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 70_000)]);
+    back_up(&repository, &first, now()).unwrap();
+    let forged = crate::draft::intent::Intent { backup_id: first.id.clone(), disks: [DiskNumber(0)].into() };
+    let deletion = root.join(layout::delete_dir(&first.vm, &"bk-forged".parse().unwrap()));
+    std::fs::create_dir(&deletion).unwrap();
+    std::fs::write(deletion.join(layout::INTENT_FILE), forged.to_bytes()).unwrap();
+    repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!(tree(&root), tree_of([&first]));
+    world::check_bytes(&repository, &first).unwrap();
+}

@@ -1,0 +1,3 @@
+//! Proofs about the whole repository: what it survives, and that it gives back every byte.
+
+mod leftovers;
