@@ -1,7 +1,7 @@
 //! Start-up: what a hub that died left behind is undone or finished, and nothing else is touched.
 //!
-//! Invariant: a file is removed only when a draft's intent or a deleted point's manifest names it. Any other file that no
-//! manifest names is reported and stays. One folder's trouble does not keep the others from being looked at.
+//! Invariant: a file is removed only when a draft's or a deletion's intent or a deleted point's manifest names it. Any other
+//! file that no manifest names is reported and stays. One folder's trouble does not keep the others from being looked at.
 
 use crate::delete;
 use crate::draft::undo;
@@ -94,8 +94,24 @@ impl Repository {
                 VmEntry::Stranger => report.strangers.push(path),
             }
         }
+        let empty = points.is_empty() && disks.is_empty();
         for (dir, number) in disks {
             self.find_strangers(vm, dir, number, &points, report)?;
+        }
+        if empty { self.remove_empty(vm) } else { Ok(()) }
+    }
+
+    /// Removes the folder of a VM whose first point died before it had a draft's folder, or whose last was deleted just
+    /// before. Only an empty one.
+    fn remove_empty(&self, vm: &VmContextId) -> Result<()> {
+        // Whoever begins a point of this VM has made its folder under this claim.
+        let _guard = match self.lock(Operation::Backup, vm, BTreeSet::new(), "recover") {
+            Ok(guard) => guard,
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if crashsafe::remove_dir_if_empty(self.fs(), &self.at(layout::vm_dir(vm)))? {
+            crashsafe::sync_dir(self.fs(), self.root())?;
         }
         Ok(())
     }

@@ -96,13 +96,25 @@ impl Repository {
         if self.at(&manifest).symlink_metadata().is_ok() {
             return Err(Error::new(Kind::Exists, format!("the point {backup_id} exists")));
         }
-        crashsafe::ensure_dir(self.fs(), &self.at(layout::vm_dir(&vm)))?;
-        let dir = self.at(layout::draft_dir(&vm, &backup_id));
-        if !crashsafe::ensure_dir(self.fs(), &dir)? {
+        if !self.make_draft_dir(&vm, &backup_id)? {
             return Err(Error::new(Kind::Exists, format!("a draft of {backup_id} is there already")));
         }
         let core = Core { repository: self.clone(), backup_id, vm, parents: spec.parents, reservation, _guard: guard };
         Ok(Draft { core, disks: BTreeMap::new() })
+    }
+
+    /// Makes the folder of a draft, and the VM's. False when it was there.
+    fn make_draft_dir(&self, vm: &VmContextId, backup: &BackupId) -> Result<bool> {
+        let make = || {
+            crashsafe::ensure_dir(self.fs(), &self.at(layout::vm_dir(vm)))?;
+            crashsafe::ensure_dir(self.fs(), &self.at(layout::draft_dir(vm, backup)))
+        };
+        match make() {
+            // The deletion of the VM's last point took the empty folder away between the two. Nothing is left that could
+            // be deleted a second time.
+            Err(error) if error.kind == Kind::NotFound => make(),
+            made => made,
+        }
     }
 
     /// The points and everything they stand on.

@@ -44,3 +44,32 @@ fn a_deletion_never_takes_files_of_another_point() {
     assert_eq!(tree(&root), tree_of([&first]));
     world::check_bytes(&repository, &first).unwrap();
 }
+
+/// A process dies after it has made the folder of a machine, and before the draft's.
+#[test]
+fn the_empty_folder_of_a_machine_is_removed_and_a_full_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    std::fs::create_dir(root.join("vm-empty")).unwrap();
+    std::fs::create_dir(root.join("vm-full")).unwrap();
+    std::fs::write(root.join("vm-full/notes.txt"), "mine").unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!(report.strangers, [std::path::PathBuf::from("vm-full/notes.txt")]);
+    assert!(!root.join("vm-empty").exists() && root.join("vm-full/notes.txt").exists());
+}
+
+/// A backup has claimed the machine, whose folder it made a moment ago.
+#[test]
+fn the_folder_of_a_machine_that_is_being_backed_up_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    std::fs::create_dir(root.join("vm-a")).unwrap();
+    let claim = repository.lock(crate::lock::Operation::Backup, &"vm-a".parse().unwrap(), [].into(), "backup").unwrap();
+    repository.recover(&Amnesia, now()).unwrap();
+    assert!(root.join("vm-a").exists());
+    drop(claim);
+    repository.recover(&Amnesia, now()).unwrap();
+    assert!(!root.join("vm-a").exists());
+}
