@@ -1,0 +1,229 @@
+//! Power loss at every step of every change, with whatever was not synced dropped, torn or reordered.
+
+use crate::delete::Extent;
+use crate::draft::DraftSpec;
+use crate::repository::Repository;
+use crate::testing::medium::{Change, Medium, Store};
+use crate::testing::record::{Record, Step};
+use crate::testing::stage::{Renames, Stage};
+use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, pattern};
+use crate::testing::{Dice, now};
+use sendense_types::DiskNumber;
+use std::path::{Path, PathBuf};
+
+/// Two machines. The first has two disks and two points, the second one of each.
+struct Before {
+    folder: tempfile::TempDir,
+    first: Point,
+    second: Point,
+    other: Point,
+}
+
+impl Before {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Point::full("vm-a", "bk-1", &[&pattern(1, 3 * 65536 + 700), &pattern(2, 65536)]);
+        let mut second = first.child("bk-2");
+        second.disk(0)[70_000..90_000].fill(7);
+        let other = Point::full("vm-b", "bk-b", &[&pattern(3, 1000)]);
+        let before = Self { first, second, other, folder };
+        let repository = world::open(&before.root()).unwrap();
+        for point in [&before.first, &before.second, &before.other] {
+            back_up(&repository, point, now()).unwrap();
+        }
+        before
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    /// An incremental that changes one disk's size and content, leaves one as it was, and has a new one.
+    fn third(&self) -> Point {
+        let mut third = self.second.child("bk-3");
+        third.disk(0).truncate(2 * 65536 + 5);
+        third.disk(0)[..10].fill(9);
+        third.disks.insert(DiskNumber(2), Disk { bytes: pattern(4, 66_000), parent: None });
+        third
+    }
+}
+
+/// What was done, and to what.
+struct Recording {
+    before: Medium,
+    steps: Vec<Step>,
+}
+
+/// Opens the repository, does the work, and keeps what it did.
+fn record(root: &Path, renames: Renames, work: impl FnOnce(&Repository)) -> Recording {
+    let record = Record::of(root);
+    work(&world::open_on(Stage::new(record.clone(), renames), root));
+    let (before, steps) = record.take();
+    Recording { before, steps }
+}
+
+/// How many fates are tried after a step: a write into a draft, which nobody reads, has fewer to tell than a name.
+fn samples(step: &Step) -> usize {
+    let names = step.changes.iter().any(|change| !matches!(change, Change::Write { .. } | Change::SetLen { .. }));
+    if names { 6 } else { 1 }
+}
+
+/// With the first fate after each step (nothing kept, where there are many) the next backup is tried too.
+fn cares() -> impl Iterator<Item = Care> {
+    std::iter::once(Care::Next).chain(std::iter::repeat(Care::Now))
+}
+
+/// Cuts the power after each step. `must` are there whatever happens, `may` whole or not at all; once all is done, exactly
+/// `must` and `done` are there.
+fn cut_everywhere(recording: &Recording, must: &[&Point], may: &[&Point], done: &[&Point]) {
+    let mut store = Store::new();
+    let mut dice = Dice(recording.steps.len() as u64);
+    let mut medium = recording.before.clone();
+    let after_all: Vec<&Point> = must.iter().chain(done).copied().collect();
+    for (number, step) in recording.steps.iter().enumerate() {
+        step.changes.iter().for_each(|change| medium.apply(change));
+        let last = number + 1 == recording.steps.len();
+        for (fate, care) in medium.fates(samples(step), &mut dice).iter().zip(cares()) {
+            let root = store.place("met");
+            medium.build(fate, &root, &mut store);
+            let (must, may) = if last { (&after_all[..], &[][..]) } else { (must, may) };
+            if let Err(why) = world::survive(&root, must, may, care) {
+                let steps: Vec<&str> = recording.steps[..=number].iter().map(|step| step.what.as_str()).collect();
+                panic!("{why}\nafter power loss behind step {number}, fate {fate:?}, of\n{}", steps.join("\n"));
+            }
+            std::fs::remove_dir_all(&root).unwrap();
+        }
+    }
+}
+
+fn publication(renames: Renames) {
+    let before = Before::new();
+    let third = before.third();
+    // Later than half of the lease, so that the owner record is renewed on the way.
+    let recording = record(&before.root(), renames, |repository| {
+        back_up(repository, &third, now().plus_seconds(40)).unwrap();
+    });
+    cut_everywhere(&recording, &[&before.first, &before.second, &before.other], &[&third], &[&third]);
+}
+
+#[test]
+fn a_publication_is_whole_or_absent() {
+    publication(Renames::AtOnce);
+}
+
+#[test]
+fn a_publication_by_links_is_whole_or_absent() {
+    publication(Renames::ByLink);
+}
+
+#[test]
+fn the_first_point_of_a_machine_is_whole_or_absent() {
+    let before = Before::new();
+    let new = Point::full("vm-new", "bk-new", &[&pattern(5, 1)]);
+    let recording = record(&before.root(), Renames::AtOnce, |repository| {
+        back_up(repository, &new, now()).unwrap();
+    });
+    cut_everywhere(&recording, &[&before.first, &before.second, &before.other], &[&new], &[&new]);
+}
+
+#[test]
+fn a_draft_that_is_given_up_never_existed() {
+    let before = Before::new();
+    let third = before.third();
+    let recording = record(&before.root(), Renames::AtOnce, |repository| {
+        let spec = DraftSpec {
+            backup_id: third.id.clone(),
+            vm_context_id: third.vm.clone(),
+            parents: third.parents(),
+            expected_bytes: 0,
+            who: "test".into(),
+        };
+        let mut draft = repository.begin_draft(spec, now()).unwrap();
+        world::copy_disks(&mut draft, &third).unwrap();
+        draft.seal().unwrap().abandon().unwrap();
+    });
+    cut_everywhere(&recording, &[&before.first, &before.second, &before.other], &[], &[]);
+}
+
+fn delete(repository: &Repository, point: &Point, extent: Extent) {
+    let plan = repository.plan_delete(&point.vm, &[point.id.clone()].into(), extent).unwrap();
+    repository.execute_delete(plan, "test", now()).unwrap();
+}
+
+fn deletion(renames: Renames) {
+    let before = Before::new();
+    let recording = record(&before.root(), renames, |repository| delete(repository, &before.second, Extent::Named));
+    cut_everywhere(&recording, &[&before.first, &before.other], &[&before.second], &[]);
+}
+
+#[test]
+fn a_deletion_happens_or_not() {
+    deletion(Renames::AtOnce);
+}
+
+#[test]
+fn a_deletion_by_links_happens_or_not() {
+    deletion(Renames::ByLink);
+}
+
+#[test]
+fn a_deletion_with_all_that_stands_on_it_ends_between_two_points() {
+    let before = Before::new();
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| delete(repository, &before.first, Extent::Cascade));
+    cut_everywhere(&recording, &[&before.other], &[&before.first, &before.second], &[]);
+}
+
+/// Power fails in the middle of a change, and again while start-up sets things right.
+fn twice(recording: &Recording, must: &[&Point], may: &[&Point]) {
+    let mut store = Store::new();
+    let mut dice = Dice(7);
+    let mut medium = recording.before.clone();
+    for (number, step) in recording.steps.iter().enumerate() {
+        step.changes.iter().for_each(|change| medium.apply(change));
+        let names = step.changes.iter().any(|change| matches!(change, Change::Name { .. }));
+        if !names {
+            continue;
+        }
+        let fates = medium.fates(3, &mut dice);
+        let fate = &fates[dice.below(fates.len())];
+        let root = store.place("again");
+        medium.build(fate, &root, &mut store);
+        let again = self::record(&root, Renames::AtOnce, |repository| {
+            repository.recover(&Amnesia, now()).unwrap();
+        });
+        let mut medium = again.before.clone();
+        for (second, step) in again.steps.iter().enumerate() {
+            step.changes.iter().for_each(|change| medium.apply(change));
+            let care = if second + 1 == again.steps.len() { Care::Next } else { Care::Now };
+            for fate in medium.fates(2, &mut dice) {
+                let root = store.place("met");
+                medium.build(&fate, &root, &mut store);
+                if let Err(why) = world::survive(&root, must, may, care) {
+                    let steps: Vec<&str> = again.steps[..=second].iter().map(|step| step.what.as_str()).collect();
+                    panic!("{why}\nafter step {number} and then, while starting up, {}", steps.join("\n"));
+                }
+                std::fs::remove_dir_all(&root).unwrap();
+            }
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}
+
+#[test]
+fn start_up_may_be_cut_off_while_it_undoes_a_draft() {
+    let before = Before::new();
+    let third = before.third();
+    let recording = record(&before.root(), Renames::AtOnce, |repository| {
+        back_up(repository, &third, now()).unwrap();
+    });
+    twice(&recording, &[&before.first, &before.second, &before.other], &[&third]);
+}
+
+#[test]
+fn start_up_may_be_cut_off_while_it_finishes_a_deletion() {
+    let before = Before::new();
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| delete(repository, &before.first, Extent::Cascade));
+    twice(&recording, &[&before.other], &[&before.first, &before.second]);
+}
