@@ -2,6 +2,8 @@
 //!
 //! Invariant: no reader follows a symbolic link; resolving is done once, above them.
 
+pub mod fs;
+
 use crate::error::Result;
 use crate::meta::{Facts, Meta, Page};
 use crate::path::GuestPath;

@@ -1,0 +1,168 @@
+//! The ext reader against mke2fs, debugfs and the kernel.
+#![allow(clippy::unwrap_used)]
+
+mod fs_support;
+
+use fs_support::*;
+use sendense_guestfs::meta::Consistency;
+use sendense_guestfs::{Error, GuestPath};
+use std::path::Path;
+
+const VARIANTS: [(&str, &str, u32); 5] = [
+    ("ext4", "-t ext4", 3000),
+    ("ext4_old", "-t ext4 -b 1024 -O ^64bit,^metadata_csum", 1500),
+    ("ext4_new", "-t ext4 -O meta_bg,^resize_inode,large_dir,metadata_csum_seed -I 512", 300),
+    ("ext3", "-t ext3 -b 4096", 1500),
+    ("ext2", "-t ext2 -b 2048", 1500),
+];
+
+fn image(dir: &Path, name: &str, options: &str, size: &str) -> std::path::PathBuf {
+    need("mkfs.ext4", "e2fsprogs");
+    sh(dir, &format!("truncate -s {size} {name}.img; mke2fs -q {options} -L lab-{name} {name}.img"));
+    dir.join(format!("{name}.img"))
+}
+
+#[test]
+fn every_variant_reads_as_the_kernel_shows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, options, entries) in VARIANTS {
+        let image = image(dir.path(), name, options, "256M");
+        let mounted = Mounted::new(&image, "");
+        build_tree(&mounted.dir, entries as usize);
+        let kernel = kernel_tree(&mounted.dir);
+        drop(mounted);
+        let mut fs = open(&image);
+        let (kind, label, uuid) = blkid(&image);
+        assert_eq!((fs.facts().kind, &fs.facts().label, &fs.facts().uuid), (&*kind, &label, &uuid), "{name}");
+        assert_eq!(fs.facts().consistency, Consistency::Clean, "{name}");
+        assert_eq!(fs.facts().size_bytes, 256 << 20);
+        same(&kernel, &reader_tree(&mut *fs, 97));
+        check_sparse(&mut *fs);
+    }
+}
+
+#[test]
+fn a_copy_of_a_mounted_image_reads_as_after_the_kernels_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, options, _) in &VARIANTS[..4] {
+        let image = image(dir.path(), name, &format!("{options} -J size=16"), "256M");
+        let mounted = Mounted::new(&image, ",commit=300");
+        build_tree(&mounted.dir, 300);
+        sh(&mounted.dir, "sync -f .; rm -r many; mkdir after; rm hard; mv big after/; echo late > late");
+        std::fs::write(mounted.dir.join("escaped"), [&0xc03b_3998_u32.to_be_bytes()[..], &[7; 9000]].concat()).unwrap();
+        // Everything is in the log; little of it is where it belongs.
+        sh(&mounted.dir, "for i in {1..200}; do echo $i > after/$i; done; rm after/1*; sync -f .");
+        let copy = image.with_extension("copy");
+        let oracle = image.with_extension("oracle");
+        std::fs::copy(&image, &copy).unwrap();
+        drop(mounted);
+        std::fs::copy(&copy, &oracle).unwrap();
+        let replayed = Mounted::new(&oracle, "");
+        let kernel = kernel_tree(&replayed.dir);
+        drop(replayed);
+        let before = blake3::hash(&std::fs::read(&copy).unwrap());
+        let mut fs = open(&copy);
+        assert_eq!(fs.facts().consistency, Consistency::Replayed, "{name}");
+        same(&kernel, &reader_tree(&mut *fs, 50));
+        assert!(kernel.contains_key(&b"/after/27"[..]) && !kernel.contains_key(&b"/hard"[..]));
+        assert_eq!(blake3::hash(&std::fs::read(&copy).unwrap()), before, "the image was written to");
+    }
+}
+
+#[test]
+fn data_in_the_journal_is_replayed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "data", "-t ext4 -J size=16", "64M");
+    let mounted = Mounted::new(&image, ",commit=300,data=journal");
+    let mut content = vec![7; 50_000];
+    content[4096..4100].copy_from_slice(&0xc03b_3998_u32.to_be_bytes());
+    std::fs::write(mounted.dir.join("file"), &content).unwrap();
+    sh(&mounted.dir, "sync -f .");
+    let copy = image.with_extension("copy");
+    std::fs::copy(&image, &copy).unwrap();
+    drop(mounted);
+    let mut fs = open(&copy);
+    assert_eq!(fs.facts().consistency, Consistency::Replayed);
+    assert_eq!(cat(&mut *fs, "/file").unwrap(), content);
+}
+
+#[test]
+fn a_journal_that_does_not_check_is_refused_not_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "torn", "-t ext4 -b 4096 -J size=4", "64M");
+    let mounted = Mounted::new(&image, ",commit=300");
+    sh(&mounted.dir, "mkdir a b c; sync -f .; touch a/x; sync -f .");
+    let copy = image.with_extension("copy");
+    std::fs::copy(&image, &copy).unwrap();
+    drop(mounted);
+    open(&copy);
+    // The first block after the first descriptor belongs to a committed transaction.
+    let start = sh(dir.path(), "debugfs -R 'bmap <8> 0' torn.copy 2>/dev/null").trim().parse::<u64>().unwrap() * 4096;
+    let mut bytes = std::fs::read(&copy).unwrap();
+    bytes[start as usize + 2 * 4096 + 100] ^= 0xff;
+    std::fs::write(&copy, bytes).unwrap();
+    let error = try_open(&copy).err().unwrap();
+    assert!(matches!(&error, Error::Unsupported(reason) if reason.0.contains("journal")), "{error}");
+}
+
+#[test]
+fn what_is_not_readable_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "inline", "-t ext4 -O inline_data", "32M");
+    let mounted = Mounted::new(&image, "");
+    std::fs::write(mounted.dir.join("tiny"), "tiny").unwrap();
+    std::fs::write(mounted.dir.join("large"), [1; 5000]).unwrap();
+    drop(mounted);
+    let mut fs = open(&image);
+    assert_eq!(cat(&mut *fs, "/large").unwrap(), [1; 5000]);
+    let error = cat(&mut *fs, "/tiny").unwrap_err();
+    assert_eq!(error.to_string(), "not supported: ext4 feature inline_data");
+    sh(dir.path(), "truncate -s 16M ext.journal; mke2fs -q -O journal_dev ext.journal");
+    assert!(matches!(try_open(&dir.path().join("ext.journal")), Err(Error::Unsupported(_))));
+}
+
+#[test]
+fn errors_say_what_is_wrong_with_a_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "paths", "-t ext4", "32M");
+    let mounted = Mounted::new(&image, "");
+    build_tree(&mounted.dir, 300);
+    drop(mounted);
+    let mut fs = open(&image);
+    let path = |text: &str| GuestPath::parse(text.as_bytes()).unwrap();
+    assert_eq!(fs.stat(&path("/many/none")), Err(Error::NotFound));
+    assert_eq!(fs.stat(&path("/nothing/none")), Err(Error::NotFound));
+    assert_eq!(fs.stat(&path("/etc/few/none")), Err(Error::NotDirectory));
+    assert_eq!(fs.stat(&path("/root/etc")), Err(Error::NotDirectory), "a link was followed");
+    assert_eq!(fs.list(&path("/etc/few"), None, 10), Err(Error::NotDirectory));
+    assert_eq!(fs.readlink(&path("/etc/few")), Err(Error::NotRegular));
+    for special in ["/fifo", "/dev", "/evil", "/etc", "/"] {
+        assert_eq!(fs.open(&path(special)).err(), Some(Error::NotRegular), "{special}");
+    }
+}
+
+#[test]
+fn a_folder_of_100_000_entries_comes_in_whole_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "huge", "-t ext4 -N 120000", "128M");
+    let mounted = Mounted::new(&image, "");
+    sh(&mounted.dir, "mkdir huge; cd huge; seq -f %06g 1 100000 | xargs touch");
+    drop(mounted);
+    let mut fs = open(&image);
+    let folder = GuestPath::parse(b"/huge").unwrap();
+    let (mut after, mut names) = (None, std::collections::BTreeSet::new());
+    loop {
+        let page = fs.list(&folder, after, 1000).unwrap();
+        for entry in page.entries {
+            assert!(names.insert(entry.name));
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    assert_eq!(names.len(), 100_000);
+    for number in (1..100_000).step_by(997) {
+        fs.stat(&folder.join(format!("{number:06}").as_bytes()).unwrap()).unwrap();
+    }
+}
