@@ -8,6 +8,7 @@ mod crc32c;
 mod device;
 mod ext4;
 mod volume;
+mod xfs;
 
 use crate::error::{Error, Result};
 use crate::native::FileSystem;
@@ -20,7 +21,7 @@ use volume::Tree;
 /// # Errors
 /// [`Error::Io`] when the device cannot be read.
 pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
-    for detect in [ext4::detect] {
+    for detect in [ext4::detect, xfs::detect] {
         if let Some(kind) = detect(device)? {
             return Ok(Some(kind));
         }
@@ -36,6 +37,7 @@ pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
 pub fn open(device: Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>> {
     match detect(&*device)? {
         Some("ext2" | "ext3" | "ext4") => Ok(Box::new(Tree::new(ext4::open(device)?))),
+        Some("xfs") => Ok(Box::new(Tree::new(xfs::open(device)?))),
         Some(kind) => Err(Error::unsupported(format!("file system {kind}"))),
         None => Err(Error::unsupported("no known file system")),
     }
