@@ -27,9 +27,8 @@ pub fn sealed(bytes: &[u8]) -> Vec<u8> {
     for number in 0..groups {
         let in_group = (blocks - number * GROUP_BLOCKS).min(GROUP_BLOCKS);
         let made = if held < GROUPS_HELD_MAX { group(&mut rest, in_group) } else { None };
-        let (data, zero) = made.as_ref().map_or((0, 0), |group| count(group, in_group));
         match made {
-            Some(group) if data + zero > 0 => {
+            Some((group, data, zero)) if data + zero > 0 => {
                 held += 1;
                 index.extend((file.len() as u64).to_le_bytes());
                 index.extend(data.to_le_bytes());
@@ -44,8 +43,9 @@ pub fn sealed(bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Takes a group from the input: how it is made, its state map's first bytes (the map repeats them), the digests' filler.
-fn group(rest: &mut &[u8], in_group: u64) -> Option<Vec<u8>> {
+/// Takes a group from the input: how it is made, its state map's first bytes (the map repeats them). With it, how many of its
+/// blocks are data and zeros.
+fn group(rest: &mut &[u8], in_group: u64) -> Option<(Vec<u8>, u32, u32)> {
     let (how, pattern) = rest.split_first()?;
     let (pattern, left) = pattern.split_at(pattern.len().min(1 + usize::from(how >> 2)));
     *rest = left;
@@ -62,14 +62,15 @@ fn group(rest: &mut &[u8], in_group: u64) -> Option<Vec<u8>> {
             }
         }
     }
-    let (data, _) = count(&group, in_group);
-    group.extend((0..data).flat_map(|number| [number as u8; 16]));
-    Some(group)
-}
-
-fn count(group: &[u8], in_group: u64) -> (u32, u32) {
-    let states = || (0..in_group).map(|at| group[(at / 4) as usize] >> (at % 4 * 2) & 3);
-    (states().filter(|state| *state == 2).count() as u32, states().filter(|state| *state == 1).count() as u32)
+    let (mut data, mut zero) = (0, 0);
+    for at in 0..in_group {
+        let state = group[(at / 4) as usize] >> (at % 4 * 2) & 3;
+        data += u32::from(state == 2);
+        zero += u32::from(state == 1);
+    }
+    // What the digests are does not matter to anybody.
+    group.resize(MAP + 16 * data as usize, *how);
+    Some((group, data, zero))
 }
 
 /// Digests files of a full point and of one on it, and inputs for [`sealed`].

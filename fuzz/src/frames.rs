@@ -9,14 +9,20 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 const COUNTERS: usize = 4096;
 
-// SAFETY: libFuzzer reads and clears the section's bytes between two runs, while no code of ours is running.
+/// The counters, aligned as libFuzzer clears them.
+#[repr(align(8))]
+struct Counters([AtomicU8; COUNTERS]);
+
+// SAFETY: libFuzzer reads and clears the section's bytes between two runs, while no code of ours is running. `used`, because
+// nobody else reads them and the compiler would take them away.
+#[used]
 #[unsafe(link_section = "__libfuzzer_extra_counters")]
-static SEEN: [AtomicU8; COUNTERS] = [const { AtomicU8::new(0) }; COUNTERS];
+static SEEN: Counters = Counters([const { AtomicU8::new(0) }; COUNTERS]);
 
 /// Tells the fuzzer that this run had a feature: a kind of feature (below 8) and its value.
 pub fn seen(kind: usize, value: u64) {
     let value = usize::try_from(value).unwrap_or(usize::MAX) % (COUNTERS / 8);
-    SEEN[kind % 8 * (COUNTERS / 8) + value].store(1, Ordering::Relaxed);
+    SEEN.0[kind % 8 * (COUNTERS / 8) + value].store(1, Ordering::Relaxed);
 }
 
 /// A number by its size: what is twice as large is another feature.
