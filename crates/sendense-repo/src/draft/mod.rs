@@ -109,12 +109,18 @@ impl Repository {
             crashsafe::ensure_dir(self.fs(), &self.at(layout::vm_dir(vm)))?;
             crashsafe::ensure_dir(self.fs(), &self.at(layout::draft_dir(vm, backup)))
         };
-        match make() {
+        let made = match make() {
             // The deletion of the VM's last point took the empty folder away between the two. Nothing is left that could
             // be deleted a second time.
             Err(error) if error.kind == Kind::NotFound => make(),
             made => made,
-        }
+        };
+        made.inspect_err(|_| {
+            // What was made and could not be made durable. Should this fail too, the next start removes it.
+            for dir in [layout::draft_dir(vm, backup), layout::vm_dir(vm)] {
+                let _ = crashsafe::remove_dir_if_empty(self.fs(), &self.at(dir));
+            }
+        })
     }
 
     /// The points and everything they stand on.
