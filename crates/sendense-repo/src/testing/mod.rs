@@ -1,6 +1,7 @@
 //! What tests of the whole repository need: a moment, a claim, a file system with a script, a medium that loses power, and
 //! a world of made-up machines with the bytes that each of their points must give back.
 
+pub mod before;
 pub mod medium;
 pub mod record;
 pub mod stage;

@@ -48,11 +48,6 @@ impl Record {
         Arc::new(Self(Mutex::new(recorded)))
     }
 
-    /// How many steps were recorded so far.
-    pub fn count(&self) -> usize {
-        self.0.lock().steps.len()
-    }
-
     /// What there was before, and the steps since.
     pub fn take(&self) -> (Medium, Vec<Step>) {
         let recorded = self.0.lock();

@@ -1,4 +1,5 @@
 //! Proofs about the whole repository: what it survives, and that it gives back every byte.
 
+mod faults;
 mod leftovers;
 mod power_loss;

@@ -3,50 +3,13 @@
 use crate::delete::Extent;
 use crate::draft::DraftSpec;
 use crate::repository::Repository;
+use crate::testing::before::{Before, delete};
 use crate::testing::medium::{Change, Medium, Store};
 use crate::testing::record::{Record, Step};
 use crate::testing::stage::{Renames, Stage};
-use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, pattern};
+use crate::testing::world::{self, Amnesia, Care, Point, back_up, pattern};
 use crate::testing::{Dice, now};
-use sendense_types::DiskNumber;
-use std::path::{Path, PathBuf};
-
-/// Two machines. The first has two disks and two points, the second one of each.
-struct Before {
-    folder: tempfile::TempDir,
-    first: Point,
-    second: Point,
-    other: Point,
-}
-
-impl Before {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let first = Point::full("vm-a", "bk-1", &[&pattern(1, 3 * 65536 + 700), &pattern(2, 65536)]);
-        let mut second = first.child("bk-2");
-        second.disk(0)[70_000..90_000].fill(7);
-        let other = Point::full("vm-b", "bk-b", &[&pattern(3, 1000)]);
-        let before = Self { first, second, other, folder };
-        let repository = world::open(&before.root()).unwrap();
-        for point in [&before.first, &before.second, &before.other] {
-            back_up(&repository, point, now()).unwrap();
-        }
-        before
-    }
-
-    fn root(&self) -> PathBuf {
-        self.folder.path().join("repository")
-    }
-
-    /// An incremental that changes one disk's size and content, leaves one as it was, and has a new one.
-    fn third(&self) -> Point {
-        let mut third = self.second.child("bk-3");
-        third.disk(0).truncate(2 * 65536 + 5);
-        third.disk(0)[..10].fill(9);
-        third.disks.insert(DiskNumber(2), Disk { bytes: pattern(4, 66_000), parent: None });
-        third
-    }
-}
+use std::path::Path;
 
 /// What was done, and to what.
 struct Recording {
@@ -145,14 +108,10 @@ fn a_draft_that_is_given_up_never_existed() {
     cut_everywhere(&recording, &[&before.first, &before.second, &before.other], &[], &[]);
 }
 
-fn delete(repository: &Repository, point: &Point, extent: Extent) {
-    let plan = repository.plan_delete(&point.vm, &[point.id.clone()].into(), extent).unwrap();
-    repository.execute_delete(plan, "test", now()).unwrap();
-}
-
 fn deletion(renames: Renames) {
     let before = Before::new();
-    let recording = record(&before.root(), renames, |repository| delete(repository, &before.second, Extent::Named));
+    let recording =
+        record(&before.root(), renames, |repository| delete(repository, &before.second, Extent::Named).unwrap());
     cut_everywhere(&recording, &[&before.first, &before.other], &[&before.second], &[]);
 }
 
@@ -169,8 +128,9 @@ fn a_deletion_by_links_happens_or_not() {
 #[test]
 fn a_deletion_with_all_that_stands_on_it_ends_between_two_points() {
     let before = Before::new();
-    let recording =
-        record(&before.root(), Renames::AtOnce, |repository| delete(repository, &before.first, Extent::Cascade));
+    let recording = record(&before.root(), Renames::AtOnce, |repository| {
+        delete(repository, &before.first, Extent::Cascade).unwrap()
+    });
     cut_everywhere(&recording, &[&before.other], &[&before.first, &before.second], &[]);
 }
 
@@ -223,7 +183,8 @@ fn start_up_may_be_cut_off_while_it_undoes_a_draft() {
 #[test]
 fn start_up_may_be_cut_off_while_it_finishes_a_deletion() {
     let before = Before::new();
-    let recording =
-        record(&before.root(), Renames::AtOnce, |repository| delete(repository, &before.first, Extent::Cascade));
+    let recording = record(&before.root(), Renames::AtOnce, |repository| {
+        delete(repository, &before.first, Extent::Cascade).unwrap()
+    });
     twice(&recording, &[&before.other], &[&before.first, &before.second]);
 }

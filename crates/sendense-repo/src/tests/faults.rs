@@ -1,0 +1,253 @@
+//! Every step fails once, or is the last that the process does, or finds the disk full.
+
+use crate::delete::Extent;
+use crate::error::{Kind, Result};
+use crate::layout;
+use crate::repository::{Options, Repository};
+use crate::testing::before::{Before, delete};
+use crate::testing::medium::{Medium, Store};
+use crate::testing::now;
+use crate::testing::record::Record;
+use crate::testing::stage::{EIO, ENOSPC, Fault, Faults, Renames, Stage};
+use crate::testing::world::{self, Amnesia, Care, Point, back_up, tree, tree_of};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Far more than the machines have, so that every byte is counted and none is refused.
+const LIMIT_BYTES: u64 = 1 << 30;
+
+/// A repository, again and again as it was.
+struct Copies {
+    medium: Medium,
+    store: Store,
+}
+
+impl Copies {
+    fn of(root: &Path) -> Self {
+        Self { medium: Record::of(root).take().0, store: Store::new() }
+    }
+
+    fn next(&mut self) -> PathBuf {
+        let root = self.store.place("copy");
+        if root.exists() {
+            std::fs::remove_dir_all(&root).unwrap();
+        }
+        let fate = self.medium.fates(1, &mut crate::testing::Dice(0)).remove(0);
+        self.medium.build(&fate, &root, &mut self.store);
+        root
+    }
+}
+
+/// One try with a fault at one step.
+struct Try<'a> {
+    root: &'a Path,
+    /// None when the fault was met before the repository was open.
+    repository: Option<Repository>,
+    result: Result<()>,
+    /// The step that met the fault.
+    met: String,
+}
+
+/// Does the work with the fault at its first step, its second, and so on, until it is done before the fault is met.
+fn at_each_step(root: &Path, fault: Fault, work: impl Fn(&Repository) -> Result<()>, check: impl Fn(&Try<'_>)) {
+    let mut copies = Copies::of(root);
+    // A work of this many steps does not end.
+    for at in 0..1000 {
+        let root = copies.next();
+        let faults = Faults::new(fault, at);
+        let stage = Stage::new(faults.clone(), Renames::AtOnce);
+        let options = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
+        let opened = Repository::open_on(stage, &root, options, now());
+        let (repository, result) = match opened {
+            Ok(repository) => (Some(repository.clone()), work(&repository)),
+            Err(error) => (None, Err(error)),
+        };
+        let Some(met) = faults.met() else {
+            result.unwrap();
+            assert!(at > 10, "the work has more than ten steps");
+            return;
+        };
+        check(&Try { root: &root, repository, result, met });
+    }
+    panic!("the work does not end");
+}
+
+/// What lies in the folder, without a record that was cut off while it was written: the next one takes its place.
+fn tree_without_half_record(root: &Path) -> BTreeSet<PathBuf> {
+    let mut tree = tree(root);
+    tree.remove(Path::new(&format!("{}.new", layout::OWNER_FILE)));
+    tree
+}
+
+/// A failed publication in a process that lives on: nothing is left of it, nothing is held, and work goes on.
+fn publication_is_taken_back(fault: Fault, kind: &Kind) {
+    let before = Before::new();
+    let third = before.third();
+    let held_bytes = {
+        let options = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
+        Repository::open(&before.root(), options, now()).unwrap().storage().unwrap().used_bytes
+    };
+    at_each_step(
+        &before.root(),
+        fault,
+        |repository| back_up(repository, &third, now().plus_seconds(40)).map(drop),
+        |tried| {
+            let met = &tried.met;
+            let published = tried.root.join(layout::manifest(&third.vm, &third.id)).exists();
+            match &tried.result {
+                Ok(()) => assert!(published, "{met}"),
+                Err(error) => assert_eq!(error.kind, *kind, "{met}: {error:?}"),
+            }
+            if let Some(repository) = &tried.repository {
+                assert_eq!(repository.locks().held(), [], "{met}");
+                if !published {
+                    let storage = repository.storage().unwrap();
+                    assert_eq!(storage.used_bytes, held_bytes, "{met}");
+                    assert_eq!(storage.available_bytes, LIMIT_BYTES - held_bytes, "{met}");
+                }
+            }
+            if !published {
+                assert_eq!(tree_without_half_record(tried.root), tree_of(before.points()), "{met}");
+            }
+            if let (Some(repository), Fault::Once(_), false) = (&tried.repository, fault, published) {
+                let mut again = third.clone();
+                again.id = "bk-again".parse().unwrap();
+                back_up(repository, &again, now()).unwrap_or_else(|error| panic!("after {met}: {error:?}"));
+                world::check_bytes(repository, &again).unwrap();
+                delete(repository, &again, Extent::Named).unwrap();
+            }
+            survived(tried, &before.points(), &third, if tried.result.is_ok() { Is::There } else { Is::InDoubt });
+        },
+    );
+}
+
+/// What is known of a point after the work on it ended.
+#[derive(PartialEq, Eq)]
+enum Is {
+    There,
+    Gone,
+    InDoubt,
+}
+
+fn survived(tried: &Try<'_>, others: &[&Point], point: &Point, is: Is) {
+    let with: Vec<&Point> = others.iter().copied().chain([point]).collect();
+    let survived = match is {
+        Is::There => world::survive(tried.root, &with, &[], Care::Next),
+        Is::Gone => world::survive(tried.root, others, &[], Care::Next),
+        Is::InDoubt => world::survive(tried.root, others, &[point], Care::Next),
+    };
+    survived.unwrap_or_else(|why| panic!("{why}\nafter the fault at: {}", tried.met));
+}
+
+#[test]
+fn a_publication_that_meets_an_error_is_taken_back() {
+    publication_is_taken_back(Fault::Once(EIO), &Kind::Io);
+}
+
+#[test]
+fn a_publication_on_a_full_disk_says_no_space_and_is_taken_back() {
+    publication_is_taken_back(Fault::Full, &Kind::NoSpace);
+    publication_is_taken_back(Fault::Once(ENOSPC), &Kind::NoSpace);
+}
+
+#[test]
+fn a_process_that_is_gone_during_a_publication_leaves_nothing_in_the_way() {
+    let before = Before::new();
+    let third = before.third();
+    at_each_step(
+        &before.root(),
+        Fault::Gone,
+        |repository| back_up(repository, &third, now().plus_seconds(40)).map(drop),
+        |tried| {
+            let is = if tried.result.is_ok() { Is::There } else { Is::InDoubt };
+            survived(tried, &before.points(), &third, is);
+        },
+    );
+}
+
+#[test]
+fn a_deletion_that_meets_an_error_can_be_done_again() {
+    let before = Before::new();
+    for fault in [Fault::Once(EIO), Fault::Once(ENOSPC)] {
+        at_each_step(
+            &before.root(),
+            fault,
+            |repository| delete(repository, &before.second, Extent::Named),
+            |tried| {
+                let wanted = if fault == Fault::Once(EIO) { Kind::Io } else { Kind::NoSpace };
+                if let Err(error) = &tried.result {
+                    assert_eq!(error.kind, wanted, "{}: {error:?}", tried.met);
+                }
+                let others = [&before.first, &before.other];
+                let Some(repository) = &tried.repository else {
+                    return survived(tried, &others, &before.second, Is::InDoubt);
+                };
+                assert_eq!(repository.locks().held(), [], "{}", tried.met);
+                // The plan is the one of before: it is told what is there, not what was to be done.
+                let named = [before.second.id.clone()].into();
+                match repository.plan_delete(&before.second.vm, &named, Extent::Named) {
+                    Ok(plan) => repository.execute_delete(plan, "test", now()).unwrap(),
+                    Err(error) => assert_eq!(error.kind, Kind::NotFound, "{}", tried.met),
+                }
+                survived(tried, &others, &before.second, Is::Gone);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_process_that_is_gone_during_a_deletion_leaves_a_point_or_none() {
+    let before = Before::new();
+    at_each_step(
+        &before.root(),
+        Fault::Gone,
+        |repository| delete(repository, &before.first, Extent::Cascade),
+        |tried| {
+            let doubted = [&before.first, &before.second];
+            let (must, may) = (&[&before.other][..], if tried.result.is_ok() { &[][..] } else { &doubted[..] });
+            let survived = world::survive(tried.root, must, may, Care::Next);
+            survived.unwrap_or_else(|why| panic!("{why}\nafter the fault at: {}", tried.met));
+        },
+    );
+}
+
+/// A start-up that fails, or whose process is gone too, is done again by the next.
+#[test]
+fn start_up_that_is_cut_off_is_done_by_the_next() {
+    let before = Before::new();
+    let third = before.third();
+    // Gone in the middle of the moves, when there is most to undo.
+    let root = Copies::of(&before.root()).next_gone_at("rename .draft-bk-3/disk-2.qcow2", &third);
+    for fault in [Fault::Once(EIO), Fault::Gone] {
+        at_each_step(
+            root.path(),
+            fault,
+            |repository| {
+                let report = repository.recover(&Amnesia, now())?;
+                report.problems.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+            },
+            |tried| survived(tried, &before.points(), &third, Is::Gone),
+        );
+    }
+}
+
+impl Copies {
+    /// A repository whose process was gone when it came to the step that begins like this while it made the point.
+    fn next_gone_at(mut self, step: &str, point: &Point) -> tempfile::TempDir {
+        for at in 0..1000 {
+            let root = self.next();
+            let faults = Faults::new(Fault::Gone, at);
+            let repository =
+                Repository::open_on(Stage::new(faults.clone(), Renames::AtOnce), &root, world::options(), now());
+            let result = repository.and_then(|repository| back_up(&repository, point, now()).map(drop));
+            if faults.met().is_some_and(|met| met.starts_with(step)) {
+                assert!(result.is_err());
+                let kept = tempfile::tempdir().unwrap();
+                std::fs::remove_dir(kept.path()).unwrap();
+                std::fs::rename(&root, kept.path()).unwrap();
+                return kept;
+            }
+        }
+        panic!("no step {step:?}");
+    }
+}
