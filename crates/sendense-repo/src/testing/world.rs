@@ -13,7 +13,7 @@ use crate::verify::{self, Depth};
 use sendense_block::backend::Memory;
 use sendense_block::codec::Level;
 use sendense_block::copy::{self, Mode};
-use sendense_block::{ByteOffset, Cancel, ReadAt};
+use sendense_block::{ByteOffset, Cancel, ChangeMap, Extent, ExtentSet, ReadAt};
 use sendense_types::{BackupId, BackupType, Consistency, DiskBinding, DiskNumber, SourceKind, Timestamp, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -96,6 +96,27 @@ pub fn open_on(fs: Arc<dyn Fs>, root: &Path) -> Repository {
 
 /// Makes a point, the way a hub does; gives the draft up when something fails.
 pub fn back_up(repository: &Repository, point: &Point, now: Timestamp) -> Result<Manifest> {
+    back_up_tracked(repository, point, &Tracking::new(), now)
+}
+
+/// What changed on the disks since their parents were made; a disk that is not in it is compared as a whole.
+pub type Tracking = BTreeMap<DiskNumber, ExtentSet>;
+
+struct Changes<'a>(&'a ExtentSet);
+
+impl ChangeMap for Changes<'_> {
+    fn changed(&self, within: Extent) -> sendense_block::Result<ExtentSet> {
+        Ok(self.0.within(within))
+    }
+}
+
+/// Makes a point, reading only what changed where that is known.
+pub fn back_up_tracked(
+    repository: &Repository,
+    point: &Point,
+    tracking: &Tracking,
+    now: Timestamp,
+) -> Result<Manifest> {
     let expected_bytes = point.disks.values().map(|disk| disk.bytes.len() as u64).sum();
     let spec = DraftSpec {
         backup_id: point.id.clone(),
@@ -105,7 +126,7 @@ pub fn back_up(repository: &Repository, point: &Point, now: Timestamp) -> Result
         who: "task-test".into(),
     };
     let mut draft = repository.begin_draft(spec, now)?;
-    if let Err(error) = copy_disks(&mut draft, point) {
+    if let Err(error) = copy_disks(&mut draft, point, tracking) {
         // What cannot be removed now is the next start's.
         let _ = draft.abandon();
         return Err(error);
@@ -114,7 +135,7 @@ pub fn back_up(repository: &Repository, point: &Point, now: Timestamp) -> Result
 }
 
 /// Copies the disks of a point into its draft.
-pub fn copy_disks(draft: &mut Draft, point: &Point) -> Result<()> {
+pub fn copy_disks(draft: &mut Draft, point: &Point, tracking: &Tracking) -> Result<()> {
     for (number, disk) in &point.disks {
         let source = Memory::from_bytes(disk.bytes.clone());
         let spec = DiskSpec {
@@ -124,9 +145,15 @@ pub fn copy_disks(draft: &mut Draft, point: &Point) -> Result<()> {
             parent: disk.parent.clone(),
         };
         let sink = draft.begin_disk(spec)?;
-        let mode = sink.parent().map_or(Mode::Full, |parent| Mode::Compare { parent });
+        let changes = tracking.get(number).map(Changes);
+        let mode = match (sink.parent(), &changes) {
+            (None, _) => Mode::Full,
+            (Some(parent), None) => Mode::Compare { parent },
+            (Some(parent), Some(changes)) => Mode::Tracked { parent, changes },
+        };
         let cancel = Cancel::new();
         let work = copy::survey("the disk", &source, mode, &cancel)?;
+        assert_eq!(work.doubt, None, "what was tracked is true");
         let job = copy::Backup {
             name: "the disk",
             disk: &source,

@@ -2,4 +2,5 @@
 
 mod faults;
 mod leftovers;
+mod model;
 mod power_loss;

@@ -102,7 +102,7 @@ fn a_draft_that_is_given_up_never_existed() {
             who: "test".into(),
         };
         let mut draft = repository.begin_draft(spec, now()).unwrap();
-        world::copy_disks(&mut draft, &third).unwrap();
+        world::copy_disks(&mut draft, &third, &world::Tracking::new()).unwrap();
         draft.seal().unwrap().abandon().unwrap();
     });
     cut_everywhere(&recording, &[&before.first, &before.second, &before.other], &[], &[]);
