@@ -276,3 +276,18 @@ pub fn check_sparse(fs: &mut dyn FileSystem) {
     assert_eq!(file.read_at(10_000_000_000, &mut hole).unwrap(), 0);
     assert_eq!(file.read_at(u64::MAX, &mut hole).unwrap(), 0);
 }
+
+/// A tree for file systems without owners, modes and links.
+pub fn build_plain_tree(dir: &Path, entries: usize) {
+    sh(
+        dir,
+        "mkdir -p etc many; printf root:x:0:0 > etc/passwd; head -c 3000000 /dev/urandom > big; : > empty
+         head -c 5000 /dev/urandom > etc/few; printf %1000s x > etc/fast; touch -d '2001-02-03 04:05:06' etc/few",
+    );
+    for index in 0..entries {
+        std::fs::write(dir.join(format!("many/file_{index:06}")), format!("content {index}\n")).unwrap();
+    }
+    let deep: PathBuf = (0..60).map(|level| format!("d{level}")).collect();
+    std::fs::create_dir_all(dir.join(&deep)).unwrap();
+    std::fs::write(dir.join(&deep).join("bottom"), "deep").unwrap();
+}

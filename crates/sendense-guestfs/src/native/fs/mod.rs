@@ -7,6 +7,7 @@ mod bytes;
 mod crc32c;
 mod device;
 mod ext4;
+mod ntfs;
 mod volume;
 mod xfs;
 
@@ -21,7 +22,7 @@ use volume::Tree;
 /// # Errors
 /// [`Error::Io`] when the device cannot be read.
 pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
-    for detect in [ext4::detect, xfs::detect] {
+    for detect in [ext4::detect, xfs::detect, ntfs::detect] {
         if let Some(kind) = detect(device)? {
             return Ok(Some(kind));
         }
@@ -38,6 +39,7 @@ pub fn open(device: Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>> {
     match detect(&*device)? {
         Some("ext2" | "ext3" | "ext4") => Ok(Box::new(Tree::new(ext4::open(device)?))),
         Some("xfs") => Ok(Box::new(Tree::new(xfs::open(device)?))),
+        Some("ntfs") => Ok(Box::new(Tree::new(ntfs::open(device)?))),
         Some(kind) => Err(Error::unsupported(format!("file system {kind}"))),
         None => Err(Error::unsupported("no known file system")),
     }
