@@ -4,9 +4,11 @@
 //! constants (12 MiB of cache, 8 MiB of name indexes, at most 24 MiB for a replayed log), never by a number on the disk.
 
 mod bytes;
+mod calendar;
 mod crc32c;
 mod device;
 mod ext4;
+mod fat;
 mod ntfs;
 mod volume;
 mod xfs;
@@ -22,7 +24,7 @@ use volume::Tree;
 /// # Errors
 /// [`Error::Io`] when the device cannot be read.
 pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
-    for detect in [ext4::detect, xfs::detect, ntfs::detect] {
+    for detect in [ext4::detect, xfs::detect, ntfs::detect, fat::detect] {
         if let Some(kind) = detect(device)? {
             return Ok(Some(kind));
         }
@@ -40,6 +42,7 @@ pub fn open(device: Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>> {
         Some("ext2" | "ext3" | "ext4") => Ok(Box::new(Tree::new(ext4::open(device)?))),
         Some("xfs") => Ok(Box::new(Tree::new(xfs::open(device)?))),
         Some("ntfs") => Ok(Box::new(Tree::new(ntfs::open(device)?))),
+        Some("vfat") => Ok(Box::new(Tree::new(fat::open(device)?))),
         Some(kind) => Err(Error::unsupported(format!("file system {kind}"))),
         None => Err(Error::unsupported("no known file system")),
     }
