@@ -9,6 +9,7 @@ mod crc32c;
 mod device;
 mod ext4;
 mod fat;
+mod iso;
 mod ntfs;
 mod volume;
 mod xfs;
@@ -24,7 +25,7 @@ use volume::Tree;
 /// # Errors
 /// [`Error::Io`] when the device cannot be read.
 pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
-    for detect in [ext4::detect, xfs::detect, ntfs::detect, fat::detect] {
+    for detect in [ext4::detect, xfs::detect, ntfs::detect, fat::detect, iso::detect] {
         if let Some(kind) = detect(device)? {
             return Ok(Some(kind));
         }
@@ -43,6 +44,7 @@ pub fn open(device: Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>> {
         Some("xfs") => Ok(Box::new(Tree::new(xfs::open(device)?))),
         Some("ntfs") => Ok(Box::new(Tree::new(ntfs::open(device)?))),
         Some("vfat") => Ok(Box::new(Tree::new(fat::open(device)?))),
+        Some("iso9660") => Ok(Box::new(Tree::new(iso::open(device)?))),
         Some(kind) => Err(Error::unsupported(format!("file system {kind}"))),
         None => Err(Error::unsupported("no known file system")),
     }
