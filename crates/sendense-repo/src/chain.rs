@@ -186,11 +186,10 @@ impl Repository {
     pub(crate) fn open_digest_file(&self, vm: &VmContextId, link: &Link) -> Result<Layer> {
         let path = layout::digests(vm, link.disk.disk_id, &link.backup_id);
         let file = self.open_file(&path, link.disk.digests.file_bytes)?;
+        // A later version is not damage.
         let corrupt = |error: Error| match error.kind {
-            Kind::Invalid | Kind::Unsupported => {
-                Error::corrupt(&path, None, format!("open {}", path.display())).caused_by(error)
-            }
-            _ => error,
+            Kind::Invalid => Error::corrupt(&path, None, format!("open {}", path.display())).caused_by(error),
+            _ => error.within(format!("open {}", path.display())),
         };
         let digests = DigestFile::open(Box::new(file), Some(link.disk.digests.root.0)).map_err(corrupt)?;
         if digests.blocks() != block::block_count(link.disk.capacity()) {

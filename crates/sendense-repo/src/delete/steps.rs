@@ -93,7 +93,11 @@ fn disks_of(repository: &Repository, vm: &VmContextId, backup: &BackupId) -> Res
     // The manifest has neither name: power failed while it was moved, on a file system that keeps the one folder and loses
     // the other; or all files were removed, and it with them. The list was durable before, so it is whole while it is there.
     match crashsafe::read_small(repository.root(), &folder.join(layout::INTENT_FILE), INTENT_BYTES_MAX) {
-        Ok(bytes) => Ok(intent::read(&bytes, backup).map(|intent| intent.disks).unwrap_or_default()),
+        Ok(bytes) => match intent::read(&bytes, backup) {
+            Ok(intent) => Ok(intent.disks),
+            Err(error) if error.kind == Kind::Invalid => Ok(BTreeSet::new()),
+            Err(error) => Err(error),
+        },
         Err(error) if error.kind == Kind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error),
     }

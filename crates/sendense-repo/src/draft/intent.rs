@@ -3,7 +3,7 @@
 //! Names in it are relative to the VM's folder. When it is read back, only names that this very point can have are taken,
 //! so a forged intent cannot make start-up touch anything else.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use sendense_types::{BackupId, DiskNumber};
 use serde::{Deserialize, Serialize};
@@ -54,12 +54,17 @@ impl Intent {
     }
 }
 
-/// Reads an intent of this point. Anything may be given.
+/// Reads an intent of this point. Anything may be given. [`Kind::Unsupported`] when it is of a later version: what that
+/// means to be undone is not known, so nothing is; else [`Kind::Invalid`].
 pub(crate) fn read(bytes: &[u8], backup: &BackupId) -> Result<Intent> {
     let text: Text =
         serde_json::from_slice(bytes).map_err(|error| Error::invalid("read the intent").caused_by(error))?;
-    if text.format != FORMAT || text.version != VERSION || text.backup_id != *backup {
-        return Err(Error::invalid(format!("it is no intent of {backup} that this program knows")));
+    if text.format == FORMAT && text.version != VERSION {
+        let context = format!("the intent has version {}; this program knows {VERSION}", text.version);
+        return Err(Error::new(Kind::Unsupported, context));
+    }
+    if text.format != FORMAT || text.backup_id != *backup {
+        return Err(Error::invalid(format!("it is no intent of {backup}")));
     }
     let mut disks = BTreeSet::new();
     for name in &text.files {

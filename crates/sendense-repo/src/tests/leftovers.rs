@@ -73,3 +73,26 @@ fn the_folder_of_a_machine_that_is_being_backed_up_stays() {
     repository.recover(&Amnesia, now()).unwrap();
     assert!(!root.join("vm-a").exists());
 }
+
+/// A later program died while it published; then this one is started on the repository.
+#[test]
+fn a_draft_of_a_later_version_is_left_to_the_program_that_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 70_000)]);
+    back_up(&repository, &first, now()).unwrap();
+    let intent = crate::draft::intent::Intent { backup_id: "bk-2".parse().unwrap(), disks: [DiskNumber(0)].into() };
+    let later = String::from_utf8(intent.to_bytes()).unwrap().replace("\"version\": 1", "\"version\": 2");
+    for made in [layout::draft_dir(&first.vm, &intent.backup_id), layout::delete_dir(&first.vm, &intent.backup_id)] {
+        std::fs::create_dir(root.join(&made)).unwrap();
+        std::fs::write(root.join(&made).join(layout::INTENT_FILE), &later).unwrap();
+        let before = tree(&root);
+        let report = repository.recover(&Amnesia, now()).unwrap();
+        let [(path, error)] = &report.problems[..] else { panic!("{report:?}") };
+        assert_eq!((path, &error.kind), (&made, &crate::Kind::Unsupported));
+        assert_eq!(error.to_string(), "the intent has version 2; this program knows 1");
+        assert_eq!(tree(&root), before);
+        std::fs::remove_dir_all(root.join(&made)).unwrap();
+    }
+}
