@@ -1,6 +1,8 @@
 //! Proofs about the whole repository: what it survives, and that it gives back every byte.
 
 mod faults;
+mod golden;
 mod leftovers;
 mod model;
+mod parsers;
 mod power_loss;
