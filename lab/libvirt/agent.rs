@@ -5,13 +5,13 @@
 //! Virtual I/O Device specification 1.0 (section 4.1.4.8, "Legacy Interfaces: PCI", and 5.3.6, multiport control messages). The agent
 //! then listens where QEMU and libvirt both connect to, and answers libvirt.
 
-use super::{Guest, Lab, MIB, until};
-use parking_lot::Mutex;
+use super::guest::Guest;
+use super::{Lab, MIB, until};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What happened to the guest's file systems, and when.
@@ -40,7 +40,7 @@ pub struct Agent {
 
 impl Agent {
     pub fn events(&self) -> Vec<Event> {
-        self.events.lock().iter().map(|(event, _)| *event).collect()
+        self.events.lock().unwrap().iter().map(|(event, _)| *event).collect()
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -49,7 +49,7 @@ impl Agent {
 
     /// How long the last freeze lasted, once it is over.
     pub fn frozen_for(&self) -> Option<Duration> {
-        let events = self.events.lock();
+        let events = self.events.lock().unwrap();
         let frozen = events.iter().rev().find(|(event, _)| *event == Event::Frozen)?.1;
         let thawed = events.iter().find(|(event, at)| *event == Event::Thawed && *at >= frozen)?.1;
         Some(thawed - frozen)
@@ -58,7 +58,7 @@ impl Agent {
     fn set(&self, frozen: bool) -> u64 {
         let changed = self.frozen.swap(frozen, Ordering::SeqCst) != frozen;
         if changed {
-            self.events.lock().push((if frozen { Event::Frozen } else { Event::Thawed }, Instant::now()));
+            self.events.lock().unwrap().push((if frozen { Event::Frozen } else { Event::Thawed }, Instant::now()));
         }
         u64::from(changed) * 2
     }
