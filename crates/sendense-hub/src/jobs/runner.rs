@@ -3,7 +3,7 @@
 use super::handle::{Handle, Stop};
 use super::queue::Needs;
 use super::report::Reporter;
-use super::work::{BackupWork, Work};
+use super::work::Work;
 use super::{backup, import, restore, verify};
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
@@ -74,10 +74,6 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     tracing::info!(task_id = %task.task_id, kind = %task.kind, "task begins");
     let began = core.now();
     let claim = task.claim();
-    let backup = match &work {
-        Work::Backup(work) => Some(work.clone()),
-        _ => None,
-    };
     crate::app::tell::task(core, &task.task_id).await;
     let mut job = tokio::spawn(job(core.clone(), handle.clone(), claim.clone(), work));
     let mut reporter = Reporter::default();
@@ -105,21 +101,17 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
         return;
     }
-    let published = matches!(ended, Ok(Done::Backup(_)));
     let state = match &ended {
         Ok(_) => TaskState::Completed,
         Err(problem) if problem.code == ProblemCode::Cancelled => TaskState::Cancelled,
         Err(_) => TaskState::Failed,
     };
     crate::metrics::task_ended(task.kind, state, core.now().seconds_since(began));
-    let concluded = conclude(core, handle, &claim, task.kind, ended).await;
+    conclude(core, handle, &claim, task.kind, ended).await;
     crate::app::tell::task(core, &task.task_id).await;
-    if let Some(work) = backup {
+    if task.kind == TaskKind::Backup {
         // A freeze, a job, a child that could not be let go: now, and not with the next pass.
         reconcile::reap_task(core, &task.task_id).await;
-        if published && concluded {
-            retire(core, handle, &work).await;
-        }
     }
 }
 
@@ -181,7 +173,7 @@ async fn report(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, reporter: 
 }
 
 /// Ends the task in the catalog, patiently.
-async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: TaskKind, ended: Result<Done>) -> bool {
+async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: TaskKind, ended: Result<Done>) {
     match &ended {
         Ok(_) => tracing::info!(task_id = %claim.task_id, "task completed"),
         Err(problem) if problem.code == ProblemCode::Cancelled => {
@@ -203,31 +195,16 @@ async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: Ta
     }
     for attempt in 1..=FINISH_TRIES_MAX {
         match end(core, claim, kind, ended.as_ref()).await {
-            Ok(()) => return true,
+            Ok(()) => return,
             Err(error @ (Error::Unavailable(_) | Error::Busy(_))) if !core.stop.is_cancelled() => {
                 tracing::warn!(task_id = %claim.task_id, attempt, error = %error, "end a task");
                 tokio::time::sleep(FINISH_PAUSE).await;
             }
             Err(error) => {
                 tracing::error!(task_id = %claim.task_id, error = %of_catalog(&error).message, "end a task");
-                return false;
+                return;
             }
         }
-    }
-    false
-}
-
-/// Removes tracking marks that no chain needs. What does not work now is done after the next backup.
-async fn retire(core: &Arc<Core>, handle: &Handle, work: &BackupWork) {
-    if let Err(problem) = backup::retire(core, work, handle).await {
-        tracing::warn!(task_id = %handle.task_id, error = %problem.message, details = %problem.details, "retire");
-        handle.warn(format!("tracking marks could not be removed: {}", problem.message));
-    }
-    let lines = handle.take_lines();
-    if !lines.is_empty()
-        && let Err(error) = core.catalog.tasks().append_log(&handle.task_id, &lines).await
-    {
-        tracing::warn!(task_id = %handle.task_id, error = %error, "keep log lines");
     }
 }
 

@@ -1,11 +1,12 @@
 //! Backing up one machine, from its inspection to the published point.
 //!
 //! ```text
-//! inspect -> numbers of disks -> parents (from manifests) -> draft -> mover -> seal -> publish -> catalog -> retire
+//! inspect -> numbers of disks -> parents (from manifests) -> draft -> mover -> seal -> publish -> retire (-> catalog)
 //! ```
 //!
 //! What lives here: the order. [`parents`] decides what each disk stands on, [`landing`] takes the blocks in, [`facts`]
-//! says what the manifest and the catalog are told. What does not: how disks are read and compared (the mover).
+//! says what the manifest and the catalog are told, [`retire`] removes tracking marks. What does not: how disks are read
+//! and compared (the mover), and the end in the catalog (the runner).
 //!
 //! Invariant: whatever fails, the draft is given up, the source is let go, and the row says why; a point exists exactly
 //! when its manifest does.
@@ -14,6 +15,7 @@ mod facts;
 pub(crate) use facts::completed;
 mod landing;
 mod parents;
+mod retire;
 
 use super::handle::Handle;
 use super::runner::Done;
@@ -54,11 +56,14 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClai
     core.catalog.backups().start(claim, core.now()).await.or_problem()?;
     let prepared = prepare(core, handle, claim, work).await?;
     let newest = newest_points(core, &prepared).await?;
-    let (worker, watched) = (core.clone(), handle.clone());
+    let (worker, watched, work) = (core.clone(), handle.clone(), prepared.work.clone());
     let runtime = tokio::runtime::Handle::current();
-    blocking(move || make(&worker, &watched, &prepared, &newest, &runtime))
-        .await?
-        .map(|done| Done::Backup(Box::new(done)))
+    let made = blocking(move || make(&worker, &watched, &prepared, &newest, &runtime)).await?;
+    // A backup that was stopped ends at once, and may not hold its machine any more. The next one's turn does for both.
+    if handle.stopped().is_none() {
+        retire::retire(core, handle, &work, made.as_ref().ok()).await;
+    }
+    made.map(|done| Done::Backup(Box::new(done)))
 }
 
 async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: BackupWork) -> Result<Prepared> {
@@ -193,24 +198,4 @@ fn assignment(core: &Core, handle: &Handle, prepared: &Prepared, standings: &[St
         on_tracking_loss: work.on_tracking_loss,
         parallel_disks: PARALLEL_DISKS_DEFAULT,
     })
-}
-
-/// After a point is in the catalog: tracking marks that no chain needs any more go. Before that they must stay, because
-/// until then the older point is the newest one that anybody knows.
-pub(crate) async fn retire(core: &Arc<Core>, work: &BackupWork, handle: &Handle) -> Result<()> {
-    let keep = core.catalog.backups().tokens_in_use(&work.vm_context_id).await.or_problem()?;
-    let keep: Vec<_> = keep.into_iter().map(|used| used.token).collect();
-    let source_row = core.catalog.sources().get(&work.source_id).await.or_problem()?;
-    let vm = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
-    let source = core.open_source(&source_row)?;
-    let reference = VmRef { instance_uuid: vm.instance_uuid, name: vm.vm_name.into() };
-    let journal = core.journal.clone();
-    let retired = crate::app::sources::answer(&source_row.name, &handle.cancel, move |cancel| {
-        source.retire(&reference, &keep, &journal, cancel)
-    })
-    .await?;
-    if !retired.is_empty() {
-        handle.info(format!("{} tracking marks that no chain needs were removed", retired.len()));
-    }
-    Ok(())
 }
