@@ -3,6 +3,7 @@
 use super::{Lab, until};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A disk of a domain in the lab.
@@ -21,6 +22,8 @@ pub struct Guest<'a> {
     /// What each disk holds, by target.
     pub model: BTreeMap<&'static str, Vec<u8>>,
     pub disks: Vec<LabDisk>,
+    /// libvirt's names for the running domain's disks, by target.
+    aliases: Mutex<BTreeMap<String, String>>,
 }
 
 impl<'a> Guest<'a> {
@@ -52,7 +55,7 @@ impl<'a> Guest<'a> {
         std::fs::write(&file, document).unwrap();
         lab.virsh(&["define", file.to_str().unwrap()]);
         let uuid = lab.virsh(&["domuuid", &name]).trim().to_owned();
-        Self { lab, name, uuid, model, disks }
+        Self { lab, name, uuid, model, disks, aliases: Mutex::default() }
     }
 
     /// Defines and starts one.
@@ -63,6 +66,7 @@ impl<'a> Guest<'a> {
     }
 
     pub fn start(&self) {
+        self.aliases.lock().unwrap().clear();
         self.lab.virsh(&["start", &self.name]);
     }
 
@@ -91,12 +95,20 @@ impl<'a> Guest<'a> {
     }
 
     pub fn try_qemu_io(&self, target: &str, command: &str) -> String {
-        // Virtio disks are numbered in the order of their targets.
-        let document = self.lab.virsh(&["dumpxml", &self.uuid]);
-        let at = document.find(&format!("<target dev='{target}'")).unwrap();
-        let alias = document[at..].split("<alias name='").nth(1).unwrap().split('\'').next().unwrap();
+        let alias = self.alias(target);
         let line = format!("qemu-io -d /machine/peripheral/{alias}/virtio-backend \"{command}\"");
         self.lab.virsh(&["qemu-monitor-command", &self.uuid, "--hmp", &line])
+    }
+
+    fn alias(&self, target: &str) -> String {
+        let mut aliases = self.aliases.lock().unwrap();
+        let find = || {
+            // Virtio disks are numbered in the order of their targets.
+            let document = self.lab.virsh(&["dumpxml", &self.uuid]);
+            let at = document.find(&format!("<target dev='{target}'")).unwrap();
+            document[at..].split("<alias name='").nth(1).unwrap().split('\'').next().unwrap().to_owned()
+        };
+        aliases.entry(target.to_owned()).or_insert_with(find).clone()
     }
 
     pub fn write(&mut self, target: &'static str, pattern: u8, at: u64, len: u64) {
@@ -107,6 +119,12 @@ impl<'a> Guest<'a> {
     /// Zeros, by a flagged write or by a trim of an unmapping disk (which reads as zeros in QCOW2 without a backing file).
     pub fn zero(&mut self, target: &'static str, at: u64, len: u64, unmap: bool) {
         self.qemu_io(target, &format!("write -z {} {at} {len}", if unmap { "-u" } else { "" }));
+        self.model.get_mut(target).unwrap()[at as usize..(at + len) as usize].fill(0);
+    }
+
+    /// Trims whole clusters, which reads as zeros afterwards.
+    pub fn trim(&mut self, target: &'static str, at: u64, len: u64) {
+        self.qemu_io(target, &format!("discard {at} {len}"));
         self.model.get_mut(target).unwrap()[at as usize..(at + len) as usize].fill(0);
     }
 

@@ -30,7 +30,7 @@ fn the_hub_is_killed_fifty_times_and_nothing_is_lost() {
         hub.kill_9();
         hub = Hub::start(dir);
 
-        if settled(&hub, dir, &id, round) {
+        if settled(&hub, &dir.join("repo"), &id, round) {
             completed += 1;
             known.push((id, disk.bytes.clone()));
         } else {
@@ -58,11 +58,11 @@ fn the_hub_is_killed_fifty_times_and_nothing_is_lost() {
 
 /// Waits until the restarted hub has put the backup in order: true when it is a point, false when nothing is left of it. A
 /// point that was published just before the kill is `failed` until its repository has been looked through and it is adopted.
-fn settled(hub: &Hub, dir: &Path, id: &str, round: usize) -> bool {
+pub fn settled(hub: &Hub, repository: &Path, id: &str, round: usize) -> bool {
     let patience = Instant::now() + PATIENCE;
     loop {
         let backup = hub.json(&["backup", "show", id])["backup"].clone();
-        let left: Vec<_> = tree(&dir.join("repo")).into_iter().filter(|file| file.contains(id)).collect();
+        let left: Vec<_> = tree(repository).into_iter().filter(|file| file.contains(id)).collect();
         match field(&backup, "status") {
             "completed" => return true,
             "failed" if left.is_empty() => {

@@ -9,4 +9,5 @@ mod disk;
 mod hub;
 mod journey;
 mod kill;
+mod libvirt;
 mod security;
