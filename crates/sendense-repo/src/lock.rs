@@ -38,7 +38,7 @@ pub enum Operation {
     Verify,
     /// Points go away.
     Delete,
-    /// Points become one.
+    /// Points become one (consolidation).
     Merge,
     /// Points go to another repository.
     Move,
@@ -179,6 +179,23 @@ mod tests {
     fn claim(operation: Operation, vm: &str, points: &[&str]) -> Claim {
         let points = points.iter().map(|id| id.parse().unwrap()).collect();
         Claim { operation, vm: vm.parse().unwrap(), points, who: format!("task-{operation}") }
+    }
+
+    /// An operation that is added and forgotten in the list would be tried with none.
+    #[test]
+    fn all_are_all() {
+        for (number, operation) in Operation::ALL.into_iter().enumerate() {
+            let place = match operation {
+                Operation::Backup => 0,
+                Operation::Read => 1,
+                Operation::Verify => 2,
+                Operation::Delete => 3,
+                Operation::Merge => 4,
+                Operation::Move => 5,
+            };
+            assert_eq!(place, number);
+        }
+        assert_eq!(Operation::ALL.len(), Operation::Move as usize + 1, "move is the last");
     }
 
     /// Takes every pair, in both orders, on a common point, on two points of a VM, and on two VMs.

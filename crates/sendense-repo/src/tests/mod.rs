@@ -4,5 +4,6 @@ mod faults;
 mod golden;
 mod leftovers;
 mod model;
+mod pairs;
 mod parsers;
 mod power_loss;
