@@ -50,6 +50,22 @@ impl Settings<'_> {
             .await
     }
 
+    /// The value of a key; where it has none, it gets this one. Of several that do this at once all are told the same.
+    pub async fn get_or_set(&self, key: &str, value: &Value, now: Timestamp) -> Result<Value> {
+        value::fits("key", key, 255)?;
+        self.0
+            .write(|tx| async move {
+                use entity::settings::{Column, Entity, Model};
+                let row = Model { key: key.to_owned(), value: value.clone(), updated_at: now.into() };
+                // What is there stays; the row is locked by being set to what it is.
+                let keep = OnConflict::column(Column::Key).update_column(Column::Key).to_owned();
+                Entity::insert(row.into_active_model()).on_conflict(keep).exec_without_returning(&*tx).await?;
+                let row = Entity::find_by_id(key).one(&*tx).await?;
+                Ok(row.map_or_else(|| value.clone(), |row| row.value))
+            })
+            .await
+    }
+
     /// Removes a key; true when it was there.
     pub async fn remove(&self, key: &str) -> Result<bool> {
         self.0

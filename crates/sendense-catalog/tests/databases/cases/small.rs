@@ -72,6 +72,15 @@ pub async fn settings_are_kept(db: TestDb) {
     assert_eq!(settings.get("mounts.max").await.expect("get"), Some(nested.clone()));
     let all = settings.all().await.expect("all");
     assert_eq!(all.len(), 2);
+    // Eight who set what is not set yet: one of them wins, and all are told the same.
+    let mut setters = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let catalog = catalog.clone();
+        setters.spawn(async move { catalog.settings().get_or_set("key_id", &json!(number), at(2)).await });
+    }
+    let told = setters.join_all().await.into_iter().collect::<Result<Vec<_>>>().expect("all are answered");
+    let kept = settings.get("key_id").await.expect("get").expect("it is set");
+    assert!(told.iter().all(|told| *told == kept), "{told:?}, kept is {kept}");
     assert!(settings.remove("mounts.max").await.expect("remove"));
     assert!(!settings.remove("mounts.max").await.expect("remove again"));
     let error = settings.set(&"k".repeat(256), &json!(1), at(0)).await.expect_err("too long");
