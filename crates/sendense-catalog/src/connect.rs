@@ -136,6 +136,7 @@ async fn in_step(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
 
 async fn prepare(single: &DatabaseConnection) -> Result<()> {
     migrate(single).await?;
+    crate::counts::recount(single).await?;
     if single.get_database_backend() == DbBackend::Sqlite {
         // Lets SQLite count its tables anew where they have grown since; without it the planner guesses between indexes.
         // The other databases do so by themselves.

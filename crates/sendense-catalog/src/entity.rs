@@ -253,3 +253,23 @@ leases = "leases" {
     epoch: i64,
     lease_until: Ts,
 }}
+
+entity! { /// How many backups there are.
+backup_counts = "backup_counts" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    repository_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    status: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    backup_type: String,
+    backups: i64,
+}}
+
+entity! { /// How many tasks there are.
+task_counts = "task_counts" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    kind: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    state: String,
+    tasks: i64,
+}}

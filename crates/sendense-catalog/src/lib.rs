@@ -16,6 +16,7 @@
 
 mod backup;
 mod connect;
+mod counts;
 mod entity;
 pub mod error;
 mod hub;

@@ -4,7 +4,7 @@
 //! not removed.
 
 use crate::error::{Conflict, Error, Noun, Result};
-use crate::{Catalog, Page, entity, value};
+use crate::{Catalog, Page, counts, entity, value};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
 };
@@ -200,7 +200,7 @@ impl Repositories<'_> {
                 entity::repositories::Entity::delete_by_id(id.as_str()).exec(&*tx).await.map_err(|error| {
                     Error::from(error).or_conflict(|| in_use("a backup has just begun in it".to_owned()))
                 })?;
-                Ok(())
+                counts::forget_repository(&tx, id).await
             })
             .await
     }

@@ -6,6 +6,7 @@
 //! takes it over) completes it.
 
 use super::{Backup, Backups, chain, life};
+use crate::counts::BackupChanges;
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::tx::Tx;
 use crate::vm::{KnownDisk, KnownVm};
@@ -30,10 +31,11 @@ impl Backups<'_> {
         self.0
             .write(|tx| async move {
                 know_vm(&tx, vm, now).await?;
+                let mut changes = BackupChanges::default();
                 let known = entity::backups::Entity::find_by_id(point.backup_id.as_str()).one(&*tx).await?;
                 if let Some(known) = known {
                     let status: BackupStatus = value::read("status", &known.status)?;
-                    let id = known.backup_id;
+                    let id = known.backup_id.clone();
                     if known.vm_context_id != point.vm_context_id.as_str() {
                         return Err(Conflict::Exists { what: Noun::Backup, id }.into());
                     }
@@ -44,6 +46,7 @@ impl Backups<'_> {
                         }
                         BackupStatus::Failed | BackupStatus::Cancelled => {
                             entity::backups::Entity::delete_by_id(id).exec(&*tx).await?;
+                            changes.remove(&known);
                         }
                     }
                 }
@@ -61,6 +64,8 @@ impl Backups<'_> {
                     let prefer = newer(&tx, &key, point).await?;
                     chain::settle(&tx, &key, prefer.as_deref(), now.into()).await?;
                 }
+                changes.add(&row.repository_id, &row.status, &row.backup_type);
+                changes.write(&tx).await?;
                 Ok(true)
             })
             .await

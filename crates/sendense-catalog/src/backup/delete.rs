@@ -3,6 +3,7 @@
 //! Invariant: no point is forgotten on which another one builds.
 
 use super::{Backups, chain, life, row};
+use crate::counts::BackupChanges;
 use crate::entity;
 use crate::error::{Conflict, Error, Result};
 use crate::tx::Tx;
@@ -60,7 +61,11 @@ async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts) -> Result<u64> {
         .await?;
     let set = ActiveModel { parent_backup_id: Set(None), ..Default::default() };
     Entity::update_many().set(set).filter(Column::ParentBackupId.is_in(ids.iter().copied())).exec(&**tx).await?;
-    Ok(Entity::delete_many().filter(chosen()).exec(&**tx).await?.rows_affected)
+    let deleted = Entity::delete_many().filter(chosen()).exec(&**tx).await?.rows_affected;
+    let mut changes = BackupChanges::default();
+    rows.iter().for_each(|row| changes.remove(row));
+    changes.write(tx).await?;
+    Ok(deleted)
 }
 
 async fn refuse_dependents(tx: &Tx, ids: &BTreeSet<&str>) -> Result<()> {

@@ -8,6 +8,7 @@
 //! finish it.
 
 use super::{Backup, BackupDisk, Backups, chain, row};
+use crate::counts::BackupChanges;
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::task::{self, Heartbeat, NewTask, Task, TaskClaim, TaskSubject};
 use crate::tx::Tx;
@@ -151,6 +152,9 @@ impl Backups<'_> {
                 }
                 let backup = pending(new, &vm, now)?;
                 insert(&tx, &backup).await?;
+                let mut changes = BackupChanges::default();
+                changes.add(new.repository_id.as_str(), backup.status.as_str(), backup.backup_type.as_str());
+                changes.write(&tx).await?;
                 let task = NewTask {
                     task_id: new.task_id.clone(),
                     kind: TaskKind::Backup,
@@ -181,6 +185,7 @@ impl Backups<'_> {
                     ..Default::default()
                 };
                 update(&tx, &row.backup_id, set).await?;
+                BackupChanges::became(&row, BackupStatus::Running, &row.backup_type).write(&tx).await?;
                 reread(&tx, &row.backup_id).await
             })
             .await
@@ -212,6 +217,7 @@ impl Backups<'_> {
                     ..Default::default()
                 };
                 update(&tx, &row.backup_id, set).await?;
+                BackupChanges::became(&row, BackupStatus::Running, plan.backup_type.as_str()).write(&tx).await?;
                 reread(&tx, &row.backup_id).await
             })
             .await
@@ -300,6 +306,7 @@ impl Backups<'_> {
                     let key = chain::Key::new(&row.vm_context_id, &row.repository_id, disk.disk_id)?;
                     chain::settle(&tx, &key, Some(&row.backup_id), now.into()).await?;
                 }
+                BackupChanges::became(&row, BackupStatus::Completed, done.backup_type.as_str()).write(&tx).await?;
                 task::finish_in(&tx, claim, TaskState::Completed, None, None, now).await?;
                 reread(&tx, &row.backup_id).await
             })
@@ -335,6 +342,7 @@ impl Backups<'_> {
                 let row = claimed(&tx, claim).await?;
                 require_step(&row, status)?;
                 end(&tx, &row, status, problem, now).await?;
+                BackupChanges::became(&row, status, &row.backup_type).write(&tx).await?;
                 task::finish_in(&tx, claim, state, None, problem, now).await?;
                 reread(&tx, &row.backup_id).await
             })

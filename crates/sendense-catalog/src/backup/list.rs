@@ -5,7 +5,7 @@
 
 use super::{Backup, Backups, row};
 use crate::error::{Error, Noun, Result};
-use crate::{Page, entity, value};
+use crate::{Page, counts, entity, value};
 use sea_orm::sea_query::{Expr, Order, Query};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{BackupId, BackupStatus, BackupType, RepositoryId, VmContextId};
@@ -38,8 +38,7 @@ impl Backups<'_> {
 
     /// Backups, newest first, with the number of all that match.
     pub async fn list(&self, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
-        use entity::backups::Column;
-        let total = async { value::count(select(filter), Column::BackupId, self.0.pool()).await };
+        let total = self.total(filter);
         let ids = async |page, order| {
             let ids = page_of_ids(filter, page, order).into_tuple::<String>().all(self.0.pool()).await;
             ids.map_err(Error::from)
@@ -61,6 +60,15 @@ impl Backups<'_> {
             ids(Page { limit, offset: left - limit }, Order::Asc).await?
         };
         Ok((self.by_ids(&ids).await?, total))
+    }
+
+    /// How many match. Machines have hundreds of backups, which an index counts at once; of everything else there is a counter.
+    async fn total(&self, filter: &BackupFilter) -> Result<u64> {
+        let db = self.0.pool();
+        if filter.vm_name.is_some() || filter.vm_context_id.is_some() {
+            return value::count(select(filter), entity::backups::Column::BackupId, db).await;
+        }
+        counts::backups(db, filter.repository_id.as_ref(), filter.status, filter.backup_type).await
     }
 
     /// The points that build directly on this one, over all disks, whether completed or being made.

@@ -5,6 +5,7 @@
 //! statement by itself and a migration that was cut off begins again.
 
 mod m0001_initial;
+mod m0002_counts;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -14,6 +15,6 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration)]
+        vec![Box::new(m0001_initial::Migration), Box::new(m0002_counts::Migration)]
     }
 }

@@ -4,7 +4,7 @@ use super::{NewTask, Task, Tasks};
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::hub::HubLease;
 use crate::tx::Tx;
-use crate::{entity, value};
+use crate::{counts, entity, value};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect};
 use sendense_types::{Problem, TaskId, TaskState, Timestamp};
@@ -180,6 +180,7 @@ pub(crate) async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<
     entity::tasks::Entity::insert(row.clone().into_active_model()).exec_without_returning(&**tx).await.map_err(
         |error| Error::from(error).or_conflict(|| Conflict::Exists { what: Noun::Task, id: new.task_id.to_string() }),
     )?;
+    counts::task_became(tx, &row.kind, None, &row.state).await?;
     row.try_into()
 }
 
@@ -221,7 +222,7 @@ pub(crate) async fn finish_in(
     if !state.may_become(end) {
         return Err(wrong_state(&row));
     }
-    row.state = end.as_str().to_owned();
+    let before = std::mem::replace(&mut row.state, end.as_str().to_owned());
     row.version = row.version.saturating_add(1);
     row.lease_until = None;
     row.result = result.cloned();
@@ -239,6 +240,7 @@ pub(crate) async fn finish_in(
         ..Default::default()
     };
     update(tx, claim.task_id.as_str(), set).await?;
+    counts::task_became(tx, &row.kind, Some(&before), &row.state).await?;
     row.try_into()
 }
 
@@ -260,7 +262,7 @@ async fn take(
 ) -> Result<Task> {
     use entity::tasks::Column;
     let seen_version = row.version;
-    row.state = TaskState::Running.as_str().to_owned();
+    let before = std::mem::replace(&mut row.state, TaskState::Running.as_str().to_owned());
     row.version = seen_version.saturating_add(1);
     row.attempts = row.attempts.saturating_add(1);
     row.hub_id = Some(hub.hub_id.as_str().to_owned());
@@ -287,6 +289,7 @@ async fn take(
     if done.rows_affected != 1 {
         return Err(Conflict::LeaseLost { what: Noun::Task, id: row.task_id }.into());
     }
+    counts::task_became(tx, &row.kind, Some(&before), &row.state).await?;
     row.try_into()
 }
 

@@ -3,7 +3,7 @@
 use super::{Task, Tasks};
 use crate::error::{Error, Noun, Result};
 use crate::value::Ts;
-use crate::{Page, entity, value};
+use crate::{Page, counts, entity, value};
 use sea_orm::sea_query::{Expr, Query};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{TaskId, TaskKind, TaskState, Timestamp, VmContextId};
@@ -47,7 +47,10 @@ impl Tasks<'_> {
             .order_by_desc(Column::TaskId)
             .all(self.0.pool())
             .await?;
-        let total = value::count(select(filter), Column::TaskId, self.0.pool()).await?;
+        let total = match counts::tasks(self.0.pool(), filter).await? {
+            Some(total) => total,
+            None => value::count(select(filter), Column::TaskId, self.0.pool()).await?,
+        };
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 

@@ -37,7 +37,7 @@ macro_rules! suite {
 suite! {
     open: migrating_twice_is_migrating_once, hubs_that_start_together_migrate_once,
         what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
-        references_hold_on_every_connection;
+        references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
         tokens_are_found_until_revoked, the_journal_keeps_what_may_exist;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;

@@ -72,6 +72,11 @@ impl TestDb {
         Some(Self { url, folder: Some(folder) })
     }
 
+    /// Runs a statement as a person at the SQL prompt would.
+    pub async fn execute(&self, sql: &str) {
+        execute(&self.url, sql).await;
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }

@@ -172,6 +172,13 @@ async fn compare(world: &World, model: &Model, op: &Op) {
     let seen: Vec<_> = listed.iter().rev().map(|backup| (&backup.backup_id, backup.status)).collect();
     let expected: Vec<_> = model.0.iter().map(|attempt| (&attempt.backup_id, attempt.status)).collect();
     assert_eq!((seen, total), (expected, model.0.len() as u64), "after {op:?}");
+    for status in [None, Some(BackupStatus::Running), Some(BackupStatus::Completed), Some(BackupStatus::Failed)] {
+        for backup_type in [None, Some(BackupType::Full), Some(BackupType::Incremental)] {
+            let filter = BackupFilter { status, backup_type, ..Default::default() };
+            let (rows, total) = backups.list(&filter, Page { limit: 1000, offset: 0 }).await.expect("list");
+            assert_eq!(rows.len() as u64, total, "{filter:?} after {op:?}");
+        }
+    }
     for (vm, vm_context_id) in world.vms.iter().enumerate() {
         for disk in 0..2 {
             let path = match backups.chain(vm_context_id, DiskNumber(disk), None).await {

@@ -20,7 +20,7 @@ pub async fn migrating_twice_is_migrating_once(db: TestDb) {
     let repository = add_repository(&first, "repo").await;
     let second = db.open().await;
     assert_eq!(second.repositories().get(&repository.repository_id).await.expect("get"), repository);
-    assert_eq!(migrations(db.url()).await, ["m0001_initial"]);
+    assert_eq!(migrations(db.url()).await, ["m0001_initial", "m0002_counts"]);
     second.ping().await.expect("ping");
     let version = second.database_version().await.expect("version");
     assert!(version.contains(|digit: char| digit.is_ascii_digit()), "{version}");
@@ -37,7 +37,7 @@ pub async fn hubs_that_start_together_migrate_once(db: TestDb) {
     }
     let ids = hubs.join_all().await.into_iter().collect::<Result<Vec<_>>>().expect("all open");
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    assert_eq!(migrations(db.url()).await, ["m0001_initial"]);
+    assert_eq!(migrations(db.url()).await, ["m0001_initial", "m0002_counts"]);
 }
 
 pub async fn what_was_committed_is_there_after_reopening(db: TestDb) {
@@ -121,4 +121,24 @@ pub async fn references_hold_on_every_connection(db: TestDb) {
         assert!(matches!(&error, Error::NotFound { what: Noun::Disk, .. }), "{error:?}");
     }
     assert_eq!(world.catalog.backups().get(&new.backup_id).await.expect("get").disks, []);
+}
+
+pub async fn a_counter_that_is_wrong_is_right_after_a_start(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let parent = world.point(&world.vms[0], None, 1, at(10)).await;
+    world.point(&world.vms[0], Some(&parent), 1, at(20)).await;
+    world.running(&world.new_backup(&world.vms[1], BackupType::Full), at(30)).await;
+    world.catalog.close().await.expect("close");
+    db.execute("DELETE FROM backup_counts WHERE status = 'running'").await;
+    db.execute("UPDATE backup_counts SET backups = 70").await;
+    db.execute("UPDATE task_counts SET tasks = -3").await;
+    let catalog = db.open().await;
+    let one = Page { limit: 1, offset: 0 };
+    for (status, expected) in [(BackupStatus::Pending, 0), (BackupStatus::Running, 1), (BackupStatus::Completed, 2)] {
+        let filter = BackupFilter { status: Some(status), ..Default::default() };
+        assert_eq!(catalog.backups().list(&filter, one).await.expect("list").1, expected, "{status}");
+    }
+    assert_eq!(catalog.tasks().list(&TaskFilter::default(), one).await.expect("list").1, 3);
+    catalog.backups().delete(&[parent], at(40)).await.expect_err("a point builds on it");
+    assert_eq!(catalog.backups().list(&BackupFilter::default(), one).await.expect("list").1, 3);
 }
