@@ -10,6 +10,7 @@ mod cases {
     pub mod open;
     pub mod small;
     pub mod sources;
+    pub mod task_model;
     pub mod tasks;
     pub mod vms;
 }
@@ -52,6 +53,7 @@ suite! {
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,
         a_bound_disk_number_is_not_rebound;
     model: random_work_agrees_with_a_model;
+    task_model: random_lives_of_tasks_agree_with_a_model;
 }
 
 /// What is tested of [`sendense_catalog::Catalog::open`] without a database.
