@@ -3,14 +3,18 @@
 //! What lives here: settings and their defaults. What does not: reading them from a command line (the binary does) and
 //! checking them (each room checks what it uses). Invariant: a bound that is not set here has its reason where it is used.
 
-use sendense_types::{Clock, SystemClock};
+use sendense_types::{Clock, SystemClock, Timestamp};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Port of the API when nothing else is said.
 pub const PORT_DEFAULT: u16 = 8082;
+
+/// No period that is derived from the lease is shorter, so that a very short lease does not make the hub spin.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(500);
 
 /// Settings of a hub.
 #[derive(Clone)]
@@ -52,6 +56,10 @@ pub struct Limits {
     pub running_per_source: usize,
     /// Tasks that wait for a place. A night's schedule for a thousand machines fits; what is more is told to come back.
     pub pending_max: usize,
+    /// How long a hub that says nothing more is believed to be at work, in seconds: its tasks and repositories stay its own
+    /// so long, then another hub on the same database ends the tasks and takes the repositories over. Shorter is quicker on
+    /// the bad day; longer outlasts longer stalls of the database or of a share.
+    pub lease_seconds: u32,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
 }
@@ -63,8 +71,22 @@ impl Default for Limits {
             running_per_repository: 4,
             running_per_source: 4,
             pending_max: 1000,
+            // 120 reports of a task may be lost before that, so that a database that restarts costs no backup.
+            lease_seconds: 60,
             progress_deadline_s: 4 * 3600,
         }
+    }
+}
+
+impl Limits {
+    /// Until when whoever says now that it is alive is believed.
+    pub(crate) fn lease_until(&self, now: Timestamp) -> Timestamp {
+        now.plus_seconds(self.lease_seconds.into())
+    }
+
+    /// A part of the lease, for what must happen several times while it runs; never longer than `longest`.
+    pub(crate) fn part_of_lease(&self, parts: u32, longest: Duration) -> Duration {
+        (Duration::from_secs(self.lease_seconds.into()) / parts).clamp(SHORTEST_PERIOD, longest)
     }
 }
 

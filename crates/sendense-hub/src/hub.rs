@@ -15,7 +15,7 @@ use crate::data_dir::{self, DataDir, private_file};
 use crate::events::Events;
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
-use crate::reconcile::{self, HUB_LEASE_SECONDS};
+use crate::reconcile;
 use crate::repositories::{self, Repositories};
 use crate::secrets::{self, Sealer};
 use sendense_catalog::{Catalog, TokenRole};
@@ -93,7 +93,7 @@ impl Hub {
         let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
         let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
         let deployment_id = catalog.hubs().deployment_id(now).await.map_err(Error::Catalog)?;
-        let until = now.plus_seconds(HUB_LEASE_SECONDS);
+        let until = config.limits.lease_until(now);
         let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
         let journal: Arc<dyn Journal> = Arc::new(FileJournal::open(&data_dir.journal_path()).map_err(Error::Journal)?);
         crate::metrics::install();

@@ -19,14 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long the lease on a repository runs. A hub that dies leaves it to another one after a minute.
-const LEASE_SECONDS: u32 = 60;
-/// The lease is renewed at a third of it.
-const RENEW_PERIOD: Duration = Duration::from_secs(20);
 /// A share that does not answer for so long is away. NFS retries for minutes; nobody is to wait for that.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
-/// What is away is tried again after so long.
-const RETRY_S: f64 = 15.0;
+/// Four times in a lease, and at least so often, leases are renewed and what is away is tried again.
+const KEEP_PERIOD_MAX: Duration = Duration::from_secs(15);
 
 /// How a repository stands with this hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +47,25 @@ pub(crate) struct Repositories {
 struct Slot {
     /// Held while the repository is being opened, so that it is opened once.
     opening: tokio::sync::Mutex<()>,
+    /// Held while what the dead left in the repository is put in order, so that this is done once at a time.
+    recovering: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     open: Option<Repository>,
+    /// How often it was opened, and at which of these times what the dead left in it was put in order last.
+    opened: u64,
+    recovered: u64,
     away: Option<(Problem, Timestamp)>,
     storage: Option<(String, Storage)>,
+}
+
+impl State {
+    fn is_recovered(&self) -> bool {
+        self.recovered == self.opened
+    }
 }
 
 impl Repositories {
@@ -67,12 +74,13 @@ impl Repositories {
     }
 
     /// How a repository stands.
-    pub fn standing(&self, id: &RepositoryId, now: Timestamp) -> Standing {
-        let slot = self.slot(id);
+    pub fn standing(&self, core: &Core, id: &RepositoryId) -> Standing {
+        let (slot, now) = (self.slot(id), core.now());
+        let retry_s = keep_period(core).as_secs_f64();
         let state = slot.state.lock();
         match (&state.open, &state.away) {
             (Some(_), _) => Standing::Open,
-            (None, Some((_, at))) if now.seconds_since(*at).abs() > RETRY_S => Standing::Untried,
+            (None, Some((_, at))) if now.seconds_since(*at).abs() > retry_s => Standing::Untried,
             (None, Some((problem, _))) if problem.code == ProblemCode::RepositoryOwned => Standing::Elsewhere,
             (None, Some(_)) => Standing::Away,
             (None, None) => Standing::Untried,
@@ -122,11 +130,16 @@ impl Repositories {
             Ok(repository) => {
                 tracing::info!(repository_id = %row.repository_id, name = %row.name, "repository opened");
                 state.open = Some(repository.clone());
+                state.opened += 1;
                 state.away = None;
             }
             Err(problem) => {
-                tracing::warn!(repository_id = %row.repository_id, name = %row.name, code = %problem.code,
-                    error = %problem.message, details = %problem.details, "repository cannot be opened");
+                // It is tried several times a minute: what is known already is told once.
+                let is_known = |known: &Problem| (known.code, &known.message) == (problem.code, &problem.message);
+                if !state.away.as_ref().is_some_and(|(known, _)| is_known(known)) {
+                    tracing::warn!(repository_id = %row.repository_id, name = %row.name, code = %problem.code,
+                        error = %problem.message, details = %problem.details, "repository cannot be opened");
+                }
                 state.away = Some((problem.clone(), core.now()));
             }
         }
@@ -142,10 +155,27 @@ impl Repositories {
                 () = core.stop.cancelled() => return,
             };
             if opened.is_ok() {
-                crate::reconcile::repository(&core, &id).await;
+                core.repositories.recover(&core, &id).await;
             }
             core.running.wake.notify_one();
         });
+    }
+
+    /// Puts in order what the dead left in an open repository, unless that was done since it was opened. What did not work
+    /// is tried again with the next round.
+    async fn recover(&self, core: &Arc<Core>, id: &RepositoryId) {
+        let slot = self.slot(id);
+        let _turn = slot.recovering.lock().await;
+        let opened = {
+            let state = slot.state.lock();
+            if state.is_recovered() {
+                return;
+            }
+            state.opened
+        };
+        if crate::reconcile::repository(core, id).await {
+            slot.state.lock().recovered = opened;
+        }
     }
 
     /// The room of a repository.
@@ -204,9 +234,14 @@ impl Repositories {
     }
 }
 
-/// Renews the leases until the hub stops.
+fn keep_period(core: &Core) -> Duration {
+    core.limits.part_of_lease(4, KEEP_PERIOD_MAX)
+}
+
+/// Until the hub stops: renews leases, and tries what is away, so that a folder that is mounted again and a repository whose
+/// hub has died are at work again although nobody asks for them.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(RENEW_PERIOD);
+    let mut tick = tokio::time::interval(keep_period(&core));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -215,6 +250,25 @@ pub(crate) async fn keep(core: Arc<Core>) {
         }
         let renewals = core.repositories.all_open().into_iter().map(|(id, repository)| renew(&core, id, repository));
         futures::future::join_all(renewals).await;
+        look_for_more(&core).await;
+    }
+}
+
+/// Begins to open what is not open, and to put in order what could not be put in order yet.
+async fn look_for_more(core: &Arc<Core>) {
+    let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+    let rows = match core.catalog.repositories().list(page).await {
+        Ok((rows, _)) => rows,
+        Err(error) => return tracing::warn!(error = %error, "list repositories"),
+    };
+    for row in rows {
+        let id = &row.repository_id;
+        let recovered = core.repositories.slot(id).state.lock().is_recovered();
+        match core.repositories.standing(core, id) {
+            Standing::Open if recovered => {}
+            Standing::Open | Standing::Untried => Repositories::open_in_background(core, id),
+            Standing::Elsewhere | Standing::Away => {}
+        }
     }
 }
 
@@ -250,12 +304,19 @@ async fn release(core: &Core, id: &RepositoryId, repository: Repository) {
 
 async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Adopt) -> Result<Repository> {
     let path = path_of(row)?;
-    core.check_host_path(&path, create == Create::IfMissing)?;
+    // The folder was there when the repository was made: where it is not now, its file system is not mounted.
+    let is_not_there = |causes: String| {
+        Problem::new(ProblemCode::RepositoryUnavailable, format!("repository {} is not there", row.name), causes)
+    };
+    core.check_host_path(&path, create == Create::IfMissing).map_err(|problem| match problem.code {
+        ProblemCode::InvalidInput if create == Create::Never => is_not_there(problem.message),
+        _ => problem,
+    })?;
     let options = Options {
         claim: Claim {
             deployment_id: core.deployment_id.clone(),
             hub_id: core.lease.hub_id.clone(),
-            lease_seconds: LEASE_SECONDS,
+            lease_seconds: core.limits.lease_seconds,
             adopt,
         },
         limit_bytes: None,
@@ -264,12 +325,7 @@ async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Ado
     let now = core.now();
     let opened = blocking(move || Repository::open(&path, options, now));
     within(&row.name, opened).await?.map_err(|error| match error.kind {
-        // The folder was there when the repository was made: it is not mounted.
-        Kind::NotFound => Problem::new(
-            ProblemCode::RepositoryUnavailable,
-            format!("repository {} is not there", row.name),
-            sendense_block::error::chain(&error),
-        ),
+        Kind::NotFound => is_not_there(sendense_block::error::chain(&error)),
         _ => crate::fault::of_repo(&error),
     })
 }

@@ -93,6 +93,13 @@ pub struct HubArgs {
     /// Tasks that run at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub running_tasks_max: u32,
+    /// Tasks that may wait for a place; a call that would add one more is told to come back (503).
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub waiting_tasks_max: u32,
+    /// Seconds after which a hub that gives no sign of life is taken for dead by the other hubs on its database: they end its
+    /// tasks and take its repositories over. Give all hubs of a database the same.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(3..=3600))]
+    pub lease_seconds: u32,
     /// Log as JSON lines.
     #[arg(long)]
     pub log_json: bool,

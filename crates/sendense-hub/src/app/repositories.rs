@@ -240,7 +240,7 @@ impl App {
         let one = catalog::Page { limit: 1, offset: 0 };
         let (_, backup_count) = self.core.catalog.backups().list(&points, one).await.or_problem()?;
         // Lists are served from the catalog: what was away a moment ago is not waited for again.
-        let known_away = self.core.repositories.standing(&row.repository_id, self.core.now());
+        let known_away = self.core.repositories.standing(&self.core, &row.repository_id);
         let storage = match known_away {
             crate::repositories::Standing::Elsewhere | crate::repositories::Standing::Away => {
                 Err(self.core.repositories.problem(&row.repository_id))

@@ -79,7 +79,7 @@ fn is_ours(core: &Arc<Core>, work: &Work) -> bool {
         return true;
     }
     let Some(id) = work.about().repository_id else { return true };
-    match core.repositories.standing(id, core.now()) {
+    match core.repositories.standing(core, id) {
         Standing::Open | Standing::Away => true,
         Standing::Elsewhere => false,
         Standing::Untried => {

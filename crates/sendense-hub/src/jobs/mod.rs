@@ -16,7 +16,7 @@ mod rate;
 pub(crate) mod report;
 pub(crate) mod restore;
 mod runner;
-pub(crate) use runner::{LEASE_SECONDS, claim};
+pub(crate) use runner::claim;
 pub(crate) mod verify;
 pub(crate) mod work;
 

@@ -16,10 +16,6 @@ use std::time::Duration;
 /// Between two reports: a person sees motion, and the database gets two small writes a second and task.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
 
-/// A task without a report for so long is taken for dead. 120 reports may be lost before that, so that a database that
-/// restarts costs no backup.
-pub(crate) const LEASE_SECONDS: i64 = 60;
-
 /// How often ending a task in the catalog is tried, [`FINISH_PAUSE`] apart: five minutes, in which a database restarts.
 /// After that the row's lease is out and start-up (of this hub or another) says what became of it.
 const FINISH_TRIES_MAX: u32 = 60;
@@ -34,7 +30,7 @@ pub(crate) enum Done {
 }
 
 fn lease_until(core: &Core) -> Timestamp {
-    core.now().plus_seconds(LEASE_SECONDS)
+    core.limits.lease_until(core.now())
 }
 
 /// Takes a waiting task.

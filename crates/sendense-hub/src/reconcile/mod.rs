@@ -15,7 +15,6 @@ mod tasks;
 
 pub(crate) use journal::reap_task;
 pub(crate) use points::{adopt_machine, repository};
-pub(crate) use tasks::HUB_LEASE_SECONDS;
 
 use crate::core::Core;
 use crate::repositories::Repositories;
@@ -23,8 +22,9 @@ use sendense_catalog::Page;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two passes: a thawed guest must not wait for long, and an idle pass costs three small queries.
-const PASS_PERIOD: Duration = Duration::from_secs(10);
+/// Between two passes at most: a thawed guest must not wait for long, and an idle pass costs three small queries. Each pass
+/// renews the hub's lease, which bears six of them.
+const PASS_PERIOD_MAX: Duration = Duration::from_secs(10);
 
 /// The first pass of a start, before the hub says that it is ready: tasks end, everything else begins beside.
 pub(crate) async fn at_start(core: &Arc<Core>) {
@@ -44,7 +44,7 @@ pub(crate) async fn at_start(core: &Arc<Core>) {
 
 /// Passes until the hub stops.
 async fn watch(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(PASS_PERIOD);
+    let mut tick = tokio::time::interval(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {

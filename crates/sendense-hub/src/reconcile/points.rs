@@ -35,10 +35,15 @@ impl Catalog for View {
 }
 
 /// Undoes dead drafts, finishes deletions, takes in points that the catalog does not know and forgets those that are gone.
-/// What does not work is logged, and tried again at the next start or import.
-pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) {
-    if let Err(problem) = pass(core, id).await {
-        tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details, "recover a repository");
+/// False when it could not be looked through; that is logged.
+pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
+    match pass(core, id).await {
+        Ok(()) => true,
+        Err(problem) => {
+            tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details,
+                "recover a repository");
+            false
+        }
     }
 }
 

@@ -5,9 +5,6 @@ use sendense_catalog::{Conflict, Error, Task};
 use sendense_types::{Problem, ProblemCode, TaskKind};
 use std::sync::Arc;
 
-/// How long this hub may be silent before others take it for dead: six missed passes.
-pub(crate) const HUB_LEASE_SECONDS: i64 = 60;
-
 /// Ends the tasks of dead hubs, our own former life among them, as `failed: interrupted`.
 pub(super) async fn end_dead(core: &Arc<Core>) {
     let dead = match core.catalog.tasks().running_tasks_of_dead_hubs(core.now()).await {
@@ -29,7 +26,7 @@ pub(super) async fn end_dead(core: &Arc<Core>) {
 }
 
 async fn end(core: &Core, task: &Task) -> Result<(), Error> {
-    let until = core.now().plus_seconds(crate::jobs::LEASE_SECONDS);
+    let until = core.limits.lease_until(core.now());
     let taken = core.catalog.tasks().take_over(&task.claim(), &core.lease, until, core.now()).await?;
     let problem = Problem::new(ProblemCode::Interrupted, "interrupted: hub restarted", "");
     let (claim, now) = (taken.claim(), core.now());
@@ -41,7 +38,7 @@ async fn end(core: &Core, task: &Task) -> Result<(), Error> {
 
 /// Says that this hub lives. A later start of the same hub has taken over when that is refused: then this one must stop.
 pub(super) async fn renew_hub(core: &Core) {
-    let until = core.now().plus_seconds(HUB_LEASE_SECONDS);
+    let until = core.limits.lease_until(core.now());
     match core.catalog.hubs().renew(&core.lease, until).await {
         Ok(()) => {}
         Err(Error::Conflict(_)) => {

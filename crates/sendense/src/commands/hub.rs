@@ -24,6 +24,8 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.allow_paths = args.allow_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?;
     config.tls = args.tls_cert.zip(args.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });
     config.limits.running_per_hub = args.running_tasks_max as usize;
+    config.limits.pending_max = args.waiting_tasks_max as usize;
+    config.limits.lease_seconds = args.lease_seconds;
     Ok(config)
 }
 
