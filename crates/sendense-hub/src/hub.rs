@@ -125,6 +125,7 @@ impl Hub {
             listen: config.listen,
             tls: config.tls.clone(),
             tls_dir: core.data_dir.tls_path(),
+            timeouts: crate::http::Timeouts::default(),
             clock: config.clock.clone(),
         };
         let server = match crate::http::Server::start(app.clone(), options) {

@@ -36,4 +36,4 @@ mod tls;
 mod tests;
 
 pub use openapi::document as openapi_document;
-pub use server::{Error, Options, Server};
+pub use server::{Error, Options, Server, Timeouts};

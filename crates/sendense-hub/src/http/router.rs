@@ -22,9 +22,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// How long a call may take until its answer begins. Discovery of a large hypervisor takes the longest; what takes longer
-/// than this has to be a task.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Event streams at once. Each holds a connection; some for every browser tab and waiting command line of a team.
 const STREAMS_MAX: usize = 64;
 
@@ -41,6 +38,8 @@ pub(super) struct Parts {
     pub failures: Failures,
     pub streams: Arc<Semaphore>,
     pub is_tls: bool,
+    /// How long a call may take until its answer begins.
+    pub call_timeout: Duration,
     /// Asked for when the server ends: streams end by themselves then.
     pub stop: CancellationToken,
 }
@@ -97,8 +96,14 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
 }
 
 /// The router with its layers, and what they share.
-pub(super) fn router(app: App, clock: Arc<dyn Clock>, is_tls: bool, stop: CancellationToken) -> Router {
-    layered(documented(), app, clock, is_tls, stop)
+pub(super) fn router(
+    app: App,
+    clock: Arc<dyn Clock>,
+    is_tls: bool,
+    call_timeout: Duration,
+    stop: CancellationToken,
+) -> Router {
+    layered(documented(), app, clock, is_tls, call_timeout, stop)
 }
 
 pub(super) fn layered(
@@ -106,6 +111,7 @@ pub(super) fn layered(
     app: App,
     clock: Arc<dyn Clock>,
     is_tls: bool,
+    call_timeout: Duration,
     stop: CancellationToken,
 ) -> Router {
     let (routes, document) = documented.split_for_parts();
@@ -118,6 +124,7 @@ pub(super) fn layered(
         failures: Failures::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         is_tls,
+        call_timeout,
         stop,
     }));
     routes
@@ -147,11 +154,11 @@ async fn limit(State(shared): State<Shared>, request: Request, next: Next) -> Re
     if operation.is_some_and(|operation| operation.is_stream) {
         return next.run(request).await;
     }
-    match tokio::time::timeout(CALL_TIMEOUT, next.run(request)).await {
+    match tokio::time::timeout(shared.call_timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             let details =
-                format!("it was given up after {} s; what it began may have been done", CALL_TIMEOUT.as_secs());
+                format!("it was given up after {} s; what it began may have been done", shared.call_timeout.as_secs());
             Failure::new(ProblemCode::Busy, "the call took too long", details).into_response()
         }
     }

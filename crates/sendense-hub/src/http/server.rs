@@ -17,10 +17,24 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long a client may take for a request's head, and how long a kept connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long calls that are under way may take when the server ends; what is not done then is cut off.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long clients and calls may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For a request's head and for a TLS handshake; also how long a kept connection may be idle.
+    pub head: Duration,
+    /// For a call, from its head until its answer begins. Discovery of a large hypervisor takes the longest; what takes
+    /// longer than this has to be a task.
+    pub call: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(30), call: Duration::from_secs(120) }
+    }
+}
 
 /// How the API is served.
 #[derive(Clone)]
@@ -31,6 +45,8 @@ pub struct Options {
     pub tls: Option<TlsFiles>,
     /// Where that certificate is kept.
     pub tls_dir: PathBuf,
+    /// How long clients and calls may take.
+    pub timeouts: Timeouts,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -66,7 +82,7 @@ pub struct Server {
 impl Server {
     /// Binds the address and begins to answer; a client that connects after this returns is served.
     pub fn start(app: App, options: Options) -> Result<Self, Error> {
-        let Options { listen, tls, tls_dir, clock } = options;
+        let Options { listen, tls, tls_dir, timeouts, clock } = options;
         let identity = Identity::for_listener(listen, tls.as_ref(), &tls_dir, clock.now()).map_err(Error::Tls)?;
         let refused = |source| Error::Listen { listen, source };
         let listener = TcpListener::bind(listen).map_err(refused)?;
@@ -74,17 +90,18 @@ impl Server {
         let local_addr = listener.local_addr().map_err(refused)?;
 
         let (handle, stop) = (Handle::new(), CancellationToken::new());
-        let service = router::router(app, clock, identity.is_some(), stop.clone())
+        let service = router::router(app, clock, identity.is_some(), timeouts.call, stop.clone())
             .into_make_service_with_connect_info::<SocketAddr>();
         let mut server = axum_server::from_tcp(listener).map_err(refused)?.handle(handle.clone());
-        server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(timeouts.head);
         let fingerprint = identity.as_ref().map(|identity| identity.fingerprint.clone());
         // Version 1.1 only: its limits are few and well understood, and the API needs no more. It has to be said last, for a
         // new acceptor forgets it; a test sends the preface of version 2.
         let served = match identity {
             Some(identity) => {
                 let config = RustlsConfig::from_config(Arc::new(identity.config));
-                let acceptor = RustlsAcceptor::new(config).acceptor(Capacity::default());
+                let acceptor = RustlsAcceptor::new(config).handshake_timeout(timeouts.head);
+                let acceptor = acceptor.acceptor(Capacity::default());
                 tokio::spawn(server.acceptor(acceptor).http1_only().serve(service))
             }
             None => tokio::spawn(server.acceptor(Capacity::default()).http1_only().serve(service)),

@@ -1,7 +1,7 @@
 //! The listening server: addresses, TLS, streams, the end.
 
-use super::Fixture;
-use crate::http::{Error, Options, Server};
+use super::{Fixture, PATIENCE};
+use crate::http::{Error, Options, Server, Timeouts};
 use futures::StreamExt;
 use sendense_api::{Client, ClientError, ClientOptions, ListQuery, Role, Trust};
 use sendense_types::SystemClock;
@@ -10,14 +10,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Long enough for a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 fn serve(fixture: &Fixture, listen: &str) -> Result<Server, Error> {
+    serve_within(fixture, listen, Timeouts::default())
+}
+
+fn serve_within(fixture: &Fixture, listen: &str, timeouts: Timeouts) -> Result<Server, Error> {
     let options = Options {
         listen: listen.parse::<SocketAddr>().unwrap(),
         tls: None,
         tls_dir: fixture.folder.path().join("tls"),
+        timeouts,
         clock: Arc::new(SystemClock),
     };
     Server::start(fixture.hub.app().clone(), options)
@@ -148,5 +150,62 @@ async fn a_client_that_writes_all_before_it_reads_sees_the_413() {
         });
         assert_eq!(&answer.await.unwrap().unwrap(), b"HTTP/1.1 413", "{framing}");
     }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_its_time_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    let fixture = Fixture::new().await;
+    // A call of ours takes milliseconds; two seconds leave room for a busy machine.
+    let timeouts = Timeouts { head: Duration::from_millis(500), call: Duration::from_secs(2) };
+    let server = serve_within(&fixture, "127.0.0.1:0", timeouts).unwrap();
+    let (address, token) = (server.local_addr(), fixture.token(Role::Operator));
+    // Reads to the end of the connection, which only the server brings about.
+    let end = async |stream: &mut TcpStream| {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        // A reset is an end, too.
+        let _ = read.expect("the connection stays open");
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    end(&mut silent).await;
+
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"GET /api/v1/health HTTP/1.1\r\nhost: 127.0.0.1\r\n").await.unwrap();
+    assert!(!end(&mut half).await.contains(" 200 "));
+
+    // One that sends a little all the time does not gain by it: the time is that of the whole head.
+    let mut drip = TcpStream::connect(address).await.unwrap();
+    drip.write_all(b"GET /api/v1/health HTTP/1.1\r\nhost: 127.0.0.1\r\nx-more: ").await.unwrap();
+    let dripping = async {
+        while drip.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dripping).await.expect("a client that drips is never cut off");
+
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET /api/v1/health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await.unwrap();
+    assert!(end(&mut kept).await.starts_with("HTTP/1.1 200 "), "an idle connection was answered before it was closed");
+
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/v1/backups HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let answer = end(&mut slow).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("took too long"), "{answer}");
+
+    // Meanwhile and afterwards the others are served.
+    assert!(client(&fixture, server.url(), Trust::Public).health().await.is_ok());
+    server.shutdown().await;
+
+    let server = serve_within(&fixture, "0.0.0.0:0", timeouts).unwrap();
+    let mut silent = TcpStream::connect(("127.0.0.1", server.local_addr().port())).await.unwrap();
+    end(&mut silent).await;
     server.shutdown().await;
 }

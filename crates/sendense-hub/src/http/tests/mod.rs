@@ -18,9 +18,13 @@ use sendense_api::{CreateToken, Role};
 use sendense_types::SystemClock;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
+
+/// Long enough for a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A hub with a token of each role.
 struct Fixture {
@@ -45,10 +49,16 @@ impl Fixture {
 
     /// With routes that only a test has.
     async fn with(routes: OpenApiRouter<Shared>) -> Self {
+        Self::configured(routes, |_| ()).await
+    }
+
+    /// With settings of the test's own.
+    async fn configured(routes: OpenApiRouter<Shared>, configure: impl FnOnce(&mut HubConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = HubConfig::new(folder.path().join("data"));
         config.listen.set_port(0);
         config.allow_paths.push(folder.path().to_owned());
+        configure(&mut config);
         let hub = crate::Hub::start(config).await.unwrap();
         let admin = std::fs::read_to_string(hub.admin_token_path()).unwrap().trim().to_owned();
         let root = Caller { identity: "test".to_owned(), role: Role::Admin };
@@ -58,7 +68,7 @@ impl Fixture {
             tokens[role as usize] = hub.app().create_token(&root, new).await.unwrap().secret;
         }
         let app = hub.app().clone();
-        let router = router::layered(routes, app, Arc::new(SystemClock), false, CancellationToken::new());
+        let router = router::layered(routes, app, Arc::new(SystemClock), false, PATIENCE, CancellationToken::new());
         Self { hub, router, tokens, folder }
     }
 
