@@ -4,6 +4,7 @@ mod contract;
 mod failures;
 mod gate;
 mod journey;
+mod limits;
 mod listener;
 
 use super::openapi;

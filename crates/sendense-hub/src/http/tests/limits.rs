@@ -1,0 +1,292 @@
+//! What may run at once, what waits, what is refused; what a person or the clock stops.
+
+use super::{Fixture, PATIENCE};
+use crate::HubConfig;
+use crate::http::router;
+use sendense_api::{
+    Backup, Client, ClientError, ClientOptions, CreateBackup, CreateRepository, CreateSource, RepositoryConfig,
+    RestoreBackup, RestoreTarget, Role, Task, VerifyBackup,
+};
+use sendense_types::{
+    BackupId, BackupStatus, BackupType, ManualClock, Phase, ProblemCode, RepositoryKind, SourceKind, TaskId, TaskState,
+    Timestamp,
+};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A cancellation takes effect within a second on a machine of one's own. What is stuck here would take an hour, so that a
+/// busy machine may take its time without hiding a cancellation that does not work.
+const SOON: Duration = Duration::from_secs(10);
+
+/// An NBD server that answers no request of this kind within an hour.
+struct Stuck {
+    child: Child,
+    uri: String,
+}
+
+impl Stuck {
+    async fn start(folder: &Path, name: &str, plugin: &str, delay: &str) -> Self {
+        let socket = folder.join(name);
+        let child = Command::new("nbdkit")
+            .args(["-f", "-U"])
+            .arg(&socket)
+            .args(["--filter=delay", plugin, "64M", delay])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
+        let stuck = Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) };
+        until("nbdkit serves", async || socket.exists()).await;
+        stuck
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A hub with a client, repositories `one` (one task at a time) and `two`.
+struct House {
+    fixture: Fixture,
+    client: Client,
+}
+
+impl House {
+    async fn new(configure: impl FnOnce(&mut HubConfig)) -> Self {
+        let fixture = Fixture::configured(router::documented(), configure).await;
+        let options = ClientOptions::new(fixture.hub.url()).with_token(fixture.token(Role::Admin));
+        let house = Self { client: Client::new(options).unwrap(), fixture };
+        for (name, running_tasks_max) in [("one", Some(1)), ("two", None)] {
+            let repository = CreateRepository {
+                name: name.to_owned(),
+                kind: RepositoryKind::Local,
+                config: RepositoryConfig { path: house.path(name) },
+                compression: None,
+                running_tasks_max,
+            };
+            house.client.create_repository(&repository).await.unwrap();
+        }
+        house
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.fixture.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// Adds a source and gives the id of its first machine.
+    async fn machine(&self, name: &str, kind: SourceKind, address: String) -> String {
+        let source = CreateSource {
+            name: name.to_owned(),
+            kind,
+            address,
+            credentials: None,
+            thumbprint: None,
+            scratch_path: None,
+            scratch_floor_bytes: None,
+            running_tasks_max: None,
+        };
+        self.client.create_source(&source).await.unwrap();
+        self.client.discover_source(name).await.unwrap().vms[0].vm_context_id.to_string()
+    }
+
+    async fn start(&self, vm: &str, repository: &str) -> Result<Backup, ClientError> {
+        let request = CreateBackup {
+            vm_name: None,
+            vm_context_id: Some(vm.parse().unwrap()),
+            repository_id: repository.to_owned(),
+            backup_type: BackupType::Full,
+            disk_id: None,
+            policy_id: None,
+            tags: Default::default(),
+            quiesce: false,
+            compression: None,
+            on_tracking_loss: None,
+            exclude_disks: Vec::new(),
+        };
+        self.client.create_backup(&request).await
+    }
+
+    async fn status(&self, id: &BackupId) -> BackupStatus {
+        self.client.get_backup(id).await.unwrap().status
+    }
+
+    async fn until_running(&self, id: &BackupId) {
+        let running = async || self.client.get_backup(id).await.unwrap().phase == Some(Phase::Transferring);
+        until("the backup reads", running).await;
+    }
+
+    /// Cancels a task and gives how long it took to end.
+    async fn cancel(&self, task_id: &TaskId) -> (Task, Duration) {
+        let begun = Instant::now();
+        self.client.cancel_task(task_id).await.unwrap();
+        let task = self.client.wait_for_task(task_id, |_| {}).await.unwrap();
+        (task, begun.elapsed())
+    }
+
+    /// Whatever lies in the repositories and bears this id.
+    fn left_of(&self, id: &BackupId) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.fixture.folder.path().join("one"), self.fixture.folder.path().join("two")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path.clone());
+                }
+                if path.to_string_lossy().contains(id.as_str()) {
+                    found.push(path.display().to_string());
+                }
+            }
+        }
+        found
+    }
+}
+
+async fn until(what: &str, is: impl AsyncFn() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !is().await {
+        assert!(Instant::now() < patience, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn refused(error: &ClientError) {
+    assert_eq!((error.status(), error.code()), (Some(503), Some(ProblemCode::Busy)), "{error:?}");
+    assert!(matches!(error, ClientError::Problem { retry_after_seconds: Some(1..), .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_make_tasks_wait_and_a_full_queue_says_when_to_come_back() {
+    let house = House::new(|config| {
+        config.limits.running_per_hub = 2;
+        config.limits.pending_max = 2;
+    })
+    .await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let mut vms = Vec::new();
+    for number in 0..5 {
+        vms.push(house.machine(&format!("slow{number}"), SourceKind::Nbd, stuck.uri.clone()).await);
+    }
+    let first = house.start(&vms[0], "one").await.unwrap();
+    house.until_running(&first.backup_id).await;
+    // The repository bears one task: the second waits, and does not hold up those of another repository.
+    let second = house.start(&vms[1], "one").await.unwrap();
+    let third = house.start(&vms[2], "two").await.unwrap();
+    house.until_running(&third.backup_id).await;
+    assert_eq!(house.status(&second.backup_id).await, BackupStatus::Pending);
+    // The hub bears two.
+    let fourth = house.start(&vms[3], "two").await.unwrap();
+    let busy = house.start(&vms[1], "two").await.unwrap_err();
+    assert_eq!(busy.status(), Some(503), "a queue that is full is told before a machine that is busy: {busy:?}");
+    refused(&house.start(&vms[4], "two").await.unwrap_err());
+    refused(&house.client.import_repository("two").await.unwrap_err());
+    assert_eq!(house.status(&fourth.backup_id).await, BackupStatus::Pending);
+
+    // One that waits is cancelled at once, and its place in the queue is free.
+    let cancelled = house.client.cancel_backup(&second.backup_id).await.unwrap();
+    assert_eq!(cancelled.status, BackupStatus::Cancelled);
+    let fifth = house.start(&vms[4], "two").await.unwrap();
+    let again = house.start(&vms[4], "two").await.unwrap_err();
+    assert_eq!(again.status(), Some(503), "the queue is full again");
+    assert_eq!(house.status(&fifth.backup_id).await, BackupStatus::Pending);
+
+    // One that runs ends soon, leaves nothing behind, and its place goes to the one that has waited longest.
+    let (task, took) = house.cancel(third.task_id.as_ref().unwrap()).await;
+    println!("a running backup is cancelled in {took:?}");
+    assert!(task.state == TaskState::Cancelled && took < SOON, "{task:?} after {took:?}");
+    assert_eq!(house.left_of(&third.backup_id), [""; 0]);
+    house.until_running(&fourth.backup_id).await;
+    assert_eq!(house.status(&fifth.backup_id).await, BackupStatus::Pending);
+    let late = house.client.cancel_task(third.task_id.as_ref().unwrap()).await.unwrap_err();
+    assert_eq!(late.status(), Some(409), "{late:?}");
+    // The machine is free for the next one.
+    house.client.cancel_backup(&fifth.backup_id).await.unwrap();
+    assert_eq!(house.start(&vms[2], "two").await.unwrap().status, BackupStatus::Pending);
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_and_a_verification_that_run_are_cancelled() {
+    let house = House::new(|_| ()).await;
+    // Noise, so that verifying takes a moment.
+    let mut state = 7_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u8
+    });
+    std::fs::create_dir(house.path("images")).unwrap();
+    std::fs::write(house.path("images/web.raw"), noise.take(48 << 20).collect::<Vec<u8>>()).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("images")).await;
+    let backup = house.start(&vm, "two").await.unwrap();
+    let task = house.client.wait_for_task(backup.task_id.as_ref().unwrap(), |_| {}).await.unwrap();
+    assert_eq!((task.state, task.error), (TaskState::Completed, None));
+
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "memory", "wdelay=3600").await;
+    let request = RestoreBackup { target: RestoreTarget::Nbd { uri: stuck.uri.clone() }, disk_id: None };
+    let restore = house.client.restore_backup(&backup.backup_id, &request).await.unwrap();
+    let is_at_work = async || {
+        let task = house.client.get_task(&restore.task_id).await.unwrap();
+        task.state == TaskState::Running && task.bytes_total.is_some()
+    };
+    until("the restore writes", is_at_work).await;
+    let (task, took) = house.cancel(&restore.task_id).await;
+    println!("a running restore is cancelled in {took:?}");
+    assert!(task.state == TaskState::Cancelled && took < SOON, "{task:?} after {took:?}");
+
+    // A file system cannot be made to stand still, so a fast machine may be done before the cancellation comes.
+    let mut cancelled = false;
+    for _ in 0..20 {
+        let verify = house.client.verify_backup(&backup.backup_id, &VerifyBackup { deep: true }).await.unwrap();
+        let running = async || house.client.get_task(&verify.task_id).await.unwrap().state != TaskState::Pending;
+        until("the verification begins", running).await;
+        let begun = Instant::now();
+        match house.client.cancel_task(&verify.task_id).await {
+            Ok(_) => {
+                let task = house.client.wait_for_task(&verify.task_id, |_| {}).await.unwrap();
+                println!("a running verification is cancelled in {:?}", begun.elapsed());
+                assert!(begun.elapsed() < SOON, "{task:?}");
+                if task.state == TaskState::Cancelled {
+                    cancelled = true;
+                    break;
+                }
+                assert_eq!(task.state, TaskState::Completed, "{task:?}");
+            }
+            Err(error) => assert_eq!(error.status(), Some(409), "{error:?}"),
+        }
+    }
+    assert!(cancelled, "no verification was ever cancelled");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moves_nothing_for_four_hours_is_ended() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| config.clock = given).await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
+    let backup = house.start(&vm, "two").await.unwrap();
+    house.until_running(&backup.backup_id).await;
+    let task_id = backup.task_id.clone().unwrap();
+
+    clock.advance_seconds(4 * 3600 - 60);
+    // Its next report renews the lease from the new time, so that it has been looked at.
+    let row = async || house.fixture.hub.app().core.catalog.tasks().get(&task_id).await.unwrap();
+    let reported =
+        async || row().await.lease_until.is_some_and(|until| until > Timestamp::from_micros(1_800_014_000_000_000));
+    until("the task has reported since", reported).await;
+    assert_eq!(house.status(&backup.backup_id).await, BackupStatus::Running);
+
+    clock.advance_seconds(120);
+    let task = house.client.wait_for_task(&task_id, |_| {}).await.unwrap();
+    assert_eq!(task.state, TaskState::Failed);
+    assert_eq!(task.error.as_ref().map(|error| error.code), Some(ProblemCode::DeadlineExceeded), "{task:?}");
+    let ended = house.client.get_backup(&backup.backup_id).await.unwrap();
+    assert_eq!((ended.status, ended.error_code), (BackupStatus::Failed, Some(ProblemCode::DeadlineExceeded)));
+    assert_eq!(house.left_of(&backup.backup_id), [""; 0]);
+    house.fixture.hub.shutdown().await;
+}
