@@ -3,7 +3,7 @@
 use super::absolute;
 use crate::args::HubArgs;
 use crate::output::say;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use sendense_hub::{Hub, HubConfig, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -41,13 +41,18 @@ async fn serve(config: HubConfig) -> Result<()> {
     }
     say(format!("admin token in {}", token_file.display()));
     tell_systemd(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let superseded = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = hub.superseded() => true,
+    };
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     say("stopping: no new work is taken, running work is ended");
     hub.shutdown().await;
+    if superseded {
+        // Two processes with one identity: a data folder that was copied, say. The later one works on.
+        bail!("another process has started as the same hub on this catalog; give each hub a data folder of its own");
+    }
     Ok(())
 }
 
