@@ -29,6 +29,8 @@ pub struct HubConfig {
     pub allow_paths: Vec<PathBuf>,
     /// Certificate chain and key (PEM files) for TLS; absent: made at first start where TLS is needed.
     pub tls: Option<TlsFiles>,
+    /// Whether the key of the catalog's credentials is lost for good, so that a new one is made, or another one taken.
+    pub accept_new_key: bool,
     /// How much may happen at once.
     pub limits: Limits,
     /// The time.
@@ -99,6 +101,7 @@ impl HubConfig {
             database_url: None,
             allow_paths: Vec::new(),
             tls: None,
+            accept_new_key: false,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
         }
@@ -114,6 +117,7 @@ impl fmt::Debug for HubConfig {
             .field("database_url", &self.database_url.as_ref().map(|_| "(set)"))
             .field("allow_paths", &self.allow_paths)
             .field("tls", &self.tls)
+            .field("accept_new_key", &self.accept_new_key)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

@@ -1,7 +1,7 @@
 //! Starting and stopping a hub.
 //!
 //! ```text
-//! data dir (lock) -> key -> catalog -> epoch -> admin token -> reconcile -> dispatcher -> API
+//! data dir (lock) -> catalog -> key -> epoch -> admin token -> reconcile -> dispatcher -> API
 //! ```
 //!
 //! What lives here: the order of the start and of the end. What does not: what any part does. Invariant: nothing is served
@@ -18,10 +18,11 @@ use crate::jobs::{Running, dispatcher};
 use crate::reconcile;
 use crate::repositories::{self, Repositories};
 use crate::secrets::{self, Sealer};
-use sendense_catalog::{Catalog, TokenRole};
+use sendense_catalog::{Catalog, Page, TokenRole};
 use sendense_node::{FileJournal, LaneBudget};
 use sendense_source::Journal;
 use sendense_source::paths::Roots;
+use sendense_types::Timestamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,9 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name of the token that a hub makes at its first start.
 const ADMIN_TOKEN_NAME: &str = "admin";
+
+/// The setting that names the key of the catalog's credentials.
+const KEY_ID: &str = "key_id";
 
 /// Why a hub does not start. The operator acts.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +93,9 @@ impl Hub {
             }
         }
         let data_dir = DataDir::open(&config.data_dir)?;
-        let sealer = Sealer::open(&data_dir.key_path()).map_err(Error::Key)?;
         let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
         let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
+        let sealer = sealer(&data_dir.key_path(), &catalog, config.accept_new_key, now).await?;
         let deployment_id = catalog.hubs().deployment_id(now).await.map_err(Error::Catalog)?;
         let until = config.limits.lease_until(now);
         let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
@@ -180,6 +184,50 @@ impl RunningHub {
         let ((), ()) = tokio::join!(stop(&self.core), self.server.shutdown());
         tracing::info!("hub has stopped");
     }
+}
+
+/// The key that the catalog's credentials are sealed with. All hubs of a deployment have the same one, and which one that is
+/// the catalog knows, so that a key file that was lost or mixed up is found at the start and not on the day when a source is
+/// to be opened. A new one is made only where none ever was, or when the operator has given the old one up.
+async fn sealer(path: &Path, catalog: &Catalog, accept_new_key: bool, now: Timestamp) -> Result<Sealer, Error> {
+    let present = Sealer::read(path).map_err(Error::Key)?;
+    let known = match catalog.settings().get(KEY_ID).await.map_err(Error::Catalog)? {
+        Some(id) => id.as_str().map(str::to_owned),
+        None => sealed_with(catalog).await?,
+    };
+    let sealer = match (present, known) {
+        (Some(sealer), known) if accept_new_key || known.as_deref().is_none_or(|id| id == sealer.key_id()) => sealer,
+        (None, known) if accept_new_key || known.is_none() => Sealer::make(path).map_err(Error::Key)?,
+        (present, sealed_with) => return Err(Error::Key(refused(path, present.as_ref(), sealed_with))),
+    };
+    let id = serde_json::Value::from(sealer.key_id());
+    if accept_new_key {
+        catalog.settings().set(KEY_ID, &id, now).await.map_err(Error::Catalog)?;
+        return Ok(sealer);
+    }
+    // Of two hubs that start on a new database at once, the key of one becomes that of both.
+    let agreed = catalog.settings().get_or_set(KEY_ID, &id, now).await.map_err(Error::Catalog)?;
+    if agreed != id {
+        let sealed_with = agreed.as_str().map(str::to_owned);
+        return Err(Error::Key(refused(path, Some(&sealer), sealed_with)));
+    }
+    Ok(sealer)
+}
+
+fn refused(path: &Path, present: Option<&Sealer>, sealed_with: Option<String>) -> secrets::Error {
+    let (path, sealed_with) = (path.to_owned(), sealed_with.unwrap_or_default());
+    match present {
+        Some(sealer) => secrets::Error::NotTheCatalogs { path, present: sealer.key_id().to_owned(), sealed_with },
+        None => secrets::Error::Missing { path, sealed_with },
+    }
+}
+
+/// The key of the credentials that a catalog holds which does not say it itself.
+async fn sealed_with(catalog: &Catalog) -> Result<Option<String>, Error> {
+    let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    let (sources, _) = catalog.sources().list(page).await.map_err(Error::Catalog)?;
+    let mut envelopes = sources.iter().filter_map(|source| std::str::from_utf8(source.secret.as_deref()?).ok());
+    Ok(envelopes.find_map(secrets::key_id_of).map(str::to_owned))
 }
 
 /// Ends everything that was started.

@@ -35,8 +35,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The key file is not 32 bytes. The operator restores it from a copy, or removes it and sets all credentials anew.
-    #[error("key file {} holds {found} bytes and not {KEY_BYTES}", path.display())]
+    /// The key file is not 32 bytes. The operator acts.
+    #[error("key file {} is damaged: it holds {found} bytes and not {KEY_BYTES}; bring it back from a copy", path.display())]
     KeySize {
         /// The file.
         path: PathBuf,
@@ -50,6 +50,34 @@ pub enum Error {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// The key file is not there, but credentials were sealed with it. The operator acts.
+    #[error(
+        "key file {} is not there, and the credentials in the catalog are sealed with it (key {sealed_with}): bring it back \
+         from a copy, or copy it from the data directory of another hub on this catalog; if it is lost for good, start once \
+         with --accept-new-key and set the credentials of all sources again",
+        path.display()
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The id of the key that is missing.
+        sealed_with: String,
+    },
+    /// The key file holds another key than the one that the catalog's credentials are sealed with. The operator acts.
+    #[error(
+        "key file {} holds key {present}, and the credentials in the catalog are sealed with key {sealed_with}: bring that one \
+         back from a copy, or copy it from the data directory of another hub on this catalog; if it is lost for good, start \
+         once with --accept-new-key and set the credentials of all sources again",
+        path.display()
+    )]
+    NotTheCatalogs {
+        /// The file.
+        path: PathBuf,
+        /// The id of the key in it.
+        present: String,
+        /// The id of the key that is missing.
+        sealed_with: String,
     },
     /// The envelope was sealed with another key. The operator brings that key back or sets the credentials anew.
     #[error("credentials were sealed with key {sealed_with}, the key file holds key {present}")]
@@ -73,6 +101,12 @@ pub struct Sealer {
     key_id: String,
 }
 
+/// The id of the key that an envelope was sealed with.
+pub fn key_id_of(envelope: &str) -> Option<&str> {
+    let mut parts = envelope.split('.');
+    if parts.next() == Some(VERSION) { parts.next() } else { None }
+}
+
 impl fmt::Debug for Sealer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sealer").field("key_id", &self.key_id).finish_non_exhaustive()
@@ -80,19 +114,22 @@ impl fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// Reads the key file; makes it when it is not there.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// Makes a key file where there is none.
+    pub fn make(path: &Path) -> Result<Self, Error> {
+        let mut key = [0; KEY_BYTES];
+        getrandom::fill(&mut key).map_err(|error| Error::Random(error.to_string()))?;
+        private_file::create(path, &key).map_err(|source| Error::KeyFile { path: path.to_owned(), source })?;
+        Ok(Self::new(&key))
+    }
+
+    /// Reads the key file; none when it is not there.
+    pub fn read(path: &Path) -> Result<Option<Self>, Error> {
         let failed = |source| Error::KeyFile { path: path.to_owned(), source };
         match private_file::read(path) {
-            Ok(None) => {
-                let mut key = [0; KEY_BYTES];
-                getrandom::fill(&mut key).map_err(|error| Error::Random(error.to_string()))?;
-                private_file::create(path, &key).map_err(failed)?;
-                Ok(Self::new(&key))
-            }
+            Ok(None) => Ok(None),
             Ok(Some(file)) if file.mode & 0o077 != 0 => Err(Error::KeyMode { path: path.to_owned(), mode: file.mode }),
             Ok(Some(file)) => match <[u8; KEY_BYTES]>::try_from(file.bytes.as_slice()) {
-                Ok(key) => Ok(Self::new(&key)),
+                Ok(key) => Ok(Some(Self::new(&key))),
                 Err(_) => Err(Error::KeySize { path: path.to_owned(), found: file.bytes.len() }),
             },
             Err(source) => Err(failed(source)),
@@ -103,6 +140,11 @@ impl Sealer {
         // Eight bytes of a hash tell keys apart and say nothing of the key.
         let key_id = hex::encode(&Sha256::digest(key)[..8]);
         Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), key_id }
+    }
+
+    /// Which key this is. It tells keys apart and says nothing of the key.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     /// Seals `secret` for the row with this id.
@@ -145,14 +187,16 @@ mod tests {
     #[test]
     fn a_secret_comes_back_only_for_its_row_and_key() {
         let folder = tempfile::tempdir().unwrap();
-        let sealer = Sealer::open(&folder.path().join("key")).unwrap();
+        assert!(Sealer::read(&folder.path().join("key")).unwrap().is_none());
+        let sealer = Sealer::make(&folder.path().join("key")).unwrap();
         let sealed = sealer.seal("src-1", "hunter2").unwrap();
         assert!(!sealed.contains("hunter2"));
         assert_ne!(sealed, sealer.seal("src-1", "hunter2").unwrap(), "each envelope has its own nonce");
-        let again = Sealer::open(&folder.path().join("key")).unwrap();
+        let again = Sealer::read(&folder.path().join("key")).unwrap().unwrap();
+        assert_eq!((again.key_id(), key_id_of(&sealed)), (sealer.key_id(), Some(sealer.key_id())));
         assert_eq!(again.open_sealed("src-1", &sealed).unwrap().expose_secret(), "hunter2");
         assert_matches!(again.open_sealed("src-2", &sealed), Err(Error::Damaged));
-        let other = Sealer::open(&folder.path().join("other")).unwrap();
+        let other = Sealer::make(&folder.path().join("other")).unwrap();
         assert_matches!(other.open_sealed("src-1", &sealed), Err(Error::OtherKey { .. }));
         assert!(!format!("{sealer:?}").contains("cipher"));
     }
@@ -161,13 +205,13 @@ mod tests {
     fn a_key_file_that_is_short_or_open_to_others_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        Sealer::open(&path).unwrap();
+        Sealer::make(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert_matches!(Sealer::open(&path), Err(Error::KeyMode { mode: 0o640, .. }));
+        assert_matches!(Sealer::read(&path), Err(Error::KeyMode { mode: 0o640, .. }));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::write(&path, b"short").unwrap();
-        assert_matches!(Sealer::open(&path), Err(Error::KeySize { found: 5, .. }));
+        assert_matches!(Sealer::read(&path), Err(Error::KeySize { found: 5, .. }));
     }
 
     proptest! {

@@ -100,6 +100,9 @@ pub struct HubArgs {
     /// tasks and take its repositories over. Give all hubs of a database the same.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(3..=3600))]
     pub lease_seconds: u32,
+    /// The key file of stored credentials is lost for good: make a new one. Credentials must be set again for all sources.
+    #[arg(long)]
+    pub accept_new_key: bool,
     /// Log as JSON lines.
     #[arg(long)]
     pub log_json: bool,

@@ -26,6 +26,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.limits.running_per_hub = args.running_tasks_max as usize;
     config.limits.pending_max = args.waiting_tasks_max as usize;
     config.limits.lease_seconds = args.lease_seconds;
+    config.accept_new_key = args.accept_new_key;
     Ok(config)
 }
 
