@@ -31,10 +31,17 @@ impl Hub {
 
     /// The same on another address; when the hub ends instead of serving, what it logged.
     pub fn try_start(dir: &Path, listen: &str) -> Result<Self, String> {
-        let data_dir = dir.join("hub");
-        let log = dir.join("hub.log");
+        Self::launch(dir, "hub", &["--listen", listen])
+    }
+
+    /// Starts a hub whose data lies in `dir/name`, with more arguments; a later `--listen` counts. When it ends instead of
+    /// serving, what it logged.
+    pub fn launch(dir: &Path, name: &str, more: &[&str]) -> Result<Self, String> {
+        let data_dir = dir.join(name);
+        let log = dir.join(format!("{name}.log"));
+        let listen: &[&str] = if more.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(SENDENSE)
-            .args(["hub", "--listen", listen, "--data-dir"])
+            .args([&["hub"], listen, more, &["--data-dir"]].concat())
             .arg(&data_dir)
             .arg("--allow-path")
             .arg(dir)
@@ -76,6 +83,18 @@ impl Hub {
             std::thread::sleep(Duration::from_millis(20));
         }
         panic!("the hub did not end on SIGTERM:\n{}", self.log());
+    }
+
+    /// Waits until it ends by itself; gives its exit code and what it logged.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status.code(), self.log());
+            }
+            assert!(Instant::now() < patience, "the hub did not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What it logged.

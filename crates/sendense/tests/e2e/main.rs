@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod bad_day;
+mod databases;
 mod disk;
 mod hub;
 mod journey;
 mod kill;
 mod libvirt;
 mod security;
+mod servers;
+mod start;

@@ -1,0 +1,141 @@
+//! Servers of other people that a test starts for itself: databases and NBD servers. Each ends with the value that stands for
+//! it, and with the test's thread if that dies first.
+
+use crate::hub::{PATIENCE, path, text};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running server.
+pub struct Server(Child);
+
+impl Server {
+    /// Starts a program and waits until `is_ready`. `setpriv` lets the kernel end it when the test dies without a word.
+    fn start(program: &str, package: &str, args: &[&str], log: &Path, is_ready: impl Fn() -> bool) -> Self {
+        let program = find(program, package);
+        let output = std::fs::File::create(log).unwrap();
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("setpriv: {error}; install the Debian package util-linux"));
+        let mut server = Self(child);
+        let patience = Instant::now() + PATIENCE;
+        while !is_ready() {
+            let ended = server.0.try_wait().unwrap();
+            let log = || std::fs::read_to_string(log).unwrap_or_default();
+            assert!(ended.is_none() && Instant::now() < patience, "{} does not serve:\n{}", program.display(), log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The password of the databases' user: one that must be encoded in a URL.
+pub const PASSWORD: &str = "s3cret/p@ss";
+
+/// A MariaDB in `dir`, empty at first and kept from then on, and the URL of its database, as an operator would write it.
+pub fn mariadb(dir: &Path) -> (Server, String) {
+    let (data, socket, init) = (dir.join("mariadb"), dir.join("mariadb.sock"), dir.join("mariadb.sql"));
+    let statements = format!(
+        "CREATE DATABASE IF NOT EXISTS sendense;\nCREATE USER IF NOT EXISTS 'sendense'@'localhost' IDENTIFIED BY '{PASSWORD}';\n\
+         GRANT ALL ON sendense.* TO 'sendense'@'localhost';\n"
+    );
+    std::fs::write(&init, statements).unwrap();
+    let datadir = format!("--datadir={}", path(&data));
+    if !data.exists() {
+        let install = find("mariadb-install-db", "mariadb-server");
+        let installed = Command::new(install)
+            .args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal", &datadir])
+            .output()
+            .unwrap();
+        assert!(installed.status.success(), "{}{}", text(&installed.stdout), text(&installed.stderr));
+    }
+    let (at, from) = (format!("--socket={}", path(&socket)), format!("--init-file={}", path(&init)));
+    let args =
+        ["--no-defaults", "--user=root", &datadir, &at, &from, "--skip-networking", "--innodb-buffer-pool-size=32M"];
+    let ping = find("mariadb-admin", "mariadb-client");
+    let is_ready = || {
+        let status = Command::new(&ping).args(["--no-defaults", &at, "ping"]).output().unwrap().status;
+        status.success()
+    };
+    let server = Server::start("mariadbd", "mariadb-server", &args, &dir.join("mariadb.log"), is_ready);
+    (server, format!("mysql://sendense:{}@localhost/sendense?socket={}", encoded(PASSWORD), path(&socket)))
+}
+
+/// An empty PostgreSQL and the URL of its database.
+pub fn postgres(dir: &Path) -> (Server, String) {
+    // It refuses to run as root, and its user must be able to enter the folder.
+    let home = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").unwrap().keep();
+    let (data, socket) = (home.join("data"), home.join(".s.PGSQL.5432"));
+    let chown = Command::new("chown").arg("nobody").arg(&home).status().unwrap();
+    assert!(chown.success(), "this test starts PostgreSQL as nobody and must run as root");
+    let as_nobody = |program: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--clear-groups", "--"]).arg(find(program, "postgresql"));
+        command
+    };
+    let made =
+        as_nobody("initdb").args(["-D", path(&data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]).output().unwrap();
+    assert!(made.status.success(), "{}{}", text(&made.stdout), text(&made.stderr));
+    let binary = find("postgres", "postgresql");
+    let args = [
+        "--reuid=nobody",
+        "--clear-groups",
+        "--",
+        path(&binary),
+        "-D",
+        path(&data),
+        "-k",
+        path(&home),
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "shared_buffers=32MB",
+    ];
+    let is_ready = || {
+        let ready =
+            Command::new(find("pg_isready", "postgresql-client")).args(["-q", "-h", path(&home)]).status().unwrap();
+        ready.success() && socket.exists()
+    };
+    let server = Server::start("setpriv", "util-linux", &args, &dir.join("postgres.log"), is_ready);
+    (server, format!("postgres://postgres@localhost/postgres?host={}&sslmode=disable", path(&home)))
+}
+
+/// An NBD server of 64 MiB that answers no request within the life of a test; gives its URI.
+pub fn stuck_nbd(dir: &Path, name: &str, requests: &str) -> (Server, String) {
+    let socket = dir.join(format!("{name}.sock"));
+    let delay = format!("{requests}=3600");
+    let plugin: &[&str] = if requests == "rdelay" { &["pattern", "64M"] } else { &["memory", "64M"] };
+    let args = [&["-f", "-U", path(&socket), "--filter=delay"], plugin, &[&delay]].concat();
+    let server = Server::start("nbdkit", "nbdkit", &args, &dir.join(format!("{name}.log")), || socket.exists());
+    (server, format!("nbd+unix:///?socket={}", path(&socket)))
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+/// Finds a program, also where Debian keeps servers out of the path.
+fn find(name: &str, package: &str) -> PathBuf {
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    folders.extend(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    if let Ok(versions) = std::fs::read_dir("/usr/lib/postgresql") {
+        folders.extend(versions.flatten().map(|version| version.path().join("bin")));
+    }
+    let found = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is missing: install the Debian package {package}"))
+}
