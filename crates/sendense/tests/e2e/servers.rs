@@ -6,15 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running server.
-pub struct Server(Child);
+/// A running server, and the folder that is its own.
+pub struct Server {
+    child: Child,
+    home: Option<tempfile::TempDir>,
+}
 
 impl Server {
-    /// Starts a program and waits until `is_ready`. `setpriv` lets the kernel end it when the test dies without a word.
-    fn start(program: &str, package: &str, args: &[&str], log: &Path, is_ready: impl Fn() -> bool) -> Self {
+    /// Starts a program and waits until `is_ready`. `setpriv` lets the kernel end it when the test dies without a word, and
+    /// makes it somebody else where the program wants that.
+    fn start(
+        (program, package): (&str, &str),
+        as_whom: &[&str],
+        args: &[&str],
+        log: &Path,
+        is_ready: impl Fn() -> bool,
+    ) -> Self {
         let program = find(program, package);
         let output = std::fs::File::create(log).unwrap();
         let child = Command::new("setpriv")
+            .args(as_whom)
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&program)
             .args(args)
@@ -23,10 +34,10 @@ impl Server {
             .stderr(output)
             .spawn()
             .unwrap_or_else(|error| panic!("setpriv: {error}; install the Debian package util-linux"));
-        let mut server = Self(child);
+        let mut server = Self { child, home: None };
         let patience = Instant::now() + PATIENCE;
         while !is_ready() {
-            let ended = server.0.try_wait().unwrap();
+            let ended = server.child.try_wait().unwrap();
             let log = || std::fs::read_to_string(log).unwrap_or_default();
             assert!(ended.is_none() && Instant::now() < patience, "{} does not serve:\n{}", program.display(), log());
             std::thread::sleep(Duration::from_millis(50));
@@ -37,8 +48,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -70,47 +81,33 @@ pub fn mariadb(dir: &Path) -> (Server, String) {
         let status = Command::new(&ping).args(["--no-defaults", &at, "ping"]).output().unwrap().status;
         status.success()
     };
-    let server = Server::start("mariadbd", "mariadb-server", &args, &dir.join("mariadb.log"), is_ready);
+    let server = Server::start(("mariadbd", "mariadb-server"), &[], &args, &dir.join("mariadb.log"), is_ready);
     (server, format!("mysql://sendense:{}@localhost/sendense?socket={}", encoded(PASSWORD), path(&socket)))
 }
 
 /// An empty PostgreSQL and the URL of its database.
 pub fn postgres(dir: &Path) -> (Server, String) {
-    // It refuses to run as root, and its user must be able to enter the folder.
-    let home = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").unwrap().keep();
-    let (data, socket) = (home.join("data"), home.join(".s.PGSQL.5432"));
-    let chown = Command::new("chown").arg("nobody").arg(&home).status().unwrap();
+    // It refuses to run as root, and whom it runs as must be able to enter its folder.
+    const NOBODY: [&str; 2] = ["--reuid=nobody", "--clear-groups"];
+    let home = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").unwrap();
+    let (data, at) = (home.path().join("data"), path(home.path()).to_owned());
+    let chown = Command::new("chown").args(["nobody", &at]).status().unwrap();
     assert!(chown.success(), "this test starts PostgreSQL as nobody and must run as root");
-    let as_nobody = |program: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=nobody", "--clear-groups", "--"]).arg(find(program, "postgresql"));
-        command
-    };
-    let made =
-        as_nobody("initdb").args(["-D", path(&data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]).output().unwrap();
+    let made = Command::new("setpriv")
+        .args(NOBODY)
+        .arg("--")
+        .arg(find("initdb", "postgresql"))
+        .args(["-D", path(&data), "-U", "postgres", "-A", "trust", "-E", "UTF8"])
+        .output()
+        .unwrap_or_else(|error| panic!("setpriv: {error}; install the Debian package util-linux"));
     assert!(made.status.success(), "{}{}", text(&made.stdout), text(&made.stderr));
-    let binary = find("postgres", "postgresql");
-    let args = [
-        "--reuid=nobody",
-        "--clear-groups",
-        "--",
-        path(&binary),
-        "-D",
-        path(&data),
-        "-k",
-        path(&home),
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "shared_buffers=32MB",
-    ];
-    let is_ready = || {
-        let ready =
-            Command::new(find("pg_isready", "postgresql-client")).args(["-q", "-h", path(&home)]).status().unwrap();
-        ready.success() && socket.exists()
-    };
-    let server = Server::start("setpriv", "util-linux", &args, &dir.join("postgres.log"), is_ready);
-    (server, format!("postgres://postgres@localhost/postgres?host={}&sslmode=disable", path(&home)))
+    let args = ["-D", path(&data), "-k", &at, "-c", "listen_addresses=", "-c", "shared_buffers=32MB"];
+    let ready = find("pg_isready", "postgresql-client");
+    let is_ready = || Command::new(&ready).args(["-q", "-h", &at]).status().unwrap().success();
+    let log = dir.join("postgres.log");
+    let mut server = Server::start(("postgres", "postgresql"), &NOBODY, &args, &log, is_ready);
+    server.home = Some(home);
+    (server, format!("postgres://postgres@localhost/postgres?host={at}&sslmode=disable"))
 }
 
 /// An NBD server of 64 MiB that answers no request within the life of a test; gives its URI.
@@ -119,7 +116,7 @@ pub fn stuck_nbd(dir: &Path, name: &str, requests: &str) -> (Server, String) {
     let delay = format!("{requests}=3600");
     let plugin: &[&str] = if requests == "rdelay" { &["pattern", "64M"] } else { &["memory", "64M"] };
     let args = [&["-f", "-U", path(&socket), "--filter=delay"], plugin, &[&delay]].concat();
-    let server = Server::start("nbdkit", "nbdkit", &args, &dir.join(format!("{name}.log")), || socket.exists());
+    let server = Server::start(("nbdkit", "nbdkit"), &[], &args, &dir.join(format!("{name}.log")), || socket.exists());
     (server, format!("nbd+unix:///?socket={}", path(&socket)))
 }
 
