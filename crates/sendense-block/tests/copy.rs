@@ -90,8 +90,9 @@ fn run(disk: &Memory, mode: Mode<'_>, options: Options) -> Result<(Arc<Point>, S
     let survey = copy::survey("disk 0", disk, mode, &cancel)?;
     assert_eq!(survey.doubt, None);
     let job = Backup { name: "disk 0", disk, mode, sink: &*point, options, progress: &progress, cancel: &cancel };
+    let planned = survey.read;
     let summary = copy::backup(&job, survey)?;
-    assert_eq!(summary.read, survey.read);
+    assert_eq!(summary.read, planned);
     assert_eq!(progress.snapshot().done, summary.read);
     Ok((point, summary))
 }
@@ -283,4 +284,67 @@ fn a_sparse_terabyte_is_not_read() {
     };
     assert_eq!(copy::backup(&job, survey).unwrap(), Summary::default());
     assert!(point.0.lock().is_empty());
+}
+
+/// A disk whose map counts the questions. Every `every`-th block holds data, the others are holes.
+struct Asked {
+    size: u64,
+    every: u64,
+    asked: Mutex<ExtentSet>,
+    twice: Mutex<u64>,
+}
+
+impl ReadAt for Asked {
+    fn size(&self) -> ByteLen {
+        ByteLen(self.size)
+    }
+    fn read_at(&self, _: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        buf.fill(1);
+        Ok(())
+    }
+}
+
+impl sendense_block::AllocationMap for Asked {
+    fn allocation(&self, within: Extent) -> Result<Vec<sendense_block::MappedExtent>> {
+        let mut asked = self.asked.lock();
+        *self.twice.lock() += u64::from(asked.overlaps(within));
+        asked.insert(within);
+        let mapped = within.block_indices().map(|index| sendense_block::MappedExtent {
+            extent: Extent::new(index.offset(), ByteLen(BLOCK_BYTES)).unwrap().intersect(within),
+            content: match index.0 % self.every {
+                0 => sendense_block::Content::Data,
+                _ => sendense_block::Content::Zero,
+            },
+        });
+        Ok(mapped.collect())
+    }
+}
+
+#[test]
+fn what_the_survey_asked_is_not_asked_again_up_to_a_bound() {
+    struct Count(Mutex<u64>);
+    impl BlockSink for Count {
+        fn put(&self, batch: &[Block<'_>]) -> Result<()> {
+            *self.0.lock() += batch.len() as u64;
+            Ok(())
+        }
+    }
+    // One extent a block: the second disk has more of them than are kept.
+    for (size, kept) in [(16_000 * BLOCK_BYTES, true), (17_000 * BLOCK_BYTES, false)] {
+        let disk = Asked { size, every: 1000, asked: Mutex::default(), twice: Mutex::default() };
+        let (sink, progress, cancel) = (Count(Mutex::new(0)), Progress::default(), Cancel::new());
+        let survey = copy::survey("disk 0", &disk, Mode::Full, &cancel).unwrap();
+        let job = Backup {
+            name: "disk 0",
+            disk: &disk,
+            mode: Mode::Full,
+            sink: &sink,
+            options: options(2, Level::Off),
+            progress: &progress,
+            cancel: &cancel,
+        };
+        copy::backup(&job, survey).unwrap();
+        assert_eq!(*sink.0.lock(), size / BLOCK_BYTES / 1000 + u64::from(size / BLOCK_BYTES % 1000 != 0));
+        assert_eq!(*disk.twice.lock() == 0, kept, "{size}");
+    }
 }

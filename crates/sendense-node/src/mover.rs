@@ -281,7 +281,7 @@ fn copy_all(
                         progress,
                         cancel: &stop,
                     };
-                    match copy::backup(&job, disk.survey) {
+                    match copy::backup(&job, disk.survey.clone()) {
                         Ok(summary) => outcomes.lock().push((position, outcome(disk, summary))),
                         Err(source) => {
                             failed.lock().get_or_insert(copy_error(disk.assignment, source));

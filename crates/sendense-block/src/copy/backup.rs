@@ -1,6 +1,6 @@
 //! From a disk into a sink: read, find zeros, digest, compare with the parent, compress, store.
 
-use super::feed::{Chunk, Feed, Windows};
+use super::feed::{Chunk, Feed, Span, Windows};
 use super::{Options, Progress, Stop, add, run_lanes};
 use crate::cancel::Cancel;
 use crate::codec::Encoder;
@@ -13,6 +13,7 @@ use crate::sink::{Block, BlockSink, Payload};
 use crate::units::{BLOCK_BYTES, ByteLen};
 use parking_lot::Mutex;
 use std::ops::Range;
+use std::sync::Arc;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -63,12 +64,14 @@ pub struct Backup<'a> {
 }
 
 /// What a backup will read, found out before the first byte is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Survey {
     /// Bytes to read.
     pub read: ByteLen,
     /// The first contradiction between change tracking and the parent. The delta must not be used: compare instead.
     pub doubt: Option<Doubt>,
+    /// What the source said, so that it is not asked twice; part of it on disks with very many extents.
+    kept: Vec<Arc<Span>>,
 }
 
 /// What a backup did with the disk's bytes, the last block counted whole.
@@ -89,23 +92,25 @@ pub struct Summary {
 /// Plans the whole disk without reading any of it.
 pub fn survey(name: &str, disk: &dyn Disk, mode: Mode<'_>, cancel: &Cancel) -> Result<Survey> {
     let size = disk.size();
-    let mut windows = Windows::new(disk, size, mode);
+    let mut windows = Windows::new(disk, size, mode).keeping();
     let mut survey = Survey::default();
     while let Some((plan, _)) = windows.next().map_err(|error| error.within(format!("plan {name}")))? {
         cancel.check()?;
         survey.read.0 += plan.read_len(size).0;
         survey.doubt = survey.doubt.or(plan.doubt);
     }
+    survey.kept = windows.kept();
     Ok(survey)
 }
 
 /// Copies a disk into a sink. Run [`survey`] first: it finds the doubts and the amount of work, which is also what
-/// decides how many lanes start.
+/// decides how many lanes start. The survey must be of this disk in this mode.
 ///
 /// On an error or a cancellation the sink holds some of the blocks; the draft behind it must be given up.
 pub fn backup(job: &Backup<'_>, survey: Survey) -> Result<Summary> {
     let size = job.disk.size();
-    let feed = Feed::new(Windows::new(job.disk, size, job.mode), job.options.request_bytes());
+    let windows = Windows::new(job.disk, size, job.mode).knowing(survey.kept);
+    let feed = Feed::new(windows, job.options.request_bytes());
     let feed = Mutex::new(feed);
     let totals = Mutex::new(Summary::default());
     run_lanes(job.options.lanes(survey.read), job.cancel, |stop| {

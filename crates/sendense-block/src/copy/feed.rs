@@ -39,8 +39,13 @@ impl KnownBlocks {
     }
 }
 
+/// How many extents a survey keeps of what the source said, so that the copy need not ask again: 640 KiB a disk. What lies
+/// beyond is asked twice.
+const KEPT_EXTENTS_MAX: usize = 16_384;
+
 /// What the source said about a span.
-struct Span {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Span {
     extent: Extent,
     allocation: Vec<MappedExtent>,
     changed: Option<ExtentSet>,
@@ -52,12 +57,29 @@ pub(super) struct Windows<'a> {
     size: ByteLen,
     mode: Mode<'a>,
     next: u64,
-    span: Option<Span>,
+    span: Option<Arc<Span>>,
+    kept: Vec<Arc<Span>>,
+    keep_extents: usize,
 }
 
 impl<'a> Windows<'a> {
     pub fn new(map: &'a dyn AllocationMap, size: ByteLen, mode: Mode<'a>) -> Self {
-        Self { map, size, mode, next: 0, span: None }
+        Self { map, size, mode, next: 0, span: None, kept: Vec::new(), keep_extents: 0 }
+    }
+
+    /// Keeps the source's answers, up to a bound, for [`Windows::kept`].
+    pub fn keeping(self) -> Self {
+        Self { keep_extents: KEPT_EXTENTS_MAX, ..self }
+    }
+
+    /// The answers that were kept.
+    pub fn kept(self) -> Vec<Arc<Span>> {
+        self.kept
+    }
+
+    /// Takes these answers, of the same disk in the same mode, before it asks.
+    pub fn knowing(self, kept: Vec<Arc<Span>>) -> Self {
+        Self { kept, ..self }
     }
 
     /// The next window's plan with what the parent holds there; none at the end of the disk.
@@ -88,21 +110,31 @@ impl<'a> Windows<'a> {
         Ok(Some((plan::window(window, size, &allocation, changed.as_ref(), parent), known)))
     }
 
-    fn span(&mut self, window: Extent) -> Result<&Span> {
+    fn span(&mut self, window: Extent) -> Result<Arc<Span>> {
         let range = plan::on_disk(window, self.size);
-        let span = match self.span.take().filter(|span| span.extent.contains(range)) {
-            Some(span) => span,
-            None => {
-                let end = range.start().0.saturating_add(SPAN_BYTES).min(self.size.0);
-                let extent = Extent::between(range.start(), ByteOffset(end));
-                let changed = match self.mode {
-                    Mode::Tracked { changes, .. } => Some(changes.changed(extent)?),
-                    Mode::Full | Mode::Compare { .. } => None,
-                };
-                Span { extent, allocation: self.map.allocation(extent)?, changed }
-            }
+        let holds = |span: &&Arc<Span>| span.extent.contains(range);
+        let span = match self.span.iter().chain(&self.kept).find(holds) {
+            Some(span) => span.clone(),
+            None => self.ask(range)?,
         };
-        Ok(self.span.insert(span))
+        self.span = Some(span.clone());
+        Ok(span)
+    }
+
+    fn ask(&mut self, range: Extent) -> Result<Arc<Span>> {
+        let end = range.start().0.saturating_add(SPAN_BYTES).min(self.size.0);
+        let extent = Extent::between(range.start(), ByteOffset(end));
+        let changed = match self.mode {
+            Mode::Tracked { changes, .. } => Some(changes.changed(extent)?),
+            Mode::Full | Mode::Compare { .. } => None,
+        };
+        let span = Arc::new(Span { extent, allocation: self.map.allocation(extent)?, changed });
+        let extents = span.allocation.len() + span.changed.as_ref().map_or(0, |changed| changed.as_slice().len());
+        if let Some(left) = self.keep_extents.checked_sub(extents) {
+            self.keep_extents = left;
+            self.kept.push(span.clone());
+        }
+        Ok(span)
     }
 
     fn parent(&self, window: Extent) -> Result<Option<KnownBlocks>> {
