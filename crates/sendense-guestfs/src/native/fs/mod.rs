@@ -3,6 +3,7 @@
 //! Each reader is a `volume::Volume`; paths, pages and reading are the same for all. Invariant: memory is bounded by
 //! constants (12 MiB of cache, 8 MiB of name indexes, at most 24 MiB for a replayed log), never by a number on the disk.
 
+mod btrfs;
 mod bytes;
 mod calendar;
 mod crc32c;
@@ -11,6 +12,7 @@ mod ext4;
 mod fat;
 mod iso;
 mod ntfs;
+mod unpack;
 mod volume;
 mod xfs;
 
@@ -25,7 +27,7 @@ use volume::Tree;
 /// # Errors
 /// [`Error::Io`] when the device cannot be read.
 pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
-    for detect in [ext4::detect, xfs::detect, ntfs::detect, fat::detect, iso::detect] {
+    for detect in [ext4::detect, xfs::detect, btrfs::detect, ntfs::detect, fat::detect, iso::detect] {
         if let Some(kind) = detect(device)? {
             return Ok(Some(kind));
         }
@@ -45,6 +47,7 @@ pub fn open(device: Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>> {
         Some("ntfs") => Ok(Box::new(Tree::new(ntfs::open(device)?))),
         Some("vfat") => Ok(Box::new(Tree::new(fat::open(device)?))),
         Some("iso9660") => Ok(Box::new(Tree::new(iso::open(device)?))),
+        Some("btrfs") => Ok(Box::new(Tree::new(btrfs::open(device)?))),
         Some(kind) => Err(Error::unsupported(format!("file system {kind}"))),
         None => Err(Error::unsupported("no known file system")),
     }

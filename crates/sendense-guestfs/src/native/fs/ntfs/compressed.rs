@@ -111,7 +111,7 @@ impl FileRead for Compressed {
                 let range = unit.max(offset)..unit.saturating_add(self.unit_bytes).min(size);
                 (!range.is_empty()).then_some(range)
             }
-            None => (map.until < size).then(|| map.until..size),
+            None => (map.until < size).then_some(map.until..size),
         })
     }
 }
@@ -163,10 +163,10 @@ fn unpack_chunk(chunk: &[u8], into: &mut Vec<u8>) -> Option<()> {
                 }
                 let back = usize::from(token >> length_bits) + 1;
                 let count = usize::from(token & ((1 << length_bits) - 1)) + 3;
-                let mut from = into.len().checked_sub(back).filter(|from| *from >= begin)?;
-                for _ in 0..count {
+                let from = into.len().checked_sub(back).filter(|from| *from >= begin)?;
+                // What is copied may be what was just copied.
+                for from in from..from + count {
                     into.push(into[from]);
-                    from += 1;
                 }
             }
             if into.len() - begin > CHUNK_BYTES {
