@@ -104,6 +104,7 @@ async fn machines(catalog: &Catalog) -> Result<(HubLease, SourceId, Vec<Reposito
         told.push(DiscoveredVm {
             instance_uuid: format!("uuid-{number}"),
             vm_name: format!("vm{number}").parse()?,
+            named_at_path: false,
             path: None,
             power_state: PowerState::On,
             facts: json!({}),

@@ -11,7 +11,7 @@ use crate::error::{Conflict, Error, Noun, Result};
 use crate::tx::Tx;
 use crate::vm::{KnownDisk, KnownVm};
 use crate::{entity, value};
-use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter};
 use sendense_types::{BackupStatus, PowerState, Timestamp};
 
 impl Backups<'_> {
@@ -94,7 +94,7 @@ async fn know_vm(tx: &Tx, vm: &KnownVm, now: Timestamp) -> Result<()> {
             kind: vm.kind.as_str().to_owned(),
             instance_uuid: vm.instance_uuid.clone(),
             vm_name: vm.vm_name.as_str().to_owned(),
-            path: None,
+            path: vm.path.clone(),
             power_state: PowerState::Unknown.as_str().to_owned(),
             facts: serde_json::Value::Object(serde_json::Map::new()),
             created_at: now.into(),
@@ -106,6 +106,13 @@ async fn know_vm(tx: &Tx, vm: &KnownVm, now: Timestamp) -> Result<()> {
         })?;
     }
     life::lock_vm(tx, &vm.vm_context_id).await?;
+    if let Some(path) = &vm.path {
+        // Points are adopted oldest first: the place where the machine was last is the one to look for it.
+        use entity::vm_contexts::{ActiveModel, Column};
+        let set = ActiveModel { path: Set(Some(path.clone())), ..Default::default() };
+        let of_vm = Column::VmContextId.eq(vm.vm_context_id.as_str()).and(Column::SourceId.is_null());
+        Entity::update_many().set(set).filter(of_vm).exec(&**tx).await?;
+    }
     let known = entity::vm_disks::Entity::find()
         .filter(entity::vm_disks::Column::VmContextId.eq(vm.vm_context_id.as_str()))
         .all(&**tx)

@@ -1,7 +1,8 @@
 //! Binding what a source tells to what the catalog knows.
 //!
 //! A machine is found by (source, instance uuid); else it is one without a source and with the same (kind, instance uuid),
-//! as after an import or after its source was removed; else it is new. A machine that was discovered before the import
+//! as after an import or after its source was removed; else it is new. Where the uuid is made of a name, two sources may
+//! have machines of the same uuid that are not the same machine: there the path must agree, too. A machine that was discovered before the import
 //! brought its points, and that has none of its own, gives way to the imported one.
 //!
 //! A disk keeps its number as long as its binding stays. Another binding is another disk and takes the next number that was
@@ -12,7 +13,9 @@ use crate::error::{Error, Noun, Result};
 use crate::tx::Tx;
 use crate::value::Ts;
 use crate::{entity, value};
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+};
 use sendense_types::{DiskBinding, Name, PowerState, SourceId, Timestamp, VmContextId};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -24,6 +27,9 @@ pub struct DiscoveredVm {
     pub instance_uuid: String,
     /// Its name.
     pub vm_name: Name,
+    /// True when its identity is a mere name at `path`, which another source may have at another path: then a machine
+    /// that has no source now is this one only if it was at the same path, or at one that nobody knows.
+    pub named_at_path: bool,
     /// Its place in the source's inventory.
     pub path: Option<String>,
     /// Whether it runs.
@@ -158,10 +164,16 @@ async fn upsert_vm(
         .lock_exclusive()
         .one(&**tx)
         .await?;
-    let unbound = Entity::find()
+    let mut without_source = Entity::find()
         .filter(Column::SourceId.is_null())
         .filter(Column::Kind.eq(&source.kind))
-        .filter(Column::InstanceUuid.eq(&told.instance_uuid))
+        .filter(Column::InstanceUuid.eq(&told.instance_uuid));
+    if told.named_at_path {
+        without_source = without_source.filter(Column::Path.eq(told.path.as_deref()).or(Column::Path.is_null()));
+    }
+    let unbound = without_source
+        // One at the very path before one whose path is not known: false sorts before true in every database.
+        .order_by_asc(Column::Path.is_null())
         // Several can exist only when repositories of several deployments were imported; the newest has the live chain.
         .order_by_desc(Column::CreatedAt)
         .order_by_desc(Column::VmContextId)

@@ -93,6 +93,8 @@ pub struct KnownVm {
     pub instance_uuid: String,
     /// Its name at that point.
     pub vm_name: Name,
+    /// Its place in the source's inventory, where the manifest tells it.
+    pub path: Option<String>,
     /// Its disks at that point.
     pub disks: Vec<KnownDisk>,
 }

@@ -32,6 +32,7 @@ pub fn machine(text: &str, disks: u32) -> DiscoveredVm {
     DiscoveredVm {
         instance_uuid: format!("uuid-{text}"),
         vm_name: name(text),
+        named_at_path: false,
         path: Some(format!("/dc/vm/{text}")),
         power_state: PowerState::On,
         facts: json!({"memory_bytes": 1 << 30, "networks": ["a", "b"]}),
@@ -175,6 +176,7 @@ pub fn known_vm(vm: &str, text: &str, disks: u32) -> KnownVm {
         kind: SourceKind::Libvirt,
         instance_uuid: format!("uuid-{text}"),
         vm_name: name(text),
+        path: None,
         disks: (0..disks)
             .map(|number| KnownDisk {
                 disk_id: DiskNumber(number),

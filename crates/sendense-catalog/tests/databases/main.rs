@@ -43,7 +43,7 @@ suite! {
         tokens_are_found_until_revoked, the_journal_keeps_what_may_exist;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,
-        an_imported_machine_is_bound, lists_are_paged;
+        an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged;
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
         a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_failed_backup_frees_the_machine,

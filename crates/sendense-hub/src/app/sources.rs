@@ -180,7 +180,7 @@ impl App {
                 return Err(problem);
             }
         };
-        let told = found.iter().map(vms::discovered).collect::<Result<Vec<_>>>()?;
+        let told = found.iter().map(|vm| vms::discovered(row.kind, vm)).collect::<Result<Vec<_>>>()?;
         let now = self.core.now();
         let discovery = self.core.catalog.vms().upsert_discovered(&row.source_id, &told, now).await.or_problem()?;
         let mut rows = Vec::with_capacity(discovery.vm_context_ids.len());
@@ -289,7 +289,7 @@ pub(crate) async fn refresh(
     let source = core.open_source(row)?;
     let reference = sendense_source::VmRef { instance_uuid: vm.instance_uuid.clone(), name: vm.vm_name.to_string() };
     let found = answer(&row.name, cancel, move |cancel| source.inspect(&reference, cancel)).await?;
-    let told = vms::discovered(&found)?;
+    let told = vms::discovered(row.kind, &found)?;
     let id = core.catalog.vms().upsert_one(&row.source_id, &told, core.now()).await.or_problem()?;
     if id != vm.vm_context_id {
         let details = format!("{} was asked for, {id} was found", vm.vm_context_id);

@@ -6,7 +6,7 @@ use crate::fault::{OrProblem, Result};
 use sendense_api::{Page, ProtectionState, Vm, VmFilter};
 use sendense_catalog as catalog;
 use sendense_source::model::{DiscoveredVm, Network};
-use sendense_types::{BackupStatus, Problem, ProblemCode, VmContextId};
+use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -35,8 +35,8 @@ impl Facts {
     }
 }
 
-/// A machine as a source tells it, in the catalog's words.
-pub(crate) fn discovered(vm: &DiscoveredVm) -> Result<catalog::DiscoveredVm> {
+/// A machine as a source of this kind tells it, in the catalog's words.
+pub(crate) fn discovered(kind: SourceKind, vm: &DiscoveredVm) -> Result<catalog::DiscoveredVm> {
     let (change_tracking, no_change_tracking) = match &vm.change_tracking {
         Ok(()) => (true, None),
         Err(reason) => (false, Some(reason.clone())),
@@ -73,6 +73,8 @@ pub(crate) fn discovered(vm: &DiscoveredVm) -> Result<catalog::DiscoveredVm> {
     Ok(catalog::DiscoveredVm {
         instance_uuid: vm.vm.instance_uuid.clone(),
         vm_name,
+        // The uuid of a machine in an image folder is made of its entry's name, and its path is the folder.
+        named_at_path: kind == SourceKind::Image,
         path: vm.path.clone(),
         power_state: vm.power_state,
         facts,

@@ -9,7 +9,7 @@ use sendense_catalog::{KnownDisk, KnownVm};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::recover::{Catalog, Report};
 use sendense_repo::{Kind, Repository};
-use sendense_types::{BackupId, BackupStatus, RepositoryId, VmContextId};
+use sendense_types::{BackupId, BackupStatus, RepositoryId, SourceKind, VmContextId};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -188,6 +188,8 @@ fn machine(manifest: &Manifest) -> KnownVm {
         // Without an identity no discovery can bind it; its own id keeps it apart from every other machine.
         instance_uuid: manifest.vm.instance_uuid.clone().unwrap_or_else(|| manifest.vm_context_id.to_string()),
         vm_name: manifest.vm.name.clone(),
+        // The path of an image folder's machine is the folder: the source's address.
+        path: (manifest.vm.kind == SourceKind::Image).then(|| manifest.vm.source.clone()),
         disks: disks.collect(),
     }
 }

@@ -8,6 +8,7 @@ mod bad_day;
 mod databases;
 mod disk;
 mod hub;
+mod identity;
 mod journey;
 mod kill;
 mod libvirt;

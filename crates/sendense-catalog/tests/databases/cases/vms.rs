@@ -125,6 +125,39 @@ pub async fn an_imported_machine_is_bound(db: TestDb) {
     assert_eq!(vms.get(&fresh).await.expect_err("it gave way").kind(), Kind::NotFound);
 }
 
+pub async fn a_machine_that_is_a_mere_name_is_bound_at_its_path_only(db: TestDb) {
+    let catalog = db.open().await;
+    let repository = add_repository(&catalog, "repo").await.repository_id;
+    let vms = catalog.vms();
+    let at_path = |path: &str| DiscoveredVm { named_at_path: true, path: Some(path.to_owned()), ..machine("web", 1) };
+    for (number, path) in [(1, Some("/a")), (2, Some("/b")), (3, None)] {
+        let known = KnownVm { path: path.map(str::to_owned), ..known_vm(&format!("vm-{number}"), "web", 1) };
+        let point = point_of(&known, &repository, &format!("bk-{number}"), None, at(number));
+        catalog.backups().adopt(&known, &point, at(number)).await.expect("adopt");
+    }
+    // Each source finds its own, however old; one whose place is unknown may be anybody's; the fourth is a new machine.
+    let mut found = Vec::new();
+    for path in ["/b", "/a", "/elsewhere", "/fourth"] {
+        let source = add_source(&catalog, path).await.source_id;
+        let discovery = vms.upsert_discovered(&source, &[at_path(path)], at(9)).await.expect("discover");
+        found.push((discovery.vm_context_ids[0].to_string(), discovery.bound, discovery.added));
+        // Asking again changes nothing.
+        let again = vms.upsert_discovered(&source, &[at_path(path)], at(10)).await.expect("discover");
+        assert_eq!((again.vm_context_ids, again.bound, again.added), (discovery.vm_context_ids, 0, 0));
+    }
+    let expected = [("vm-2", 1, 0), ("vm-1", 1, 0), ("vm-3", 1, 0)].map(|(id, bound, new)| (id.to_owned(), bound, new));
+    assert_eq!(found[..3], expected);
+    assert_eq!((found[3].1, found[3].2), (0, 1));
+
+    // A source that was removed leaves its machines; another folder does not inherit them, the same folder does.
+    let source = catalog.sources().find("/a").await.expect("find").source_id;
+    catalog.sources().delete(&source).await.expect("delete");
+    let other = add_source(&catalog, "other").await.source_id;
+    assert_ne!(vms.upsert_one(&other, &at_path("/other"), at(11)).await.expect("discover").as_str(), "vm-1");
+    let same = add_source(&catalog, "same").await.source_id;
+    assert_eq!(vms.upsert_one(&same, &at_path("/a"), at(12)).await.expect("discover").as_str(), "vm-1");
+}
+
 pub async fn lists_are_paged(db: TestDb) {
     let world = World::new(db.open().await, 25).await;
     let mut seen = Vec::new();
