@@ -1,10 +1,10 @@
 //! A disk as a file that stands alone: raw, or a QCOW2 image without a backing file.
 //!
 //! The file is written beside its final name as `.NAME.SUFFIX`, made durable, and only then renamed, without replacing
-//! anything: a file of that name is whole. On an error or a cancellation what was begun is removed.
+//! anything unless asked: a file of that name is whole. On an error or a cancellation what was begun is removed.
 
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{AtFlags, CWD, Mode as FileMode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode as FileMode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use sendense_block::backend::File;
 use sendense_block::codec::Level;
@@ -34,6 +34,10 @@ pub struct How<'a> {
     pub lanes: usize,
     /// Goes into the names of unfinished files: one path component, unique to this extraction.
     pub suffix: &'a str,
+    /// What the disk is called in messages.
+    pub disk_name: &'a str,
+    /// Put the file in the place of one that exists.
+    pub overwrite: bool,
 }
 
 /// Bytes per read: enough that a spinning repository streams, little enough to stay in a core's cache.
@@ -46,15 +50,18 @@ impl How<'_> {
     }
 }
 
-/// Writes the disk to a new file at `path`, whose folder exists.
+/// Writes the disk to a file at `path`, which is absolute and whose folder exists. The folder's path must be resolved: a
+/// symbolic link on the way, put there after somebody checked the path, is an error and leads nowhere.
 ///
 /// # Errors
-/// [`Kind::Exists`] when something of that name is there, before or at the end; [`Kind::NotFound`] when the folder is not;
-/// [`Kind::NoSpace`]; whatever reading the disk gives.
+/// [`Kind::Exists`] when something of that name is there, before or at the end, and is not to be overwritten;
+/// [`Kind::NotFound`] when the folder is not there; [`Kind::Denied`] for a link on the way; [`Kind::NoSpace`]; whatever
+/// reading the disk gives.
 pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::invalid(format!("{} names no file", path.display())))?;
-    let folder = Folder::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    if folder.holds(name)? {
+    let folder = path.parent().ok_or_else(|| Error::invalid(format!("{} has no folder", path.display())))?;
+    let folder = Folder::open(folder)?;
+    if !how.overwrite && folder.holds(name)? {
         return Err(exists(path));
     }
     let part = Part::create(&folder, name, how.suffix)?;
@@ -67,13 +74,13 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
         }
     }
     cancel.check()?;
-    part.publish(name, path)
+    part.publish(name, path, how.overwrite)
 }
 
 fn raw(disk: &dyn Disk, file: &File, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
     file.set_len(disk.size())?;
     let options = how.options();
-    let job = Restore { name: "the disk", disk, target: file, target_is_zero: true, options, progress, cancel };
+    let job = Restore { name: how.disk_name, disk, target: file, target_is_zero: true, options, progress, cancel };
     Ok(copy::restore(&job)?)
 }
 
@@ -87,10 +94,10 @@ fn qcow2(
 ) -> Result<()> {
     let spec = Spec { capacity: disk.size(), backing: None };
     let writer = Writer::create(file.clone(), tables.clone(), spec, Arc::new(Deaf))?;
-    let survey = copy::survey("the disk", disk, Mode::Full, cancel)?;
+    let survey = copy::survey(how.disk_name, disk, Mode::Full, cancel)?;
     progress.plan(survey.read);
     let options = how.options();
-    let job = Backup { name: "the disk", disk, mode: Mode::Full, sink: &writer, options, progress, cancel };
+    let job = Backup { name: how.disk_name, disk, mode: Mode::Full, sink: &writer, options, progress, cancel };
     copy::backup(&job, survey)?;
     writer.seal()?;
     Ok(file.flush()?)
@@ -106,8 +113,13 @@ impl Folder {
     fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let shown = path.display().to_string();
-        let handle = rustix::fs::openat(CWD, path, flags, FileMode::empty())
-            .map_err(|errno| Error::io(format!("open {shown}"), errno.into()))?;
+        let handle =
+            rustix::fs::openat2(CWD, path, flags, FileMode::empty(), ResolveFlags::NO_SYMLINKS).map_err(|errno| {
+                match errno {
+                    Errno::LOOP => Error::new(Kind::Denied, format!("a symbolic link was put into the path {shown}")),
+                    errno => Error::io(format!("open {shown}"), errno.into()),
+                }
+            })?;
         Ok(Self { handle, shown })
     }
 
@@ -143,11 +155,12 @@ impl<'a> Part<'a> {
     }
 
     /// Gives the file its name, unless something bears it by now, and makes that durable.
-    fn publish(mut self, name: &OsStr, path: &Path) -> Result<()> {
+    fn publish(mut self, name: &OsStr, path: &Path, overwrite: bool) -> Result<()> {
         let handle = &self.folder.handle;
-        let named = match rustix::fs::renameat_with(handle, &self.name, handle, name, RenameFlags::NOREPLACE) {
+        let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let named = match rustix::fs::renameat_with(handle, &self.name, handle, name, flags) {
             // Some file systems (NFS among them) know no rename that refuses to replace; a link refuses too.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !overwrite => {
                 rustix::fs::linkat(handle, &self.name, handle, name, AtFlags::empty())
             }
             renamed => renamed.inspect(|()| self.published = true),
@@ -191,7 +204,8 @@ mod tests {
     }
 
     fn run(disk: &dyn Disk, path: &Path, format: Format, cancel: &Cancel) -> Result<()> {
-        extract(disk, path, How { format, lanes: 2, suffix: "part" }, &Progress::default(), cancel)
+        let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false };
+        extract(disk, path, how, &Progress::default(), cancel)
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -231,6 +245,31 @@ mod tests {
         assert_eq!(run(&disk(), &link, Format::Raw, &Cancel::new()).unwrap_err().kind, Kind::Exists);
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         assert_eq!(names(folder.path()), ["disk.raw", "link.raw"]);
+    }
+
+    #[test]
+    fn overwriting_is_asked_for_and_replaces_the_name_not_what_a_link_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("mine"), folder.path().join("link.raw"));
+        std::fs::write(&path, "mine").unwrap();
+        std::os::unix::fs::symlink("mine", &link).unwrap();
+        let how = How { format: Format::Raw, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: true };
+        extract(&disk(), &link, how, &Progress::default(), &Cancel::new()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        assert_eq!(std::fs::read(&link).unwrap(), disk().to_bytes());
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_file());
+    }
+
+    #[test]
+    fn a_folder_that_became_a_link_leads_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, outside) = (folder.path().join("in"), folder.path().join("out"));
+        std::fs::create_dir_all(outside.join("deep")).unwrap();
+        // After the check of `in/deep/disk` somebody swaps `in` for a link to another folder.
+        std::os::unix::fs::symlink(&outside, &inside).unwrap();
+        let error = run(&disk(), &inside.join("deep/disk"), Format::Raw, &Cancel::new()).unwrap_err();
+        assert_eq!(error.kind, Kind::Denied, "{error}");
+        assert_eq!(names(&outside.join("deep")), [""; 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::args::{Format, OfflineCommand};
 use crate::exit::WorkFailed;
-use crate::output::{bytes, json, moment, say, state};
+use crate::output::{bytes, json, line, moment, say, table as show, verdict};
 use crate::tables;
 use anyhow::{Context as _, Result, bail};
 use sendense_block::Cancel;
@@ -13,7 +13,7 @@ use sendense_repo::manifest::Manifest;
 use sendense_repo::verify::{Depth, Options, Progress as VerifyProgress, Report};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use serde_json::json as value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Who holds chains, for messages.
 const WHO: &str = "offline command";
@@ -65,10 +65,10 @@ fn list(path: &Path, as_json: bool) -> Result<u8> {
             .collect();
         json(&value!({ "success": problems == 0, "points": rows, "unreadable_manifests": problems }))?;
     } else {
-        let mut table = tables::table(&["BACKUP", "VM", "DISKS", "TYPE", "SIZE", "CREATED"], &[4]);
+        let mut table = tables::Table::new(&["BACKUP", "VM", "DISKS", "TYPE", "SIZE", "CREATED"], &[4]);
         for point in &points {
             let disks: Vec<_> = point.disks.iter().map(|disk| disk.disk_id.to_string()).collect();
-            table.add_row([
+            table.row([
                 point.backup_id.to_string(),
                 point.vm.name.to_string(),
                 disks.join(","),
@@ -77,7 +77,7 @@ fn list(path: &Path, as_json: bool) -> Result<u8> {
                 moment(point.created_at),
             ]);
         }
-        println!("{table}");
+        show(table);
     }
     Ok(u8::from(problems > 0))
 }
@@ -108,7 +108,8 @@ fn verify(path: &Path, backup_id: Option<BackupId>, deep: bool, as_json: bool) -
     }
     if bad > 0 {
         let what = "verification".to_owned();
-        return Err(WorkFailed { what, message: format!("{bad} points are not sound"), code: "corrupt".into() }.into());
+        let message = format!("{bad} points are not sound");
+        return Err(WorkFailed { what, message, details: String::new(), code: "corrupt".into() }.into());
     }
     Ok(0)
 }
@@ -119,10 +120,10 @@ fn print_report(id: &BackupId, report: &Report) {
         (true, false) => "unreadable",
         (true, true) => "ok",
     };
-    println!("{id} {} {}", state(word), bytes(report.checked_bytes));
+    verdict(word, format!("{id} {}", bytes(report.checked_bytes)));
     for finding in report.damaged.iter().chain(&report.unreadable) {
         let segment = finding.segment.map(|segment| format!(" segment {segment}")).unwrap_or_default();
-        println!("  {}{segment}: {}", finding.file.display(), finding.what);
+        line(format!("  {}{segment}: {}", finding.file.display(), finding.what));
     }
 }
 
@@ -148,9 +149,19 @@ fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: For
     };
     let lanes = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let suffix = format!("sendense-{}", std::process::id());
-    extract(&chain, to, How { format, lanes, suffix: &suffix }, &Progress::default(), &Cancel::new())?;
+    let disk_name = format!("disk {number} of {id}");
+    let how = How { format, lanes, suffix: &suffix, disk_name: &disk_name, overwrite: false };
+    extract(&chain, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
     say(format!("restored disk {number} of {id} to {}", to.display()));
     Ok(0)
+}
+
+/// The path with its folder resolved: here a person's links are followed, once.
+fn resolved(to: &Path) -> Result<PathBuf> {
+    let to = super::absolute(to)?;
+    let (Some(folder), Some(name)) = (to.parent(), to.file_name()) else { bail!("{} names no file", to.display()) };
+    let folder = folder.canonicalize().with_context(|| format!("find the folder {}", folder.display()))?;
+    Ok(folder.join(name))
 }
 
 fn which_disk(repository: &Repository, vm: &VmContextId, id: &BackupId, disk: Option<u32>) -> Result<DiskNumber> {
