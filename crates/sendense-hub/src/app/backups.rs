@@ -77,7 +77,7 @@ impl App {
         caller.require(Role::Operator)?;
         let row = self.point(id).await?;
         let disk_id = disk_asked(&row, asked.disk_id)?;
-        let target = self.check_target(asked.target)?;
+        let target = self.check_target(asked.target).await?;
         let work = RestoreWork {
             backup_id: row.backup_id.clone(),
             vm_context_id: row.vm_context_id,
@@ -110,11 +110,13 @@ impl App {
     }
 
     /// Refuses what cannot be written, before a task is made; the task looks again.
-    fn check_target(&self, target: RestoreTarget) -> Result<RestoreTarget> {
+    async fn check_target(&self, target: RestoreTarget) -> Result<RestoreTarget> {
         match target {
             RestoreTarget::File { format: ImageFormat::Vmdk, .. } => Err(invalid("format vmdk is not supported yet")),
             RestoreTarget::File { path, format, overwrite } => {
                 let resolved = self.core.check_host_path(Path::new(&path), true)?;
+                // What lies in a repository is written by backups alone: a restored file there could replace a point.
+                self.refuse_known_folder(&resolved).await?;
                 if !overwrite && resolved.symlink_metadata().is_ok() {
                     let details = format!("{path} exists; nothing is overwritten unasked");
                     return Err(Problem::new(ProblemCode::Conflict, "the target exists already", details));

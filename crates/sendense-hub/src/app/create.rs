@@ -167,6 +167,10 @@ fn check_tags(asked: &CreateBackup) -> Result<()> {
                 "tags: keys and values have at most {TAG_BYTES_MAX} bytes, keys at least one"
             )));
         }
+        // They stand in lists and logs that people read on terminals, and not every database takes a NUL.
+        if key.chars().chain(value.chars()).any(char::is_control) {
+            return Err(invalid(format!("tags: {key:?} or its value holds a control character")));
+        }
     }
     Ok(())
 }

@@ -212,19 +212,15 @@ impl App {
         self.core.check_host_path(Path::new(&asked.config.path), true)
     }
 
-    /// One folder is one repository: two would not see each other's locks.
-    async fn refuse_known_folder(&self, path: &Path) -> Result<()> {
+    /// One folder is one repository: two would not see each other's locks. Nor is one the place for anything else.
+    pub(super) async fn refuse_known_folder(&self, path: &Path) -> Result<()> {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
         let (rows, _) = self.core.catalog.repositories().list(page).await.or_problem()?;
         for row in rows {
             let known = path_of(&row)?;
             if known.starts_with(path) || path.starts_with(&known) {
                 let details = format!("{} lies at {}", row.name, known.display());
-                return Err(Problem::new(
-                    ProblemCode::Conflict,
-                    "the folder is, holds or lies in a repository",
-                    details,
-                ));
+                return Err(Problem::new(ProblemCode::Conflict, "the path is, holds or lies in a repository", details));
             }
         }
         Ok(())

@@ -7,8 +7,20 @@ use crate::fault::{Result, invalid, of_repo};
 use crate::restore::{Job, LANES, check_uri, restore_file, restore_nbd};
 use sendense_api::RestoreTarget;
 use sendense_block::ReadAt;
-use std::path::Path;
+use sendense_types::{Problem, ProblemCode};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The path that the request was granted, which was resolved then. Where it leads elsewhere now, somebody put a link into
+/// it, and nobody granted that.
+fn same_place(core: &Core, granted: &Path) -> Result<PathBuf> {
+    let now = core.check_host_path(granted, true)?;
+    if now == granted {
+        return Ok(now);
+    }
+    let details = format!("{} leads to {} by now", granted.display(), now.display());
+    Err(Problem::new(ProblemCode::PathNotAllowed, "the target was moved while the restore waited", details))
+}
 
 /// Restores the disk.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
@@ -31,7 +43,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
             Job { name: &name, disk: &disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let place = match &work.target {
             RestoreTarget::File { path, format, overwrite } => {
-                let path = core.check_host_path(Path::new(path), true)?;
+                let path = same_place(&core, Path::new(path))?;
                 restore_file(&job, &path, *format, *overwrite, &handle.task_id)?;
                 path.display().to_string()
             }
