@@ -168,17 +168,23 @@ pub struct Backup {
     pub phase: Option<Phase>,
     /// The disk's image, relative to the repository; null when there are several disks.
     pub file_path: Option<String>,
-    /// Bytes read from the source that had to be sent.
+    /// Bytes of the disks that were sent to the repository, counted before compression. Zeros and blocks that equal the
+    /// parent's are not sent, so an incremental that reads everything and compares may read much and send little.
     pub bytes_transferred: u64,
-    /// Bytes that the point takes in the repository.
+    /// Bytes that the point takes in the repository; while it runs, what was sent counted after compression.
     pub bytes_stored: u64,
-    /// Bytes of all disks together, as the guest sees them.
+    /// Bytes of all its disks together, as the guest sees them. Not what is to be read: see `bytes_to_read`.
     pub total_bytes: u64,
-    /// 0 to 100.
+    /// Bytes that were read from the source so far; null unless it runs. The task keeps the figure (`bytes_done`).
+    pub bytes_read: Option<u64>,
+    /// Bytes that have to be read: changed extents where changes are tracked, else all that the source does not know to
+    /// be a hole. Null unless it runs and this is known. The task keeps the figure (`bytes_total`).
+    pub bytes_to_read: Option<u64>,
+    /// 0 to 100: `bytes_read` of `bytes_to_read`, at most 99.9 until the point is published.
     pub progress_percent: f64,
-    /// Bytes per second, lately.
+    /// Bytes read per second over the last ten seconds; 0 unless it runs.
     pub transfer_speed_bps: u64,
-    /// Seconds to go, when that can be told.
+    /// Seconds until all is read at this speed; null unless it runs, and while nothing moves.
     pub eta_seconds: Option<u64>,
     /// The tracking token of the disk; null when there are several disks or none is kept.
     pub change_id: Option<String>,
@@ -231,7 +237,7 @@ pub struct BackupDisk {
     pub file_path: Option<String>,
     /// The disk's size as the guest sees it.
     pub capacity_bytes: u64,
-    /// Bytes read from the source that had to be sent.
+    /// Bytes of the disk that were sent to the repository, counted before compression.
     pub bytes_transferred: u64,
     /// Bytes that the image and its digests take.
     pub bytes_stored: u64,

@@ -69,13 +69,13 @@ pub struct Task {
     pub phase: Option<String>,
     /// 0 to 100.
     pub progress_percent: f64,
-    /// Bytes done.
+    /// Bytes dealt with: read from the source by a backup, written by a restore, checked by a verification.
     pub bytes_done: u64,
-    /// Bytes to do, when that is known.
+    /// Bytes to deal with, when that is known.
     pub bytes_total: Option<u64>,
-    /// Bytes per second, lately.
+    /// `bytes_done` per second over the last ten seconds; 0 unless it runs.
     pub transfer_speed_bps: u64,
-    /// Seconds to go, when that can be told.
+    /// Seconds until `bytes_total` at this speed; null unless it runs, and while nothing moves.
     pub eta_seconds: Option<u64>,
     /// What came of it, in one sentence.
     pub summary: Option<String>,

@@ -25,6 +25,7 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         BackupStatus::Running if view.phase == Some(Phase::Finalizing) => 99.9,
         _ => view.percent().min(99.9),
     };
+    let running = row.status == BackupStatus::Running;
     let single = if let [disk] = row.disks.as_slice() { Some(disk) } else { None };
     dto::Backup {
         disk_id: single.map(|disk| disk.disk_id),
@@ -41,13 +42,15 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         policy_id: row.policy_id,
         parent_backup_id: row.parent_backup_id,
         status: row.status,
-        phase: if row.status == BackupStatus::Running { view.phase } else { None },
+        phase: view.phase.filter(|_| running),
         bytes_transferred: view.bytes_transferred,
         bytes_stored: view.bytes_stored,
         total_bytes: if capacity > 0 { capacity } else { row.total_bytes },
+        bytes_read: running.then_some(view.bytes_done),
+        bytes_to_read: Some(view.bytes_total).filter(|total| running && *total > 0),
         progress_percent,
-        transfer_speed_bps: if row.status == BackupStatus::Running { view.speed_bps } else { 0 },
-        eta_seconds: if row.status == BackupStatus::Running { view.eta_seconds } else { None },
+        transfer_speed_bps: if running { view.speed_bps } else { 0 },
+        eta_seconds: view.eta_seconds.filter(|_| running),
         consistency: row.consistency,
         consistency_note: None,
         partial: row.partial,
@@ -197,5 +200,96 @@ pub(crate) fn level(compression: Compression) -> sendense_block::codec::Level {
         Compression::Fast => Level::Fast,
         Compression::Default => Level::Default,
         Compression::High => Level::High,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_types::{BackupType, OnTrackingLoss, Timestamp};
+
+    const CAPACITY: u64 = 8 << 30;
+
+    fn row(status: BackupStatus) -> sendense_catalog::Backup {
+        let at = Timestamp::from_micros(0);
+        sendense_catalog::Backup {
+            backup_id: "bk-1".parse().unwrap(),
+            vm_context_id: "vm-1".parse().unwrap(),
+            vm_name: "web".parse().unwrap(),
+            repository_id: "repo-1".parse().unwrap(),
+            requested_type: BackupType::Incremental,
+            backup_type: BackupType::Incremental,
+            type_reason: None,
+            policy_id: None,
+            parent_backup_id: None,
+            status,
+            phase: Some(Phase::Transferring),
+            bytes_done: 1 << 30,
+            bytes_transferred: 1 << 20,
+            bytes_stored: 1 << 19,
+            total_bytes: 4 << 30,
+            consistency: None,
+            error_code: None,
+            error_message: None,
+            tags: Default::default(),
+            partial: false,
+            quiesce: false,
+            compression: Compression::Default,
+            on_tracking_loss: OnTrackingLoss::Compare,
+            created_by: None,
+            task_id: None,
+            created_at: at,
+            started_at: Some(at),
+            completed_at: None,
+            disks: vec![sendense_catalog::BackupDisk {
+                disk_id: sendense_types::DiskNumber(0),
+                disk_key: "disk-0".to_owned(),
+                label: "disk".to_owned(),
+                backup_type: BackupType::Incremental,
+                type_reason: None,
+                file_path: None,
+                capacity_bytes: CAPACITY,
+                bytes_transferred: 1 << 20,
+                bytes_stored: 1 << 19,
+                backing_file: None,
+                change_id: None,
+                status,
+                parent_backup_id: None,
+            }],
+        }
+    }
+
+    /// An incremental that compares: it reads 4 GiB of a disk of 8 and sends one MiB. Its figures agree with each other as
+    /// the API describes them, and what is known only while it runs is not told afterwards.
+    #[test]
+    fn the_figures_of_a_backup_agree() {
+        let live = View {
+            phase: Some(Phase::Transferring),
+            bytes_done: 1 << 30,
+            bytes_total: 4 << 30,
+            bytes_transferred: 1 << 20,
+            bytes_stored: 1 << 19,
+            speed_bps: 1 << 29,
+            eta_seconds: Some(6),
+        };
+        // From the task's report, and from the row alone, as after the hub was restarted.
+        for view in [Some(live), None] {
+            let told = backup(row(BackupStatus::Running), view);
+            assert_eq!(told.total_bytes, CAPACITY, "what the guest sees");
+            assert_eq!((told.bytes_read, told.bytes_to_read), (Some(1 << 30), Some(4 << 30)));
+            assert_eq!(told.progress_percent, 25.0, "of what is to be read, not of what is sent or of the disk");
+            assert_eq!((told.bytes_transferred, told.bytes_stored), (1 << 20, 1 << 19));
+        }
+        let told = backup(row(BackupStatus::Running), Some(live));
+        let left = told.bytes_to_read.unwrap() - told.bytes_read.unwrap();
+        assert_eq!(told.eta_seconds, Some(left / told.transfer_speed_bps));
+        let finalizing = View { phase: Some(Phase::Finalizing), bytes_done: 4 << 30, ..live };
+        assert_eq!(backup(row(BackupStatus::Running), Some(finalizing)).progress_percent, 99.9);
+        for status in [BackupStatus::Completed, BackupStatus::Failed, BackupStatus::Cancelled] {
+            let told = backup(row(status), None);
+            assert_eq!((told.bytes_read, told.bytes_to_read, told.eta_seconds), (None, None, None));
+            assert_eq!((told.total_bytes, told.transfer_speed_bps, told.phase), (CAPACITY, 0, None));
+            assert_eq!(told.progress_percent == 100.0, status == BackupStatus::Completed);
+        }
     }
 }
