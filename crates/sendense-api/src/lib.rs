@@ -15,8 +15,8 @@ pub use dto::{
     Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery, CheckStatus, CreateBackup, CreateRepository,
     CreateSource, CreateToken, Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint,
     Event, Health, HealthCheck, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry,
-    LogLevel, NewToken, Page, ProtectionState, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role,
-    Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm, VmDisk,
-    VmFilter, VmNetwork,
+    LogLevel, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig, RestoreBackup, RestoreTarget,
+    Role, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm,
+    VmDisk, VmFilter, VmNetwork,
 };
 pub use problem::{ProblemBody, TaskError};

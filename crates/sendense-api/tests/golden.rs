@@ -42,6 +42,8 @@ fn backup() -> Backup {
         bytes_transferred: 1 << 20,
         bytes_stored: 0,
         total_bytes: 8 << 30,
+        bytes_read: Some(1 << 21),
+        bytes_to_read: Some(1 << 22),
         progress_percent: 12.5,
         transfer_speed_bps: 200_000_000,
         eta_seconds: Some(35),
@@ -131,6 +133,8 @@ fn a_backup_has_every_field_also_when_it_is_null() {
             "bytes_transferred": 1048576,
             "bytes_stored": 0,
             "total_bytes": 8589934592,
+            "bytes_read": 2097152,
+            "bytes_to_read": 4194304,
             "progress_percent": 12.5,
             "transfer_speed_bps": 200000000,
             "eta_seconds": 35,
@@ -232,6 +236,8 @@ fn a_chain_stands_beside_success() {
               "bytes_transferred": 1048576,
               "bytes_stored": 0,
               "total_bytes": 8589934592,
+              "bytes_read": 2097152,
+              "bytes_to_read": 4194304,
               "progress_percent": 12.5,
               "transfer_speed_bps": 200000000,
               "eta_seconds": 35,
@@ -523,7 +529,7 @@ fn credentials_go_in_and_never_out() {
         "credentials": {"username": "backup", "password": "correct horse"}}"#;
     let request: CreateSource = serde_json::from_str(text).unwrap();
     assert_eq!(request.address, "qemu:///system");
-    assert_eq!(request.credentials.as_ref().unwrap().password.expose(), "correct horse");
+    assert_eq!(request.credentials.as_ref().unwrap().password.as_ref().unwrap().expose(), "correct horse");
     assert!(!format!("{request:?}").contains("horse"));
     let source = Source {
         source_id: "src-1".parse().unwrap(),
@@ -534,6 +540,7 @@ fn credentials_go_in_and_never_out() {
         thumbprint: None,
         scratch_path: None,
         scratch_floor_bytes: None,
+        nbd: None,
         running_tasks_max: None,
         vm_count: 0,
         discovered_at: None,
@@ -553,6 +560,7 @@ fn credentials_go_in_and_never_out() {
             "thumbprint": null,
             "scratch_path": null,
             "scratch_floor_bytes": null,
+            "nbd": null,
             "running_tasks_max": null,
             "vm_count": 0,
             "discovered_at": null,
@@ -560,6 +568,27 @@ fn credentials_go_in_and_never_out() {
           }
         }"#]],
     );
+}
+
+#[test]
+fn what_an_nbd_server_takes_goes_there_and_back() {
+    let text = r#"{"name": "n", "kind": "nbd", "address": "nbds://h/e",
+        "credentials": {"tls_ca": "-----CA", "tls_certificate": "-----CERT", "tls_key": "-----KEY"},
+        "nbd": {"dirty_bitmap": "b", "trust_bitmap": true, "bitmap_epoch": "1", "connections": 4, "tls_server_name": "x"}}"#;
+    let request: CreateSource = serde_json::from_str(text).unwrap();
+    assert_eq!(
+        request.nbd.as_ref().unwrap(),
+        &NbdOptions {
+            dirty_bitmap: Some("b".to_owned()),
+            trust_bitmap: true,
+            bitmap_epoch: Some("1".to_owned()),
+            connections: Some(4),
+            tls_server_name: Some("x".to_owned()),
+        }
+    );
+    assert!(!format!("{request:?}").contains("-----"));
+    let again: CreateSource = serde_json::from_value(serde_json::to_value(&request).unwrap()).unwrap();
+    assert_eq!(again, request);
 }
 
 #[test]
@@ -616,6 +645,8 @@ fn requests_refuse_what_they_do_not_know() {
     refused::<CreateBackup>(r#"{"repository_id": "r", "backup_type": "full"}"#, "vm_name is required");
     refused::<CreateRepository>(r#"{"name": "x", "type": "local", "config": {"path": "/", "bogus": 1}}"#, "bogus");
     refused::<CreateSource>(r#"{"name": "x", "kind": "image", "path": "/", "bogus": 1}"#, "bogus");
+    refused::<CreateSource>(r#"{"name": "x", "kind": "nbd", "uri": "nbd://x", "nbd": {"bogus": 1}}"#, "bogus");
+    refused::<CreateSource>(r#"{"name": "x", "kind": "nbd", "uri": "u", "credentials": {"bogus": 1}}"#, "bogus");
     refused::<CreateToken>(r#"{"name": "x", "role": "root"}"#, "root");
     refused::<RestoreBackup>(r#"{"target": {"kind": "nbd", "uri": "nbd://x", "bogus": 1}}"#, "bogus");
     refused::<UpdateSource>(r#"{"kind": "nbd"}"#, "kind");

@@ -19,7 +19,7 @@ pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCo
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, RestoreBackup, RestoreTarget};
-pub use source::{CreateSource, Credentials, Discovery, Secret, Source, TestReport, UpdateSource};
+pub use source::{CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource};
 pub use task::{LogEntry, LogLevel, Task, TaskFilter};
 pub use token::{CreateToken, NewToken, Role, Token};
 pub use vm::{LastBackup, ProtectionState, Vm, VmDisk, VmFilter, VmNetwork};

@@ -31,15 +31,49 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a source asks of those who connect. Write-only: encrypted at rest, never told again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// What a source asks of those who connect. Write-only: encrypted at rest, never told again. New credentials replace all
+/// that was kept before; an empty object forgets them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Credentials {
     /// The account.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
     /// Its password.
-    pub password: Secret,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// Authorities (PEM) that alone may vouch for the server's certificate (nbd). Left out: the public ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<Secret>,
+    /// Certificate chain (PEM) that we show to the server (nbd); goes with `tls_key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate: Option<Secret>,
+    /// Private key (PEM, not encrypted) of that certificate (nbd).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<Secret>,
+}
+
+/// What sources of kind `nbd` take beside their URI.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NbdOptions {
+    /// The dirty bitmap to use, as the server calls it behind `qemu:dirty-bitmap:`. Left out: the only one it offers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1023)]
+    pub dirty_bitmap: Option<String>,
+    /// Believe the bitmap. A bitmap does not say since when it records, so this is a promise: while `bitmap_epoch` stays
+    /// the same, it recorded every write and was not cleared, removed or made anew.
+    pub trust_bitmap: bool,
+    /// Any text; change it whenever the bitmap was cleared or made anew. The next incremental then compares everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmap_epoch: Option<String>,
+    /// Connections per disk; 1 when left out, as many servers serve one client at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 16)]
+    pub connections: Option<u32>,
+    /// The name to look for in the server's certificate, where it is not the URI's host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_server_name: Option<String>,
 }
 
 /// Asks for a source to be made known.
@@ -70,6 +104,9 @@ pub struct CreateSource {
     /// Free space in that folder at which a backup gives up rather than let the guest feel it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch_floor_bytes: Option<u64>,
+    /// What an NBD server takes beside its URI. Only for sources of kind `nbd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<NbdOptions>,
     /// How many of its machines may be backed up at once. Left out: as the hub says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
@@ -98,6 +135,9 @@ pub struct UpdateSource {
     /// A new floor of free scratch space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch_floor_bytes: Option<u64>,
+    /// New options of an NBD server; they replace the old ones as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<NbdOptions>,
     /// A new limit of tasks at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
@@ -124,6 +164,8 @@ pub struct Source {
     pub scratch_path: Option<String>,
     /// Free space in that folder at which a backup gives up.
     pub scratch_floor_bytes: Option<u64>,
+    /// What an NBD server takes beside its URI; null for other kinds and where nothing is set.
+    pub nbd: Option<NbdOptions>,
     /// How many of its machines may be backed up at once; null: as the hub says.
     pub running_tasks_max: Option<u32>,
     /// How many machines were found on it.

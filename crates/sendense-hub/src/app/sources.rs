@@ -3,7 +3,9 @@
 use super::{App, Caller, vms};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
-use sendense_api::{CreateSource, Credentials, Discovery, ListQuery, Page, Role, Source, TestReport, UpdateSource};
+use sendense_api::{
+    CreateSource, Credentials, Discovery, ListQuery, NbdOptions, Page, Role, Secret, Source, TestReport, UpdateSource,
+};
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
 use sendense_types::{Name, NameError, Problem, ProblemCode, SourceId, SourceKind};
@@ -25,6 +27,8 @@ pub(crate) struct Settings {
     pub scratch_path: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scratch_floor_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<NbdOptions>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
 }
@@ -48,6 +52,9 @@ impl Settings {
             unused("scratch_path", self.scratch_path.is_some())?;
             unused("scratch_floor_bytes", self.scratch_floor_bytes.is_some())?;
         }
+        if kind != SourceKind::Nbd {
+            unused("nbd", self.nbd.is_some())?;
+        }
         if kind != SourceKind::Vsphere {
             unused("thumbprint", self.thumbprint.is_some())?;
         }
@@ -56,7 +63,13 @@ impl Settings {
             SourceKind::Nbd | SourceKind::Libvirt => json!({ "uri": self.address }),
             SourceKind::Vsphere => json!({ "host": self.address }),
         };
+        let nbd = self.nbd.clone().unwrap_or_default();
         for (name, value) in [
+            ("dirty_bitmap", nbd.dirty_bitmap.map(Value::from)),
+            ("trust_bitmap", nbd.trust_bitmap.then(|| json!(true))),
+            ("bitmap_epoch", nbd.bitmap_epoch.map(Value::from)),
+            ("connections", nbd.connections.map(Value::from)),
+            ("tls_server_name", nbd.tls_server_name.map(Value::from)),
             ("thumbprint", self.thumbprint.as_ref().map(|text| json!(text))),
             ("scratch_dir", self.scratch_path.as_ref().map(|text| json!(text))),
             ("scratch_floor_bytes", self.scratch_floor_bytes.map(|bytes| json!(bytes))),
@@ -83,13 +96,14 @@ impl App {
             thumbprint: new.thumbprint,
             scratch_path: new.scratch_path,
             scratch_floor_bytes: new.scratch_floor_bytes,
+            nbd: new.nbd,
             running_tasks_max: new.running_tasks_max,
         };
         if settings.address.is_empty() {
             return Err(invalid("address is required"));
         }
         let source_id = SourceId::generate();
-        let secret = self.seal(&source_id, new.credentials.as_ref())?;
+        let secret = self.seal(&source_id, new.kind, new.credentials.as_ref())?;
         let new = catalog::NewSource { source_id, name, kind: new.kind, config: settings.write()?, secret };
         self.check_settings(&row_of(&new, self.core.now()))?;
         let row = self.core.catalog.sources().create(&new, self.core.now()).await.or_problem()?;
@@ -123,10 +137,11 @@ impl App {
             thumbprint: change.thumbprint.or(before.thumbprint),
             scratch_path: change.scratch_path.or(before.scratch_path),
             scratch_floor_bytes: change.scratch_floor_bytes.or(before.scratch_floor_bytes),
+            nbd: change.nbd.or(before.nbd),
             running_tasks_max: change.running_tasks_max.or(before.running_tasks_max),
         };
         let secret = match &change.credentials {
-            Some(credentials) => Some(self.seal(&row.source_id, Some(credentials))?),
+            Some(credentials) => Some(self.seal(&row.source_id, row.kind, Some(credentials))?),
             None => None,
         };
         let name = change.name.as_deref().map(name_of).transpose()?;
@@ -202,10 +217,12 @@ impl App {
         self.core.catalog.sources().find(id_or_name).await.or_problem()
     }
 
-    fn seal(&self, id: &SourceId, credentials: Option<&Credentials>) -> Result<Option<Vec<u8>>> {
-        let Some(credentials) = credentials else { return Ok(None) };
-        let text = json!({ "username": credentials.username, "password": credentials.password.expose() }).to_string();
-        let sealed = self.core.sealer.seal(id.as_str(), &text);
+    /// The credentials in the form that the source's kind wants, encrypted; none when there are none in them.
+    fn seal(&self, id: &SourceId, kind: SourceKind, credentials: Option<&Credentials>) -> Result<Option<Vec<u8>>> {
+        let Some(credentials) = credentials.filter(|credentials| **credentials != Credentials::default()) else {
+            return Ok(None);
+        };
+        let sealed = self.core.sealer.seal(id.as_str(), &secret_text(kind, credentials)?);
         sealed
             .map(|envelope| Some(envelope.into_bytes()))
             .map_err(|error| internal("credentials cannot be sealed", error.to_string()))
@@ -239,12 +256,35 @@ impl App {
             thumbprint: settings.thumbprint,
             scratch_path: settings.scratch_path,
             scratch_floor_bytes: settings.scratch_floor_bytes,
+            nbd: settings.nbd,
             running_tasks_max: settings.running_tasks_max,
             vm_count,
             discovered_at: row.last_discovered_at,
             created_at: row.created_at,
         })
     }
+}
+
+/// What is encrypted and later given to the source: for `nbd` the PEM texts, for others account and password. Fields that
+/// mean nothing to the kind are refused rather than kept in vain.
+fn secret_text(kind: SourceKind, credentials: &Credentials) -> Result<String> {
+    let Credentials { username, password, tls_ca, tls_certificate, tls_key } = credentials;
+    let unused = |fields: &[(&str, bool)]| match fields.iter().find(|(_, set)| *set) {
+        Some((name, _)) => Err(invalid(format!("credentials.{name} means nothing for sources of kind {kind}"))),
+        None => Ok(()),
+    };
+    if kind == SourceKind::Nbd {
+        unused(&[("username", username.is_some()), ("password", password.is_some())])?;
+        let pem = |text: &Option<Secret>| text.as_ref().map(|secret| secret.expose().to_owned());
+        return Ok(json!({ "ca": pem(tls_ca), "certificate": pem(tls_certificate), "key": pem(tls_key) }).to_string());
+    }
+    unused(&[
+        ("tls_ca", tls_ca.is_some()),
+        ("tls_certificate", tls_certificate.is_some()),
+        ("tls_key", tls_key.is_some()),
+    ])?;
+    let Some(password) = password else { return Err(invalid("credentials.password is required")) };
+    Ok(json!({ "username": username, "password": password.expose() }).to_string())
 }
 
 fn row_of(new: &catalog::NewSource, now: sendense_types::Timestamp) -> catalog::Source {

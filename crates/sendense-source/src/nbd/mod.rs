@@ -43,6 +43,9 @@ use tls::{Material, Secret};
 /// The key of an export's only disk.
 const DISK_KEY: &str = "disk-0";
 
+/// Connections that one disk may open. Each carries 16 requests at once; 256 in flight are more than a copy asks for.
+const CONNECTIONS_MAX: usize = 16;
+
 /// The settings of an NBD source.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,7 +84,7 @@ struct Export {
 
 impl NbdServer {
     /// A server that is not connected to yet. `secret` is JSON with the PEM texts `ca`, `certificate` and `key`, each of
-    /// which may be missing, or JSON with that JSON as its `password`.
+    /// which may be missing.
     pub fn new(config: Config, secret: Option<&str>, context: SourceContext) -> Result<Self> {
         let uri: Uri = config.uri.parse().map_err(|error: sendense_block::Error| {
             Error::new(Kind::Invalid, "settings of the nbd source: `uri` is not an NBD URI").caused_by(error)
@@ -92,8 +95,13 @@ impl NbdServer {
             let message = "settings of the nbd source: certificates are given, but `uri` is not encrypted";
             return Err(Error::new(Kind::Invalid, message).hint("write nbds:// or nbds+unix://"));
         }
+        let connections = config.connections.unwrap_or(1);
+        if !(1..=CONNECTIONS_MAX).contains(&connections) {
+            let message = format!("settings of the nbd source: `connections` is not between 1 and {CONNECTIONS_MAX}");
+            return Err(Error::new(Kind::Invalid, message));
+        }
         let tls = uri.tls().then(|| Material::new(secret.unwrap_or_default(), config.tls_server_name)).transpose()?;
-        Ok(Self { uri, context, policy, connections: config.connections.unwrap_or(1), tls })
+        Ok(Self { uri, context, policy, connections, tls })
     }
 
     fn options(&self, export: &str) -> Result<Options> {

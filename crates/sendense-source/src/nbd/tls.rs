@@ -15,15 +15,6 @@ use std::path::PathBuf;
 /// A chain of certificates is far smaller.
 const PEM_BYTES_MAX: usize = 1 << 20;
 
-/// How credentials are kept for sources of every kind. An NBD server knows no accounts: the PEM texts are the password.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Credentials {
-    #[serde(default)]
-    username: Option<String>,
-    password: String,
-}
-
 /// The secret of an NBD source.
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,11 +34,6 @@ impl Secret {
     /// Reads the secret; the error never quotes it.
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = |why: &str| Error::new(Kind::Invalid, format!("secret of the nbd source: {why}"));
-        let kept = serde_json::from_str::<Credentials>(text).ok();
-        if kept.as_ref().and_then(|kept| kept.username.as_ref()).is_some_and(|name| !name.is_empty()) {
-            return Err(wrong("an NBD server knows no accounts; leave the user name out"));
-        }
-        let text = kept.as_ref().map_or(text, |kept| &kept.password);
         let secret: Self = serde_json::from_str(text)
             .map_err(|_| wrong("it must be JSON with the PEM texts `ca`, `certificate` and `key`, and nothing else"))?;
         if secret.certificate.is_some() != secret.key.is_some() {
@@ -111,13 +97,10 @@ mod tests {
             "{\"ca\": \"hunter2\"}".into(),
             "hunter2".into(),
             "{\"password\": \"hunter2\"}".into(),
-            "{\"username\": \"hunter2\", \"password\": \"{}\"}".into(),
         ] {
             let error = Secret::parse(&text).unwrap_err();
             assert!(error.kind == Kind::Invalid && !format!("{error:?}").contains("hunter2"), "{error:?}");
         }
-        let kept = serde_json::json!({ "username": null, "password": format!("{{\"ca\": \"{pem}\"}}") }).to_string();
-        assert!(Secret::parse(&kept).unwrap().ca.is_some());
         let material = Material::new(Secret::parse(&format!("{{\"ca\": \"{pem}\"}}")).unwrap(), None).unwrap();
         let text = fs::read_to_string(material.options().ca_file.unwrap()).unwrap();
         assert!(text.contains("hunter2"));

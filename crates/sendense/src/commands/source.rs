@@ -1,14 +1,16 @@
 //! `sendense source`.
 
 use super::path_text;
-use crate::args::{SourceAddCommand, SourceCommand};
+use crate::args::{NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate};
 use crate::context::Context;
-use crate::output::{json, moment, or_dash, say};
+use crate::output::{json, line, say, table as show};
+use crate::secret::{account, certificates};
 use crate::tables;
 use anyhow::Result;
 use sendense_api::reply::{DiscoveryReply, DoneReply, SourceListReply, SourceReply, TestReply};
-use sendense_api::{CreateSource, ListQuery};
+use sendense_api::{CreateSource, Credentials, ListQuery, NbdOptions, Source, UpdateSource};
 use sendense_types::SourceKind;
+use std::path::Path;
 
 /// Runs the command.
 pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
@@ -19,7 +21,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
             if context.json {
                 json(&SourceReply::new(source))?;
             } else {
-                println!("added source {} ({})", source.name, source.source_id);
+                line(format!("added source {} ({})", source.name, source.source_id));
                 say(format!("look for its machines with 'sendense source discover {}'", source.name));
             }
         }
@@ -28,7 +30,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
             if context.json {
                 json(&SourceListReply::from(page))?;
             } else {
-                println!("{}", tables::sources(&page.items));
+                show(tables::sources(&page.items));
             }
         }
         SourceCommand::Show { source } => {
@@ -36,18 +38,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
             if context.json {
                 json(&SourceReply::new(source))?;
             } else {
-                println!(
-                    "{}",
-                    tables::facts(vec![
-                        ("source", format!("{} ({})", source.name, source.source_id)),
-                        ("kind", source.kind.to_string()),
-                        ("address", source.address.clone()),
-                        ("credentials", if source.has_credentials { "stored" } else { "none" }.into()),
-                        ("scratch", source.scratch_path.clone().unwrap_or_default()),
-                        ("vms", source.vm_count.to_string()),
-                        ("discovered", or_dash(source.discovered_at.map(moment))),
-                    ])
-                );
+                show(tables::source(&source));
             }
         }
         SourceCommand::Test { source } => {
@@ -55,7 +46,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
             if context.json {
                 json(&TestReply::new(report))?;
             } else {
-                println!("{}", report.product);
+                line(report.product);
                 for warning in &report.warnings {
                     say(format!("warning: {warning}"));
                 }
@@ -66,8 +57,16 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
             if context.json {
                 json(&DiscoveryReply::from(discovery))?;
             } else {
-                println!("{}", tables::vms(&discovery.vms));
+                show(tables::vms(&discovery.vms));
                 say(format!("{} machines, {} new, {} missing", discovery.total, discovery.added, discovery.missing));
+            }
+        }
+        SourceCommand::Update(change) => {
+            let source = update(context, *change).await?;
+            if context.json {
+                json(&SourceReply::new(source))?;
+            } else {
+                show(tables::source(&source));
             }
         }
         SourceCommand::Delete { source } => {
@@ -91,15 +90,56 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
         thumbprint: None,
         scratch_path: None,
         scratch_floor_bytes: None,
+        nbd: None,
         running_tasks_max: None,
     };
     Ok(match command {
         SourceAddCommand::Image { name, path } => source(name, SourceKind::Image, path_text(&path)?),
-        SourceAddCommand::Nbd { name, uri } => source(name, SourceKind::Nbd, uri),
+        SourceAddCommand::Nbd { name, uri, nbd, tls } => CreateSource {
+            nbd: merged(None, nbd),
+            credentials: certificates(&tls)?,
+            ..source(name, SourceKind::Nbd, uri)
+        },
         SourceAddCommand::Libvirt { name, uri, scratch, scratch_floor } => CreateSource {
             scratch_path: scratch.as_deref().map(path_text).transpose()?,
             scratch_floor_bytes: scratch_floor.map(|size| size.as_u64()),
             ..source(name, SourceKind::Libvirt, uri)
         },
     })
+}
+
+async fn update(context: &Context, change: SourceUpdate) -> Result<Source> {
+    let SourceUpdate { source, new_name, address, nbd, tls, password, forget_credentials } = change;
+    let before = context.client.get_source(&source).await?;
+    let credentials = if forget_credentials {
+        Some(Credentials::default())
+    } else {
+        match account(password)? {
+            Some(account) => Some(account),
+            None => certificates(&tls)?,
+        }
+    };
+    // A person gives a folder as they see it; the hub wants it absolute.
+    let address = match (before.kind, address) {
+        (SourceKind::Image, Some(path)) => Some(path_text(Path::new(&path))?),
+        (_, address) => address,
+    };
+    let change =
+        UpdateSource { name: new_name, address, credentials, nbd: merged(before.nbd, nbd), ..UpdateSource::default() };
+    Ok(context.client.update_source(&source, &change).await?)
+}
+
+/// The options with what was said put over what was there; none when nothing was said.
+fn merged(before: Option<NbdOptions>, said: NbdArgs) -> Option<NbdOptions> {
+    let NbdArgs { dirty_bitmap, trust_bitmap, bitmap_epoch, connections, tls_server_name } = said;
+    let before = before.unwrap_or_default();
+    let after = NbdOptions {
+        dirty_bitmap: dirty_bitmap.or(before.dirty_bitmap.clone()),
+        trust_bitmap: trust_bitmap.unwrap_or(before.trust_bitmap),
+        // An epoch means nothing without trust, and the hub would refuse it.
+        bitmap_epoch: bitmap_epoch.or(before.bitmap_epoch.clone()).filter(|_| trust_bitmap != Some(false)),
+        connections: connections.or(before.connections),
+        tls_server_name: tls_server_name.or(before.tls_server_name.clone()),
+    };
+    (after != before).then_some(after)
 }

@@ -29,6 +29,11 @@ impl Hub {
         Self::try_start(dir, "127.0.0.1:0").unwrap_or_else(|log| panic!("the hub did not start:\n{log}"))
     }
 
+    /// The same, logging everything that there is.
+    pub fn start_talkative(dir: &Path) -> Self {
+        Self::launch_logging(dir, "hub", &[], "trace").unwrap_or_else(|log| panic!("the hub did not start:\n{log}"))
+    }
+
     /// The same on another address; when the hub ends instead of serving, what it logged.
     pub fn try_start(dir: &Path, listen: &str) -> Result<Self, String> {
         Self::launch(dir, "hub", &["--listen", listen])
@@ -37,6 +42,10 @@ impl Hub {
     /// Starts a hub whose data lies in `dir/name`, with more arguments; a later `--listen` counts. When it ends instead of
     /// serving, what it logged.
     pub fn launch(dir: &Path, name: &str, more: &[&str]) -> Result<Self, String> {
+        Self::launch_logging(dir, name, more, "info")
+    }
+
+    fn launch_logging(dir: &Path, name: &str, more: &[&str], filter: &str) -> Result<Self, String> {
         let data_dir = dir.join(name);
         let log = dir.join(format!("{name}.log"));
         let listen: &[&str] = if more.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
@@ -46,6 +55,7 @@ impl Hub {
             .arg("--allow-path")
             .arg(dir)
             .env_remove("SENDENSE_DATABASE_URL")
+            .env("RUST_LOG", filter)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log).unwrap())

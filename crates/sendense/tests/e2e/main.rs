@@ -12,6 +12,7 @@ mod identity;
 mod journey;
 mod kill;
 mod libvirt;
+mod nbd;
 mod security;
 mod servers;
 mod start;

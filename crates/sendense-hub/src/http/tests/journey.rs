@@ -56,6 +56,7 @@ async fn a_disk_goes_in_and_comes_back() {
             thumbprint: None,
             scratch_path: None,
             scratch_floor_bytes: None,
+            nbd: None,
             running_tasks_max: None,
         })
         .await

@@ -1,5 +1,9 @@
 //! The command line's grammar. What a word does is in `commands`.
 
+mod source;
+
+pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs};
+
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sendense_types::{BackupId, BackupType, Compression, OnTrackingLoss, TaskId};
 use std::net::SocketAddr;
@@ -145,72 +149,6 @@ pub enum RepoAddCommand {
         /// How hard backups are compressed when they do not say.
         #[arg(long)]
         compression: Option<Compression>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum SourceCommand {
-    /// Add a source.
-    #[command(subcommand)]
-    Add(SourceAddCommand),
-    /// List sources.
-    List,
-    /// Show one source.
-    Show {
-        /// Its name or id.
-        source: String,
-    },
-    /// Connect, and say what is found and what is missing.
-    Test {
-        /// Its name or id.
-        source: String,
-    },
-    /// Look for machines and fill the catalog.
-    Discover {
-        /// Its name or id.
-        source: String,
-    },
-    /// Forget a source. Backups stay.
-    Delete {
-        /// Its name or id.
-        source: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum SourceAddCommand {
-    /// A folder of disk images: a sub-folder per machine, or a file per machine.
-    Image {
-        /// A name for it.
-        #[arg(long)]
-        name: String,
-        /// The folder, below one of the hub's allowed paths.
-        #[arg(long, value_name = "DIR")]
-        path: PathBuf,
-    },
-    /// libvirt with QEMU.
-    Libvirt {
-        /// A name for it.
-        #[arg(long)]
-        name: String,
-        /// The connection.
-        #[arg(long, default_value = "qemu:///system")]
-        uri: String,
-        /// Folder for scratch files while a machine is backed up; QEMU must be able to write there.
-        #[arg(long, value_name = "DIR")]
-        scratch: Option<PathBuf>,
-        /// Give a backup up before scratch space falls below this (`2GiB`).
-        #[arg(long, value_name = "SIZE")]
-        scratch_floor: Option<bytesize::ByteSize>,
-    },
-    /// An NBD server.
-    Nbd {
-        /// A name for it.
-        #[arg(long)]
-        name: String,
-        /// `nbd://host[:port]/export`, `nbds://…`, `nbd+unix:///export?socket=PATH`.
-        #[arg(long)]
-        uri: String,
     },
 }
 
@@ -474,6 +412,10 @@ mod tests {
             "sendense source add image --name I --path P",
             "sendense source add libvirt --name L --uri qemu:///system --scratch S --scratch-floor 2GiB",
             "sendense source add nbd --name N --uri nbd://h/e",
+            "sendense source add nbd --name N --uri nbds://h/e --tls-ca C --tls-cert C --tls-key K --tls-server-name h --connections 4",
+            "sendense source add nbd --name N --uri nbd://h/e --dirty-bitmap b --trust-bitmap --bitmap-epoch 1",
+            "sendense source update N --bitmap-epoch 2",
+            "sendense source update N --trust-bitmap=false --forget-credentials",
             "sendense source discover I",
             "sendense vm show web",
             "sendense backup start web --repo R --type full --disk 0 --compression off --wait",
@@ -486,9 +428,14 @@ mod tests {
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in
-            ["sendense backup start web", "sendense backup show ../x", "sendense backup start w --repo r --type big"]
-        {
+        for line in [
+            "sendense backup start web",
+            "sendense backup show ../x",
+            "sendense backup start w --repo r --type big",
+            "sendense source add nbd --name N --uri nbds://h/e --tls-cert C",
+            "sendense source add nbd --name N --uri nbds://h/e --connections 0",
+            "sendense source update N",
+        ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line} was taken");
         }
     }
