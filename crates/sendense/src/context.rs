@@ -1,12 +1,9 @@
 //! What every command needs: the client, the way to print, a runtime.
 
 use crate::args::Global;
-use anyhow::{Context as _, Result, bail};
+use crate::secret::from_file;
+use anyhow::{Context as _, Result};
 use sendense_api::{Client, ClientOptions, Secret, Trust};
-use std::path::Path;
-
-/// The longest token file that is read; a token is below 100 bytes.
-const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// A command's surroundings.
 pub struct Context {
@@ -33,14 +30,6 @@ fn token(global: &Global) -> Result<Option<Secret>> {
     if let Ok(token) = std::env::var("SENDENSE_TOKEN") {
         return Ok(Some(Secret::new(token.trim())));
     }
-    global.token_file.as_deref().map(read_token).transpose()
-}
-
-fn read_token(path: &Path) -> Result<Secret> {
-    let length = std::fs::metadata(path).with_context(|| format!("read the token file {}", path.display()))?.len();
-    if length > TOKEN_BYTES_MAX {
-        bail!("{} is no token file: it has {length} bytes", path.display());
-    }
-    let text = std::fs::read_to_string(path).with_context(|| format!("read the token file {}", path.display()))?;
-    Ok(Secret::new(text.trim()))
+    let token = global.token_file.as_deref().map(from_file).transpose().context("read the token file")?;
+    Ok(token.map(|token| Secret::new(token.expose().trim())))
 }

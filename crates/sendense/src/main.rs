@@ -8,7 +8,9 @@ mod commands;
 mod context;
 mod exit;
 mod output;
+mod plain;
 mod progress;
+mod secret;
 mod tables;
 
 use clap::Parser;
@@ -17,16 +19,19 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // The process needs one TLS crypto provider, chosen before anything opens a connection.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("error: a TLS provider is installed already");
+        output::error(&["a TLS provider is installed already".to_owned()]);
         return ExitCode::from(exit::FAILED);
     }
     let args = args::Args::parse();
+    let as_json = args.global.json;
     match commands::run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = exit::code(&error);
-            output::error(&error);
-            ExitCode::from(code)
+            output::error(&exit::told(&error));
+            if as_json && let Err(error) = output::json(&exit::body(&error)) {
+                output::error(&[error.to_string()]);
+            }
+            ExitCode::from(exit::code(&error))
         }
     }
 }

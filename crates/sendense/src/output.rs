@@ -1,35 +1,96 @@
-//! Printing: data to stdout, talk to stderr, colours only on a terminal (and never with `NO_COLOR`).
+//! Printing: data to stdout, talk to stderr, colours only on a terminal (and never with `NO_COLOR`). Everything passes
+//! [`plain`] on its way out.
 
+use crate::plain::{plain, plain_json};
 use owo_colors::{OwoColorize, Stream};
 use serde::Serialize;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 
 /// Prints a reply as the API said it.
 pub fn json(reply: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(reply)?);
+    out(plain_json(&serde_json::to_string_pretty(reply)?));
     Ok(())
+}
+
+/// Prints a table.
+pub fn table(table: impl std::borrow::Borrow<crate::tables::Table>) {
+    out(table.borrow());
+}
+
+/// Prints a line of data.
+pub fn line(text: impl AsRef<str>) {
+    out(plain(text.as_ref()));
+}
+
+/// Prints a line of data that begins with a coloured word.
+pub fn verdict(word: &str, text: impl AsRef<str>) {
+    out(format_args!("{} {}", state(word), plain(text.as_ref())));
+}
+
+/// Whoever reads may have seen enough (`| head`): then there is nobody to print for, and nothing went wrong.
+fn out(text: impl Display) {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            self::error(&[format!("print: {error}")]);
+            std::process::exit(crate::exit::FAILED.into());
+        }
+        Ok(()) => {}
+    }
 }
 
 /// Says something to the person, beside the data.
 pub fn say(text: impl AsRef<str>) {
-    eprintln!("{}", text.as_ref());
+    eprintln!("{}", plain(text.as_ref()));
 }
 
-/// Prints an error with its causes in one line.
-pub fn error(error: &anyhow::Error) {
-    eprintln!("{} {error:#}", "error:".if_supports_color(Stream::Stderr, |text| text.red()));
-}
-
-/// Green, yellow or red by what the word means.
-pub fn state(word: &str) -> String {
-    let stream = Stream::Stdout;
-    match word {
-        "completed" | "protected" | "ok" => word.if_supports_color(stream, |text| text.green()).to_string(),
-        "failed" | "failing" | "corrupt" => word.if_supports_color(stream, |text| text.red()).to_string(),
-        "running" | "pending" | "cancelled" | "unprotected" => {
-            word.if_supports_color(stream, |text| text.yellow()).to_string()
-        }
-        other => other.to_owned(),
+/// Says what went wrong: `error:` in red, then indented lines.
+pub fn error(lines: &[String]) {
+    let mut lines = lines.iter().map(|text| plain(text));
+    let first = lines.next().unwrap_or_default();
+    eprintln!("{} {first}", "error:".if_supports_color(Stream::Stderr, |text| text.red()));
+    for line in lines {
+        eprintln!("  {line}");
     }
+}
+
+/// What a word says of the thing that it describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// All is well.
+    Good,
+    /// Look at it.
+    Bad,
+    /// Under way, or nobody decided yet.
+    Open,
+    /// It says nothing of that kind.
+    None,
+}
+
+/// What a word of the API says.
+pub fn mood(word: &str) -> Mood {
+    match word {
+        "completed" | "protected" | "ok" => Mood::Good,
+        "failed" | "failing" | "corrupt" => Mood::Bad,
+        "running" | "pending" | "cancelled" | "unprotected" | "unreadable" => Mood::Open,
+        _ => Mood::None,
+    }
+}
+
+fn state(word: &str) -> String {
+    let stream = Stream::Stdout;
+    match mood(word) {
+        Mood::Good => word.if_supports_color(stream, |text| text.green()).to_string(),
+        Mood::Bad => word.if_supports_color(stream, |text| text.red()).to_string(),
+        Mood::Open => word.if_supports_color(stream, |text| text.yellow()).to_string(),
+        Mood::None => word.to_owned(),
+    }
+}
+
+/// Whether stdout takes colours: a terminal that can, and nobody said `NO_COLOR`.
+pub fn stdout_takes_colours() -> bool {
+    state("ok") != "ok"
 }
 
 /// Bytes for people: `1.5 GiB`.

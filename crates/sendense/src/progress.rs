@@ -1,7 +1,8 @@
 //! Waiting for a task: a live bar on a terminal, silence elsewhere.
 
 use crate::exit::{INTERRUPTED, WorkFailed};
-use crate::output::say;
+use crate::output::{bytes, duration, say};
+use crate::plain::plain;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use sendense_api::{Client, Task};
@@ -39,12 +40,11 @@ pub async fn wait_completed(client: &Client, task_id: &TaskId, what: &str) -> Re
         }
         Waited::Ended(task) if task.state == TaskState::Completed => Ok(Ok(task)),
         Waited::Ended(task) => {
-            let (message, code) = match task.error {
-                Some(error) if error.details.is_empty() => (error.message, error.code.to_string()),
-                Some(error) => (format!("{}: {}", error.message, error.details), error.code.to_string()),
-                None => (format!("ended as {}", task.state), task.state.to_string()),
+            let (message, details, code) = match task.error {
+                Some(error) => (error.message, error.details, error.code.to_string()),
+                None => (format!("ended as {}", task.state), String::new(), task.state.to_string()),
             };
-            Err(WorkFailed { what: what.to_owned(), message, code }.into())
+            Err(WorkFailed { what: what.to_owned(), message, details, code }.into())
         }
     }
 }
@@ -53,23 +53,36 @@ fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(100);
-    // A template that does not parse is a mistake in this line, and the default style still shows progress.
-    if let Ok(style) = ProgressStyle::with_template("{msg:24} [{bar:32}] {bytes}/{total_bytes} {elapsed_precise}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
+    let bar = ProgressBar::new_spinner();
+    style(&bar, "{spinner} {prefix} {elapsed}");
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
-fn show(bar: &ProgressBar, task: &Task) {
-    if let Some(total) = task.bytes_total {
-        bar.set_length(total);
-        bar.set_position(task.bytes_done);
+/// A template that does not parse is a mistake in this file, and the default style still shows progress.
+fn style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
     }
-    let speed = match task.transfer_speed_bps {
-        0 => String::new(),
-        speed => format!(" {}/s", crate::output::bytes(speed)),
-    };
-    bar.set_message(format!("{}{speed}", task.phase.as_deref().unwrap_or(task.state.as_str())));
+}
+
+fn show(bar: &ProgressBar, task: &Task) {
+    bar.set_prefix(plain(task.phase.as_deref().unwrap_or(task.state.as_str())).into_owned());
+    let Some(total) = task.bytes_total else { return };
+    if bar.length() != Some(total) {
+        bar.set_length(total);
+        // The bar takes what the words leave of the terminal's width, and nothing when they leave nothing.
+        style(bar, "{prefix} [{wide_bar}] {percent}% {binary_bytes}/{binary_total_bytes} {msg}");
+    }
+    bar.set_position(task.bytes_done);
+    bar.set_message(match (task.transfer_speed_bps, task.eta_seconds) {
+        (0, _) => String::new(),
+        (speed, None) => format!("{}/s", bytes(speed)),
+        (speed, Some(eta)) => format!("{}/s, {} left", bytes(speed), eta_text(eta)),
+    });
+}
+
+/// An estimate is never good to a tenth of a second.
+fn eta_text(seconds: u64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { duration(seconds as f64) }
 }

@@ -1,42 +1,147 @@
 //! Tables for people. Programs use `--json`.
 
-use crate::output::{bytes, duration, moment, or_dash, state};
+use crate::output::{Mood, bytes, duration, moment, mood, or_dash, stdout_takes_colours};
+use crate::plain::plain;
 use comfy_table::presets;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
-use sendense_api::{Backup, Chain, Deletion, Repository, Source, Task, Token, Vm};
+use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
+use sendense_api::{Backup, Chain, Deletion, NbdOptions, Repository, Source, Task, Token, Vm};
+use std::collections::HashSet;
+use std::fmt;
 
-/// A table with these headings; the named columns are numbers.
-pub fn table(headings: &[&str], numbers: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headings);
-    for column in numbers {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+/// A table. All text that goes into it is made safe to print; words of a state are coloured.
+///
+/// Elsewhere than on a terminal a row is a line, for programs that read lines. On a terminal the last column, which is
+/// the one for sentences, is folded; where even the others do not fit, each row becomes a paragraph of named values, so
+/// that an id can still be copied.
+pub struct Table {
+    headings: Vec<String>,
+    /// Columns that are figures.
+    figures: Vec<usize>,
+    rows: Vec<Vec<String>>,
+    /// Columns of the terminal; none when stdout is no terminal.
+    width: Option<u16>,
+    coloured: bool,
 }
 
-/// Name and value, one a line.
+/// What a folded column must have at the least, or the table becomes paragraphs: two short words.
+const FOLDED_WIDTH_MIN: usize = 16;
+
+impl Table {
+    /// A table with these headings; the numbered columns are figures.
+    pub fn new(headings: &[&str], figures: &[usize]) -> Self {
+        Self {
+            headings: headings.iter().map(|heading| (*heading).to_owned()).collect(),
+            figures: figures.to_vec(),
+            rows: Vec::new(),
+            width: comfy_table::Table::new().width(),
+            coloured: stdout_takes_colours(),
+        }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.iter().map(|text| plain(text).into_owned()).collect());
+    }
+
+    fn cell(&self, text: &str, moody: bool) -> Cell {
+        let cell = Cell::new(text);
+        let colour = match mood(text) {
+            Mood::Good => Color::Green,
+            Mood::Bad => Color::Red,
+            Mood::Open => Color::Yellow,
+            Mood::None => return cell,
+        };
+        if moody && self.coloured { cell.fg(colour) } else { cell }
+    }
+
+    fn in_columns(&self) -> comfy_table::Table {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        if !self.headings.is_empty() {
+            table.set_header(&self.headings);
+        }
+        for row in &self.rows {
+            let named = row.first().is_some_and(|name| matches!(name.as_str(), "status:" | "state:"));
+            let cells = row.iter().enumerate().map(|(column, text)| {
+                let heading = self.headings.get(column).map(String::as_str);
+                self.cell(text, named || matches!(heading, Some("STATUS" | "STATE")))
+            });
+            table.add_row(cells.collect::<Vec<_>>());
+        }
+        for column in &self.figures {
+            if let Some(column) = table.column_mut(*column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    /// Each row as a paragraph.
+    fn in_paragraphs(&self) -> Vec<Self> {
+        let paragraph = |row: &Vec<String>| {
+            let mut facts = Self { headings: Vec::new(), figures: Vec::new(), rows: Vec::new(), ..*self };
+            for (heading, text) in self.headings.iter().zip(row).filter(|(_, text)| !text.is_empty()) {
+                facts.rows.push(vec![format!("{}:", heading.to_lowercase()), text.clone()]);
+            }
+            facts
+        };
+        self.rows.iter().map(paragraph).collect()
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = self.in_columns();
+        if let Some(width) = self.width {
+            // Each column has a blank on both sides.
+            let mut widths: Vec<usize> =
+                table.column_max_content_widths().iter().map(|w| usize::from(*w) + 2).collect();
+            let (last, others) = (widths.pop().unwrap_or(0), widths.iter().sum::<usize>());
+            if others + last > width.into() {
+                if others + FOLDED_WIDTH_MIN.min(last) > width.into() && !self.headings.is_empty() {
+                    let paragraphs = self.in_paragraphs();
+                    let texts: Vec<_> = paragraphs.iter().map(Self::to_string).collect();
+                    return f.write_str(&texts.join("\n\n"));
+                }
+                table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+                for column in 0..widths.len() {
+                    if let Some(column) = table.column_mut(column) {
+                        column.set_constraint(ColumnConstraint::ContentWidth);
+                    }
+                }
+            }
+        }
+        if self.coloured {
+            table.enforce_styling();
+        }
+        // The blank before the first column is not wanted, and those that only fill the last one up would wrap on a
+        // terminal that is as wide as the text.
+        let lines: Vec<_> =
+            table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// Name and value, one a line; what is empty is left out.
 pub fn facts(rows: Vec<(&str, String)>) -> Table {
-    let mut table = table(&[], &[]);
+    let mut table = Table::new(&[], &[]);
     for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
-        table.add_row([Cell::new(format!("{name}:")), Cell::new(value)]);
+        table.row([if name.is_empty() { String::new() } else { format!("{name}:") }, value]);
     }
     table
 }
 
 /// Backups, as the list shows them.
 pub fn backups(backups: &[Backup]) -> Table {
-    let headings = ["BACKUP", "VM", "DISKS", "TYPE", "STATUS", "READ", "STORED", "TOOK", "CREATED"];
-    let mut table = table(&headings, &[5, 6, 7]);
+    let headings = ["BACKUP", "VM", "DISKS", "TYPE", "STATUS", "SENT", "STORED", "TOOK", "CREATED"];
+    let mut table = Table::new(&headings, &[5, 6, 7]);
     for backup in backups {
-        table.add_row([
+        table.row([
             backup.backup_id.to_string(),
             backup.vm_name.clone(),
             disk_numbers(backup),
             backup.backup_type.to_string(),
-            state(backup.status.as_str()),
+            backup.status.to_string(),
             bytes(backup.bytes_transferred),
             bytes(backup.bytes_stored),
             took(backup),
@@ -54,13 +159,13 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
         ("repository", backup.repository_id.to_string()),
         ("type", backup.backup_type.to_string()),
         ("why", backup.type_reason.clone().unwrap_or_default()),
-        ("status", state(backup.status.as_str())),
+        ("status", backup.status.to_string()),
         ("phase", backup.phase.map(|phase| phase.to_string()).unwrap_or_default()),
         ("error", backup.error_message.clone().unwrap_or_default()),
         ("consistency", backup.consistency.map(|word| word.to_string()).unwrap_or_default()),
         ("", backup.consistency_note.clone().unwrap_or_default()),
         ("parent", backup.parent_backup_id.as_ref().map(|id| id.to_string()).unwrap_or_default()),
-        ("read", bytes(backup.bytes_transferred)),
+        ("sent", bytes(backup.bytes_transferred)),
         ("stored", bytes(backup.bytes_stored)),
         ("created", moment(backup.created_at)),
         ("took", took(backup)),
@@ -71,9 +176,9 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
     for (key, value) in &backup.tags {
         rows.push(("tag", format!("{key}={value}")));
     }
-    let mut disks = table(&["DISK", "KEY", "TYPE", "CAPACITY", "READ", "STORED", "FILE", "WHY"], &[3, 4, 5]);
+    let mut disks = Table::new(&["DISK", "KEY", "TYPE", "CAPACITY", "SENT", "STORED", "FILE", "WHY"], &[3, 4, 5]);
     for disk in &backup.disks {
-        disks.add_row([
+        disks.row([
             disk.disk_id.to_string(),
             disk.disk_key.clone(),
             disk.backup_type.to_string(),
@@ -89,10 +194,10 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
 
 /// A chain, oldest first.
 pub fn chain(chain: &Chain) -> Table {
-    let mut table = table(&["BACKUP", "TYPE", "SIZE", "READ", "TOOK", "CREATED", "ON TOP OF", "WHY"], &[2, 3, 4]);
+    let mut table = Table::new(&["BACKUP", "TYPE", "SIZE", "SENT", "TOOK", "CREATED", "ON TOP OF", "WHY"], &[2, 3, 4]);
     for point in &chain.backups {
         let disk = point.backup.disks.iter().find(|disk| disk.disk_id == chain.disk_id);
-        table.add_row([
+        table.row([
             point.backup.backup_id.to_string(),
             point.kind.to_string(),
             bytes(point.size_bytes),
@@ -108,9 +213,9 @@ pub fn chain(chain: &Chain) -> Table {
 
 /// What a delete takes.
 pub fn deletion(deletion: &Deletion) -> Table {
-    let mut table = table(&["BACKUP", "TYPE", "CREATED", "SIZE", "FILES"], &[3, 4]);
+    let mut table = Table::new(&["BACKUP", "TYPE", "CREATED", "SIZE", "FILES"], &[3, 4]);
     for backup in &deletion.backups {
-        table.add_row([
+        table.row([
             backup.backup_id.to_string(),
             backup.backup_type.to_string(),
             moment(backup.created_at),
@@ -123,17 +228,17 @@ pub fn deletion(deletion: &Deletion) -> Table {
 
 /// Repositories.
 pub fn repositories(repositories: &[Repository]) -> Table {
-    let mut table = table(&["NAME", "TYPE", "BACKUPS", "USED", "FREE", "PATH", "STATE"], &[2, 3, 4]);
+    let mut table = Table::new(&["NAME", "TYPE", "BACKUPS", "USED", "FREE", "PATH", "STATE"], &[2, 3, 4]);
     for repository in repositories {
         let storage = repository.storage.as_ref();
-        table.add_row([
+        table.row([
             repository.name.clone(),
             repository.kind.to_string(),
             repository.backup_count.to_string(),
             or_dash(storage.map(|storage| bytes(storage.used_bytes))),
             or_dash(storage.map(|storage| bytes(storage.available_bytes))),
             repository.config.path.clone(),
-            repository.problem.clone().unwrap_or_else(|| state("ok")),
+            repository.problem.clone().unwrap_or_else(|| "ok".into()),
         ]);
     }
     table
@@ -141,9 +246,9 @@ pub fn repositories(repositories: &[Repository]) -> Table {
 
 /// Sources.
 pub fn sources(sources: &[Source]) -> Table {
-    let mut table = table(&["NAME", "KIND", "ADDRESS", "VMS", "DISCOVERED"], &[3]);
+    let mut table = Table::new(&["NAME", "KIND", "ADDRESS", "VMS", "DISCOVERED"], &[3]);
     for source in sources {
-        table.add_row([
+        table.row([
             source.name.clone(),
             source.kind.to_string(),
             source.address.clone(),
@@ -154,20 +259,45 @@ pub fn sources(sources: &[Source]) -> Table {
     table
 }
 
-/// Machines.
+/// One source in full.
+pub fn source(source: &Source) -> Table {
+    let nbd = source.nbd.clone().unwrap_or_default();
+    let NbdOptions { dirty_bitmap, trust_bitmap, bitmap_epoch, connections, tls_server_name } = nbd;
+    let trusted = bitmap_epoch.filter(|_| trust_bitmap).map(|epoch| format!("trusted, epoch {epoch}"));
+    let bitmap = dirty_bitmap.map(|name| format!("{name} ({})", trusted.unwrap_or_else(|| "not trusted".into())));
+    facts(vec![
+        ("source", format!("{} ({})", source.name, source.source_id)),
+        ("kind", source.kind.to_string()),
+        ("address", source.address.clone()),
+        ("credentials", if source.has_credentials { "stored" } else { "none" }.into()),
+        ("scratch", source.scratch_path.clone().unwrap_or_default()),
+        ("scratch floor", source.scratch_floor_bytes.map(bytes).unwrap_or_default()),
+        ("dirty bitmap", bitmap.unwrap_or_default()),
+        ("connections", connections.map(|count| count.to_string()).unwrap_or_default()),
+        ("server name", tls_server_name.unwrap_or_default()),
+        ("vms", source.vm_count.to_string()),
+        ("discovered", or_dash(source.discovered_at.map(moment))),
+    ])
+}
+
+/// Machines; with their ids where a name is that of several.
 pub fn vms(vms: &[Vm]) -> Table {
-    let mut table = table(&["VM", "POWER", "DISKS", "SIZE", "TRACKING", "STATE", "LAST BACKUP", "NOTE"], &[2, 3]);
+    let mut seen = HashSet::new();
+    let ambiguous: HashSet<&str> =
+        vms.iter().map(|vm| vm.vm_name.as_str()).filter(|name| !seen.insert(*name)).collect();
+    let mut table = Table::new(&["VM", "POWER", "DISKS", "SIZE", "TRACKING", "STATE", "LAST BACKUP", "NOTE"], &[2, 3]);
     for vm in vms {
         let disks: Vec<_> = vm.disks.iter().filter(|disk| !disk.removed).collect();
         let protection = serde_json::to_value(vm.protection_state).ok();
         let note = if vm.missing { Some("not found at the last discovery".into()) } else { vm.unsupported.clone() };
-        table.add_row([
-            vm.vm_name.clone(),
+        let id = ambiguous.contains(vm.vm_name.as_str()).then(|| format!(" ({})", vm.vm_context_id));
+        table.row([
+            format!("{}{}", vm.vm_name, id.unwrap_or_default()),
             vm.power_state.to_string(),
             disks.len().to_string(),
             bytes(disks.iter().map(|disk| disk.capacity_bytes).sum()),
             if vm.change_tracking { "yes" } else { "no" }.into(),
-            state(protection.as_ref().and_then(|word| word.as_str()).unwrap_or("-")),
+            protection.as_ref().and_then(|word| word.as_str()).unwrap_or("-").to_owned(),
             or_dash(vm.last_backup.as_ref().map(|backup| moment(backup.created_at))),
             note.unwrap_or_default(),
         ]);
@@ -193,10 +323,10 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
         ),
         ("cannot be backed up", vm.unsupported.clone().unwrap_or_default()),
     ];
-    let mut disks = table(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "NOTE"], &[3]);
+    let mut disks = Table::new(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "NOTE"], &[3]);
     for disk in &vm.disks {
         let note = if disk.removed { Some("removed".to_owned()) } else { disk.unsupported.clone() };
-        disks.add_row([
+        disks.row([
             disk.disk_id.to_string(),
             disk.disk_key.clone(),
             disk.label.clone(),
@@ -208,9 +338,9 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
     }
     let mut tables = vec![facts(rows), disks];
     if !vm.networks.is_empty() {
-        let mut networks = table(&["CARD", "NETWORK", "MAC", "MODEL"], &[]);
+        let mut networks = Table::new(&["CARD", "NETWORK", "MAC", "MODEL"], &[]);
         for card in &vm.networks {
-            networks.add_row([
+            networks.row([
                 card.key.clone(),
                 card.network.clone(),
                 or_dash(card.mac.as_ref()),
@@ -224,13 +354,13 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
 
 /// Tasks.
 pub fn tasks(tasks: &[Task]) -> Table {
-    let mut table = table(&["TASK", "KIND", "STATE", "VM", "DONE", "CREATED", "RESULT"], &[4]);
+    let mut table = Table::new(&["TASK", "KIND", "STATE", "VM", "DONE", "CREATED", "RESULT"], &[4]);
     for task in tasks {
         let result = task.error.as_ref().map(|error| error.message.clone()).or(task.summary.clone());
-        table.add_row([
+        table.row([
             task.task_id.to_string(),
             task.kind.to_string(),
-            state(task.state.as_str()),
+            task.state.to_string(),
             or_dash(task.vm_name.as_ref()),
             format!("{:.0}%", task.progress_percent),
             moment(task.created_at),
@@ -242,9 +372,9 @@ pub fn tasks(tasks: &[Task]) -> Table {
 
 /// Tokens.
 pub fn tokens(tokens: &[Token]) -> Table {
-    let mut table = table(&["TOKEN", "NAME", "ROLE", "CREATED", "LAST USED"], &[]);
+    let mut table = Table::new(&["TOKEN", "NAME", "ROLE", "CREATED", "LAST USED"], &[]);
     for token in tokens {
-        table.add_row([
+        table.row([
             token.token_id.clone(),
             token.name.clone(),
             token.role.to_string(),
@@ -263,4 +393,68 @@ fn disk_numbers(backup: &Backup) -> String {
 fn took(backup: &Backup) -> String {
     let times = backup.started_at.zip(backup.completed_at);
     or_dash(times.map(|(started, completed)| duration(completed.seconds_since(started))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn check(width: Option<u16>, expected: Expect) {
+        let mut table = Table { width, coloured: false, ..Table::new(&["BACKUP", "SIZE", "STATUS", "WHY"], &[1]) };
+        table.row([
+            "bk-0123456789".into(),
+            "1.0 GiB".into(),
+            "completed".into(),
+            "the parent was lost long ago".into(),
+        ]);
+        table.row(["bk-2".into(), "17 B".into(), "failed".into(), "a\u{1b}[2J\nb".into()]);
+        expected.assert_eq(&table.to_string());
+    }
+
+    #[test]
+    fn tables_fit_where_they_are_printed() {
+        check(
+            None,
+            expect![[r#"
+                BACKUP            SIZE  STATUS     WHY
+                bk-0123456789  1.0 GiB  completed  the parent was lost long ago
+                bk-2              17 B  failed     a\u{1b}[2J\nb"#]],
+        );
+        check(
+            Some(54),
+            expect![[r#"
+                BACKUP            SIZE  STATUS     WHY
+                bk-0123456789  1.0 GiB  completed  the parent was
+                                                   lost long ago
+                bk-2              17 B  failed     a\u{1b}[2J\nb"#]],
+        );
+        check(
+            Some(30),
+            expect![[r#"
+                backup:  bk-0123456789
+                size:    1.0 GiB
+                status:  completed
+                why:     the parent was lost
+                         long ago
+
+                backup:  bk-2
+                size:    17 B
+                status:  failed
+                why:     a\u{1b}[2J\nb"#]],
+        );
+    }
+
+    #[test]
+    fn colours_come_from_the_word_and_only_where_they_are_wanted() {
+        let shown = |coloured| {
+            let mut table = Table { coloured, ..Table::new(&["STATE", "NAME"], &[]) };
+            table.row(["failed".into(), "failed".into()]);
+            table.to_string()
+        };
+        assert!(!shown(false).contains('\u{1b}'));
+        assert_eq!(shown(true).matches("failed").count(), 2);
+        assert!(shown(true).contains("failed \u{1b}[") || shown(true).contains("failed\u{1b}["));
+        assert!(shown(true).ends_with("failed"), "a name is no state: {:?}", shown(true));
+    }
 }

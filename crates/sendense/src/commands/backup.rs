@@ -3,7 +3,8 @@
 use super::task::print_log;
 use crate::args::{BackupCommand, BackupStart};
 use crate::context::Context;
-use crate::output::{bytes, duration, json, say, state};
+use crate::output::{bytes, duration, json, line, say, table as show, verdict};
+use crate::plain::plain;
 use crate::{progress, tables};
 use anyhow::{Result, bail};
 use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, TaskReply};
@@ -25,7 +26,7 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
             if context.json {
                 json(&BackupListReply::from(page))?;
             } else {
-                println!("{}", tables::backups(&page.items));
+                show(tables::backups(&page.items));
                 if page.items.len() as u64 != page.total {
                     say(format!("{} of {} backups; more with --limit", page.items.len(), page.total));
                 }
@@ -37,7 +38,7 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
                 json(&BackupReply::new(backup))?;
             } else {
                 for table in tables::backup(&backup) {
-                    println!("{table}");
+                    show(table);
                 }
             }
         }
@@ -46,7 +47,7 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
             if context.json {
                 json(&ChainReply::from(chain))?;
             } else {
-                println!("{}", tables::chain(&chain));
+                show(tables::chain(&chain));
                 say(format!("{} points, {}", chain.backup_count, bytes(chain.total_size_bytes)));
             }
         }
@@ -56,14 +57,14 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
                 if context.json {
                     json(&TaskReply::new(task))?
                 } else {
-                    println!("{}", task.task_id)
+                    line(task.task_id.as_str())
                 }
                 return Ok(0);
             }
             match progress::wait_completed(client, &task.task_id, &format!("verification of {backup_id}")).await? {
                 Err(code) => return Ok(code),
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
-                Ok(task) => println!("{} {}", state("ok"), task.summary.unwrap_or_default()),
+                Ok(task) => verdict("ok", task.summary.unwrap_or_default()),
             }
         }
         BackupCommand::Delete { backup_id, cascade, dry_run, yes } => {
@@ -109,7 +110,7 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
         if context.json {
             json(&BackupReply::new(backup))?;
         } else {
-            println!("{backup_id}");
+            line(backup_id.as_str());
             say(format!("started; wait for it with 'sendense task wait {task_id}'"));
         }
         return Ok(0);
@@ -121,7 +122,7 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
     if context.json {
         json(&BackupReply::new(backup))?;
     } else {
-        println!("{}", summary(&backup));
+        line(summary(&backup));
     }
     Ok(0)
 }
@@ -132,10 +133,10 @@ fn summary(backup: &Backup) -> String {
     let took = times.map(|(started, completed)| format!(" in {}", duration(completed.seconds_since(started))));
     let why = backup.type_reason.as_ref().map(|reason| format!(" ({reason})"));
     format!(
-        "{} {} {}: read {}, stored {}{}{}",
+        "{} {} {}: sent {}, stored {}{}{}",
         backup.backup_id,
         backup.backup_type,
-        state(backup.status.as_str()),
+        backup.status,
         bytes(backup.bytes_transferred),
         bytes(backup.bytes_stored),
         took.unwrap_or_default(),
@@ -186,7 +187,7 @@ fn print_deletion(context: &Context, deletion: Deletion) -> Result<()> {
     if context.json {
         return json(&DeletionReply::new(deletion));
     }
-    println!("{}", tables::deletion(&deletion));
+    show(tables::deletion(&deletion));
     let verb = if deletion.dry_run { "would free" } else { "freed" };
     say(format!("{verb} {}", bytes(deletion.freed_bytes)));
     Ok(())
@@ -196,7 +197,7 @@ fn confirmed(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("stdin is no terminal to confirm on: look at the plan with --dry-run, then say --yes");
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", plain(question));
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

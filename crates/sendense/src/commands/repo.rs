@@ -3,7 +3,7 @@
 use super::path_text;
 use crate::args::{RepoAddCommand, RepoCommand};
 use crate::context::Context;
-use crate::output::{bytes, json, moment, say};
+use crate::output::{bytes, json, line, moment, say, table as show};
 use crate::{progress, tables};
 use anyhow::Result;
 use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, TaskReply};
@@ -26,7 +26,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
             if context.json {
                 json(&RepositoryReply::new(repository))?;
             } else {
-                println!("added repository {} ({})", repository.name, repository.repository_id);
+                line(format!("added repository {} ({})", repository.name, repository.repository_id));
             }
         }
         RepoCommand::List => {
@@ -34,7 +34,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
             if context.json {
                 json(&RepositoryListReply::from(page))?;
             } else {
-                println!("{}", tables::repositories(&page.items));
+                show(tables::repositories(&page.items));
             }
         }
         RepoCommand::Show { repo } => {
@@ -44,21 +44,18 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
             } else {
                 let storage = repository.storage.as_ref();
                 let free = storage.map(|s| format!("{} of {}", bytes(s.available_bytes), bytes(s.total_bytes)));
-                println!(
-                    "{}",
-                    tables::facts(vec![
-                        ("repository", format!("{} ({})", repository.name, repository.repository_id)),
-                        ("type", repository.kind.to_string()),
-                        ("path", repository.config.path.clone()),
-                        ("on", storage.map(|storage| storage.mount_point.clone()).unwrap_or_default()),
-                        ("backups", repository.backup_count.to_string()),
-                        ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
-                        ("free", free.unwrap_or_default()),
-                        ("compression", repository.compression.to_string()),
-                        ("created", moment(repository.created_at)),
-                        ("problem", repository.problem.clone().unwrap_or_default()),
-                    ])
-                );
+                show(tables::facts(vec![
+                    ("repository", format!("{} ({})", repository.name, repository.repository_id)),
+                    ("type", repository.kind.to_string()),
+                    ("path", repository.config.path.clone()),
+                    ("on", storage.map(|storage| storage.mount_point.clone()).unwrap_or_default()),
+                    ("backups", repository.backup_count.to_string()),
+                    ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
+                    ("free", free.unwrap_or_default()),
+                    ("compression", repository.compression.to_string()),
+                    ("created", moment(repository.created_at)),
+                    ("problem", repository.problem.clone().unwrap_or_default()),
+                ]));
             }
         }
         RepoCommand::Import { repo } => {
@@ -66,7 +63,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
             match progress::wait_completed(client, &task.task_id, &format!("import of {repo}")).await? {
                 Err(code) => return Ok(code),
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
-                Ok(task) => println!("{}", task.summary.unwrap_or_else(|| format!("imported {repo}"))),
+                Ok(task) => line(task.summary.unwrap_or_else(|| format!("imported {repo}"))),
             }
         }
         RepoCommand::Delete { repo } => {

@@ -3,7 +3,7 @@
 use super::path_text;
 use crate::args::{Format, RestoreCommand};
 use crate::context::Context;
-use crate::output::{json, say};
+use crate::output::{json, line, say};
 use crate::progress;
 use anyhow::Result;
 use sendense_api::reply::TaskReply;
@@ -20,7 +20,7 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
         if context.json {
             json(&TaskReply::new(task))?;
         } else {
-            println!("{}", task.task_id);
+            line(task.task_id.as_str());
             say(format!("restoring; wait for it with 'sendense task wait {}'", task.task_id));
         }
         return Ok(0);

@@ -2,7 +2,7 @@
 
 use crate::args::TaskCommand;
 use crate::context::Context;
-use crate::output::{json, moment, say};
+use crate::output::{json, line, moment, say, table as show};
 use crate::{progress, tables};
 use anyhow::Result;
 use sendense_api::reply::{LogReply, TaskListReply, TaskReply};
@@ -17,12 +17,12 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<u8> {
             if context.json {
                 json(&TaskListReply::from(page))?;
             } else {
-                println!("{}", tables::tasks(&page.items));
+                show(tables::tasks(&page.items));
             }
         }
         TaskCommand::Show { task_id } => {
             let task = client.get_task(&task_id).await?;
-            if context.json { json(&TaskReply::new(task))? } else { println!("{}", tables::tasks(&[task])) }
+            if context.json { json(&TaskReply::new(task))? } else { show(tables::tasks(&[task])) }
         }
         TaskCommand::Log { task_id } => {
             let page = client.task_log(&task_id, &ListQuery::default()).await?;
@@ -36,7 +36,7 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<u8> {
             match progress::wait_completed(client, &task_id, &format!("task {task_id}")).await? {
                 Err(code) => return Ok(code),
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
-                Ok(task) => println!("{}", tables::tasks(&[*task])),
+                Ok(task) => show(tables::tasks(&[*task])),
             }
         }
     }
@@ -49,7 +49,7 @@ pub fn print_log(context: &Context, page: Page<LogEntry>) -> Result<()> {
         return json(&LogReply::from(page));
     }
     for entry in &page.items {
-        println!("{} {:5} {}", moment(entry.at), entry.level.as_str(), entry.message);
+        line(format!("{} {:5} {}", moment(entry.at), entry.level.as_str(), entry.message));
     }
     Ok(())
 }

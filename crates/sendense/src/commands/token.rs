@@ -2,7 +2,7 @@
 
 use crate::args::TokenCommand;
 use crate::context::Context;
-use crate::output::{json, say};
+use crate::output::{json, line, say, table as show};
 use crate::tables;
 use anyhow::Result;
 use sendense_api::reply::{DoneReply, NewTokenReply, TokenListReply};
@@ -17,7 +17,7 @@ pub async fn run(context: &Context, command: TokenCommand) -> Result<u8> {
             if context.json {
                 json(&NewTokenReply::from(made))?;
             } else {
-                println!("{}", made.secret);
+                line(&made.secret);
                 say(format!(
                     "token {} for {}: keep it now, it is not shown again",
                     made.token.token_id, made.token.name
@@ -29,7 +29,7 @@ pub async fn run(context: &Context, command: TokenCommand) -> Result<u8> {
             if context.json {
                 json(&TokenListReply::from(page))?;
             } else {
-                println!("{}", tables::tokens(&page.items));
+                show(tables::tokens(&page.items));
             }
         }
         TokenCommand::Revoke { token_id } => {

@@ -2,7 +2,7 @@
 
 use crate::args::VmCommand;
 use crate::context::Context;
-use crate::output::{json, say};
+use crate::output::{json, say, table as show};
 use crate::tables;
 use anyhow::Result;
 use sendense_api::VmFilter;
@@ -16,7 +16,7 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<u8> {
             if context.json {
                 json(&VmListReply::from(page))?;
             } else {
-                println!("{}", tables::vms(&page.items));
+                show(tables::vms(&page.items));
                 if page.items.len() as u64 != page.total {
                     say(format!("{} of {} machines", page.items.len(), page.total));
                 }
@@ -28,7 +28,7 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<u8> {
                 json(&VmReply::new(vm))?;
             } else {
                 for table in tables::vm(&vm) {
-                    println!("{table}");
+                    show(table);
                 }
             }
         }

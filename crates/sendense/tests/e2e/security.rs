@@ -78,6 +78,78 @@ fn paths_stay_below_the_allowed_ones() {
 }
 
 #[test]
+fn nothing_is_restored_into_a_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    Disk::create(&dir.join("vms/web.raw"), 1 << 20, &mut Random::new(12));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let backup = hub.backup("web", &[]);
+    let id = field(&backup, "backup_id");
+    let before = tree(&dir.join("repo"));
+    symlink(dir.join("repo"), dir.join("door")).unwrap();
+    let image = dir.join("repo").join(field(&backup, "file_path"));
+    for target in [image, dir.join("repo/new"), dir.join("door/new")] {
+        let said = hub.fails(4, &["restore", "disk", id, "--to", path(&target), "--wait"]);
+        assert!(said.contains("lies in a repository"), "{said}");
+    }
+    assert_eq!(tree(&dir.join("repo")), before);
+}
+
+#[test]
+fn what_others_named_does_not_act_on_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // A guest's disk may be called anything; so may a tag's value be anything that is no control character.
+    let evil = "disk\u{1b}[2J\u{9b}31m\nweb2  completed";
+    Disk::create(&dir.join("vms/web").join(format!("{evil}.raw")), 1 << 20, &mut Random::new(13));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let turned = "note=\u{202e}gpj.exe";
+    let backup = hub.backup("web", &["--tag", turned]);
+    let id = field(&backup, "backup_id");
+    assert_eq!(backup["tags"]["note"], "\u{202e}gpj.exe", "programs get what it is");
+    for args in [
+        &["vm", "show", "web"][..],
+        &["vm", "show", "web", "--json"],
+        &["backup", "show", id],
+        &["backup", "show", id, "--json"],
+        &["backup", "log", id],
+        &["source", "discover", "images"],
+    ] {
+        let output = hub.run(args);
+        for (letters, what) in [(text(&output.stdout), "stdout"), (text(&output.stderr), "stderr")] {
+            let acts = |letter: char| (letter.is_control() && letter != '\n') || letter == '\u{202e}';
+            assert!(!letters.contains(acts), "{args:?} prints {letters:?} to {what}");
+            assert!(!letters.contains("\nweb2"), "{args:?} fakes a row: {letters}");
+        }
+    }
+    let said = hub.fails(2, &["backup", "start", "web", "--repo", "main", "--tag", "a=\u{1b}[2J"]);
+    assert!(said.contains("control character") && !said.contains('\u{1b}'), "{said:?}");
+    let said = hub.fails(3, &["vm", "show", "x\u{1b}[2J\ny"]);
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
+fn refusals_are_told_to_programs_as_json_and_to_people_with_what_helps() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(dir.path());
+    let output = hub.run(&["vm", "show", "nope", "--json"]);
+    let problem: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!((field(&problem, "code"), &problem["success"]), ("vm_not_found", &false.into()));
+    let said = hub.fails(3, &["vm", "show", "nope"]);
+    assert!(said.contains("code vm_not_found") && said.contains("another try does not help"), "{said}");
+    // Nobody listens here any more.
+    let (url, token) = (hub.url.clone(), hub.data_dir.join("admin-token"));
+    assert_eq!(hub.stop(), Some(0));
+    let output = cli(&url, Some(&token)).args(["vm", "list", "--json"]).output().unwrap();
+    let problem: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), field(&problem, "code")), (Some(5), "hub_unreachable"));
+    assert!(text(&output.stderr).contains("try again"));
+}
+
+#[test]
 fn two_hubs_do_not_share_a_data_folder_and_a_network_address_means_tls() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
