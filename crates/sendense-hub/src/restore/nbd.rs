@@ -7,11 +7,12 @@ use sendense_block::nbd::{Address, Client, Options, Uri};
 use sendense_block::{Error, Kind, ReadAt};
 use sendense_source::paths::Roots;
 use sendense_types::{Problem, ProblemCode};
+use std::os::unix::fs::FileTypeExt;
 
 /// Connections to the target, where the server says that several are safe: one per lane that writes.
 const CONNECTIONS: usize = 2;
 
-/// Reads a URI and checks that a socket it names lies below an allowed root.
+/// Reads a URI and checks that a socket it names lies below an allowed root, itself and not through a link.
 pub(crate) fn check_uri(text: &str, roots: &Roots) -> Result<Uri> {
     let uri: Uri = text.parse().map_err(|error: Error| invalid(error.to_string()))?;
     if let Address::Unix(path) = uri.address() {
@@ -19,6 +20,11 @@ pub(crate) fn check_uri(text: &str, roots: &Roots) -> Result<Uri> {
         roots.check_existing(folder).map_err(|error| {
             Problem::new(ProblemCode::PathNotAllowed, "the socket's folder is not allowed", error.to_string())
         })?;
+        // One that is not there yet may be there when the restore begins, which looks again.
+        if path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket()) {
+            let details = format!("{} is something else, or a link", path.display());
+            return Err(Problem::new(ProblemCode::PathNotAllowed, "the target is not a socket", details));
+        }
     }
     Ok(uri)
 }
@@ -68,7 +74,12 @@ mod tests {
         let roots = Roots::new(vec![folder.path().to_owned()]);
         let uri = |path: &str| format!("nbd+unix:///disk?socket={path}");
         assert!(check_uri(&uri(folder.path().join("nbd.sock").to_str().unwrap()), &roots).is_ok());
-        for path in ["/run/libvirt/libvirt-sock", "/etc/x"] {
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("real.sock")).unwrap();
+        assert!(check_uri(&uri(folder.path().join("real.sock").to_str().unwrap()), &roots).is_ok());
+        // A link in an allowed folder could lead to any daemon's socket.
+        std::os::unix::fs::symlink("real.sock", folder.path().join("link.sock")).unwrap();
+        let link = folder.path().join("link.sock");
+        for path in [link.to_str().unwrap(), "/run/libvirt/libvirt-sock", "/etc/x"] {
             assert_eq!(check_uri(&uri(path), &roots).unwrap_err().code, ProblemCode::PathNotAllowed);
         }
         assert_eq!(check_uri("http://x", &roots).unwrap_err().code, ProblemCode::InvalidInput);
