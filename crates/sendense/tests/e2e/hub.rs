@@ -42,7 +42,7 @@ impl Hub {
     /// Starts a hub whose data lies in `dir/name`, with more arguments; a later `--listen` counts. When it ends instead of
     /// serving, what it logged.
     pub fn launch(dir: &Path, name: &str, more: &[&str]) -> Result<Self, String> {
-        Self::launch_logging(dir, name, more, "info")
+        Self::launch_logging(dir, name, more, "info,sqlx=warn,sea_orm=warn,hyper=warn")
     }
 
     fn launch_logging(dir: &Path, name: &str, more: &[&str], filter: &str) -> Result<Self, String> {
