@@ -87,6 +87,7 @@ impl House {
             thumbprint: None,
             scratch_path: None,
             scratch_floor_bytes: None,
+            nbd: None,
             running_tasks_max: None,
         };
         self.client.create_source(&source).await.unwrap();
