@@ -3,6 +3,7 @@
 
 pub mod before;
 pub mod medium;
+pub mod qemu;
 pub mod record;
 pub mod stage;
 pub mod world;

@@ -23,7 +23,7 @@ fn a_deletion_whose_manifest_was_lost_on_the_way_is_finished_by_its_list() {
     std::fs::write(deletion.join(layout::INTENT_FILE), intent.to_bytes()).unwrap();
     std::fs::remove_file(root.join(layout::manifest(&second.vm, &second.id))).unwrap();
     let report = repository.recover(&Amnesia, now()).unwrap();
-    assert_eq!(report.deleted, [(second.vm.clone(), second.id.clone())]);
+    assert_eq!(report.deleted, [(second.vm, second.id)]);
     assert!(report.strangers.is_empty(), "{report:?}");
     assert_eq!(tree(&root), tree_of([&first]));
 }

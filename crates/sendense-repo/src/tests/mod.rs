@@ -1,5 +1,6 @@
 //! Proofs about the whole repository: what it survives, and that it gives back every byte.
 
+mod damage;
 mod faults;
 mod golden;
 mod leftovers;
@@ -7,3 +8,4 @@ mod model;
 mod pairs;
 mod parsers;
 mod power_loss;
+mod sizes;

@@ -6,18 +6,15 @@
 
 use crate::delete::Extent as Reach;
 use crate::error::Kind;
-use crate::layout;
 use crate::repository::Repository;
-use crate::testing::now;
 use crate::testing::stage::{Fault, Faults, Renames, Stage};
 use crate::testing::world::{self, Amnesia, Disk, Point, Tracking, back_up_tracked, pattern, tree, tree_of};
+use crate::testing::{now, qemu};
 use crate::verify::Depth;
 use proptest::prelude::*;
 use sendense_block::{ByteLen, ByteOffset, Extent, ExtentSet};
 use sendense_types::{BackupId, DiskNumber};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::process::Command;
 
 const MACHINES: [(&str, &[u32]); 2] = [("vm-a", &[0, 1]), ("vm-b", &[0])];
 /// Five blocks and a bit: a first, a last, an odd tail, and some between.
@@ -271,33 +268,6 @@ fn delete(repository: &Repository, point: &Point, reach: Reach) -> crate::Result
     repository.execute_delete(plan, "test", now())
 }
 
-/// Copies the images to another place, without anything else of the repository, and asks QEMU about some of them.
-fn check_with_qemu(root: &Path, points: &[&Point]) {
-    let moved = tempfile::tempdir().unwrap();
-    for file in tree(root).into_iter().filter(|path| path.extension().is_some_and(|suffix| suffix == "qcow2")) {
-        let to = moved.path().join(&file);
-        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        std::fs::copy(root.join(&file), to).unwrap();
-    }
-    for point in points {
-        for (number, disk) in &point.disks {
-            let image = moved.path().join(layout::image(&point.vm, *number, &point.id));
-            let raw = moved.path().join("raw");
-            qemu_img(&["check", "-q", "-f", "qcow2", image.to_str().unwrap()]);
-            qemu_img(&["convert", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), raw.to_str().unwrap()]);
-            let mut bytes = std::fs::read(&raw).unwrap();
-            assert_eq!(bytes.len(), disk.bytes.len().next_multiple_of(512));
-            bytes.truncate(disk.bytes.len());
-            assert!(bytes == disk.bytes, "qemu-img reads other bytes of disk {number} of {}", point.id);
-        }
-    }
-}
-
-fn qemu_img(args: &[&str]) {
-    let output = Command::new("qemu-img").args(args).output().expect("run qemu-img (Debian package qemu-utils)");
-    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
@@ -311,6 +281,6 @@ proptest! {
         // A process takes 30 ms: two points of a case are enough, for there are many cases.
         let asked: BTreeMap<_, _> =
             [some, some / 7].iter().filter_map(|n| pick(&model.points, *n)).map(|point| (&point.id, point)).collect();
-        check_with_qemu(&model.root(), &asked.into_values().collect::<Vec<_>>());
+        qemu::check(&model.root(), &asked.into_values().collect::<Vec<_>>());
     }
 }

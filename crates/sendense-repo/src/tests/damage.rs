@@ -1,0 +1,145 @@
+//! Bytes that are not what was written: each is found, and the file and the segment are named.
+
+use crate::error::Kind;
+use crate::layout;
+use crate::manifest::Manifest;
+use crate::repository::Repository;
+use crate::testing::before::Before;
+use crate::testing::world::{self, Point};
+use crate::testing::{Dice, now};
+use crate::verify::{Depth, Finding, Options, Progress, Report};
+use crate::{DiskSpec, DraftSpec};
+use sendense_block::{Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
+use sendense_types::{DiskBinding, DiskNumber};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+fn verify(repository: &Repository, point: &Point, depth: Depth) -> crate::Result<Report> {
+    let options = Options { depth, threads: 2, who: "test".into() };
+    repository.verify(&point.vm, &point.id, None, &options, &Progress::default(), &Cancel::new())
+}
+
+fn flip(path: &Path, at: u64, bit: u8) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+}
+
+/// Flips bits at both ends of each cluster and at some places between, one at a time.
+#[test]
+fn a_flipped_bit_is_found_and_named_and_nothing_else_is() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let point = &before.second;
+    let mut dice = Dice(1);
+    for (file, segment) in [
+        (layout::image(&point.vm, DiskNumber(0), &point.id), Some(0)),
+        (layout::digests(&point.vm, DiskNumber(1), &point.id), None),
+    ] {
+        let path = before.root().join(&file);
+        let len = path.metadata().unwrap().len();
+        let ends = (0..len).step_by(65536).flat_map(|start| [start, (start + 65535).min(len - 1)]);
+        let places: Vec<u64> = ends.chain((0..10).map(|_| dice.roll() % len)).collect();
+        for at in places {
+            let bit = dice.below(8) as u8;
+            flip(&path, at, bit);
+            let report = verify(&repository, point, Depth::AtRest).unwrap();
+            let named: Vec<_> = report.damaged.iter().map(|found| (found.file.clone(), found.segment)).collect();
+            assert_eq!(named, [(file.clone(), segment)], "byte {at}");
+            assert_eq!(report.unreadable, []);
+            // What lies beside it is as it was.
+            assert!(verify(&repository, &before.first, Depth::Deep).unwrap().is_sound());
+            flip(&path, at, bit);
+        }
+        assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound(), "nobody remembers damage that is gone");
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_or_cut_is_found() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let point = &before.first;
+    for file in
+        [layout::image(&point.vm, DiskNumber(1), &point.id), layout::digests(&point.vm, DiskNumber(0), &point.id)]
+    {
+        let path = before.root().join(&file);
+        let bytes = std::fs::read(&path).unwrap();
+        for broken in [None, Some(&bytes[..bytes.len() - 1]), Some(&[][..])] {
+            match broken {
+                None => std::fs::remove_file(&path).unwrap(),
+                Some(broken) => std::fs::write(&path, broken).unwrap(),
+            }
+            let report = verify(&repository, point, Depth::AtRest).unwrap();
+            let [Finding { file: found, segment: None, .. }] = &report.damaged[..] else { panic!("{report:?}") };
+            assert_eq!(*found, file);
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound());
+}
+
+#[test]
+fn a_damaged_manifest_hides_no_other_and_keeps_what_it_may_name() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let file = layout::manifest(&before.second.vm, &before.second.id);
+    flip(&before.root().join(&file), 300, 0);
+    let corrupt = Kind::Corrupt { file: file.display().to_string(), segment: None };
+    assert_eq!(verify(&repository, &before.second, Depth::AtRest).unwrap_err().kind, corrupt);
+    let listing = repository.list(&before.second.vm).unwrap();
+    assert_eq!(listing.points.iter().map(|point| &point.backup_id).collect::<Vec<_>>(), [&before.first.id]);
+    assert_eq!(listing.problems.iter().map(|problem| &problem.error.kind).collect::<Vec<_>>(), [&corrupt]);
+    // It may stand on anything, so nothing is deleted; its files are no strangers.
+    let named = [before.first.id.clone()].into();
+    let refused = repository.plan_delete(&before.first.vm, &named, crate::delete::Extent::Cascade).unwrap_err();
+    assert_eq!(refused.kind, corrupt);
+    assert!(repository.recover(&world::Amnesia, now()).unwrap().strangers.is_empty());
+    world::check_bytes(&repository, &before.first).unwrap();
+}
+
+/// An image of more than one segment names the one that is damaged; a deep verification the block.
+#[test]
+fn the_segment_and_the_block_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let repository = world::open(&root).unwrap();
+    let noise = world::pattern(1, 2 * 65536).split_off(65536);
+    let digest = Digest::of(&noise);
+    // A little more than 64 MiB of blocks that are all the same.
+    let blocks = 1100;
+    let mut point = Point::full("vm-big", "bk-big", &[]);
+    point.disks.insert(DiskNumber(0), world::Disk { bytes: Vec::new(), parent: None });
+    let spec = DraftSpec {
+        backup_id: point.id.clone(),
+        vm_context_id: point.vm.clone(),
+        parents: [].into(),
+        expected_bytes: blocks * 65536,
+        who: "test".into(),
+    };
+    let mut draft = repository.begin_draft(spec, now()).unwrap();
+    let disk = draft
+        .begin_disk(DiskSpec {
+            number: DiskNumber(0),
+            binding: DiskBinding("disk".into()),
+            capacity: ByteLen(blocks * 65536),
+            parent: None,
+        })
+        .unwrap();
+    let all: Vec<Block<'_>> =
+        (0..blocks).map(|n| Block { index: BlockIndex(n), digest, payload: Payload::Raw(&noise) }).collect();
+    disk.put(&all).unwrap();
+    let manifest: Manifest = draft.seal().unwrap().publish(world::facts(&point), now()).unwrap();
+    assert_eq!(manifest.disks[0].image.segments.len(), 2);
+    let file = layout::image(&point.vm, DiskNumber(0), &point.id);
+    // Cluster 0 is the header's, so block n lies in cluster n + 1.
+    flip(&root.join(&file), (64 << 20) + 65536 + 5, 3);
+    let report = verify(&repository, &point, Depth::AtRest).unwrap();
+    let named: Vec<_> = report.damaged.iter().map(|found| (found.file.clone(), found.segment)).collect();
+    assert_eq!(named, [(file, Some(1))]);
+    let report = verify(&repository, &point, Depth::Deep).unwrap();
+    let blocks: Vec<_> =
+        report.damaged.iter().filter(|found| found.segment.is_none()).map(|found| found.range).collect();
+    assert_eq!(blocks, [Some(sendense_block::Extent::block(BlockIndex(1024)))], "{:?}", report.damaged);
+}
