@@ -32,15 +32,24 @@ pub enum Error {
     /// The path cannot be one: empty or too long components, NUL, `..`.
     #[error("not a guest path: {0}")]
     InvalidPath(String),
+    /// The disk has no volume of this name.
+    #[error("no such volume on the disk")]
+    NoVolume,
     /// The volume is encrypted; give a key first.
     #[error("the volume is locked")]
     Locked,
+    /// The key fits no slot of the encrypted volume.
+    #[error("the key does not open the volume")]
+    WrongKey,
     /// A bound was reached; the text names it.
     #[error("limit reached: {0}")]
     Limit(String),
     /// The disk could not be read; trying again may help.
     #[error("read the disk: {0}")]
     Io(String),
+    /// The process that reads the disk cannot be confined, so nothing is opened. The host's kernel must allow it.
+    #[error("confine the reader process: {0}")]
+    Sandbox(String),
     /// The process that reads the disk has ended; open the point again.
     #[error("the reader process has ended: {0}")]
     WorkerDied(String),

@@ -54,7 +54,7 @@ impl GuestPath {
     }
 
     /// The components, from the root down.
-    pub fn components(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub fn components(&self) -> impl ExactSizeIterator<Item = &[u8]> + DoubleEndedIterator {
         self.0.iter().map(|name| &**name)
     }
 
@@ -66,6 +66,11 @@ impl GuestPath {
     /// The folder that holds it; the root holds itself.
     pub fn parent(&self) -> GuestPath {
         GuestPath(self.0[..self.0.len().saturating_sub(1)].to_vec())
+    }
+
+    /// Whether it lies in `folder`, at any depth. No path lies in itself.
+    pub fn is_below(&self, folder: &GuestPath) -> bool {
+        self.0.len() > folder.0.len() && self.0.starts_with(&folder.0)
     }
 
     /// The path as bytes, beginning with `/`.
@@ -109,6 +114,8 @@ mod tests {
         assert_eq!(path.name(), Some(&b"a b\n"[..]));
         assert_eq!(path.parent().to_bytes(), b"/var/www");
         assert_eq!(GuestPath::parse(b"/").unwrap(), GuestPath::root());
+        assert!(path.is_below(&GuestPath::parse(b"/var").unwrap()) && path.is_below(&GuestPath::root()));
+        assert!(!path.is_below(&path) && !path.is_below(&GuestPath::parse(b"/va").unwrap()));
         for bad in [&b""[..], b"etc", b"/a/../b", b"/..", b"/a\0b"] {
             assert!(GuestPath::parse(bad).is_err(), "{bad:?}");
         }

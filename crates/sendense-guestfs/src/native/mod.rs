@@ -1,13 +1,44 @@
 //! Readers in safe Rust, for the sandboxed process.
 //!
+//! [`volumes`] finds what lies on a disk, `fs` reads one file system, [`resolve`] and [`walk`] stand above both, [`engine`]
+//! answers the calls of a session with them.
+//!
 //! Invariant: no reader follows a symbolic link; resolving is done once, above them.
 
+pub mod engine;
 pub mod fs;
+pub mod resolve;
+pub mod session;
+#[cfg(test)]
+mod testing;
+pub mod volumes;
+pub mod walk;
+
+pub use engine::Engine;
+pub use session::Session;
 
 use crate::error::Result;
 use crate::meta::{Facts, Meta, Page};
 use crate::path::GuestPath;
+use sendense_block::ReadAt;
 use std::ops::Range;
+use std::sync::Arc;
+
+/// The file systems that can be read, as two functions, so that what stands above them is tested without them.
+#[derive(Clone, Copy)]
+pub struct Readers {
+    /// The name of the file system on a device; none when there is none that is known.
+    pub detect: fn(&dyn ReadAt) -> Result<Option<&'static str>>,
+    /// Opens the file system and replays its log in memory.
+    pub open: fn(Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>>,
+}
+
+impl Default for Readers {
+    /// Everything in [`fs`].
+    fn default() -> Readers {
+        Readers { detect: fs::detect, open: fs::open }
+    }
+}
 
 /// A file system, read-only. Paths name entries one component after the other; links on the way are not followed.
 pub trait FileSystem: Send {

@@ -1,0 +1,203 @@
+//! The text in which LVM2 keeps what it knows: `name { … }`, `key = "text"`, `key = 7`, `key = ["a", 0]`, `# comment`.
+//!
+//! Invariant: parsing takes time and memory in proportion to the text, and nests at most [`DEPTH_MAX`] deep.
+
+use std::collections::BTreeMap;
+
+/// Volume group, `logical_volumes`, one volume, one segment: four. Twice that for what may come.
+const DEPTH_MAX: usize = 8;
+
+/// A value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Text in quotes.
+    Text(String),
+    /// A whole number. LVM writes fractions nowhere that matters to us; they are refused.
+    Number(i64),
+    /// A list of the former.
+    List(Vec<Value>),
+}
+
+/// What stands between `{` and `}`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Section {
+    /// `key = value`.
+    pub values: BTreeMap<String, Value>,
+    /// `name { … }`.
+    pub sections: BTreeMap<String, Section>,
+}
+
+impl Section {
+    /// A number that is not negative.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        match self.values.get(key)? {
+            Value::Number(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    /// A text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.values.get(key)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A list.
+    pub fn list(&self, key: &str) -> Option<&[Value]> {
+        match self.values.get(key)? {
+            Value::List(list) => Some(list),
+            _ => None,
+        }
+    }
+}
+
+/// Reads a whole text. None when it is not of this form.
+pub fn parse(text: &[u8]) -> Option<Section> {
+    let mut rest = text;
+    let section = section(&mut rest, 0)?;
+    rest.is_empty().then_some(section)
+}
+
+/// Up to the closing brace, which is left, or the end.
+fn section(rest: &mut &[u8], depth: usize) -> Option<Section> {
+    let mut section = Section::default();
+    loop {
+        skip(rest);
+        if matches!(rest.first(), None | Some(b'}')) {
+            return ((depth == 0) == rest.is_empty()).then_some(section);
+        }
+        let name = word(rest)?;
+        skip(rest);
+        match take(rest)? {
+            b'{' if depth < DEPTH_MAX => {
+                let inner = self::section(rest, depth + 1)?;
+                take(rest)?;
+                section.sections.insert(name, inner);
+            }
+            b'=' => {
+                skip(rest);
+                section.values.insert(name, value(rest)?);
+            }
+            _ => return None,
+        }
+    }
+}
+
+fn value(rest: &mut &[u8]) -> Option<Value> {
+    if rest.first() != Some(&b'[') {
+        return scalar(rest);
+    }
+    take(rest)?;
+    let mut list = Vec::new();
+    loop {
+        skip(rest);
+        match rest.first()? {
+            b']' => break,
+            b',' if !list.is_empty() => {
+                take(rest)?;
+                skip(rest);
+            }
+            _ if list.is_empty() => {}
+            _ => return None,
+        }
+        if rest.first() != Some(&b']') {
+            list.push(scalar(rest)?);
+        }
+    }
+    take(rest)?;
+    Some(Value::List(list))
+}
+
+fn scalar(rest: &mut &[u8]) -> Option<Value> {
+    if rest.first() != Some(&b'"') {
+        let len = rest.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'-').count();
+        let (digits, after) = rest.split_at(len);
+        *rest = after;
+        return Some(Value::Number(std::str::from_utf8(digits).ok()?.parse().ok()?));
+    }
+    take(rest)?;
+    let mut text = Vec::new();
+    loop {
+        match take(rest)? {
+            b'"' => return Some(Value::Text(String::from_utf8_lossy(&text).into_owned())),
+            b'\\' => text.push(take(rest)?),
+            byte => text.push(byte),
+        }
+    }
+}
+
+fn word(rest: &mut &[u8]) -> Option<String> {
+    let len = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"_-+./@".contains(byte)).count();
+    let (word, after) = rest.split_at(len);
+    *rest = after;
+    (len > 0).then(|| String::from_utf8_lossy(word).into_owned())
+}
+
+fn take(rest: &mut &[u8]) -> Option<u8> {
+    let (first, after) = rest.split_first()?;
+    *rest = after;
+    Some(*first)
+}
+
+/// White space, comments, and the zeros behind the text.
+fn skip(rest: &mut &[u8]) {
+    loop {
+        match rest.first() {
+            Some(byte) if byte.is_ascii_whitespace() || *byte == 0 => *rest = &rest[1..],
+            Some(b'#') => {
+                let len = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+                *rest = &rest[len..];
+            }
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_what_lvm_writes() {
+        let text = br#"vg0 {
+id = "abc" # a comment
+seqno = 7
+flags = []
+pool { stripes = [
+"pv0", 0,
+"pv1", -3
+]
+}
+}
+# Generated by LVM2
+contents = "Text \"Format\" \\ Volume Group"
+"#;
+        let root = parse(text).unwrap();
+        let vg = &root.sections["vg0"];
+        assert_eq!((vg.text("id"), vg.number("seqno"), vg.list("flags")), (Some("abc"), Some(7), Some(&[][..])));
+        let text = |text: &str| Value::Text(text.into());
+        let expected = [text("pv0"), Value::Number(0), text("pv1"), Value::Number(-3)];
+        assert_eq!(vg.sections["pool"].list("stripes"), Some(&expected[..]));
+        assert_eq!(root.text("contents"), Some(r#"Text "Format" \ Volume Group"#));
+    }
+
+    #[test]
+    fn refuses_what_is_not_whole() {
+        for bad in ["a {", "a }", "a = ", "a = [1", "a = [1 2]", "a = \"x", "= 1", "a b", "}", "a = 1.5"] {
+            assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+        let deep = [b"a {".repeat(1000), b"}".repeat(1000)].concat();
+        assert_eq!(parse(&deep), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_an_answer(text in "[a {}=\\[\\],\"0-9\\\\#\n-]{0,200}") {
+            let _ = parse(text.as_bytes());
+        }
+    }
+}
