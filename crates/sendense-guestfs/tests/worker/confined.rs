@@ -1,0 +1,96 @@
+//! The sandbox, from inside.
+
+use super::Test;
+use super::child::ATTEMPTS;
+use super::images::{evil, options, path, volume};
+use sendense_guestfs::client::Worker;
+use sendense_guestfs::sandbox::{self, Level};
+use sendense_guestfs::{Error, Session};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+pub const TESTS: &[Test] = &[
+    ("every_attempt_ends_the_worker", every_attempt_ends_the_worker),
+    ("without_seccomp_nothing_is_opened", without_seccomp_nothing_is_opened),
+    ("the_level_is_what_the_kernel_shows", the_level_is_what_the_kernel_shows),
+    ("nothing_is_inherited", nothing_is_inherited),
+    ("memory_is_bounded", memory_is_bounded),
+];
+
+/// Each is tried in a worker of its own. The kernel kills the worker at the forbidden call; no attempt even gets an answer.
+fn every_attempt_ends_the_worker() {
+    for what in ATTEMPTS {
+        let worker = evil();
+        assert_eq!(worker.stat(&volume("disk"), &path("/quiet")).unwrap().size_bytes, 1);
+        let answer = worker.stat(&volume("disk"), &path(&format!("/{what}")));
+        let Err(Error::WorkerDied(how)) = &answer else { panic!("{what}: {answer:?}") };
+        assert!(how.contains("sandbox forbids"), "{what}: {how}");
+        assert_eq!(worker.ended(), answer.err());
+    }
+    assert!(!std::path::Path::new("/tmp/created-by-a-worker").exists());
+}
+
+fn without_seccomp_nothing_is_opened() {
+    let answer = Worker::start(options("no-seccomp")).err();
+    assert!(matches!(&answer, Some(Error::Sandbox(why)) if why.contains("seccomp")), "{answer:?}");
+}
+
+fn the_level_is_what_the_kernel_shows() {
+    let worker = evil();
+    let level = worker.level().unwrap();
+    let id = worker.process_id();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap();
+        line.split_once(':').unwrap().1.trim().to_owned()
+    };
+    assert_eq!((field("Seccomp"), field("NoNewPrivs"), field("Threads")), ("2".into(), "1".into(), "1".into()));
+    assert_eq!(field("CapEff"), "0000000000000000", "{level}");
+    let root = nix::unistd::Uid::effective().is_root();
+    assert_eq!(level.has(Level::UNPRIVILEGED), root);
+    if root {
+        assert_eq!(field("Uid"), "65534\t65534\t65534\t65534");
+        assert_eq!((field("Gid"), field("Groups")), ("65534\t65534\t65534\t65534".into(), String::new()));
+        // A root hub's worker always reaches these.
+        for (wall, name) in [(Level::NET, "net"), (Level::MOUNT, "mnt"), (Level::IPC, "ipc"), (Level::UTS, "uts")] {
+            let link = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/{name}")).unwrap();
+            assert!(level.has(wall), "{level}");
+            assert_ne!(link(&id.to_string()), link("self"), "{name}");
+        }
+        assert!(level.has(Level::EMPTY_ROOT | Level::NO_CAPABILITIES | Level::LIMITS | Level::NOT_DUMPABLE), "{level}");
+        assert!(std::fs::read_link(format!("/proc/{id}/root")).unwrap().ends_with("fdinfo"));
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let limit = |name: &str| {
+        limits.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().rev().nth(2).unwrap().to_owned()
+    };
+    assert_eq!(
+        (limit("Max open files"), limit("Max processes"), limit("Max core file size")),
+        ("0".into(), "0".into(), "0".into())
+    );
+}
+
+/// A descriptor that someone forgot to mark reaches the child, and is closed before anything else happens.
+fn nothing_is_inherited() {
+    let file: OwnedFd =
+        std::fs::File::open("/etc/hostname").or_else(|_| std::fs::File::open("/etc/passwd")).unwrap().into();
+    // A high number, so that nothing the worker opens itself takes its place.
+    let high = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_DUPFD(700)).unwrap();
+    let mut options = options("stray");
+    options.setup = high.to_string().into_bytes();
+    let started = Worker::start(options);
+    nix::unistd::close(high).unwrap();
+    started.unwrap_or_else(|error| panic!("{error} ({})", file.as_raw_fd()));
+}
+
+fn memory_is_bounded() {
+    // More than the bound is given to the derivation of a key, and taken back after it.
+    let worker = evil();
+    let all = Error::Limit(sandbox::ADDRESS_BYTES_MAX.to_string());
+    assert_eq!(worker.stat(&volume("disk"), &path("/key")), Err(all));
+    assert!(matches!(worker.stat(&volume("disk"), &path("/memory")), Err(Error::WorkerDied(_))));
+    for what in ["/memory", "/deep"] {
+        let worker = evil();
+        let answer = worker.stat(&volume("disk"), &path(what));
+        assert!(matches!(answer, Err(Error::WorkerDied(_))), "{what}: {answer:?}");
+    }
+}
