@@ -177,16 +177,19 @@ X
                 "qemu-io -d /machine/peripheral/ua-vda/virtio-backend \"write -P $(((n + $2) % 255 + 1)) $(($2 + n * $3))M 1M\"" > /dev/null
         done
     }
+    vnb() { echo "virtnbdbackup -U '$uri' -d live -l copy ${1:-} -o $work/out/vnb --scratchdir $work/lab/scratch --socketfile $work/lab/scratch/vnb.sock"; }
     for round in $(seq "$ROUNDS"); do
         say "libvirt full, round $round"
-        time_one live ours "$(full live default)"; drop_newest live
-        if command -v virtnbdbackup > /dev/null && [ "$round" -le 3 ]; then
-            time_one live virtnbdbackup "virtnbdbackup -U '$uri' -d live -l copy -o $work/out/vnb --scratchdir $work/lab/scratch --socketfile $work/lab/scratch/vnb.sock"
-            rm -rf "$work/out/vnb"
+        time_one live ours "$(full live off)"; drop_newest live
+        time_one live ourszstd "$(full live default)"; drop_newest live
+        if command -v virtnbdbackup > /dev/null; then
+            time_one live virtnbdbackup "$(vnb)"; rm -rf "$work/out/vnb"
+            time_one live virtnbdlz4 "$(vnb --compress)"; rm -rf "$work/out/vnb"
         fi
     done
     if [ -e "$work/t/live/virtnbdbackup" ]; then
-        row live ours virtnbdbackup "full of a live libvirt domain — virtnbdbackup" 2.5
+        row live ours virtnbdbackup "full of a live libvirt domain, compression off — virtnbdbackup" 2.5
+        row live ourszstd virtnbdlz4 "full of a live libvirt domain, zstd default — virtnbdbackup \`--compress\` (lz4)" 2.5
     else
         rows+=("| full of a live libvirt domain — virtnbdbackup | $(median live ours) s | virtnbdbackup is not installed | | 2.5 | **not measured** |")
     fi
