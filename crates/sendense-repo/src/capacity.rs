@@ -77,6 +77,18 @@ impl Capacity {
         state.held_bytes = state.held_bytes.saturating_add_signed(bytes);
     }
 
+    /// Counts anew what the files hold. `count` says so, or `None` to leave it as it is; meanwhile no room is promised or spent.
+    pub(crate) fn recount(&self, count: impl FnOnce() -> Result<Option<u64>>) -> Result<()> {
+        if self.limit_bytes.is_none() {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        if let Some(held_bytes) = count()? {
+            state.held_bytes = held_bytes;
+        }
+        Ok(())
+    }
+
     fn available(&self, state: &State, file_system_bytes: u64) -> u64 {
         let free = file_system_bytes.saturating_sub(RESERVE_BYTES).saturating_sub(state.promised_bytes);
         match self.limit_bytes {

@@ -64,6 +64,10 @@ impl Repository {
             let half = PathBuf::from(format!("{}.new", layout::OWNER_FILE));
             report.strangers.retain(|path| *path != half);
         }
+        // What was removed here was counted when the repository was opened.
+        if let Err(error) = self.recount() {
+            report.problems.push((PathBuf::from("."), error.within("count what the files take")));
+        }
         Ok(report)
     }
 

@@ -135,6 +135,14 @@ impl Repository {
         &self.0.capacity
     }
 
+    /// Counts anew what the files take, unless somebody adds or removes some now and keeps the count himself.
+    pub(crate) fn recount(&self) -> Result<()> {
+        self.0.capacity.recount(|| {
+            let changes = |claim: &LockClaim| !matches!(claim.operation, Operation::Read | Operation::Verify);
+            if self.0.locks.held().iter().any(changes) { Ok(None) } else { held_bytes(&self.0.root).map(Some) }
+        })
+    }
+
     /// The absolute path of something in it.
     pub(crate) fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.0.root.join(relative)

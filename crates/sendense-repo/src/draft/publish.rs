@@ -77,8 +77,7 @@ impl From<Error> for Failed {
 pub(super) fn publish(core: &Core, disks: &[SealedDisk], facts: PointFacts, now: Timestamp) -> Result<Manifest> {
     match steps(core, disks, facts, now) {
         Ok(manifest) => {
-            // Held by the point from now on, no longer by the draft's reservation.
-            core.repository.capacity().settle(i64::try_from(manifest.file_bytes()).unwrap_or(i64::MAX));
+            settle(core, disks);
             if let Err(error) = undo::clear_published(&core.repository, &core.vm, &core.backup_id) {
                 let error = sendense_block::error::chain(&error);
                 tracing::warn!(backup_id = %core.backup_id, error, "a draft's folder stays until the next start");
@@ -95,10 +94,18 @@ pub(super) fn publish(core: &Core, disks: &[SealedDisk], facts: PointFacts, now:
             Err(error)
         }
         Err(Failed::After(error)) => {
+            settle(core, disks);
             let context = format!("publish {}: the next start decides whether it exists", core.backup_id);
             Err(error.within(context))
         }
     }
+}
+
+/// The files are the point's from now on: their room is held by it, no longer by the draft's reservation.
+fn settle(core: &Core, disks: &[SealedDisk]) {
+    let bytes = disks.iter().map(|disk| disk.image.file_bytes.saturating_add(disk.digests.file_bytes));
+    let bytes = bytes.fold(0, u64::saturating_add);
+    core.repository.capacity().settle(i64::try_from(bytes).unwrap_or(i64::MAX));
 }
 
 fn steps(core: &Core, disks: &[SealedDisk], facts: PointFacts, now: Timestamp) -> Result<Manifest, Failed> {

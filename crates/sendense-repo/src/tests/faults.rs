@@ -100,8 +100,10 @@ fn publication_is_taken_back(fault: Fault, kind: &Kind) {
             }
             if let Some(repository) = &tried.repository {
                 assert_eq!(repository.locks().held(), [], "{met}");
-                if !published {
-                    let storage = repository.storage().unwrap();
+                let storage = repository.storage().unwrap();
+                if published {
+                    assert!(storage.used_bytes > held_bytes, "{met}");
+                } else {
                     assert_eq!(storage.used_bytes, held_bytes, "{met}");
                     assert_eq!(storage.available_bytes, LIMIT_BYTES - held_bytes, "{met}");
                 }
@@ -209,6 +211,39 @@ fn a_process_that_is_gone_during_a_deletion_leaves_a_point_or_none() {
             survived.unwrap_or_else(|why| panic!("{why}\nafter the fault at: {}", tried.met));
         },
     );
+}
+
+/// What a dead process wrote counts against the limit when the next one opens the repository, and not any more when it is
+/// gone.
+#[test]
+fn start_up_gives_back_the_room_of_what_it_removes() {
+    let before = Before::new();
+    let third = before.third();
+    let limited = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
+    let used = |root: &Path| {
+        let repository = Repository::open_on(Stage::calm(), root, limited.clone(), now()).unwrap();
+        (repository.storage().unwrap().used_bytes, repository)
+    };
+    let (free, _) = used(&before.root());
+    let root = Copies::of(&before.root()).next_gone_at("rename .draft-bk-3/disk-2.qcow2", &third);
+    let (held, repository) = used(root.path());
+    assert!(held > free, "the draft is counted: {held}, {free} without");
+    repository.recover(&Amnesia, now()).unwrap();
+    // The owner record and the folders' own blocks are as they were.
+    assert_eq!(repository.storage().unwrap().used_bytes, free);
+    // While somebody writes, the count is his.
+    let spec = crate::DraftSpec {
+        backup_id: "bk-4".parse().unwrap(),
+        vm_context_id: third.vm.clone(),
+        parents: [].into(),
+        expected_bytes: 0,
+        who: "test".into(),
+    };
+    let draft = repository.begin_draft(spec, now()).unwrap();
+    std::fs::write(root.path().join("stranger"), [1; 100_000]).unwrap();
+    repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!(repository.storage().unwrap().used_bytes, free);
+    draft.abandon().unwrap();
 }
 
 /// A start-up that fails, or whose process is gone too, is done again by the next.
