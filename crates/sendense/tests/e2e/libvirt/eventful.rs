@@ -73,6 +73,9 @@ struct World<'a> {
     overlays: usize,
     /// The highest layer of vda.
     top: PathBuf,
+    /// That layer was made smaller than the one below it. Committing it then would give the disk back its old size with what
+    /// the lower layer holds there, which no bitmap tells: see `docs/sources.md`.
+    base_is_larger: bool,
     deltas: usize,
 }
 
@@ -93,6 +96,7 @@ fn thirty_backups_of_an_eventful_life_restore_to_what_the_disks_held() {
         removed_until: None,
         overlays: 0,
         top,
+        base_is_larger: false,
         deltas: 0,
     };
     let mut deck: Vec<Card> = DECK.iter().flat_map(|(card, count)| std::iter::repeat_n(*card, *count)).collect();
@@ -161,12 +165,14 @@ impl World<'_> {
                 let resize = ["resize", "-q", "-f", "qcow2"];
                 qemu_img(&[&resize[..], &["--shrink", path(&image), &smaller.to_string()]].concat());
                 self.resized(target, smaller);
+                self.base_is_larger |= target == "vda" && self.top != self.guest.disks[0].path;
                 if card == Card::ShrinkAndGrow {
                     qemu_img(&[&resize[..], &[path(&image), &size.to_string()]].concat());
                     self.resized(target, size);
                 }
             }
             Card::Snapshot => self.snapshot(),
+            Card::Commit if self.base_is_larger => self.snapshot(),
             Card::Commit => {
                 self.snapshot();
                 self.write(round);
@@ -304,7 +310,9 @@ impl World<'_> {
             let image = if target == "vda" { &self.top } else { &disk.path };
             let copy = self.dir.join(format!("copy-{name}-{target}"));
             qemu_img(&["convert", "-U", "-f", disk.format, "-O", "raw", path(image), path(&copy)]);
-            assert!(std::fs::read(&copy).unwrap() == self.guest.model[target], "the lab's model of {target} is wrong");
+            let (bytes, model) = (std::fs::read(&copy).unwrap(), &self.guest.model[target]);
+            assert_eq!(bytes.len(), model.len(), "the lab's model of {target} is wrong");
+            assert!(bytes == *model, "the lab's model of {target} is wrong");
             (target, copy)
         });
         copies.collect()
