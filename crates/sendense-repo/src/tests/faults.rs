@@ -149,7 +149,6 @@ fn a_publication_that_meets_an_error_is_taken_back() {
 #[test]
 fn a_publication_on_a_full_disk_says_no_space_and_is_taken_back() {
     publication_is_taken_back(Fault::Full, &Kind::NoSpace);
-    publication_is_taken_back(Fault::Once(ENOSPC), &Kind::NoSpace);
 }
 
 #[test]
@@ -234,7 +233,7 @@ fn start_up_gives_back_the_room_of_what_it_removes() {
     // While somebody writes, the count is his.
     let spec = crate::DraftSpec {
         backup_id: "bk-4".parse().unwrap(),
-        vm_context_id: third.vm.clone(),
+        vm_context_id: third.vm,
         parents: [].into(),
         expected_bytes: 0,
         who: "test".into(),
