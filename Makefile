@@ -2,7 +2,7 @@
 # make test   all tests
 # make check  the whole gate: format, lints, tests, docs, tidiness
 # make bench  side by side with cp, qemu-img, nbdcopy, virtnbdbackup, restic; rewrites docs/benchmarks.md
-# make fuzz   every fuzz target for a minute
+# make fuzz   every fuzz target for a minute, and damaged file systems
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -54,3 +54,4 @@ fuzz:
 	scripts/deps.sh build fuzz
 	scripts/rust.sh
 	fuzz/run.sh 60
+	SENDENSE_MUTATIONS=2000 SENDENSE_MUTATION_SEED=$$(date +%s) cargo test -p sendense-guestfs --test fs_mutation
