@@ -101,6 +101,14 @@ fn two_hubs_share_a_database_and_a_repository_and_one_outlives_the_other() {
     assert!(said.contains(&running), "the message names what is running: {said}");
     assert_eq!(owner(dir), hub_id(dir, "first"));
 
+    // It is cancelled there, too, and the next one that is asked for there begins at the first hub.
+    second.ok(&["backup", "cancel", &running]);
+    let backup = wait_for(&second, &running, |backup| !backup["completed_at"].is_null());
+    assert_eq!(field(&backup, "status"), "cancelled", "{backup:#}");
+    assert!(!tree(&dir.join("repo")).iter().any(|file| file.contains(&running)), "the draft stays");
+    let running = start_backup(&second, &stuck);
+    wait_for(&second, &running, |backup| field(backup, "status") == "running");
+
     // What is asked of the second hub is done by the first, which owns the repository.
     disk.write_somewhere(1 << 20, &mut random);
     let there = second.backup("web", &["--type", "incremental"]);
