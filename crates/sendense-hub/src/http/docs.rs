@@ -52,3 +52,17 @@ fn with_policy(answer: impl IntoResponse) -> Response {
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody was quicker than the large script of the viewer: the browser sent the form, its policy forbade that, and
+    /// nothing was to be seen.
+    #[test]
+    fn the_button_sleeps_until_somebody_listens() {
+        assert!(PAGE.contains("<button type=\"submit\" disabled>"), "{PAGE}");
+        let (listens, wakes) = (SCRIPT.find("addEventListener(\"submit\""), SCRIPT.find(".disabled = false"));
+        assert!(listens.is_some() && listens < wakes, "{SCRIPT}");
+    }
+}

@@ -30,3 +30,6 @@ form.addEventListener("submit", async (event) => {
     message.textContent = `the hub cannot be reached: ${error.message}`;
   }
 });
+
+// Whoever is quicker than the viewer, a large script, finds the button asleep and not a form that nobody listens to.
+form.querySelector("button").disabled = false;
