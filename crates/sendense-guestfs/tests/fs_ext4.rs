@@ -166,3 +166,36 @@ fn a_folder_of_100_000_entries_comes_in_whole_pages() {
         fs.stat(&folder.join(format!("{number:06}").as_bytes()).unwrap()).unwrap();
     }
 }
+
+#[test]
+fn a_busy_guest_reads_as_after_the_kernels_replay_at_every_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    // A journal so small that it goes round several times.
+    for (name, options) in [("busy", "-t ext4 -J size=4"), ("busy3", "-t ext3 -b 1024 -J size=4")] {
+        let image = image(dir.path(), name, options, "256M");
+        assert!(check_random_history(&image, "", "", 4, 2500) >= 3, "few journals were dirty");
+    }
+}
+
+#[test]
+fn fast_commits_are_refused_not_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), "fast", "-t ext4 -O fast_commit", "128M");
+    let mounted = Mounted::new(&image, ",commit=300");
+    sh(&mounted.dir, "echo one > one; sync -f .");
+    for number in 0..20 {
+        let file = std::fs::File::create(mounted.dir.join(format!("file{number}"))).unwrap();
+        std::io::Write::write_all(&mut &file, b"late").unwrap();
+        file.sync_all().unwrap();
+    }
+    let copy = image.with_extension("copy");
+    std::fs::copy(&image, &copy).unwrap();
+    drop(mounted);
+    match try_open(&copy) {
+        Err(error) => assert_eq!(error, Error::unsupported("ext4 fast commits that must be replayed")),
+        // A kernel that made full commits of them: then all is there.
+        Ok(mut fs) => assert_eq!(cat(&mut *fs, "/file19").unwrap(), b"late"),
+    }
+    // Unmounted, there is nothing to replay.
+    assert_eq!(cat(&mut *open(&image), "/file19").unwrap(), b"late");
+}

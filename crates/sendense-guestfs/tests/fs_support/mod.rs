@@ -291,3 +291,55 @@ pub fn build_plain_tree(dir: &Path, entries: usize) {
     std::fs::create_dir_all(dir.join(&deep)).unwrap();
     std::fs::write(dir.join(&deep).join("bottom"), "deep").unwrap();
 }
+
+/// Does what a busy guest does, in an order that the seed gives: `steps` creations, writes, cuts, renames, links and removals.
+pub fn random_history(dir: &Path, seed: u64, steps: usize) {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+    let mut state = seed;
+    let mut random = |limit: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % limit
+    };
+    for step in 0..steps {
+        let folder = dir.join(format!("folder{}", random(12)));
+        let _ = fs::create_dir(&folder);
+        let name = |number: u64| format!("{}{number}", "n".repeat(number as usize % 60));
+        let (one, two) =
+            (folder.join(name(random(150))), dir.join(format!("folder{}", random(12))).join(name(random(150))));
+        // Most of these fail now and then, as they do in a guest.
+        let _ = match random(12) {
+            0..4 => fs::write(&one, vec![step as u8; random(30_000) as usize]),
+            4 => fs::rename(&one, &two),
+            5 => fs::hard_link(&one, &two),
+            6 => std::os::unix::fs::symlink(name(random(150)), &one),
+            7 | 8 => fs::remove_file(&one),
+            9 => fs::OpenOptions::new().write(true).open(&one).and_then(|file| file.set_len(random(50_000))),
+            10 if random(40) == 0 => fs::remove_dir_all(&folder),
+            10 => fs::create_dir(two.with_extension("d")),
+            _ => fs::File::create(&one).and_then(|file| {
+                (0..random(40)).try_for_each(|piece| file.write_all_at(&[step as u8; 700], piece * 9000))?;
+                if random(4) == 0 { file.sync_all() } else { Ok(()) }
+            }),
+        };
+    }
+}
+
+/// Copies a mounted image after each part of a random history, and compares what the reader shows of the copy with what
+/// the kernel shows after its own replay.
+pub fn check_random_history(image: &Path, options: &str, oracle_options: &str, parts: u64, steps: usize) -> usize {
+    let (copy, oracle) = (image.with_extension("copy"), image.with_extension("oracle"));
+    let mounted = Mounted::new(image, options);
+    let mut replayed = 0;
+    for part in 0..parts {
+        random_history(&mounted.dir, part + 1, steps);
+        sh(&mounted.dir, "sync -f .");
+        std::fs::copy(image, &copy).unwrap();
+        std::fs::copy(&copy, &oracle).unwrap();
+        let kernel = kernel_tree(&Mounted::new(&oracle, oracle_options).dir);
+        let mut fs = open(&copy);
+        replayed += usize::from(fs.facts().consistency == sendense_guestfs::meta::Consistency::Replayed);
+        same(&kernel, &reader_tree(&mut *fs, 30));
+    }
+    replayed
+}

@@ -133,7 +133,8 @@ impl<'v> Journal<'v> {
                 count => count,
             };
             journal.end = blocks.checked_sub(fast).ok_or_else(|| refuse("more fast commit blocks than blocks"))?;
-            journal.fast_commit_at = Some(journal.end);
+            // Linux leaves one block between the ring and them.
+            journal.fast_commit_at = Some(journal.end.saturating_add(1));
         }
         let inside = |block: u32| (journal.first..journal.end).contains(&block);
         if journal.first == 0 || u64::from(blocks) > journal.inode.size / volume.sb.block_bytes {
