@@ -135,7 +135,7 @@ impl Server {
         let script = format!(
             "{install} --no-defaults {user} --datadir={0}/d --auth-root-authentication-method=normal >{0}/log 2>&1 && \
              {server} --no-defaults {user} --datadir={0}/d --socket={0}/s --pid-file={0}/pid --skip-networking \
-             --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=64M --max-connections=500 >>{0}/log 2>&1",
+             --innodb-flush-log-at-trx-commit=0 --innodb-use-native-aio=0 --innodb-buffer-pool-size=64M --max-connections=500 >>{0}/log 2>&1",
             folder.display()
         );
         Self::start(folder, &script)
