@@ -78,7 +78,7 @@ fn keep(options: Options, answer: &SyncSender<Answer>) {
             }
             let said = connection.receive();
             let died = bury(&mut child);
-            connection.end(said.unwrap_or_else(|| Error::WorkerDied(died)));
+            connection.end(said.unwrap_or(Error::WorkerDied(died)));
         }
         Err(error) => {
             let died = bury(&mut child);

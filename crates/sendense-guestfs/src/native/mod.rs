@@ -24,13 +24,16 @@ use sendense_block::ReadAt;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Opens the file system on a device.
+pub type Open = fn(Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>>;
+
 /// The file systems that can be read, as two functions, so that what stands above them is tested without them.
 #[derive(Clone, Copy)]
 pub struct Readers {
     /// The name of the file system on a device; none when there is none that is known.
     pub detect: fn(&dyn ReadAt) -> Result<Option<&'static str>>,
     /// Opens the file system and replays its log in memory.
-    pub open: fn(Arc<dyn ReadAt>) -> Result<Box<dyn FileSystem>>,
+    pub open: Open,
 }
 
 impl Default for Readers {

@@ -207,7 +207,7 @@ fn work(engine: &mut Engine, request: &mut Request, id: u32) -> Result<()> {
                     .iter_mut()
                     .filter_map(|found| found.outcome.as_mut().ok())
                     .for_each(|entry| fit_target(&mut entry.target));
-                in_frames(found, |found| found_bytes(found), |found| request.put(id, Part::Found(found)));
+                in_frames(found, found_bytes, |found| request.put(id, Part::Found(found)));
             }
             Step::Working if request.last_sent.elapsed() >= WORKING_EVERY => request.put(id, Part::Working),
             Step::Working => {}

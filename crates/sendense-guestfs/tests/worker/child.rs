@@ -135,7 +135,7 @@ impl FileSystem for Evil {
                 std::hint::spin_loop();
             },
             "memory" => {
-                let hoard: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 1 << 20]).collect();
+                let hoard: Vec<Vec<u8>> = (0..1024).map(|_| vec![1; 1 << 20]).collect();
                 return Err(Error::Limit(format!("{} MiB were given", hoard.len())));
             }
             "key" => {

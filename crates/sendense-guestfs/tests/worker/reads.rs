@@ -8,6 +8,7 @@ use sendense_guestfs::session::WalkOptions;
 use sendense_guestfs::wire::{PIECE_BYTES, REQUESTS_MAX};
 use sendense_guestfs::{Error, Session};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -64,9 +65,15 @@ fn links_and_ranges_are_read_as_in_this_process() {
         let numbers = sh(dir.path(), "seq 1 200000").into_bytes();
         let size = numbers.len() as u64;
         assert_eq!(read(session, "disk", "/data/numbers").unwrap(), numbers);
-        for range in
-            [0..0, 0..1, size - 1..size, 5..PIECE_BYTES as u64 * 2 + 7, size..size + 9, size + 5..u64::MAX, 9..3]
-        {
+        for range in [
+            0..0,
+            0..1,
+            size - 1..size,
+            5..PIECE_BYTES as u64 * 2 + 7,
+            size..size + 9,
+            size + 5..u64::MAX,
+            Range { start: 9, end: 3 },
+        ] {
             let mut stream = session.read(&volume("disk"), &path("/data/numbers"), range.clone()).unwrap();
             assert_eq!(stream.file_size_bytes(), size);
             let mut got = Vec::new();
@@ -89,8 +96,13 @@ fn links_and_ranges_are_read_as_in_this_process() {
 
 fn a_hundred_thousand_entries_come_in_pages() {
     let dir = folder();
-    let script = "mkdir many; cd many; seq -f 'entry-%06g' 1 100000 | xargs touch";
-    let image = ext4(dir.path(), "disk.img", 96, "-N 110000", script);
+    // Through the kernel, because `mkfs -d` looks through the whole folder for each new name.
+    sh(
+        dir.path(),
+        "truncate -s 96M disk.img; mkfs.ext4 -q -F -N 110000 disk.img; mkdir mnt; mount -o loop disk.img mnt; trap 'umount mnt' EXIT
+         mkdir mnt/many; cd mnt/many; seq -f 'entry-%06g' 1 100000 | xargs touch; cd ../..",
+    );
+    let image = dir.path().join("disk.img");
     let worker = open(&image);
     let mut names = BTreeSet::new();
     let (mut after, mut pages) = (None, 0);
@@ -139,7 +151,7 @@ fn memory_of(worker: &sendense_guestfs::client::Worker) -> u64 {
 
 fn a_large_file_takes_little_memory() {
     let dir = folder();
-    let script = "seq 1 80000000 | head -c 524288000 > large; echo small > small";
+    let script = "head -c 524288000 <(seq 1 80000000) > large; echo small > small";
     let image = ext4(dir.path(), "disk.img", 560, "-m 0", script);
     let worker = open(&image);
     let mut stream = worker.read(&volume("disk"), &path("/large"), 0..u64::MAX).unwrap();
@@ -153,9 +165,6 @@ fn a_large_file_takes_little_memory() {
             assert_eq!(read(&worker, "disk", "/small").unwrap(), b"small\n");
         }
     }
-    let expected =
-        sh(dir.path(), "debugfs -R 'cat /large' disk.img 2>/dev/null | head -c 524288000 | cksum").trim().to_owned();
-    assert!(expected.ends_with("524288000"));
     let mut again = blake3::Hasher::new();
     let mut debugfs = std::process::Command::new("debugfs")
         .args(["-R", "cat /large", "disk.img"])

@@ -8,6 +8,8 @@
 
 mod bytes;
 mod gpt;
+#[cfg(test)]
+mod hostile;
 pub(super) mod luks;
 mod lvm;
 mod mapping;

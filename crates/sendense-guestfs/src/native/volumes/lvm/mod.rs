@@ -317,12 +317,11 @@ mod tests {
     }
 
     fn volume(name: &str, segments: &[&str]) -> String {
-        let mut start = 0;
         let mut text =
             format!("{name} {{ id = \"l\" status = [\"READ\", \"VISIBLE\"] segment_count = {}", segments.len());
-        for (number, body) in (1..).zip(segments) {
+        for (start, body) in segments.iter().enumerate() {
+            let number = start + 1;
             text += &format!(" segment{number} {{ start_extent = {start} extent_count = 1 {body} }}");
-            start += 1;
         }
         text + " }"
     }
