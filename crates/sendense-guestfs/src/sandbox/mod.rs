@@ -6,8 +6,10 @@
 //!
 //! What is given up in this order, because each step needs what the next one takes away:
 //!
+//! ```text
 //!     namespaces (net, mount, ipc, uts, pid; user first when not root) -> empty root folder -> unprivileged ids -> capabilities
 //!     -> landlock (no file, no port, no foreign signal) -> limits -> not dumpable, killed with its parent -> seccomp
+//! ```
 //!
 //! A root hub's worker gets no user namespace: it has dropped its ids, and the namespace would only give some power back.
 //! The pid namespace is for children, which there are none of; with it even a new thread is refused by the kernel.

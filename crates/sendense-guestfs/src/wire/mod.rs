@@ -4,6 +4,7 @@
 //! with a number of its choice; the worker answers each with frames that carry the number, the last of which is `Done` or
 //! `Failed`. Answers of several requests interleave.
 //!
+//! ```text
 //!     hub                                   worker
 //!     Start(limits, setup) + descriptors -->
 //!                                       <-- Hello(version, level)   or Fatal(text) and the end
@@ -12,6 +13,7 @@
 //!     Credit{id, bytes}                 -->                         what the hub has consumed
 //!     Cancel{id}                        -->
 //!                                       <-- Done{id} | Failed{id}   also after Cancel; then the number is free again
+//! ```
 //!
 //! One multiplexed pair and credits, instead of a control and a data channel: a download whose client is slow costs only its
 //! own credit, never the listing beside it, and any number of downloads needs no further descriptors.

@@ -1,7 +1,9 @@
 //! What lies on a disk: partitions, volumes of LVM, encrypted and mirrored ones, and the file systems in them.
 //!
+//! ```text
 //!     disk -> GPT | MBR -> p1, p2 …     each, like the disk itself, may be
 //!          LUKS -> locked until a key comes    MD mirror -> its content    LVM -> its volumes    a file system, swap, nothing
+//! ```
 //!
 //! Invariant: the same disk gives the same volumes under the same ids, in the same order. A volume that cannot be read says
 //! why and never hides the others.
@@ -87,7 +89,7 @@ pub fn discover(disk: Arc<dyn ReadAt>, readers: Readers) -> Result<Vec<Slot>> {
 /// Opens the container at `slots[index]` and puts what is in it in its place.
 ///
 /// # Errors
-/// [`Error::Locked`] never; [`Error::WrongKey`] and what [`luks::unlock`] says.
+/// [`Error::WrongKey`], [`Error::Unsupported`] for other ciphers, [`Error::Limit`] for a derivation beyond the bounds.
 pub fn unlock(slots: &mut Vec<Slot>, index: usize, key: &Key, readers: Readers) -> Result<()> {
     let Some(Slot { volume, content: Content::Locked(device) }) = slots.get(index) else { return Ok(()) };
     let plain = luks::unlock(device, key)?;
