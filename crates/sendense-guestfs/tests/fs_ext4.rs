@@ -173,7 +173,7 @@ fn a_busy_guest_reads_as_after_the_kernels_replay_at_every_moment() {
     // A journal so small that it goes round several times.
     for (name, options) in [("busy", "-t ext4 -J size=4"), ("busy3", "-t ext3 -b 1024 -J size=4")] {
         let image = image(dir.path(), name, options, "256M");
-        assert!(check_random_history(&image, "", "", 4, 2500) >= 3, "few journals were dirty");
+        assert!(check_random_history(&image, "", "", 3, 2000) >= 2, "few journals were dirty");
     }
 }
 

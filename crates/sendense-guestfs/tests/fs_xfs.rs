@@ -128,3 +128,12 @@ fn what_is_not_readable_is_named() {
     let error = try_open(&dir.path().join("outer.img")).err().unwrap();
     assert_eq!(error.to_string(), "not supported: XFS with its log on another device");
 }
+
+#[test]
+fn a_busy_guest_reads_as_after_the_kernels_replay_at_every_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, options) in [("busy", ""), ("busy_big", "-b size=1024 -n size=16384 -m rmapbt=1")] {
+        let image = image(dir.path(), name, options);
+        assert!(check_random_history(&image, "", ",nouuid", 3, 2000) >= 2, "few logs were dirty");
+    }
+}

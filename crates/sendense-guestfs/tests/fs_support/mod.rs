@@ -39,7 +39,8 @@ pub struct Mounted {
 impl Mounted {
     pub fn new(image: &Path, options: &str) -> Mounted {
         assert_eq!(sh(Path::new("/"), "id -u").trim(), "0", "this test mounts images, which needs root");
-        let dir = image.with_extension("mnt");
+        // Beside the image and named after all of it: images that differ in their extension are mounted at the same time.
+        let dir = PathBuf::from(format!("{}.mnt", image.display()));
         std::fs::create_dir_all(&dir).unwrap();
         let script = format!("mount -o loop{options} {} {}", image.display(), dir.display());
         sh(Path::new("/"), &script);
@@ -49,7 +50,14 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.dir).status();
+        // Something that looks at new mounts may hold it for a moment; what stays mounted would falsify what follows.
+        for _ in 0..100 {
+            if Command::new("umount").arg(&self.dir).output().unwrap().status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(std::thread::panicking(), "umount {}", self.dir.display());
     }
 }
 
