@@ -344,7 +344,7 @@ fn what_the_survey_asked_is_not_asked_again_up_to_a_bound() {
             cancel: &cancel,
         };
         copy::backup(&job, survey).unwrap();
-        assert_eq!(*sink.0.lock(), size / BLOCK_BYTES / 1000 + u64::from(size / BLOCK_BYTES % 1000 != 0));
+        assert_eq!(*sink.0.lock(), (size / BLOCK_BYTES).div_ceil(1000));
         assert_eq!(*disk.twice.lock() == 0, kept, "{size}");
     }
 }
