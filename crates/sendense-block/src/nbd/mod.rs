@@ -1,4 +1,4 @@
-//! NBD, the network block device protocol: the client.
+//! NBD, the network block device protocol: the client, and the server ([`server`]).
 //!
 //! What lives here: the wire's words (`frame`), addresses (`uri`, `dial`), encryption (`tls`), sockets with deadlines
 //! (`transport`), the haggling (`handshake`), what replies mean (`reply`), many requests over one socket (`connection`),
@@ -18,6 +18,7 @@ pub mod frame;
 mod handshake;
 mod options;
 pub mod reply;
+pub mod server;
 mod status;
 mod tls;
 mod transport;

@@ -7,7 +7,7 @@ use super::uri::{Address, Uri};
 use crate::error::{Error, Kind, Result};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, RootCertStore};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub struct TlsIdentity {
 }
 
 /// A session for one connection, not started yet.
-pub(super) fn session(options: &TlsOptions, uri: &Uri) -> Result<ClientConnection> {
+pub(super) fn session(options: &TlsOptions, uri: &Uri) -> Result<Connection> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -54,7 +54,7 @@ pub(super) fn session(options: &TlsOptions, uri: &Uri) -> Result<ClientConnectio
     let name = server_name(options, uri);
     let server_name = ServerName::try_from(name.to_owned())
         .map_err(|error| Error::new(Kind::Invalid, format!("use {name:?} as a server's name")).caused_by(error))?;
-    ClientConnection::new(Arc::new(config), server_name).map_err(explain)
+    ClientConnection::new(Arc::new(config), server_name).map(Connection::Client).map_err(explain)
 }
 
 fn server_name<'a>(options: &'a TlsOptions, uri: &'a Uri) -> &'a str {
@@ -79,7 +79,7 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore> {
     Ok(store)
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<_> =
         CertificateDer::pem_file_iter(file).and_then(Iterator::collect).map_err(|error| unreadable(file, error))?;
     if certificates.is_empty() {
@@ -88,7 +88,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
     Ok(certificates)
 }
 
-fn unreadable(file: &Path, error: pem::Error) -> Error {
+pub(super) fn unreadable(file: &Path, error: pem::Error) -> Error {
     let context = format!("read {}", file.display());
     match error {
         pem::Error::Io(error) => Error::io(context, error),

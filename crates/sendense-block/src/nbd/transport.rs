@@ -1,4 +1,4 @@
-//! Bytes to and from a server: sockets with deadlines, in two halves, with or without TLS.
+//! Bytes to and from a peer: sockets with deadlines, in two halves, with or without TLS.
 //!
 //! What lives here: [`Link`] (one socket and everything that may end a wait on it), its [`Receiver`] and [`Sender`]. What
 //! does not: what the bytes mean. Invariant: no call blocks longer than its [`Patience`] allows by more than one tick, and
@@ -14,7 +14,7 @@ use crate::cancel::{Cancel, HookGuard};
 use crate::error::{Error, Kind, Result};
 use parking_lot::Mutex;
 use rustix::net::RecvFlags;
-use rustls::ClientConnection;
+use rustls::Connection;
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,15 +97,24 @@ pub(super) type LinkGuard = HookGuard;
 impl Link {
     /// Connects. Waits at most `timeout`, whatever the network does.
     pub(super) fn connect(uri: &Uri, timeout: Duration, cancel: &Cancel) -> Result<(Arc<Self>, LinkGuard)> {
-        let socket = dial(uri.address(), timeout, cancel)?;
-        let link = Arc::new(Self { socket, cancel: cancel.clone() });
-        let weak = Arc::downgrade(&link);
-        let guard = cancel.on_cancel(move || {
+        let link = Self::around(dial(uri.address(), timeout, cancel)?, cancel);
+        let guard = link.end_with(cancel);
+        Ok((link, guard))
+    }
+
+    /// Takes a connected socket, such as one that a client opened to us.
+    pub(super) fn around(socket: Socket, cancel: &Cancel) -> Arc<Self> {
+        Arc::new(Self { socket, cancel: cancel.clone() })
+    }
+
+    /// Shuts the link down when somebody cancels, too.
+    pub(super) fn end_with(self: &Arc<Self>, cancel: &Cancel) -> LinkGuard {
+        let weak = Arc::downgrade(self);
+        cancel.on_cancel(move || {
             if let Some(link) = weak.upgrade() {
                 link.shutdown();
             }
-        });
-        Ok((link, guard))
+        })
     }
 
     /// How often waits on this link look up; set once, before the link is used.
@@ -140,14 +149,14 @@ impl Link {
 /// The half that takes bytes from the server.
 pub(super) struct Receiver {
     link: Arc<Link>,
-    tls: Option<(Arc<Mutex<ClientConnection>>, Buffer)>,
+    tls: Option<(Arc<Mutex<Connection>>, Buffer)>,
     ahead: Buffer,
 }
 
 /// The half that gives bytes to the server.
 pub(super) struct Sender {
     link: Arc<Link>,
-    tls: Option<Arc<Mutex<ClientConnection>>>,
+    tls: Option<Arc<Mutex<Connection>>>,
     records: Vec<u8>,
 }
 
@@ -208,6 +217,14 @@ impl Receiver {
         let mut bytes = vec![0; len];
         self.exact(&mut bytes, patience)?;
         Ok(bytes)
+    }
+
+    /// Waits until at least one byte of the next message is there.
+    pub(super) fn any(&mut self, patience: &mut Patience) -> Result<(), Broken> {
+        if self.ahead.held().is_empty() && self.some(None, patience)? == 0 {
+            return Err(Broken::Closed);
+        }
+        Ok(())
     }
 
     /// Takes a message whose length its own bytes tell: `decode` says how many bytes it used, or `None` for "more".
@@ -271,7 +288,7 @@ fn wait(patience: &mut Patience, mut call: impl FnMut() -> io::Result<usize>) ->
 
 fn decrypt(
     link: &Link,
-    tls: &Mutex<ClientConnection>,
+    tls: &Mutex<Connection>,
     records: &mut Buffer,
     buf: &mut [u8],
     patience: &mut Patience,
@@ -299,7 +316,7 @@ fn decrypt(
 }
 
 /// Feeds received records to the session.
-fn digest(session: &mut ClientConnection, records: &mut Buffer) -> Result<(), Broken> {
+fn digest(session: &mut Connection, records: &mut Buffer) -> Result<(), Broken> {
     let mut held = records.held();
     let count = session.read_tls(&mut held).map_err(Broken::Io)?;
     records.start += count;
@@ -345,7 +362,7 @@ impl Sender {
     }
 }
 
-fn drain(session: &mut ClientConnection, records: &mut Vec<u8>) -> Result<(), Broken> {
+fn drain(session: &mut Connection, records: &mut Vec<u8>) -> Result<(), Broken> {
     while session.wants_write() {
         session.write_tls(records).map_err(Broken::Io)?;
     }
@@ -368,7 +385,7 @@ fn send(link: &Link, mut parts: &mut [IoSlice<'_>], patience: &mut Patience) -> 
 pub(super) fn start_tls(
     receiver: &mut Receiver,
     sender: &mut Sender,
-    mut session: ClientConnection,
+    mut session: Connection,
     patience: &mut Patience,
 ) -> Result<(), Broken> {
     let mut records = Buffer::new(RECORDS_BYTES);
