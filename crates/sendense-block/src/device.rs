@@ -120,4 +120,4 @@ macro_rules! forward {
         }
     )*};
 }
-forward!(Box<T>, std::sync::Arc<T>);
+forward!(Box<T>, std::sync::Arc<T>, &T);

@@ -1,4 +1,4 @@
-//! The copy pipeline: from a disk into a sink (backup), from a chain onto a target (restore).
+//! The copy pipeline: from a disk into a sink (backup), from a chain onto a target (restore), all of it or what differs.
 //!
 //! Work is done by **lanes**: threads that each take the next chunk of the plan, read it, look at every block, and store
 //! what must be stored. A lane owns its buffers, so nothing is queued between stages: a slow sink holds the lanes, and the
@@ -11,10 +11,14 @@
 //! Cancelling takes effect at the next chunk; reads that may hang register with [`Cancel`] themselves.
 
 mod backup;
+mod differential;
 mod feed;
+mod marked;
 mod restore;
 
 pub use backup::{Backup, Mode, Summary, Survey, backup, survey};
+pub use differential::{Difference, Differential, Existing, differential};
+pub use marked::{MARK, Marked};
 pub use restore::{Restore, restore};
 
 use crate::cancel::Cancel;
