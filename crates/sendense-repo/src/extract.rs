@@ -58,8 +58,7 @@ impl How<'_> {
 /// [`Kind::NotFound`] when the folder is not there; [`Kind::Denied`] for a link on the way; [`Kind::NoSpace`]; whatever
 /// reading the disk gives.
 pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::invalid(format!("{} names no file", path.display())))?;
-    let folder = path.parent().ok_or_else(|| Error::invalid(format!("{} has no folder", path.display())))?;
+    let (folder, name) = split(path)?;
     let folder = Folder::open(folder)?;
     if !how.overwrite && folder.holds(name)? {
         return Err(exists(path));
@@ -75,6 +74,67 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
     }
     cancel.check()?;
     part.publish(name, path, how.overwrite)
+}
+
+/// Makes the second file hold, in another format, what the raw image at the first path holds. Both exist; the second is
+/// empty.
+pub type Convert<'a> = dyn Fn(&Path, &Path) -> Result<()> + 'a;
+
+/// Like [`extract`], for a format that another program writes: the disk is written as a raw image beside the target, and
+/// `convert` makes the target of it. Needs room for both. [`How::format`] is not looked at.
+///
+/// # Errors
+/// Those of [`extract`] and of `convert`.
+pub fn extract_with(
+    disk: &dyn Disk,
+    path: &Path,
+    how: How<'_>,
+    progress: &Progress,
+    cancel: &Cancel,
+    convert: &Convert<'_>,
+) -> Result<()> {
+    let (folder, name) = split(path)?;
+    let place = Folder::open(folder)?;
+    if !how.overwrite && place.holds(name)? {
+        return Err(exists(path));
+    }
+    let image = Part::create(&place, name, &format!("{}.raw", how.suffix))?;
+    raw(disk, &image.file, how, progress, cancel)?;
+    let part = Part::create(&place, name, how.suffix)?;
+    convert(&folder.join(&image.name), &folder.join(&part.name))?;
+    cancel.check()?;
+    part.file.flush()?;
+    part.publish(name, path, how.overwrite)
+}
+
+/// Removes what an extraction that died left beside its target; gives the names of what was there.
+pub fn remove_parts(path: &Path, suffix: &str) -> Result<Vec<OsString>> {
+    let (folder, name) = split(path)?;
+    let folder = Folder::open(folder)?;
+    let mut removed = Vec::new();
+    for suffix in [suffix.to_owned(), format!("{suffix}.tables"), format!("{suffix}.raw")] {
+        let part = part_name(name, &suffix);
+        match rustix::fs::unlinkat(&folder.handle, &part, AtFlags::empty()) {
+            Ok(()) => removed.push(part),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(Error::io(format!("remove a file in {}", folder.shown), errno.into())),
+        }
+    }
+    Ok(removed)
+}
+
+fn split(path: &Path) -> Result<(&Path, &OsStr)> {
+    let name = path.file_name().ok_or_else(|| Error::invalid(format!("{} names no file", path.display())))?;
+    let folder = path.parent().ok_or_else(|| Error::invalid(format!("{} has no folder", path.display())))?;
+    Ok((folder, name))
+}
+
+fn part_name(name: &OsStr, suffix: &str) -> OsString {
+    let mut part = OsString::from(".");
+    part.push(name);
+    part.push(".");
+    part.push(suffix);
+    part
 }
 
 fn raw(disk: &dyn Disk, file: &File, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
@@ -143,10 +203,7 @@ struct Part<'a> {
 
 impl<'a> Part<'a> {
     fn create(folder: &'a Folder, name: &OsStr, suffix: &str) -> Result<Self> {
-        let mut part = OsString::from(".");
-        part.push(name);
-        part.push(".");
-        part.push(suffix);
+        let part = part_name(name, suffix);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(&folder.handle, &part, flags, FileMode::RUSR | FileMode::WUSR)
             .map_err(|errno| Error::io(format!("create a file in {}", folder.shown), errno.into()))?;
@@ -270,6 +327,38 @@ mod tests {
         let error = run(&disk(), &inside.join("deep/disk"), Format::Raw, &Cancel::new()).unwrap_err();
         assert_eq!(error.kind, Kind::Denied, "{error}");
         assert_eq!(names(&outside.join("deep")), [""; 0]);
+    }
+
+    #[test]
+    fn a_conversion_gets_the_raw_disk_and_only_its_result_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.x");
+        let how = How { format: Format::Raw, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false };
+        let run =
+            |convert: &Convert<'_>| extract_with(&disk(), &path, how, &Progress::default(), &Cancel::new(), convert);
+        let failed = run(&|_, _| Err(Error::invalid("no")));
+        assert_eq!((failed.unwrap_err().kind, names(folder.path())), (Kind::Invalid, vec![]));
+        run(&|from, to| {
+            assert_eq!(std::fs::read(from).unwrap(), disk().to_bytes());
+            std::fs::write(to, "converted").unwrap();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"converted");
+        assert_eq!(names(folder.path()), ["disk.x"]);
+    }
+
+    #[test]
+    fn what_a_dead_extraction_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["disk", ".disk.task-1", ".disk.task-1.tables", ".disk.task-1.raw", ".disk.task-2", ".disc.task-1"]
+        {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        let path = folder.path().join("disk");
+        assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 3);
+        assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 0);
+        assert_eq!(names(folder.path()), [".disc.task-1", ".disk.task-2", "disk"]);
     }
 
     #[test]
