@@ -17,6 +17,6 @@ pub use dto::{
     Event, Health, HealthCheck, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry,
     LogLevel, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig, RestoreBackup, RestoreTarget,
     Role, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm,
-    VmDisk, VmFilter, VmNetwork,
+    VmDisk, VmFilter, VmNetwork, VmdkSubformat,
 };
 pub use problem::{ProblemBody, TaskError};

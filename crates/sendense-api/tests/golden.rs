@@ -656,10 +656,17 @@ fn requests_refuse_what_they_do_not_know() {
 #[test]
 fn restore_targets_are_told_by_their_kind() {
     let read = |text: &str| serde_json::from_str::<RestoreBackup>(text).unwrap().target;
-    assert_eq!(
-        read(r#"{"target": {"kind": "file", "path": "/x"}}"#),
-        RestoreTarget::File { path: "/x".to_owned(), format: ImageFormat::Raw, overwrite: false }
-    );
+    assert_eq!(read(r#"{"target": {"kind": "file", "path": "/x"}}"#), RestoreTarget::raw_file("/x"));
+    let onto = r#"{"target": {"kind": "file", "path": "/dev/x", "onto": true, "force": true, "resize": true}}"#;
+    let RestoreTarget::File { onto: true, force: true, resize: true, overwrite: false, .. } = read(onto) else {
+        panic!("{onto}")
+    };
+    let vmdk = r#"{"target": {"kind": "file", "path": "/x", "format": "vmdk", "subformat": "streamOptimized"}}"#;
+    let RestoreTarget::File { format: ImageFormat::Vmdk, subformat: Some(VmdkSubformat::StreamOptimized), .. } =
+        read(vmdk)
+    else {
+        panic!("{vmdk}")
+    };
     assert_eq!(
         read(r#"{"target": {"kind": "nbd", "uri": "nbd://x"}}"#),
         RestoreTarget::Nbd { uri: "nbd://x".to_owned() }

@@ -113,6 +113,17 @@ impl Roots {
         self.open(path, OFlags::RDWR)
     }
 
+    /// Opens an existing block device below a root for reading and writing, and for nobody else: [`Kind::Busy`] while it
+    /// is mounted, swapped to, part of something else, or held open in this way by another.
+    pub fn open_device(&self, path: &Path) -> Result<fs::File> {
+        let file = self.open(path, OFlags::RDWR | OFlags::EXCL)?;
+        let stat = rustix::fs::fstat(&file).map_err(|errno| io_error("stat", path, errno))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+            return Err(Error::new(Kind::Invalid, format!("{} is no block device", path.display())));
+        }
+        Ok(file)
+    }
+
     /// Makes a new, empty file (mode 0600) in an existing folder below a root and opens it for reading and writing.
     pub fn create_new(&self, path: &Path) -> Result<fs::File> {
         let new = self.check_new(path)?;
@@ -271,6 +282,7 @@ fn io_error(verb: &str, path: &Path, errno: Errno) -> Error {
         Errno::ACCESS | Errno::PERM => Kind::Denied,
         Errno::EXIST => Kind::Invalid,
         Errno::LOOP => Kind::Unsafe,
+        Errno::BUSY => Kind::Busy,
         _ => Kind::Failed,
     };
     Error::new(kind, format!("{verb} {}", path.display())).caused_by(io::Error::from(errno))

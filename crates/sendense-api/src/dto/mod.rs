@@ -18,7 +18,7 @@ pub use event::Event;
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
-pub use restore::{ImageFormat, RestoreBackup, RestoreTarget};
+pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use source::{CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource};
 pub use task::{LogEntry, LogLevel, Task, TaskFilter};
 pub use token::{CreateToken, NewToken, Role, Token};

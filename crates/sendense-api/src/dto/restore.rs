@@ -20,16 +20,29 @@ pub struct RestoreBackup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum RestoreTarget {
-    /// A file on the hub's machine, below a folder that the hub was allowed to touch.
+    /// A file or a block device on the hub's machine, below a folder that the hub was allowed to touch.
     File {
         /// Its absolute path.
         path: String,
-        /// Its format. Left out: raw.
+        /// Its format. Left out: raw, which is all that a block device and `onto` take.
         #[serde(default)]
         format: ImageFormat,
         /// Replace the file if it exists; otherwise that is a 409.
         #[serde(default)]
         overwrite: bool,
+        /// The file or device exists and may hold much of the disk already: compare it with the point's digests and write
+        /// only the blocks that differ.
+        #[serde(default)]
+        onto: bool,
+        /// With `onto`: a file of another size is grown or cut; otherwise that is a 409.
+        #[serde(default)]
+        resize: bool,
+        /// Needed for a block device, whose contents are lost.
+        #[serde(default)]
+        force: bool,
+        /// Which VMDK, for that format. Left out: `monolithicSparse`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subformat: Option<VmdkSubformat>,
     },
     /// An NBD export that can be written and is large enough.
     Nbd {
@@ -56,6 +69,42 @@ pub enum ImageFormat {
     Qcow2,
     /// VMware's format.
     Vmdk,
+}
+
+/// The kinds of VMDK that are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum VmdkSubformat {
+    /// One sparse file that a machine can run on.
+    #[default]
+    MonolithicSparse,
+    /// One compressed file to be imported: what an OVA holds.
+    StreamOptimized,
+}
+
+impl VmdkSubformat {
+    /// The text form.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MonolithicSparse => "monolithicSparse",
+            Self::StreamOptimized => "streamOptimized",
+        }
+    }
+}
+
+impl RestoreTarget {
+    /// A new raw file.
+    pub fn raw_file(path: impl Into<String>) -> Self {
+        Self::File {
+            path: path.into(),
+            format: ImageFormat::Raw,
+            overwrite: false,
+            onto: false,
+            resize: false,
+            force: false,
+            subformat: None,
+        }
+    }
 }
 
 impl ImageFormat {

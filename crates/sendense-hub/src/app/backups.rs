@@ -9,6 +9,7 @@ use sendense_api::{
 };
 use sendense_catalog as catalog;
 use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 impl App {
@@ -112,17 +113,33 @@ impl App {
     /// Refuses what cannot be written, before a task is made; the task looks again.
     async fn check_target(&self, target: RestoreTarget) -> Result<RestoreTarget> {
         match target {
-            RestoreTarget::File { format: ImageFormat::Vmdk, .. } => Err(invalid("format vmdk is not supported yet")),
-            RestoreTarget::File { path, format, overwrite } => {
-                let resolved = self.core.check_host_path(Path::new(&path), true)?;
+            RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
+                let raw = format == ImageFormat::Raw;
+                if onto && (overwrite || !raw) || resize && !onto || subformat.is_some() && format != ImageFormat::Vmdk
+                {
+                    let message = "onto takes raw targets and no overwrite; resize needs onto; subformat needs vmdk";
+                    return Err(invalid(message));
+                }
+                let resolved = self.core.check_host_path(Path::new(&path), !onto)?;
                 // What lies in a repository is written by backups alone: a restored file there could replace a point.
                 self.refuse_known_folder(&resolved).await?;
-                if !overwrite && resolved.symlink_metadata().is_ok() {
+                let kind = resolved.symlink_metadata().map(|found| found.file_type()).ok();
+                if kind.is_some_and(|kind| kind.is_block_device()) {
+                    if !raw {
+                        return Err(invalid("a block device takes the format raw only"));
+                    }
+                    if !force {
+                        return Err(crate::jobs::restore::forced(&resolved));
+                    }
+                    crate::restore::check_unused(&resolved)?;
+                } else if onto && !kind.is_some_and(|kind| kind.is_file()) {
+                    return Err(invalid(format!("{path} is no file")));
+                } else if kind.is_some() && !overwrite && !onto {
                     let details = format!("{path} exists; nothing is overwritten unasked");
                     return Err(Problem::new(ProblemCode::Conflict, "the target exists already", details));
                 }
                 let path = resolved.into_os_string().into_string().map_err(|_| invalid("the path is not UTF-8"))?;
-                Ok(RestoreTarget::File { path, format, overwrite })
+                Ok(RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat })
             }
             RestoreTarget::Nbd { uri } => {
                 crate::restore::check_uri(&uri, &self.core.roots)?;

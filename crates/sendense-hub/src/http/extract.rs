@@ -267,7 +267,7 @@ mod tests {
         check::<RestoreBackup>(r#"{"target": {"kind": "file"}}"#, expect!["target.path is required | "]);
         check::<RestoreBackup>(
             r#"{"target": {"kind": "file", "path": "/x", "mode": 1}}"#,
-            expect!["unknown field target.mode | known are path, format, overwrite"],
+            expect!["unknown field target.mode | known are path, format, overwrite, onto, resize, force, subformat"],
         );
         check::<RestoreBackup>(
             r#"{"target": {"kind": "tape"}}"#,

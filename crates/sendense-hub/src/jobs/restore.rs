@@ -1,13 +1,14 @@
 //! Restoring one disk of a point.
 
 use super::handle::Handle;
-use super::work::RestoreWork;
+use super::work::{RestoreWork, Work};
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
-use crate::restore::{Job, LANES, check_uri, restore_file, restore_nbd};
+use crate::restore::{Job, LANES, Onto, check_uri, remove_parts, restore_file, restore_nbd, restore_onto};
 use sendense_api::RestoreTarget;
 use sendense_block::ReadAt;
 use sendense_types::{Problem, ProblemCode};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +21,34 @@ fn same_place(core: &Core, granted: &Path) -> Result<PathBuf> {
     }
     let details = format!("{} leads to {} by now", granted.display(), now.display());
     Err(Problem::new(ProblemCode::PathNotAllowed, "the target was moved while the restore waited", details))
+}
+
+/// A block device is written to only when that was said.
+pub(crate) fn forced(path: &Path) -> Problem {
+    let details = format!("{} is a block device; what it holds is lost: say force", path.display());
+    Problem::new(ProblemCode::Conflict, "the target is a block device", details)
+}
+
+/// Removes what a restore of this hub's former life left beside its target. Nothing of it bears the target's name.
+pub(crate) async fn tidy(core: &Arc<Core>, task: &sendense_catalog::Task) {
+    let Ok(Work::Restore(RestoreWork { target: RestoreTarget::File { path, onto: false, .. }, .. })) =
+        Work::read(&task.request)
+    else {
+        return;
+    };
+    let (core, task_id) = (core.clone(), task.task_id.clone());
+    let tidied = blocking(move || {
+        let path = same_place(&core, Path::new(&path))?;
+        remove_parts(&path, &task_id)
+    });
+    match tidied.await.and_then(|tidied| tidied) {
+        Ok(true) => tracing::info!(task_id = %task.task_id, "an unfinished file was removed"),
+        Ok(false) => {}
+        Err(problem) => {
+            tracing::warn!(task_id = %task.task_id, error = %problem.message, details = %problem.details,
+                "remove an unfinished file");
+        }
+    }
 }
 
 /// Restores the disk.
@@ -41,10 +70,31 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
         let name = format!("disk {} of {}", work.disk_id, work.backup_id);
         let job =
             Job { name: &name, disk: &disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
+        let mut difference = None;
         let place = match &work.target {
-            RestoreTarget::File { path, format, overwrite } => {
+            RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
                 let path = same_place(&core, Path::new(path))?;
-                restore_file(&job, &path, *format, *overwrite, &handle.task_id)?;
+                let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+                if is_device && !*force {
+                    return Err(forced(&path));
+                }
+                if is_device || *onto {
+                    let digests = match *onto {
+                        true => Some(
+                            repository
+                                .open_digests(&work.vm_context_id, &work.backup_id, work.disk_id, who)
+                                .map_err(|error| of_repo(&error))?,
+                        ),
+                        false => None,
+                    };
+                    let why = format!("{name}, by {who}. Restore onto it again: what is right already is left alone.");
+                    let digests = digests.as_ref().map(|digests| digests as &dyn sendense_block::DigestMap);
+                    let onto = Onto { path: &path, roots: &core.roots, digests, resize: *resize, why: &why };
+                    difference = restore_onto(&job, &onto)?;
+                } else {
+                    let subformat = subformat.unwrap_or_default();
+                    restore_file(&job, &path, *format, subformat, *overwrite, &handle.task_id)?;
+                }
                 path.display().to_string()
             }
             RestoreTarget::Nbd { uri } => {
@@ -56,8 +106,20 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
             RestoreTarget::Vm { .. } => return Err(invalid("restoring to a new VM is not supported yet")),
         };
         let written = handle.progress.snapshot().stored;
-        let summary = format!("disk {} ({}) is restored to {place}", work.disk_id, disk.size());
-        Ok(serde_json::json!({ "summary": summary, "written_bytes": written.0 }))
+        let restored = format!("disk {} ({}) is restored to {place}", work.disk_id, disk.size());
+        Ok(match difference {
+            None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
+            Some(found) => serde_json::json!({
+                "summary": format!(
+                    "{restored}: {} differed, {} were written and {} made zero",
+                    found.differing, found.written, found.zeroed
+                ),
+                "compared_bytes": found.compared.0,
+                "differing_bytes": found.differing.0,
+                "written_bytes": found.written.0,
+                "zeroed_bytes": found.zeroed.0,
+            }),
+        })
     })
     .await?
 }

@@ -1,9 +1,9 @@
 //! A disk into a file: the repository's own extraction, with a request's rules and a request's words.
 
 use super::Job;
-use crate::fault::{Result, invalid, of_repo};
-use sendense_api::ImageFormat;
-use sendense_repo::extract::{Format, How, extract};
+use crate::fault::{Result, of_repo};
+use sendense_api::{ImageFormat, VmdkSubformat};
+use sendense_repo::extract::{self, Format, How, extract};
 use sendense_types::{Problem, ProblemCode, TaskId};
 use std::path::Path;
 
@@ -13,16 +13,27 @@ pub(crate) fn restore_file(
     job: &Job<'_>,
     path: &Path,
     format: ImageFormat,
+    subformat: VmdkSubformat,
     overwrite: bool,
     task_id: &TaskId,
 ) -> Result<()> {
-    let format = match format {
-        ImageFormat::Raw => Format::Raw,
-        ImageFormat::Qcow2 => Format::Qcow2,
-        ImageFormat::Vmdk => return Err(invalid("format vmdk is not supported yet")),
-    };
-    let how = How { format, lanes: job.lanes, suffix: task_id.as_str(), disk_name: job.name, overwrite };
-    extract(job.disk, path, how, job.progress, job.cancel).map_err(|error| failed(path, &error))
+    let how = |format| How { format, lanes: job.lanes, suffix: task_id.as_str(), disk_name: job.name, overwrite };
+    match format {
+        ImageFormat::Raw => extract(job.disk, path, how(Format::Raw), job.progress, job.cancel),
+        ImageFormat::Qcow2 => extract(job.disk, path, how(Format::Qcow2), job.progress, job.cancel),
+        ImageFormat::Vmdk => {
+            let convert = |from: &Path, to: &Path| super::vmdk::convert(from, to, subformat, job.cancel);
+            extract::extract_with(job.disk, path, how(Format::Raw), job.progress, job.cancel, &convert)
+        }
+    }
+    .map_err(|error| failed(path, &error))
+}
+
+/// Removes what a restore to a file left that nobody works on any more. True when something was there.
+pub(crate) fn remove_parts(path: &Path, task_id: &TaskId) -> Result<bool> {
+    extract::remove_parts(path, task_id.as_str())
+        .map(|removed| !removed.is_empty())
+        .map_err(|error| failed(path, &error))
 }
 
 /// What went wrong at the target is the caller's or the operator's to mend, not the repository's fault.
@@ -52,7 +63,7 @@ mod tests {
         disk.write_at(ByteOffset(65536), &[7; 4096]).unwrap();
         let progress = Progress::default();
         let job = Job { name: "disk 0", disk: &disk, lanes: 2, progress: &progress, cancel };
-        restore_file(&job, path, format, overwrite, &TaskId::generate())?;
+        restore_file(&job, path, format, VmdkSubformat::default(), overwrite, &TaskId::generate())?;
         assert_eq!(std::fs::read(path).map(|bytes| bytes.len() > 65536).ok(), Some(true));
         Ok(progress)
     }
@@ -71,7 +82,6 @@ mod tests {
         let code = |path: &Path, format, cancel: &Cancel| run(path, format, false, cancel).unwrap_err().code;
         assert_eq!(code(&path, ImageFormat::Raw, &go), ProblemCode::Conflict);
         assert_eq!(code(&folder.join("none/disk"), ImageFormat::Raw, &go), ProblemCode::InvalidInput);
-        assert_eq!(code(&folder.join("new"), ImageFormat::Vmdk, &go), ProblemCode::InvalidInput);
         std::os::unix::fs::symlink(&folder, folder.join("link")).unwrap();
         assert_eq!(code(&folder.join("link/disk"), ImageFormat::Raw, &go), ProblemCode::InvalidInput);
         let stop = Cancel::new();

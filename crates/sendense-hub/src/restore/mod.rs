@@ -1,14 +1,20 @@
 //! Bringing a disk back: where its bytes go, and that nothing half-written is left there.
 //!
 //! What lives here: targets. What does not: which chain is read (jobs ask the repository) and whether the request is
-//! allowed (app). Everything here blocks and runs on threads. Invariant: a file appears under its name only when it is whole
-//! and on stable storage; a restore that failed or was stopped leaves no file at all.
+//! allowed (app). Everything here blocks and runs on threads. Invariant: a new file appears under its name only when
+//! it is whole and on stable storage, and a restore that failed or was stopped leaves none; what existed before (a device, a
+//! file that is written onto) bears a mark in its first block from the first write until it is whole.
 
+mod device;
 mod file;
 mod nbd;
+mod onto;
+mod vmdk;
 
-pub(crate) use file::restore_file;
+pub(crate) use device::check_unused;
+pub(crate) use file::{remove_parts, restore_file};
 pub(crate) use nbd::{check_uri, restore_nbd};
+pub(crate) use onto::{Onto, restore_onto};
 
 use sendense_block::copy::Progress;
 use sendense_block::{Cancel, Disk};

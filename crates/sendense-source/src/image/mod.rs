@@ -28,6 +28,8 @@ mod vhdx;
 mod vm_toml;
 mod vmdk;
 
+pub use locks::Writers;
+
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredDisk, DiscoveredVm, FreezeRequest, FrozenDisk, TestReport, VmRef};
@@ -36,7 +38,6 @@ use crate::{Frozen, Source};
 use frozen::{FrozenImages, NO_TRACKING};
 use inventory::Machine;
 use layers::{Look, Role, Scope};
-use locks::Writers;
 use sendense_block::{ByteLen, Cancel};
 use sendense_types::{PowerState, SourceKind, TrackingToken};
 use server::Owner;

@@ -274,23 +274,45 @@ pub struct BackupStart {
 
 #[derive(Debug, Subcommand)]
 pub enum RestoreCommand {
-    /// Restore a disk to a file or an NBD export.
+    /// Restore a disk to a file, a block device or an NBD export.
     Disk {
         /// The backup's id.
         backup_id: BackupId,
         /// The disk's number; may be left out when the backup has one disk.
         #[arg(long)]
         disk: Option<u32>,
-        /// A file on the hub (below an allowed path), or an NBD URI.
-        #[arg(long, value_name = "FILE|NBD_URI")]
-        to: String,
+        /// A new file or a block device on the hub (below an allowed path), or an NBD URI.
+        #[arg(long, value_name = "FILE|DEVICE|NBD_URI", required_unless_present = "onto")]
+        to: Option<String>,
+        /// An existing file or block device: only the blocks that differ are written.
+        #[arg(long, value_name = "FILE|DEVICE", conflicts_with_all = ["to", "format"])]
+        onto: Option<String>,
+        /// With --onto: grow or cut a file that has another size.
+        #[arg(long, conflicts_with = "to")]
+        resize: bool,
+        /// Write to a block device; what it holds is lost.
+        #[arg(long)]
+        force: bool,
         /// The file's format.
-        #[arg(long, value_enum, default_value_t = Format::Raw)]
-        format: Format,
+        #[arg(long, value_enum, default_value_t = RestoreFormat::Raw)]
+        format: RestoreFormat,
         /// Wait for the end and show progress.
         #[arg(long)]
         wait: bool,
     },
+}
+
+/// Formats that the hub restores a disk to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RestoreFormat {
+    /// Plain bytes, sparse.
+    Raw,
+    /// A QCOW2 image that needs no other file.
+    Qcow2,
+    /// A VMDK that a machine can run on (monolithicSparse).
+    Vmdk,
+    /// A compressed VMDK to be imported (streamOptimized).
+    VmdkStream,
 }
 
 /// Formats that a disk can be restored to.
@@ -423,6 +445,9 @@ mod tests {
             "sendense backup verify bk-1 --deep",
             "sendense backup delete bk-1 --cascade --dry-run",
             "sendense restore disk bk-1 --disk 0 --to f --format qcow2 --wait",
+            "sendense restore disk bk-1 --to f --format vmdk-stream",
+            "sendense restore disk bk-1 --to /dev/x --force --wait",
+            "sendense restore disk bk-1 --onto f --resize --wait",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
         ] {
@@ -435,6 +460,9 @@ mod tests {
             "sendense source add nbd --name N --uri nbds://h/e --tls-cert C",
             "sendense source add nbd --name N --uri nbds://h/e --connections 0",
             "sendense source update N",
+            "sendense restore disk bk-1",
+            "sendense restore disk bk-1 --to f --onto g",
+            "sendense restore disk bk-1 --to f --resize",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line} was taken");
         }

@@ -13,6 +13,7 @@ mod journey;
 mod kill;
 mod libvirt;
 mod nbd;
+mod restore_targets;
 mod security;
 mod servers;
 mod start;

@@ -199,13 +199,13 @@ pub(in crate::http) async fn verify_backup(
 
 /// Restore a disk of a backup.
 ///
-/// Into a file on the hub's machine, or an NBD export.
+/// Into a file on the hub's machine (raw, QCOW2, VMDK), onto a file or a block device that exists, or into an NBD export.
 #[utoipa::path(
     post, path = "/backups/{backup_id}/restore", tag = "backups",
     params(("backup_id" = String, Path, description = "The backup.")), request_body = RestoreBackup,
     responses(
         (status = 202, description = "The task that restores.", body = TaskReply),
-        (status = 409, description = "The target exists, or the backup holds no point.", body = ProblemBody),
+        (status = 409, description = "The target exists, is in use, too small or not forced, or the backup holds no point.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("operator"))),
 )]

@@ -3,7 +3,7 @@
 use super::Fixture;
 use sendense_api::{
     BackupFilter, ChainQuery, Client, ClientOptions, CreateBackup, CreateRepository, CreateSource, DeleteQuery,
-    ImageFormat, ListQuery, RepositoryConfig, RestoreBackup, RestoreTarget, Role, VerifyBackup, VmFilter,
+    ListQuery, RepositoryConfig, RestoreBackup, RestoreTarget, Role, VerifyBackup, VmFilter,
 };
 use sendense_types::{BackupStatus, BackupType, ProblemCode, RepositoryKind, SourceKind, TaskState};
 
@@ -98,7 +98,7 @@ async fn a_disk_goes_in_and_comes_back() {
     let verify = client.wait_for_task(&verify.task_id, |_| {}).await.unwrap();
     assert_eq!((verify.state, verify.error), (TaskState::Completed, None));
 
-    let target = RestoreTarget::File { path: path("restored.raw"), format: ImageFormat::Raw, overwrite: false };
+    let target = RestoreTarget::raw_file(path("restored.raw"));
     let request = RestoreBackup { target, disk_id: None };
     // With every place for streams taken, waiting goes on by asking.
     let mut streams = Vec::new();
