@@ -219,13 +219,17 @@ mod tests {
         (0..len).map(|index| (index / 7 + index) as u8).collect()
     }
 
+    /// A whole number of the blocks that the patch moves.
+    const BLOCKS: u64 = 3600;
+    const SIZE: u64 = BLOCKS * 4096;
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         /// A patched and cached device reads as one that was written to, and the cache stays within its bound.
         #[test]
-        fn reads_what_a_written_device_would(reads in prop::collection::vec((0u64..13_000_000, 0usize..200_000), 1..40),
-                                             moved in prop::collection::btree_map(0u64..3000, 3000u64..3600, 0..20)) {
-            let disk = pattern(13_000_000);
+        fn reads_what_a_written_device_would(reads in prop::collection::vec((0..SIZE, 0usize..200_000), 1..40),
+                                             moved in prop::collection::btree_map(0u64..3000, 3000..BLOCKS, 0..20)) {
+            let disk = pattern(SIZE as usize);
             let mut model = disk.clone();
             let mut blocks = BTreeMap::new();
             for (block, from) in &moved {
@@ -238,7 +242,7 @@ mod tests {
                 let mut buf = vec![0; len];
                 match device.read(at, &mut buf) {
                     Ok(()) => prop_assert_eq!(&buf, &model[at as usize..at as usize + len]),
-                    Err(error) => prop_assert!(at + len as u64 > 13_000_000, "{}", error),
+                    Err(error) => prop_assert!(at + len as u64 > SIZE, "{}", error),
                 }
                 prop_assert!(device.lock().pages.len() <= PAGES_MAX);
             }
