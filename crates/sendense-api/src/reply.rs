@@ -1,8 +1,8 @@
 //! The envelopes of successful replies: `success` plus the payload under the name of its noun.
 
 use crate::dto::{
-    Backup, Chain, DebugHealth, Deletion, Discovery, Endpoint, Health, LogEntry, NewToken, Page, Repository, Source,
-    Storage, Task, TestReport, Token, Vm,
+    Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, GuestFile, GuestFileInfo, Health,
+    LogEntry, Mount, MountResources, NewToken, Page, Repository, Source, Storage, Task, TestReport, Token, Vm, Volume,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -95,6 +95,7 @@ single! {
     RepositoryReply { repository: Repository } "One repository.";
     SourceReply { source: Source } "One source.";
     VmReply { vm: Vm } "One VM.";
+    FileReply { file: GuestFileInfo } "One entry of a folder.";
     TestReply { report: TestReport } "What a test found.";
 }
 
@@ -106,6 +107,9 @@ list! {
     SourceListReply { sources: Source } "A page of sources.";
     VmListReply { vms: Vm } "A page of VMs.";
     TokenListReply { tokens: Token } "A page of tokens.";
+    MountListReply { mounts: Mount } "The restore points that are open.";
+    VolumeListReply { volumes: Volume } "What is on a disk.";
+    FileListReply { files: GuestFile } "A page of a folder, by name.";
     EndpointListReply { endpoints: Endpoint } "Every call that the hub answers.";
 }
 
@@ -115,6 +119,9 @@ flat! {
     DiscoveryReply { Discovery } "The machines of a source.";
     HealthReply { Health } "Whether the hub serves.";
     DebugHealthReply { DebugHealth } "How the hub's parts are.";
+    MountReply { Mount } "A restore point that is open.";
+    MountResourcesReply { MountResources } "How many points are open and may be.";
+    CleanupStatusReply { CleanupStatus } "What closes points that nobody uses.";
     NewTokenReply { NewToken } "A token with its secret, shown once.";
 }
 
@@ -133,4 +140,20 @@ impl DoneReply {
     pub fn new(message: impl Into<String>) -> Self {
         Self { success: true, message: message.into() }
     }
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SearchReply {
+    /// Always true.
+    #[schema(example = true)]
+    pub success: bool,
+    /// A page of what fits, folders before what is in them.
+    pub files: Vec<GuestFile>,
+    /// How many were found without `limit` and `offset`.
+    pub total: u64,
+    /// Whether the search ended before it had seen everything, because of its bounds on time and entries.
+    pub truncated: bool,
+    /// Folders that could not be read, and why; at most 100.
+    pub unreadable: Vec<String>,
 }

@@ -62,6 +62,14 @@ pub struct Limits {
     /// so long, then another hub on the same database ends the tasks and takes the repositories over. Shorter is quicker on
     /// the bad day; longer outlasts longer stalls of the database or of a share.
     pub lease_seconds: u32,
+    /// Restore points that are open for browsing at once. Each is a process of up to 64 MiB.
+    pub mounts_max: usize,
+    /// How long an open point stays open that nobody uses, in seconds.
+    pub mount_idle_seconds: u64,
+    /// Entries of one archive of a folder: ten times what a home folder of a developer holds.
+    pub archive_entries_max: u64,
+    /// Bytes of content of one archive; a disk larger than this is restored whole.
+    pub archive_bytes_max: u64,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
 }
@@ -75,6 +83,10 @@ impl Default for Limits {
             pending_max: 1000,
             // 120 reports of a task may be lost before that, so that a database that restarts costs no backup.
             lease_seconds: 60,
+            mounts_max: 8,
+            mount_idle_seconds: 3600,
+            archive_entries_max: 2_000_000,
+            archive_bytes_max: 4 << 40,
             progress_deadline_s: 4 * 3600,
         }
     }

@@ -9,6 +9,7 @@ use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
+use crate::mounts::Mounts;
 use crate::repositories::Repositories;
 use crate::secrets::Sealer;
 use sendense_catalog::{Catalog, HubLease};
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub repositories: Repositories,
     pub running: Running,
     pub token_notes: Notes,
+    pub mounts: Mounts,
     /// Asked for when the hub ends: nothing new begins.
     pub stop: CancellationToken,
     /// Everything that was started and must have ended before the hub is gone.

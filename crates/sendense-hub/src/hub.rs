@@ -15,6 +15,7 @@ use crate::data_dir::{self, DataDir, private_file};
 use crate::events::Events;
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
+use crate::mounts::{self, Mounts};
 use crate::reconcile;
 use crate::repositories::{self, Repositories};
 use crate::secrets::{self, Sealer};
@@ -116,6 +117,12 @@ impl Hub {
             repositories: Repositories::default(),
             running: Running::default(),
             token_notes: tokens::Notes::default(),
+            mounts: Mounts::new(
+                Arc::new(mounts::start_worker),
+                config.clock.clone(),
+                config.limits.mounts_max,
+                config.limits.mount_idle_seconds,
+            ),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             data_dir,
@@ -124,6 +131,7 @@ impl Hub {
         reconcile::at_start(&core).await;
         core.tracker.spawn(dispatcher::run(core.clone()));
         core.tracker.spawn(repositories::keep(core.clone()));
+        core.tracker.spawn(mounts::keep(core.clone()));
         let app = App::new(core.clone());
         let options = crate::http::Options {
             listen: config.listen,

@@ -41,10 +41,10 @@ pub struct Link {
 
 /// A disk of a restore point: the bytes it had then.
 pub struct ChainReader {
-    chain: Chain,
-    capacity: ByteLen,
-    links: Vec<Link>,
-    _guard: Option<ChainGuard>,
+    pub(crate) chain: Chain,
+    pub(crate) capacity: ByteLen,
+    pub(crate) links: Vec<Link>,
+    pub(crate) _guard: Option<ChainGuard>,
 }
 
 /// The digests of a disk of a restore point.
@@ -143,26 +143,8 @@ impl Repository {
     pub(crate) fn open_image(&self, vm: &VmContextId, link: &Link) -> Result<Image> {
         let path = layout::image(vm, link.disk.disk_id, &link.backup_id);
         let file = self.open_file(&path, link.disk.image.file_bytes)?;
-        let corrupt = |why: String| Error::corrupt(&path, None, format!("open {}: {why}", path.display()));
-        let image = Image::open(Arc::new(file)).map_err(|error| match error.kind {
-            block::Kind::Corrupt | block::Kind::Invalid | block::Kind::Unsupported | block::Kind::OutOfRange => {
-                corrupt("it is not the image that was written".into()).caused_by(error)
-            }
-            _ => error.into(),
-        })?;
-        if image.size() != link.disk.image_capacity() {
-            return Err(corrupt(format!(
-                "it is of {}, its manifest says {}",
-                image.size(),
-                link.disk.image_capacity()
-            )));
-        }
-        let named = image.backing().map(|backing| (backing.name.as_str(), backing.format.as_deref()));
         let parent = link.disk.parent_backup_id.as_ref().map(layout::image_name);
-        if named != parent.as_deref().map(|name| (name, Some(BACKING_FORMAT))) {
-            return Err(corrupt(format!("it names {named:?} as backing file, its manifest {parent:?}")));
-        }
-        Ok(image)
+        image_of(file, &path, link.disk.image_capacity(), parent.as_deref())
     }
 
     /// Opens a file of the repository that must have this length.
@@ -197,6 +179,25 @@ impl Repository {
         }
         Ok(Layer { path, digests })
     }
+}
+
+/// The image in a file, checked to be the one that its manifest tells of.
+pub(crate) fn image_of(file: File, path: &Path, capacity: ByteLen, parent: Option<&str>) -> Result<Image> {
+    let corrupt = |why: String| Error::corrupt(path, None, format!("open {}: {why}", path.display()));
+    let image = Image::open(Arc::new(file)).map_err(|error| match error.kind {
+        block::Kind::Corrupt | block::Kind::Invalid | block::Kind::Unsupported | block::Kind::OutOfRange => {
+            corrupt("it is not the image that was written".into()).caused_by(error)
+        }
+        _ => error.into(),
+    })?;
+    if image.size() != capacity {
+        return Err(corrupt(format!("it is of {}, its manifest says {capacity}", image.size())));
+    }
+    let named = image.backing().map(|backing| (backing.name.as_str(), backing.format.as_deref()));
+    if named != parent.map(|name| (name, Some(BACKING_FORMAT))) {
+        return Err(corrupt(format!("it names {named:?} as backing file, its manifest {parent:?}")));
+    }
+    Ok(image)
 }
 
 impl ChainReader {

@@ -97,6 +97,8 @@ ids! {
     SourceId, "src", "source id";
     /// One piece of work.
     TaskId, "task", "task id";
+    /// One restore point that is open for browsing.
+    MountId, "mnt", "mount id";
     /// One data mover.
     NodeId, "node", "node id";
     /// One catalog with all hubs that work on it. Names of everything we make on a hypervisor carry it.

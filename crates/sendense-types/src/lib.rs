@@ -13,7 +13,9 @@ mod vm;
 
 pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
-pub use id::{BackupId, DeploymentId, DiskNumber, HubId, IdError, NodeId, RepositoryId, SourceId, TaskId, VmContextId};
+pub use id::{
+    BackupId, DeploymentId, DiskNumber, HubId, IdError, MountId, NodeId, RepositoryId, SourceId, TaskId, VmContextId,
+};
 pub use problem::{Problem, ProblemCode, WhoActs};
 pub use source::{RepositoryKind, SourceKind};
 pub use task::{TaskKind, TaskState};

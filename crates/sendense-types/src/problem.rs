@@ -67,6 +67,24 @@ problems! {
     SourceNotFound = "source_not_found", 404, Caller;
     /// No such task.
     TaskNotFound = "task_not_found", 404, Caller;
+    /// No such mount.
+    MountNotFound = "mount_not_found", 404, Caller;
+    /// The disk has no such volume.
+    VolumeNotFound = "volume_not_found", 404, Caller;
+    /// No such file or folder in the volume.
+    FileNotFound = "file_not_found", 404, Caller;
+    /// The volume is encrypted and no key was given yet.
+    VolumeLocked = "volume_locked", 409, Caller;
+    /// The volume, or the file, is of a sort that cannot be read.
+    VolumeUnreadable = "volume_unreadable", 409, Caller;
+    /// The key does not open the volume.
+    WrongKey = "wrong_key", 400, Caller;
+    /// A bound on the size of an answer is reached; the details name it.
+    LimitReached = "limit_reached", 400, Caller;
+    /// The range lies beyond the end of the file.
+    RangeNotSatisfiable = "range_not_satisfiable", 416, Caller;
+    /// The process that reads a guest's disk has ended; the point can be opened again.
+    ReaderFailed = "reader_failed", 502, Operator;
     /// Several VMs bear the name.
     AmbiguousName = "ambiguous_name", 409, Caller;
     /// The VM is being backed up already.

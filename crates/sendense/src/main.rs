@@ -12,11 +12,16 @@ mod plain;
 mod progress;
 mod secret;
 mod tables;
+mod worker;
 
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Before anything else: what reads guests' disks has one thread and opens nothing.
+    if std::env::args_os().nth(1).is_some_and(|word| word == sendense_hub::WORKER_ARGUMENT) {
+        return worker::run();
+    }
     // The process needs one TLS crypto provider, chosen before anything opens a connection.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         output::error(&["a TLS provider is installed already".to_owned()]);

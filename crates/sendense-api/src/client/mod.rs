@@ -6,12 +6,14 @@
 
 mod error;
 mod events;
+mod files;
 mod operations;
 mod trust;
 mod wait;
 
 pub use error::ClientError;
 pub use events::EventStream;
+pub use files::Download;
 pub use trust::Trust;
 
 use crate::ProblemBody;
@@ -96,11 +98,17 @@ impl Client {
 
     /// A call to a path below `/api/v1`; each segment is percent-encoded.
     fn call(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        self.call_with(method, segments, None)
+    }
+
+    /// The same with a query that is encoded already.
+    fn call_with(&self, method: Method, segments: &[&str], query: Option<&str>) -> RequestBuilder {
         let mut url = self.base.clone();
         // `http` and `https` URLs always have a path; for others `new` returned an error.
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(["api", "v1"]).extend(segments);
         }
+        url.set_query(query);
         let mut request = self.http.request(method, url);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());

@@ -4,6 +4,7 @@ mod backup;
 mod chain;
 mod event;
 mod health;
+mod mount;
 mod page;
 mod repository;
 mod restore;
@@ -16,6 +17,11 @@ pub use backup::{Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, De
 pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::Event;
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
+pub use mount::{
+    ArchiveFormat, ArchiveQuery, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile, GuestFileInfo,
+    Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency, VolumeState, decode_path,
+    encode_path,
+};
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};

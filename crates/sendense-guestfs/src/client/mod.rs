@@ -105,6 +105,11 @@ impl Worker {
         self.connection.over()
     }
 
+    /// Ends the session although others may hold it: open calls fail, the process is killed.
+    pub fn stop(&self) {
+        self.connection.end(Error::WorkerDied("the session was closed".into()));
+    }
+
     fn ask(&self, call: Call) -> Result<Answers> {
         Answers::ask(&self.connection, call)
     }

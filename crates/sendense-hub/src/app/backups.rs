@@ -101,7 +101,7 @@ impl App {
     }
 
     /// A backup that can be restored.
-    async fn point(&self, id: &BackupId) -> Result<catalog::Backup> {
+    pub(super) async fn point(&self, id: &BackupId) -> Result<catalog::Backup> {
         let row = self.core.catalog.backups().get(id).await.or_problem()?;
         if row.status == BackupStatus::Completed {
             return Ok(row);
@@ -155,7 +155,7 @@ impl App {
     }
 }
 
-fn disk_asked(row: &catalog::Backup, asked: Option<DiskNumber>) -> Result<DiskNumber> {
+pub(super) fn disk_asked(row: &catalog::Backup, asked: Option<DiskNumber>) -> Result<DiskNumber> {
     let list = || row.disks.iter().map(|disk| disk.disk_id.to_string()).collect::<Vec<_>>().join(", ");
     match (asked, row.disks.as_slice()) {
         (Some(number), disks) if disks.iter().any(|disk| disk.disk_id == number) => Ok(number),

@@ -9,6 +9,7 @@ mod chain;
 pub(crate) mod create;
 mod delete;
 mod health;
+mod mounts;
 pub(crate) mod repositories;
 pub(crate) mod sources;
 mod tasks;

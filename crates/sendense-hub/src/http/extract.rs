@@ -101,6 +101,18 @@ impl PathId for sendense_types::TaskId {
     const NOUN: &'static str = "task";
 }
 
+impl PathId for sendense_types::MountId {
+    const MISSING: ProblemCode = ProblemCode::MountNotFound;
+    const NOUN: &'static str = "mount";
+}
+
+/// A parameter of the query as the bytes that it stands for: names in a guest need not be text.
+pub(super) fn query_bytes(uri: &http::Uri, name: &str) -> Option<Vec<u8>> {
+    let pairs = uri.query().unwrap_or_default().split('&');
+    let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?.1;
+    Some(sendense_api::decode_path(value))
+}
+
 impl<T: PathId, S: Sync> FromRequestParts<S> for Id<T> {
     type Rejection = Failure;
 

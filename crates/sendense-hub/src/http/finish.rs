@@ -7,8 +7,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_SECURITY_POLICY, ETAG, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{Method, Uri};
 use sendense_api::ProblemBody;
@@ -50,11 +50,13 @@ fn with_problem(shared: &Shared, mut response: Response, method: &Method, uri: &
     } else {
         tracing::debug!(%method, path = uri.path(), code = %code, error = %problem.message, "call refused");
     }
-    let allow = response.headers_mut().remove(ALLOW);
+    let kept = [ALLOW, CONTENT_RANGE, ETAG].map(|name| (response.headers_mut().remove(&name), name));
     let mut answer = (status, Json(ProblemBody::new(problem, shared.clock.now()))).into_response();
     let headers = answer.headers_mut();
-    if let Some(allow) = allow {
-        headers.insert(ALLOW, allow);
+    for (value, name) in kept {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
     }
     if status.as_u16() == 503 {
         headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));

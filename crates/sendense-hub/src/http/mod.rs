@@ -27,6 +27,7 @@ mod host;
 mod openapi;
 mod operations;
 mod problem;
+mod range;
 mod router;
 mod server;
 mod stream;

@@ -59,7 +59,7 @@ impl axum::extract::FromRef<Shared> for App {
 
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
-    use handlers::{backups, repositories, sources, system, tasks, tokens, vms};
+    use handlers::{backups, files, mounts, repositories, sources, system, tasks, tokens, vms};
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
         .routes(routes!(backups::backup_chain))
@@ -85,6 +85,18 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(sources::discover_source))
         .routes(routes!(vms::list_vms))
         .routes(routes!(vms::get_vm))
+        .routes(routes!(mounts::create_mount))
+        .routes(routes!(mounts::list_mounts))
+        .routes(routes!(mounts::mount_resources))
+        .routes(routes!(mounts::cleanup_status))
+        .routes(routes!(mounts::delete_mount))
+        .routes(routes!(mounts::list_volumes))
+        .routes(routes!(mounts::unlock_volume))
+        .routes(routes!(files::list_files))
+        .routes(routes!(files::file_info))
+        .routes(routes!(files::download_file))
+        .routes(routes!(files::download_directory))
+        .routes(routes!(files::search_files))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(system::health))

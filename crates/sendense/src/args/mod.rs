@@ -1,7 +1,9 @@
 //! The command line's grammar. What a word does is in `commands`.
 
+mod files;
 mod source;
 
+pub use files::{Archive, FindArgs, GetArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -62,6 +64,32 @@ pub enum Command {
     /// Restores.
     #[command(subcommand)]
     Restore(RestoreCommand),
+    /// Open a restore point for browsing.
+    Mount(MountArgs),
+    /// List the restore points that are open.
+    Mounts,
+    /// Close an open point.
+    Umount {
+        /// The open point.
+        mount: sendense_types::MountId,
+    },
+    /// List what is on the disk of an open point.
+    Volumes {
+        /// The open point.
+        mount: sendense_types::MountId,
+    },
+    /// Unlock an encrypted volume of an open point.
+    Unlock(UnlockArgs),
+    /// List a folder of an open point.
+    Ls(LsArgs),
+    /// Show one file, folder or link of an open point.
+    Stat(StatArgs),
+    /// Fetch a file or a folder of an open point; what broke off goes on where it ended.
+    Get(GetArgs),
+    /// Search for names in an open point.
+    Find(FindArgs),
+    /// Open a restore point and browse in it, as `sftp` does; `help` there tells more.
+    Shell(MountArgs),
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
@@ -94,6 +122,12 @@ pub struct HubArgs {
     /// TLS private key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Restore points that may be open for browsing at once.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub mounts_max: u32,
+    /// Seconds after which an open restore point that nobody uses is closed.
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(60..=604_800))]
+    pub mount_idle_seconds: u32,
     /// Tasks that run at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub running_tasks_max: u32,
@@ -450,6 +484,12 @@ mod tests {
             "sendense restore disk bk-1 --onto f --resize --wait",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
+            "sendense mount bk-1 --disk 0 --volume p2",
+            "sendense ls mnt-1 /etc --volume lvm:vg0/root",
+            "sendense get mnt-1 /etc/fstab --to f --force",
+            "sendense get mnt-1 /etc --archive zip",
+            "sendense find mnt-1 /etc --name *.conf",
+            "sendense shell bk-1",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

@@ -25,6 +25,8 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.tls = args.tls_cert.zip(args.tls_key).map(|(certificate, key)| TlsFiles { certificate, key });
     config.limits.running_per_hub = args.running_tasks_max as usize;
     config.limits.pending_max = args.waiting_tasks_max as usize;
+    config.limits.mounts_max = args.mounts_max as usize;
+    config.limits.mount_idle_seconds = args.mount_idle_seconds.into();
     config.limits.lease_seconds = args.lease_seconds;
     config.accept_new_key = args.accept_new_key;
     Ok(config)

@@ -1,10 +1,13 @@
 //! One file per noun; each turns words into calls and prints what comes back.
 
 mod backup;
+mod fetch;
+mod files;
 mod hub;
 mod offline;
 mod repo;
 mod restore;
+mod shell;
 mod source;
 mod task;
 mod token;
@@ -30,6 +33,16 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Vm(command) => vm::run(&context, command).await,
                     Command::Backup(command) => backup::run(&context, command).await,
                     Command::Restore(command) => restore::run(&context, command).await,
+                    Command::Shell(args) => shell::run(&context, args).await,
+                    command @ (Command::Mount(_)
+                    | Command::Mounts
+                    | Command::Umount { .. }
+                    | Command::Volumes { .. }
+                    | Command::Unlock(_)
+                    | Command::Ls(_)
+                    | Command::Stat(_)
+                    | Command::Get(_)
+                    | Command::Find(_)) => files::run(&context, command).await,
                     Command::Task(command) => task::run(&context, command).await,
                     Command::Token(command) => token::run(&context, command).await,
                     Command::Hub(_) | Command::Offline(_) => unreachable!("handled above"),

@@ -75,6 +75,11 @@ impl Hub {
         Err(std::fs::read_to_string(&log).unwrap_or_default())
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it without warning and waits until it is gone.
     pub fn kill_9(&mut self) {
         self.child.kill().unwrap();

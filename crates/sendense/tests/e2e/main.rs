@@ -7,6 +7,7 @@
 mod bad_day;
 mod databases;
 mod disk;
+mod files;
 mod hub;
 mod identity;
 mod journey;

@@ -2,6 +2,8 @@
 //! failures that every call can have are added to it in one place ([`super::openapi`]).
 
 pub(super) mod backups;
+pub(super) mod files;
+pub(super) mod mounts;
 pub(super) mod repositories;
 pub(super) mod sources;
 pub(super) mod system;

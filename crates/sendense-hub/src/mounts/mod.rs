@@ -1,0 +1,242 @@
+//! Restore points that are open for browsing: which, for how long, and what each may take.
+//!
+//! ```text
+//! app -> Mounts (table, places, idle) -> Mount -> Session: a confined process per point (sendense-guestfs)
+//!                                          |-> listing   a folder's entries in pages
+//!                                          |-> outlet    bytes on their way to one client
+//!                                          `-> archive   tar.gz and zip of a folder
+//! ```
+//!
+//! What lives here: the life of an open point. What does not: HTTP, which point is meant, file systems. Nothing is kept on
+//! disk: the processes die with their socket, and with the hub, so that a hub that was killed leaves nothing behind.
+//!
+//! Invariant: whoever is counted as open holds a process and a claim on the chain; both are gone when it is closed.
+
+pub(crate) mod archive;
+pub(crate) mod fault;
+pub(crate) mod listing;
+mod mount;
+pub(crate) mod outlet;
+#[cfg(test)]
+mod tests;
+pub(crate) mod words;
+
+pub(crate) use mount::{Mount, Point, Task};
+
+use crate::core::{Core, blocking};
+use crate::fault::Result;
+use parking_lot::Mutex;
+use sendense_api::{CleanupStatus, MountResources};
+use sendense_guestfs::client::{Options, Worker};
+use sendense_guestfs::{Error, Session, VolumeId};
+use sendense_repo::Detached;
+use sendense_types::{Clock, MountId, Problem, ProblemCode, Timestamp};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The argument that makes this program a reader of guests' disks.
+pub const WORKER_ARGUMENT: &str = "__guestfs-worker";
+/// How often idle points are looked for: the contract's minute.
+pub(crate) const CLEANUP_PERIOD: Duration = Duration::from_secs(60);
+
+/// A session whose end can be seen and asked for.
+pub(crate) trait Reader: Session {
+    /// Why it is over, when it is.
+    fn ended(&self) -> Option<Error>;
+    /// Ends it: every call that is open fails, and the process is killed.
+    fn stop(&self);
+}
+
+impl Reader for Worker {
+    fn ended(&self) -> Option<Error> {
+        Worker::ended(self)
+    }
+
+    fn stop(&self) {
+        Worker::stop(self);
+    }
+}
+
+/// Opens the disk of some files; blocks.
+pub(crate) type Open = dyn Fn(Vec<OwnedFd>, Vec<u8>) -> sendense_guestfs::Result<Arc<dyn Reader>> + Send + Sync;
+
+/// Starts a confined process for them.
+pub(crate) fn start_worker(files: Vec<OwnedFd>, setup: Vec<u8>) -> sendense_guestfs::Result<Arc<dyn Reader>> {
+    Ok(Arc::new(Worker::start(Options::new(vec![WORKER_ARGUMENT.into()], files, setup))?))
+}
+
+/// The open points of this hub.
+pub(crate) struct Mounts {
+    open: Arc<Open>,
+    clock: Arc<dyn Clock>,
+    places: usize,
+    idle_seconds: u64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    mounts: BTreeMap<MountId, Arc<Mount>>,
+    /// Points that are being opened: they have a place already.
+    opening: usize,
+    last_run_at: Option<Timestamp>,
+    total_cleaned: u64,
+}
+
+/// A place that was given to somebody who is opening a point.
+struct Place<'a>(&'a Mounts);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.table.lock().opening -= 1;
+    }
+}
+
+impl Mounts {
+    /// No point is open yet.
+    pub fn new(open: Arc<Open>, clock: Arc<dyn Clock>, places: usize, idle_seconds: u64) -> Self {
+        Self { open, clock, places, idle_seconds, table: Mutex::default() }
+    }
+
+    /// Opens a point. `detach` opens its files and claims its chain; it blocks.
+    pub async fn open(
+        &self,
+        id: MountId,
+        point: Point,
+        volume: Option<VolumeId>,
+        detach: impl FnOnce() -> Result<Detached> + Send + 'static,
+    ) -> Result<Arc<Mount>> {
+        let _place = self.take_place()?;
+        let open = self.open.clone();
+        let (reader, volumes, guard) = blocking(move || {
+            let Detached { files, words, guard } = detach()?;
+            let reader = open(files, words_of(&words)?).map_err(|error| fault::of_guestfs(&error))?;
+            let volumes = reader.volumes().map_err(|error| fault::of_guestfs(&error))?;
+            Ok::<_, Problem>((reader, volumes, guard))
+        })
+        .await??;
+        if let Some(asked) = &volume
+            && !volumes.iter().any(|known| known.id == *asked)
+        {
+            return Err(fault::no_volume(asked.as_str(), &volumes));
+        }
+        let mount = Arc::new(Mount::new(id.clone(), point, volume, reader, volumes, guard, self.clock.clone()));
+        self.table.lock().mounts.insert(id, mount.clone());
+        Ok(mount)
+    }
+
+    fn take_place(&self) -> Result<Place<'_>> {
+        let mut table = self.table.lock();
+        if table.mounts.len() + table.opening >= self.places {
+            let open: Vec<&str> = table.mounts.keys().map(MountId::as_str).collect();
+            let details = format!("{} may be open at once; close one: {}", self.places, open.join(", "));
+            return Err(Problem::new(ProblemCode::Busy, "too many restore points are open", details));
+        }
+        table.opening += 1;
+        Ok(Place(self))
+    }
+
+    /// An open point.
+    pub fn get(&self, id: &MountId) -> Result<Arc<Mount>> {
+        self.table.lock().mounts.get(id).cloned().ok_or_else(|| not_open(id))
+    }
+
+    /// All open points, oldest first.
+    pub fn all(&self) -> Vec<Arc<Mount>> {
+        let mut all: Vec<_> = self.table.lock().mounts.values().cloned().collect();
+        all.sort_by_key(|mount| (mount.created_at, mount.id.clone()));
+        all
+    }
+
+    /// When a point will be closed if nobody uses it.
+    pub fn expires_at(&self, mount: &Mount) -> Timestamp {
+        let last = if mount.streams() > 0 { self.clock.now() } else { mount.last_used() };
+        last.plus_seconds(i64::try_from(self.idle_seconds).unwrap_or(i64::MAX))
+    }
+
+    /// Closes a point: its process ends, its chain is free.
+    pub fn close(&self, id: &MountId) -> Result<()> {
+        let mount = self.table.lock().mounts.remove(id).ok_or_else(|| not_open(id))?;
+        mount.close();
+        Ok(())
+    }
+
+    /// Closes all.
+    pub fn close_all(&self) {
+        let all = std::mem::take(&mut self.table.lock().mounts);
+        all.values().for_each(|mount| mount.close());
+    }
+
+    /// Closes the points that nobody has used for too long; gives their ids.
+    pub fn clean_up(&self) -> Vec<MountId> {
+        let now = self.clock.now();
+        let idle = {
+            let mut table = self.table.lock();
+            let is_idle = |mount: &Mount| {
+                mount.streams() == 0 && now.seconds_since(mount.last_used()) >= self.idle_seconds as f64
+            };
+            let ids: Vec<MountId> =
+                table.mounts.iter().filter(|(_, mount)| is_idle(mount)).map(|(id, _)| id.clone()).collect();
+            table.last_run_at = Some(now);
+            table.total_cleaned += ids.len() as u64;
+            table.mounts.values().for_each(|mount| mount.forget_old_listing(now));
+            ids.into_iter().filter_map(|id| table.mounts.remove(&id)).collect::<Vec<_>>()
+        };
+        idle.iter().for_each(|mount| mount.close());
+        idle.iter().map(|mount| mount.id.clone()).collect()
+    }
+
+    /// How many are open and may be.
+    pub fn resources(&self) -> MountResources {
+        let table = self.table.lock();
+        let taken = table.mounts.len() + table.opening;
+        MountResources {
+            active_mounts: table.mounts.len() as u32,
+            max_mounts: self.places as u32,
+            available_slots: self.places.saturating_sub(taken) as u32,
+            allocated_devices: Vec::new(),
+            device_utilization_percent: taken as f64 * 100.0 / self.places.max(1) as f64,
+        }
+    }
+
+    /// What closes idle points.
+    pub fn cleanup_status(&self, running: bool) -> CleanupStatus {
+        let table = self.table.lock();
+        CleanupStatus {
+            running,
+            interval_seconds: CLEANUP_PERIOD.as_secs(),
+            idle_timeout_seconds: self.idle_seconds,
+            last_run_at: table.last_run_at,
+            total_cleaned: table.total_cleaned,
+            active_mounts: table.mounts.len() as u32,
+        }
+    }
+}
+
+fn not_open(id: &MountId) -> Problem {
+    let details = format!("no open point has the id {id}; it may have been closed after an hour without use");
+    Problem::new(ProblemCode::MountNotFound, "mount not found", details)
+}
+
+fn words_of(words: &sendense_repo::Words) -> Result<Vec<u8>> {
+    serde_json::to_vec(words)
+        .map_err(|error| crate::fault::internal("describe a chain to its reader", error.to_string()))
+}
+
+/// Until the hub stops: closes what nobody uses, each minute.
+pub(crate) async fn keep(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(CLEANUP_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => break,
+            _ = tick.tick() => {}
+        }
+        for id in core.mounts.clean_up() {
+            tracing::info!(mount_id = %id, "nobody used the open point; it is closed");
+        }
+    }
+    core.mounts.close_all();
+}
