@@ -12,6 +12,7 @@
 //! Invariant: every byte of the disk is hostile. A reader answers with an error, never with a panic, an endless loop or
 //! memory that grows with a number found on the disk.
 
+pub mod appliance;
 pub mod client;
 pub mod error;
 pub mod glob;

@@ -22,6 +22,10 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == sendense_hub::WORKER_ARGUMENT) {
         return worker::run();
     }
+    // The hub starts this program again as the parts of an appliance, which must be before any thread exists.
+    if let Some(code) = sendense_guestfs::appliance::run_if_asked() {
+        return code;
+    }
     // The process needs one TLS crypto provider, chosen before anything opens a connection.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         output::error(&["a TLS provider is installed already".to_owned()]);

@@ -22,7 +22,7 @@ pub const DERIVATION_BYTES_MAX: u64 = volumes::luks::DERIVATION_BYTES_MAX;
 
 /// A disk and what was found on it.
 pub struct Engine {
-    disk: Arc<dyn ReadAt>,
+    find: Box<dyn FnMut() -> Result<Vec<Slot>> + Send>,
     readers: Readers,
     slots: Option<Vec<Slot>>,
 }
@@ -30,7 +30,13 @@ pub struct Engine {
 impl Engine {
     /// Takes a disk; nothing is read yet.
     pub fn new(disk: Arc<dyn ReadAt>, readers: Readers) -> Engine {
-        Engine { disk, readers, slots: None }
+        Engine::with_finder(Box::new(move || volumes::discover(disk.clone(), readers)), readers)
+    }
+
+    /// Takes another way of finding the volumes, for a backend that reads them by other means. `readers` are for what lies in
+    /// encrypted ones.
+    pub fn with_finder(find: Box<dyn FnMut() -> Result<Vec<Slot>> + Send>, readers: Readers) -> Engine {
+        Engine { find, readers, slots: None }
     }
 
     /// All volumes, in the disk's order.
@@ -150,7 +156,7 @@ impl Engine {
 
     fn slots(&mut self) -> Result<&mut Vec<Slot>> {
         if self.slots.is_none() {
-            self.slots = Some(volumes::discover(self.disk.clone(), self.readers)?);
+            self.slots = Some((self.find)()?);
         }
         Ok(self.slots.as_mut().expect("it was set just now"))
     }

@@ -9,6 +9,9 @@ mod descriptors;
 mod server;
 
 pub use descriptors::{PASSED_MAX, pass};
+// An appliance is started, greets and serves as a worker does.
+pub(crate) use descriptors::{close_strays, take};
+pub(crate) use server::serve;
 
 use crate::error::{Error, Result};
 use crate::native::{Engine, Readers};
@@ -58,11 +61,11 @@ fn live(
 }
 
 /// The socket, as an owned descriptor of its own.
-fn standard_input() -> io::Result<UnixStream> {
+pub(crate) fn standard_input() -> io::Result<UnixStream> {
     Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
 }
 
-fn start(mut socket: &UnixStream) -> Result<Start> {
+pub(crate) fn start(mut socket: &UnixStream) -> Result<Start> {
     let frame = frame::read(&mut socket).map_err(|error| Error::Io(error.to_string()))?;
     match Message::decode(&frame) {
         Ok(Message::Start(start)) if start.version == VERSION => Ok(start),
@@ -75,7 +78,7 @@ fn start(mut socket: &UnixStream) -> Result<Start> {
 }
 
 /// A panic says why and ends the process at once: a reader that has lost its way must not read on.
-fn die_of_panics(socket: &UnixStream) -> Result<()> {
+pub(crate) fn die_of_panics(socket: &UnixStream) -> Result<()> {
     let socket = socket.try_clone().map_err(|error| Error::Io(error.to_string()))?;
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.payload_as_str().unwrap_or("panic without words");
@@ -87,7 +90,7 @@ fn die_of_panics(socket: &UnixStream) -> Result<()> {
 }
 
 /// Tells the hub why there will be no more; it may not be listening.
-fn last_words(mut socket: &UnixStream, error: &Error) {
+pub(crate) fn last_words(mut socket: &UnixStream, error: &Error) {
     let sandbox = matches!(error, Error::Sandbox(_));
     let text = match error {
         Error::Sandbox(text) | Error::Io(text) => text.clone(),

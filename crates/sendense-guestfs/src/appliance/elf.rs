@@ -1,0 +1,95 @@
+//! Programs: what they need to run, and how much of the file that is.
+//!
+//! Only files of this machine are looked at, never anything of a disk.
+
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The loader, which also tells what a program needs. User Mode Linux exists for this processor only.
+pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
+/// The shared libraries of a program, the loader among them.
+///
+/// # Errors
+/// [`Error::Unsupported`]: one is missing, or there is no loader.
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = Command::new(LOADER).arg("--list").arg(program).env_clear().output();
+    let listed = listed.map_err(|error| Error::unsupported(format!("run {LOADER}: {error}")))?;
+    let text = String::from_utf8_lossy(&listed.stdout);
+    let mut libraries = vec![PathBuf::from(LOADER)];
+    // "name => /path (address)" or "/path (address)"; a program without libraries says so and fails.
+    for line in text.lines() {
+        let place = line.rsplit_once("=> ").map_or(line.trim(), |(_, place)| place);
+        match place.split_once(" (0x") {
+            Some((path, _)) if path.starts_with('/') => libraries.push(path.into()),
+            None if line.contains("not found") => {
+                let line = line.trim();
+                return Err(Error::unsupported(format!("{}: {line}", program.display())));
+            }
+            _ => {}
+        }
+    }
+    libraries.sort();
+    libraries.dedup();
+    Ok(libraries)
+}
+
+/// The program without what is only there for debuggers: everything behind its last loaded byte.
+pub fn loaded_part(mut program: Vec<u8>) -> Vec<u8> {
+    let Some(end) = loaded_end(&program) else { return program };
+    program.truncate(end);
+    // There are no sections any more: their table's place, number, and the index of their names.
+    program[0x28..0x30].fill(0);
+    program[0x3a..0x40].fill(0);
+    program
+}
+
+fn loaded_end(program: &[u8]) -> Option<usize> {
+    const LOAD: u32 = 1;
+    let u64_at = |at: usize| Some(u64::from_le_bytes(program.get(at..at.checked_add(8)?)?.try_into().ok()?));
+    let u16_at = |at: usize| Some(u16::from_le_bytes(program.get(at..at.checked_add(2)?)?.try_into().ok()?));
+    // 64 bits, little-endian.
+    if !program.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (table, each, count) = (u64_at(0x20)? as usize, u16_at(0x36)? as usize, u16_at(0x38)? as usize);
+    let mut end = 0x40.max(table.checked_add(each.checked_mul(count)?)?);
+    for number in 0..count {
+        let header = table.checked_add(number.checked_mul(each)?)?;
+        let kind = u32::from_le_bytes(program.get(header..header.checked_add(4)?)?.try_into().ok()?);
+        if kind == LOAD {
+            end = end.max(u64_at(header + 8)?.checked_add(u64_at(header + 32)?)? as usize);
+        }
+    }
+    (end <= program.len()).then_some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_program_runs_without_its_symbols() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let (before, part) = (program.len(), loaded_part(program));
+        assert!(part.len() < before, "{} of {before} bytes", part.len());
+        let path = dir.path().join("program");
+        std::fs::write(&path, part).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let output = Command::new(&path).arg("--list").output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("a_program_runs_without_its_symbols"));
+    }
+
+    #[test]
+    fn libraries_are_found_and_nonsense_is_left_as_it_is() {
+        let found = libraries(&std::env::current_exe().unwrap()).unwrap();
+        assert!(found.iter().any(|path| path.to_string_lossy().contains("libc.so.6")), "{found:?}");
+        assert!(found.iter().all(|path| path.exists()));
+        assert_eq!(loaded_part(b"#!/bin/sh".to_vec()), b"#!/bin/sh");
+        assert_eq!(loaded_part(b"\x7fELF\x02\x01".to_vec()), b"\x7fELF\x02\x01");
+    }
+}

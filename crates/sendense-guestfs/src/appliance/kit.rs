@@ -1,0 +1,189 @@
+//! What an appliance is made of on this machine: the kernel, the storage daemon, and the first files of the guest.
+//!
+//! The first files are this very program as the guest's agent, its libraries, kernel modules, and LVM's tool where it is
+//! installed. They are put together once per process and kept as a file; nothing of a disk is in them.
+//!
+//! Invariant: every path is one of this machine, found here and never taken from a request.
+
+use super::cpio::Archive;
+use super::elf;
+use crate::error::{Error, Result};
+use crate::wire::codec::{self, Decoder, Encoder};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Modules of the guest's kernel, each with a reason to be loaded; what they need comes with them.
+pub const MODULES: [(&str, &[&str]); 4] = [
+    ("disk", &["virtio_blk"]),
+    ("lvm", &["dm-mod", "dm-snapshot", "dm-thin-pool", "dm-mirror", "dm-raid", "dm-cache-smq", "dm-cache"]),
+    ("names", &["nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1"]),
+    ("files", &["vfat", "isofs", "udf", "f2fs", "nilfs2", "hfsplus", "squashfs"]),
+];
+/// Where the guest finds its modules.
+pub const MODULES_FOLDER: &str = "/modules";
+/// Where the guest finds LVM's tool.
+pub const LVM: &str = "/sbin/lvm";
+
+/// The parts, found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kit {
+    /// User Mode Linux.
+    pub kernel: PathBuf,
+    /// The program that serves the disk.
+    pub daemon: PathBuf,
+    /// The libraries of both.
+    pub libraries: Vec<PathBuf>,
+    /// The guest's first files.
+    pub first_files: PathBuf,
+}
+
+impl Kit {
+    /// Finds the parts and writes the first files into `folder`, whose earlier ones are replaced.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the Debian package that is missing; [`Error::Io`].
+    pub fn prepare(folder: &Path) -> Result<Kit> {
+        let kernel = find(&["/usr/bin/linux.uml"], "user-mode-linux")?;
+        let daemon = find(&["/usr/bin/qemu-storage-daemon"], "qemu-system-common")?;
+        let mut libraries = elf::libraries(&kernel)?;
+        libraries.extend(elf::libraries(&daemon)?);
+        libraries.sort();
+        libraries.dedup();
+        let first_files = folder.join("appliance-files.cpio");
+        let archive = archive(&modules_folder(&kernel)?)?;
+        let keep = |error: std::io::Error| Error::Io(format!("write {}: {error}", first_files.display()));
+        // Another session of this process may read the old file meanwhile: a new one takes its place whole.
+        let partial = folder.join(format!("appliance-files.{}.partial", std::process::id()));
+        fs::write(&partial, archive).and_then(|()| fs::rename(&partial, &first_files)).map_err(keep)?;
+        Ok(Kit { kernel, daemon, libraries, first_files })
+    }
+
+    /// For the process that starts the appliance.
+    pub fn encode(&self, to: &mut Encoder) {
+        let path = |to: &mut Encoder, path: &Path| {
+            to.bytes(path.as_os_str().as_encoded_bytes());
+        };
+        path(to, &self.kernel);
+        path(to, &self.daemon);
+        path(to, &self.first_files);
+        to.u32(self.libraries.len() as u32);
+        self.libraries.iter().for_each(|library| path(to, library));
+    }
+
+    /// What [`Kit::encode`] wrote.
+    pub fn decode(from: &mut Decoder<'_>) -> codec::Result<Kit> {
+        /// The longest path of the system.
+        const PATH_MAX: usize = 4096;
+        /// The two programs have 25 libraries.
+        const LIBRARIES_MAX: usize = 512;
+        let path = |from: &mut Decoder<'_>| from.text(PATH_MAX).map(PathBuf::from);
+        let (kernel, daemon, first_files) = (path(from)?, path(from)?, path(from)?);
+        Ok(Kit { kernel, daemon, first_files, libraries: from.list(LIBRARIES_MAX, path)? })
+    }
+}
+
+fn find(places: &[&str], package: &str) -> Result<PathBuf> {
+    let found = places.iter().map(PathBuf::from).find(|place| place.is_file());
+    found.ok_or_else(|| {
+        Error::unsupported(format!("{} is missing: install the Debian package {package}", places.join(" or ")))
+    })
+}
+
+/// The modules that were built with this kernel; any other would not load.
+fn modules_folder(kernel: &Path) -> Result<PathBuf> {
+    let run = Command::new(kernel).arg("--version").env_clear().output();
+    let run = run.map_err(|error| Error::unsupported(format!("run {}: {error}", kernel.display())))?;
+    let version = String::from_utf8_lossy(&run.stdout).trim().to_owned();
+    let folder = Path::new("/usr/lib/uml/modules").join(&version);
+    if version.is_empty() || !folder.join("modules.dep").is_file() {
+        return Err(Error::unsupported(format!(
+            "{} has no modules in {}: reinstall the Debian package user-mode-linux",
+            kernel.display(),
+            folder.display()
+        )));
+    }
+    Ok(folder)
+}
+
+fn archive(modules: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc/lvm"] {
+        archive.folder(folder);
+    }
+    // The kernel opens it for the first process before anything is mounted.
+    archive.device("/dev/console", 5, 1);
+    let mut programs = vec![(PathBuf::from(format!("/proc/{}/exe", std::process::id())), "/init")];
+    programs.extend(find(&["/usr/sbin/lvm", "/sbin/lvm"], "lvm2").ok().map(|lvm| (lvm, LVM)));
+    let mut libraries = BTreeSet::new();
+    for (program, place) in programs {
+        archive.file(place, &elf::loaded_part(read(&program)?));
+        libraries.extend(elf::libraries(&program)?);
+    }
+    for library in libraries {
+        let place = library.to_str().ok_or_else(|| Error::unsupported("a library's path is not text"))?;
+        archive.file(place, &elf::loaded_part(read(&library)?));
+    }
+    let table = String::from_utf8_lossy(&read(&modules.join("modules.dep"))?).into_owned();
+    let mut packed = BTreeSet::new();
+    for (reason, names) in MODULES {
+        let mut order = String::new();
+        for file in names.iter().flat_map(|name| with_dependencies(&table, name)) {
+            let name = file.rsplit('/').next().unwrap_or(&file).to_owned();
+            if packed.insert(name.clone()) {
+                archive.file(&format!("{MODULES_FOLDER}/{name}"), &read(&modules.join(&file))?);
+            }
+            order += &format!("{name}\n");
+        }
+        archive.file(&format!("{MODULES_FOLDER}/{reason}.list"), order.as_bytes());
+    }
+    Ok(archive.finish())
+}
+
+/// A module's file behind those it needs, as `modules.dep` lists them: the last in a line is needed by those before it. Empty
+/// for what is built in, or was left out of this kernel.
+fn with_dependencies(table: &str, name: &str) -> Vec<String> {
+    let lines = table.lines().filter_map(|line| line.split_once(':'));
+    let by_name: BTreeMap<&str, (&str, &str)> = lines
+        .filter_map(|(file, needs)| Some((file.rsplit('/').next()?.strip_suffix(".ko")?, (file, needs))))
+        .collect();
+    let Some((file, needs)) = by_name.get(name) else { return Vec::new() };
+    let mut order: Vec<String> = needs.split_whitespace().rev().map(str::to_owned).collect();
+    order.push((*file).to_owned());
+    order
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::Io(format!("read {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn modules_come_behind_what_they_need() {
+        let table = "kernel/fs/fat/vfat.ko: kernel/fs/fat/fat.ko\nkernel/fs/fat/fat.ko:\nkernel/a/dm-thin-pool.ko: b/one.ko c/two.ko\n";
+        assert_eq!(with_dependencies(table, "vfat"), ["kernel/fs/fat/fat.ko", "kernel/fs/fat/vfat.ko"]);
+        assert_eq!(with_dependencies(table, "dm-thin-pool"), ["c/two.ko", "b/one.ko", "kernel/a/dm-thin-pool.ko"]);
+        assert!(with_dependencies(table, "ext4").is_empty());
+    }
+
+    #[test]
+    fn a_kit_survives_the_way_to_its_process() {
+        let kit = Kit {
+            kernel: "/usr/bin/linux.uml".into(),
+            daemon: "/usr/bin/d".into(),
+            libraries: vec!["/lib/a".into(), "/lib/b".into()],
+            first_files: "/var/x.cpio".into(),
+        };
+        let mut words = Encoder::new();
+        kit.encode(&mut words);
+        let words = words.finish();
+        let mut from = Decoder::new(&words);
+        assert_eq!(Kit::decode(&mut from).unwrap(), kit);
+        from.end().unwrap();
+    }
+}

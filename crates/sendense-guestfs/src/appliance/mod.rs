@@ -1,0 +1,150 @@
+//! The fallback backend: a guest's own kernel reads what the native readers do not know, in a User Mode Linux appliance.
+//!
+//!     hub --(wire, a socketpair)-------------------------------------------------.
+//!      |                                                                         |
+//!      '-- outside: namespaces --> room (pid 1): own root, no privileges, seccomp |
+//!                                   |-- qemu-storage-daemon <--vhost-user--> linux.uml: guest agent, serial line
+//!          NBD socket --------------'   throw-away overlay over the disk
+//!
+//! What lives here: finding the parts ([`kit`]), the process that confines itself and starts both programs, the agent
+//! in the guest, and the session that asks the appliance only for what the native one refuses ([`fallback`]). The words are
+//! those of [`crate::wire`], and the hub's end is [`crate::client`]: it believes an appliance as little as a worker.
+//!
+//! The guest's kernel writes (it replays logs), but into an overlay in a memory file system that is visible to nobody else
+//! and gone with the last process, however that ends. So nothing is ever left to be swept.
+//!
+//! Invariant: the disk is reached through a socket whose other end only reads.
+
+mod cpio;
+mod elf;
+pub mod fallback;
+mod guest;
+pub mod kit;
+mod outside;
+mod overlay;
+mod room;
+mod seccomp;
+mod tail;
+
+pub use fallback::Fallback;
+pub use kit::Kit;
+
+use crate::client::{self, Patience, Worker};
+use crate::error::{Error, Result};
+use crate::wire::codec::{self, Decoder, Encoder};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// The first argument of the process outside the room.
+const OUTSIDE: &str = "__appliance";
+/// The first argument of the first process in the room.
+const ROOM: &str = "__appliance-room";
+/// The first argument of the agent; the guest's kernel gives it.
+const AGENT: &str = "__appliance-agent";
+
+/// Memory of the guest, in MiB. An XFS log takes tens of it, listings and files less.
+const GUEST_MIB: u64 = 256;
+/// What the memory file system holds beside the guest's memory: the overlay. A replayed log is at most as large as the log,
+/// 5 MiB on common disks and 128 MiB where ext4 and XFS set their default bounds.
+const OVERLAY_MIB: u64 = 256;
+
+/// Starting takes two seconds on a quiet machine; finding the volumes replays logs.
+const PATIENCE: Patience =
+    Patience { start: Duration::from_secs(20), step: Duration::from_secs(60), slow: Duration::from_secs(60) };
+
+/// A disk for an appliance: a connected socket of an NBD server that only reads.
+#[derive(Debug)]
+pub struct Disk {
+    /// The socket; the server has not greeted yet, or its greeting has not been read.
+    pub socket: UnixStream,
+    /// The name of the export.
+    pub export: String,
+    /// Bytes of the disk.
+    pub size_bytes: u64,
+}
+
+/// How an appliance is started.
+#[derive(Debug)]
+pub struct Options {
+    /// The parts.
+    pub kit: Kit,
+    /// The program whose `main` begins with [`run_if_asked`]; by default this one, started anew.
+    pub program: PathBuf,
+    /// What a root hub's appliance becomes.
+    pub uid: u32,
+    /// How long it may be silent.
+    pub patience: Patience,
+}
+
+impl Options {
+    /// An appliance of these parts.
+    pub fn new(kit: Kit) -> Options {
+        Options { kit, program: "/proc/self/exe".into(), uid: crate::sandbox::NOBODY, patience: PATIENCE }
+    }
+}
+
+/// Boots an appliance on a disk. It answers as a worker does; its volumes are looked for when they are first asked for.
+///
+/// # Errors
+/// [`Error::Unsupported`] where this machine cannot confine one, [`Error::WorkerDied`] with its last words.
+pub fn start(options: Options, disk: Disk) -> Result<Worker> {
+    if disk.size_bytes > overlay::DISK_BYTES_MAX {
+        return Err(Error::unsupported(format!("a disk of more than {} TiB", overlay::DISK_BYTES_MAX >> 40)));
+    }
+    let setup = Setup { kit: options.kit, export: disk.export, size_bytes: disk.size_bytes };
+    let arguments = vec![OsString::from(OUTSIDE)];
+    let mut worker = client::Options::new(arguments, vec![OwnedFd::from(disk.socket)], setup.encode());
+    worker.program = options.program;
+    worker.uid = options.uid;
+    worker.patience = options.patience;
+    Worker::start(worker).map_err(|error| match error {
+        Error::Sandbox(why) => Error::unsupported(format!("the appliance cannot be confined on this machine: {why}")),
+        other => other,
+    })
+}
+
+/// Becomes a part of an appliance when this process was started as one. Call it first in `main`, before any thread exists.
+pub fn run_if_asked() -> Option<ExitCode> {
+    // Words of the kernel's own command line that it does not know come before the agent's; only the first process of a guest
+    // is one.
+    if std::process::id() == 1 && std::env::args().any(|argument| argument == AGENT) {
+        return Some(guest::run());
+    }
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next()?.as_str() {
+        OUTSIDE => Some(outside::run()),
+        ROOM => Some(room::run(arguments.next().and_then(|level| level.parse().ok()).unwrap_or_default())),
+        _ => None,
+    }
+}
+
+/// What the room is told.
+struct Setup {
+    kit: Kit,
+    export: String,
+    size_bytes: u64,
+}
+
+impl Setup {
+    fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::new();
+        self.kit.encode(&mut to);
+        to.bytes(self.export.as_bytes()).u64(self.size_bytes);
+        to.finish()
+    }
+
+    fn decode(words: &[u8]) -> codec::Result<Setup> {
+        /// NBD's own bound for names.
+        const EXPORT_BYTES_MAX: usize = 4096;
+        let mut from = Decoder::new(words);
+        let kit = Kit::decode(&mut from)?;
+        let export = from.text(EXPORT_BYTES_MAX)?.to_owned();
+        let setup = Setup { kit, export, size_bytes: from.u64()? };
+        from.end()?;
+        Ok(setup)
+    }
+}
