@@ -5,6 +5,7 @@
 
 mod nbd_support;
 
+use nbd_support::house::House;
 use nbd_support::{eventually, noise, open, read_all, run};
 use sendense_block::backend::Memory;
 use sendense_block::nbd::server::{Device, ExportOptions, Exports, Listen, Options, Server};
@@ -13,40 +14,10 @@ use sendense_block::{
     AllocationMap, ByteLen, ByteOffset, Cancel, Content, Extent, Flush, Kind, ReadAt, WriteAt, ZeroRange,
 };
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
-
-struct House {
-    server: Server,
-    exports: Exports,
-    dir: tempfile::TempDir,
-}
-
-impl House {
-    fn new(change: impl FnOnce(&mut Options)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut options = Options::new(Listen::Unix(dir.path().join("nbd.sock")));
-        change(&mut options);
-        let exports = Exports::new();
-        let server = Server::start(options, exports.clone()).unwrap();
-        Self { server, exports, dir }
-    }
-
-    fn uri(&self, export: &str) -> String {
-        self.server.uri(export).unwrap().to_string()
-    }
-
-    fn options(&self, export: &str) -> nbd::Options {
-        nbd::Options::new(self.server.uri(export).unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
 
 /// Noise with two holes, of a size that is no multiple of 512.
 fn holey(len: usize) -> Vec<u8> {

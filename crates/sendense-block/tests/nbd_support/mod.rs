@@ -4,6 +4,8 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod fake;
+pub mod house;
+pub mod papers;
 
 use sendense_block::nbd::{Client, Options, Uri};
 use sendense_block::{Cancel, ReadAt};
@@ -32,6 +34,9 @@ fn package(tool: &str) -> &'static str {
         "nbdkit" => "nbdkit",
         "qemu-storage-daemon" => "qemu-system-common",
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
+        "nbdsh" => "python3-libnbd",
+        "fio" => "fio",
+        "nbd-client" => "nbd-client",
         _ => "qemu-utils",
     }
 }

@@ -167,23 +167,26 @@ pub(super) struct Outbox {
     queue: Mutex<Queue>,
     sender: Mutex<Sender>,
     stall: Duration,
+    /// Beside the queue, because who waits for room asks it with the budget locked, and replies that are dropped lock the
+    /// budget: for the same reason no reply is dropped with the queue locked.
+    broken: AtomicBool,
 }
 
 #[derive(Default)]
 struct Queue {
     replies: VecDeque<Reply>,
     sending: bool,
-    broken: bool,
 }
 
 impl Outbox {
     pub(super) fn new(link: Arc<Link>, sender: Sender, stall: Duration) -> Self {
-        Self { link, queue: Mutex::default(), sender: Mutex::new(sender), stall }
+        let (queue, sender) = (Mutex::default(), Mutex::new(sender));
+        Self { link, queue, sender, stall, broken: AtomicBool::new(false) }
     }
 
     /// True when nobody takes replies any more.
     pub(super) fn is_broken(&self) -> bool {
-        self.queue.lock().broken
+        self.broken.load(Ordering::SeqCst)
     }
 
     /// Sends a reply, or leaves it to whoever sends now.
@@ -207,32 +210,29 @@ impl Outbox {
     fn put(&self, make: impl FnOnce() -> Option<Reply>) {
         let mut queue = self.queue.lock();
         let Some(reply) = make() else { return };
-        if queue.broken {
-            return;
-        }
         queue.replies.push_back(reply);
-        if queue.sending {
-            return;
-        }
-        queue.sending = true;
+        let sends_already = std::mem::replace(&mut queue.sending, true);
         drop(queue);
-        self.send();
+        if !sends_already {
+            self.send();
+        }
     }
 
     fn send(&self) {
         let mut sender = self.sender.lock();
         let mut batch = Vec::new();
         while self.take(&mut batch) {
+            if self.is_broken() {
+                batch.clear();
+                continue;
+            }
             let mut slices: Vec<_> = batch.iter().flat_map(Reply::slices).collect();
             let mut patience = Patience::new(self.stall, self.stall * STALLS_PER_BATCH);
             if let Err(broken) = sender.all(&mut slices, &mut patience) {
                 tracing::debug!(?broken, "NBD client takes no replies");
-                let mut queue = self.queue.lock();
-                *queue = Queue { broken: true, ..Queue::default() };
-                drop(queue);
+                self.broken.store(true, Ordering::SeqCst);
                 // The receiver learns it so.
                 self.link.shutdown();
-                return;
             }
             batch.clear();
         }
