@@ -95,7 +95,7 @@ fn an_export_that_is_removed_cuts_its_clients_off() {
     let house = House::new(|_| {});
     let memory = Arc::new(Memory::zeroed(ByteLen(MIB as u64)));
     let guard = house.exports.add("a", Device::ReadOnly(memory.clone()), ExportOptions::default()).unwrap();
-    let _other = house.exports.add("b", Device::ReadOnly(memory.clone()), ExportOptions::default()).unwrap();
+    let _other = house.exports.add("b", Device::ReadOnly(memory), ExportOptions::default()).unwrap();
     let (gone, stays) = (open(&house.options("a")), open(&house.options("b")));
     guard.close(Duration::from_secs(30)).unwrap();
     assert!(gone.read_at(ByteOffset(0), &mut [0; 512]).is_err());
@@ -186,4 +186,86 @@ fn the_tools_of_libnbd_and_qemu_read_it() {
     let converted = house.path("converted.qcow2");
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, converted.to_str().unwrap()]);
     run("qemu-img", &["compare", "-F", "raw", converted.to_str().unwrap(), raw.to_str().unwrap()]);
+}
+
+/// A writable export of 16 MiB.
+fn writable(house: &House) -> (Arc<Memory>, sendense_block::nbd::server::ExportGuard) {
+    let memory = Arc::new(Memory::zeroed(ByteLen(16 * MIB as u64)));
+    let guard = house.exports.add("w", Device::Writable(memory.clone()), ExportOptions::default()).unwrap();
+    (memory, guard)
+}
+
+#[test]
+fn fio_writes_at_random_and_finds_what_it_wrote() {
+    let house = House::new(|_| {});
+    let (_memory, guard) = writable(&house);
+    let uri = format!("--uri={}", house.uri("w"));
+    let jobs = ["--name=job", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=512-128k", "--bs_unaligned=0"];
+    let verify = ["--iodepth=32", "--size=16m", "--verify=crc32c", "--randseed=7", "--thread"];
+    run("fio", &[&jobs[..], &verify].concat());
+    assert!(guard.status().bytes_written >= 16 * MIB as u64);
+}
+
+#[test]
+fn nbdcopy_and_qemu_img_write_to_it() {
+    let house = House::new(|_| {});
+    let (memory, _guard) = writable(&house);
+    let bytes = holey(16 * MIB);
+    let raw = house.path("raw");
+    std::fs::write(&raw, &bytes).unwrap();
+    run("nbdcopy", &["--connections=4", "--flush", raw.to_str().unwrap(), &house.uri("w")]);
+    assert!(memory.to_bytes() == bytes);
+    let other = noise(16 * MIB, 9);
+    std::fs::write(&raw, &other).unwrap();
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", raw.to_str().unwrap(), &house.uri("w")]);
+    assert!(memory.to_bytes() == other);
+}
+
+#[test]
+fn nbdkit_in_between_changes_nothing() {
+    let house = House::new(|_| {});
+    let bytes = holey(8 * MIB);
+    let device = Device::read_only(Memory::from_bytes(bytes.clone()));
+    let _guard = house.exports.add("disk", device, ExportOptions::default()).unwrap();
+    let socket = format!("socket={}", house.path("nbd.sock").display());
+    let proxy = nbd_support::Server::nbdkit(&["-r", "nbd", &socket, "export=disk"]);
+    assert!(read_all(&proxy.connect()) == bytes);
+}
+
+#[test]
+fn nbd_client_lists_and_nbdsh_uses_every_flag() {
+    let house = House::new(|options| {
+        options.listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
+        options.list_names = true;
+    });
+    let (memory, _guard) = writable(&house);
+    let nbd::Address::Tcp { port, .. } = house.server.address() else { panic!("it listens on TCP") };
+    let port = port.to_string();
+    let listed = String::from_utf8(run("nbd-client", &["-l", "127.0.0.1", "-p", &port]).stdout).unwrap();
+    assert!(listed.lines().any(|line| line.trim() == "w"), "{listed}");
+    let script = r#"
+h.add_meta_context("base:allocation")
+h.set_export_name("w")
+h.connect_tcp("127.0.0.1", "PORT")
+assert h.get_structured_replies_negotiated() and h.can_df() and h.can_cache() and h.can_fua() and h.can_trim()
+assert h.get_block_size(nbd.SIZE_MINIMUM) == 1 and h.get_block_size(nbd.SIZE_MAXIMUM) == 32 << 20
+h.pwrite(b"sendense" * 1024, 3, nbd.CMD_FLAG_FUA)
+h.zero(100, 50, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
+h.trim(4096, 1 << 20, nbd.CMD_FLAG_FUA)
+h.cache(1 << 20, 0)
+h.flush()
+assert h.pread_structured(8, 3, lambda *chunk: 0, nbd.CMD_FLAG_DF) == b"sendense"
+found = []
+h.block_status(16 << 20, 0, lambda context, at, entries, error: found.extend(entries))
+assert found == [65536, 0, (16 << 20) - 65536, 3], found
+found = []
+h.block_status(16 << 20, 0, lambda context, at, entries, error: found.extend(entries), nbd.CMD_FLAG_REQ_ONE)
+assert found == [65536, 0], found
+h.shutdown()
+"#;
+    run("nbdsh", &["-c", &script.replace("PORT", &port)]);
+    let bytes = memory.to_bytes();
+    let mut model = [&[0; 3][..], &b"sendense".repeat(1024)].concat();
+    model[50..150].fill(0);
+    assert!(bytes[..model.len()] == model && bytes[model.len()..].iter().all(|byte| *byte == 0));
 }

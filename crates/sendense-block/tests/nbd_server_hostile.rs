@@ -109,7 +109,7 @@ impl Rude {
     }
 
     /// The server hangs up, whatever it says before.
-    fn is_cut_off(mut self) {
+    fn must_be_cut_off(mut self) {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => {}
@@ -146,25 +146,25 @@ fn handshakes_that_break_the_rules_end() {
     let (house, _guard) = house(|options| options.handshake_options_max = 20);
     let mut rude = Rude::enter(&house);
     rude.give(&0x8000_0003u32.to_be_bytes());
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.give(b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n");
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.give(&[&frame::MAGIC_OPTION.to_be_bytes()[..], &option::GO.to_be_bytes(), &[0xff; 4]].concat());
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.option(option::EXPORT_NAME, b"unknown");
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     for _ in 0..100 {
         rude.option(option::LIST, &[]);
     }
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.option(option::ABORT, &[]);
     assert_eq!(rude.reply().0, option_reply::ACK);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     still_serves(&house);
     all_gone(&house);
 }
@@ -243,7 +243,7 @@ fn bad_requests_are_answered_and_the_next_ones_served() {
         assert!(rude.simple(512).1 == noise(SIZE as usize, 1)[..512]);
     }
     rude.ask(0, 2, 0, 0);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_device_that_fails_costs_its_request_only() {
     assert_eq!(rude.simple(0).0, errno::ENOSPC);
     // A request that nobody can answer ends the connection rather than to wait for ever.
     rude.ask(0, 3, 0, 0);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     all_gone(&house);
     let mut rude = Rude::ready(&house, true);
     rude.ask(frame::command_flags::DF, 0, 0, 3 << 20);
@@ -301,23 +301,23 @@ fn a_device_that_fails_costs_its_request_only() {
 }
 
 #[test]
-fn whoever_stalls_is_cut_off() {
+fn whoever_stalls_must_be_cut_off() {
     let (house, _guard) = house(|options| {
         options.handshake_timeout = SHORT;
         options.stall_timeout = SHORT;
     });
     // Nothing, half an option, half a request, half a payload.
-    Rude::enter(&house).is_cut_off();
+    Rude::enter(&house).must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.give(&[0x49; 7]);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::ready(&house, true);
     rude.give(&[0x25, 0x60]);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::ready(&house, true);
     rude.ask(0, 1, 0, 100_000);
     rude.give(&[0; 50_000]);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     // Reads, and takes no reply: 256 MiB are asked for.
     let mut rude = Rude::ready(&house, true);
     for _ in 0..64 {
@@ -337,7 +337,7 @@ fn whoever_stalls_is_cut_off() {
 #[test]
 fn idle_clients_leave_when_there_is_a_limit() {
     let (house, _guard) = house(|options| options.idle_timeout = Some(SHORT));
-    Rude::ready(&house, false).is_cut_off();
+    Rude::ready(&house, false).must_be_cut_off();
     all_gone(&house);
 }
 
@@ -346,10 +346,10 @@ fn requests_that_are_none_end_the_connection() {
     let (house, _guard) = house(|options| options.stall_timeout = SHORT);
     let mut rude = Rude::ready(&house, true);
     rude.give(&[0x13; 28]);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::ready(&house, true);
     rude.ask(0, 1, 0, (32 << 20) + 1);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     // Clients that vanish in mid request.
     for cut in [1, 27, 28, 5_000] {
         let mut rude = Rude::ready(&house, true);
@@ -383,7 +383,7 @@ fn a_flood_of_bad_requests_takes_no_memory() {
 fn too_many_clients_are_turned_away() {
     let (house, _guard) = house(|options| options.clients_max = 2);
     let (first, second) = (Rude::ready(&house, false), Rude::greeted(&house));
-    Rude::enter(&house).is_cut_off();
+    Rude::enter(&house).must_be_cut_off();
     drop((first, second));
     all_gone(&house);
     still_serves(&house);
@@ -394,7 +394,7 @@ fn a_server_that_ends_waits_for_nobody() {
     let (house, guard) = house(|_| {});
     let clients = [Rude::enter(&house), Rude::greeted(&house), Rude::ready(&house, true)];
     house.server.shutdown();
-    clients.into_iter().for_each(Rude::is_cut_off);
+    clients.into_iter().for_each(Rude::must_be_cut_off);
     guard.close(Duration::ZERO).unwrap();
 }
 
@@ -421,10 +421,10 @@ fn before_tls_nothing_is_said() {
     rude.option(option::STARTTLS, &[]);
     rude.option(option::GO, &wanted("x"));
     assert_eq!(rude.reply().0, option_reply::ACK);
-    rude.is_cut_off();
+    rude.must_be_cut_off();
     let mut rude = Rude::greeted(&house);
     rude.option(option::EXPORT_NAME, b"x");
-    rude.is_cut_off();
+    rude.must_be_cut_off();
 }
 
 proptest! {

@@ -1,7 +1,8 @@
 //! `export IMAGE SOCKET`: a QCOW2 chain, read-only, under the name `disk` on a unix socket, until standard input ends.
 
 use sendense_block::nbd::server::{Device, ExportOptions, Exports, Listen, Options, Server};
-use sendense_qcow2::{Chain, Folder};
+use sendense_qcow2::Chain;
+use sendense_qcow2::gate::Folder;
 use std::io::{Read, Write};
 use std::path::Path;
 

@@ -58,7 +58,9 @@ fn spawn(tool: &str, args: &[String], dir: &Path) -> Child {
 
 /// Runs a tool to its end and wants success.
 pub fn run(tool: &str, args: &[&str]) -> Output {
-    let output = Command::new(tool).args(args).output().unwrap_or_else(|error| missing(tool, error));
+    // Debian's tools that are scripts need Debian's Python, whatever else is installed.
+    let path = format!("/usr/bin:/usr/sbin:{}", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(tool).args(args).env("PATH", path).output().unwrap_or_else(|error| missing(tool, error));
     assert!(output.status.success(), "{tool} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
