@@ -65,7 +65,7 @@ impl Content<'_> {
     fn parts(&self) -> io::Result<Vec<Range<u64>>> {
         /// More parts than this are packed as one: their list would take more than a MiB.
         const PARTS_MAX: usize = 65_536;
-        let whole = vec![0..self.meta.size_bytes];
+        let whole = std::iter::once(0..self.meta.size_bytes).collect();
         let Source::Guest { reader, volume, path } = self.source else { return Ok(whole) };
         let (mut parts, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
