@@ -16,6 +16,7 @@ pub mod digest;
 pub mod error;
 pub mod extent;
 pub mod nbd;
+pub mod overlay;
 pub mod plan;
 pub mod sink;
 pub mod units;
@@ -25,5 +26,6 @@ pub use device::{AllocationMap, ChangeMap, Content, Disk, Flush, MappedExtent, R
 pub use digest::{Digest, DigestMap, Known};
 pub use error::{Error, Kind, Result};
 pub use extent::{Extent, ExtentSet};
+pub use overlay::Overlay;
 pub use sink::{Block, BlockSink, Payload};
 pub use units::{BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset, block_count};
