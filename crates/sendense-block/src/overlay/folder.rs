@@ -3,7 +3,7 @@
 //! What lives here: the files' names, locking, creating, renaming, removing. What does not: what is in them. Invariant:
 //! nothing is durable before the sync that its caller owes it, and no file of another name is touched.
 
-use super::journal;
+use super::{journal, live};
 use crate::backend;
 use crate::device::{AllocationMap, Content, Flush, ReadAt, WriteAt, ZeroRange};
 use crate::error::{Error, Kind, Result};
@@ -22,6 +22,9 @@ pub(super) const DATA: &str = "data";
 /// Empty; locked while the overlay is open.
 const LOCK: &str = "lock";
 
+/// Which run of the kernel it is: the text of its boot id.
+pub(super) type Boot = [u8; 36];
+
 /// An overlay's folder.
 pub(super) trait Folder: Send + Sync {
     /// Opens a file for reading and writing; `None` when there is none.
@@ -32,6 +35,8 @@ pub(super) trait Folder: Send + Sync {
     fn rename(&self, from: &str, to: &str) -> Result<()>;
     /// Removes a file if it is there.
     fn remove(&self, name: &str) -> Result<()>;
+    /// Whose memory what was written is in; `None` where that is not known.
+    fn boot(&self) -> Option<Boot>;
     /// How much may yet be written, as far as the file system knows.
     fn available(&self) -> Result<ByteLen>;
     /// Makes names durable.
@@ -113,7 +118,7 @@ impl System {
 
     /// Removes every file of an overlay, the lock last. The journal goes first: without it there is no overlay.
     pub(super) fn clear(&self) -> Result<()> {
-        for name in [journal::NAME, journal::NEW, DATA, LOCK] {
+        for name in [journal::NAME, journal::NEW, live::NAME, DATA, LOCK] {
             self.remove(name)?;
         }
         self.sync()
@@ -157,6 +162,10 @@ impl Folder for System {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", name, error)),
             _ => Ok(()),
         }
+    }
+
+    fn boot(&self) -> Option<Boot> {
+        fs::read("/proc/sys/kernel/random/boot_id").ok()?.first_chunk().copied()
     }
 
     fn available(&self) -> Result<ByteLen> {

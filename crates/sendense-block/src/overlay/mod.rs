@@ -1,7 +1,7 @@
 //! A writable copy-on-write device over a read-only one: the disk of a machine that was recovered in an instant.
 //!
 //! What lives here: [`Overlay`], its folder (`folder`), which blocks it holds (`states`), and how that survives a crash
-//! (`journal`). What does not: what the base is, who serves the device, and when the folder goes. The files are described
+//! (`journal`) and a kill (`live`). What does not: what the base is, who serves the device, and when the folder goes. The files are described
 //! in `docs/formats.md`.
 //!
 //! A block is *base* (read from the base), *data* (in the data file at its own place) or *zero*. Writing to a block that is
@@ -10,17 +10,18 @@
 //! Invariant, and what a crash leaves: the journal on stable storage calls a block data only when all 64 KiB of it were
 //! made durable before. Hence after a kill, a power loss, and an opening anew, each sector of 512 bytes holds what it held
 //! at the last successful flush or something that was written to it since, as on any disk with a write cache; never bytes
-//! of elsewhere or of before. Once [`Overlay::open`] has returned, what can be read is durable.
+//! of elsewhere or of before. A kill alone loses no write that was told to be done. Once [`Overlay::open`] has returned, what can be read is durable.
 //!
 //! ```text
 //! flush: take the list of changed groups -> copy their states -> fdatasync data -> append to journal -> fdatasync journal
 //! ```
 //!
-//! Locks, in the order in which they are taken: `journal` (one flush at a time), or turns (one writer per block); `states`
-//! last, never across I/O. Nobody takes both of the first two.
+//! Locks, in the order in which they are taken: `journal` (one flush at a time), or turns (one writer per block) and then
+//! the pen of `live`; `states` last, never across I/O. Nobody takes both of the first two.
 
 mod folder;
 mod journal;
+mod live;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::extent::{Extent, ExtentSet};
 use crate::units::{BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset, block_count};
 use folder::{Blob, Folder, System};
 use journal::{BATCH_PAGES_MAX, Draft, Header, Journal};
+use live::Live;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use states::{GROUP_BLOCKS, State, States};
 use std::borrow::Cow;
@@ -60,6 +62,7 @@ pub struct Overlay {
     size: ByteLen,
     data: Arc<dyn Blob>,
     states: RwLock<States>,
+    live: Live,
     /// Who changes a block holds its turn, the block's number modulo [`TURNS`].
     turns: Vec<Mutex<()>>,
     journal: Mutex<Commits>,
@@ -135,7 +138,7 @@ impl Overlay {
         data.sync()?;
         let states = RwLock::new(States::new(block_count(header.size)));
         let journal = Draft::write(&folder, header, &states)?.publish()?;
-        Ok(Self::assemble(folder, base, data, states, journal))
+        Self::assemble(folder, base, data, states, journal)
     }
 
     fn open_in(folder: Arc<dyn Folder>, base: Arc<dyn Disk>, identity: &[u8]) -> Result<Self> {
@@ -153,9 +156,9 @@ impl Overlay {
         // What a process that was killed had written is visible now; so that it does not vanish later, it is made durable.
         data.sync()?;
         // A new journal forgets the torn end of the old one, whose pages must never be taken for valid once others follow.
-        let states = RwLock::new(states);
+        let states = RwLock::new(live::load(&*folder, block_count(header.size))?.unwrap_or(states));
         let journal = Draft::write(&folder, header.next(), &states)?.publish()?;
-        Ok(Self::assemble(folder, base, data, states, journal))
+        Self::assemble(folder, base, data, states, journal)
     }
 
     fn assemble(
@@ -164,19 +167,21 @@ impl Overlay {
         data: Arc<dyn Blob>,
         states: RwLock<States>,
         journal: Journal,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let live = Live::begin(&*folder, block_count(base.size()), &states)?;
+        Ok(Self {
             size: base.size(),
             base,
             data,
             states,
+            live,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             journal: Mutex::new(Commits { journal, done: 0 }),
             begun: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             folder,
             floor: ByteLen(0),
-        }
+        })
     }
 
     /// Leaves so much room free on the file system: a write that would take from it fails with [`Kind::NoSpace`].
@@ -276,20 +281,20 @@ impl Overlay {
             return Err(error);
         }
         if state != State::Data {
-            self.states.write().set(block..block + 1, State::Data);
+            self.live.set(&self.states, block..block + 1, State::Data)?;
         }
         Ok(())
     }
 
     /// Flags whole blocks, of one group at most, as zero.
-    fn zero_blocks(&self, blocks: Range<u64>) {
+    fn zero_blocks(&self, blocks: Range<u64>) -> Result<()> {
         let _turns: Vec<_> = match blocks.end - blocks.start {
             1 => vec![self.turn(blocks.start)],
             // In rising order, as everybody does who takes more than one.
             _ => self.turns.iter().map(Mutex::lock).collect(),
         };
         let before = self.states.read().runs(blocks.clone());
-        self.states.write().set(blocks, State::Zero);
+        self.live.set(&self.states, blocks, State::Zero)?;
         for (run, state) in before {
             if state == State::Data
                 && let Err(error) = self.data.punch(self.extent_of(&run))
@@ -298,6 +303,7 @@ impl Overlay {
                 tracing::debug!(reason = crate::error::chain(&error), "no hole was made in an overlay's data");
             }
         }
+        Ok(())
     }
 
     /// Makes what was changed durable. Groups are taken off the list of changed ones before their states are copied, and
@@ -404,7 +410,7 @@ impl ZeroRange for Overlay {
                 }
             }
             if !whole.is_empty() {
-                self.zero_blocks(whole);
+                self.zero_blocks(whole)?;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::model::{Op, Pair, SIZE};
 use super::sim::{Crash, Sim};
 use crate::backend::Memory;
-use crate::device::{Flush, ReadAt, WriteAt, ZeroRange};
+use crate::device::{ChangeMap, Flush, ReadAt, WriteAt, ZeroRange};
 use crate::error::Kind;
 use crate::extent::Extent;
 use crate::overlay::Overlay;
@@ -154,6 +154,27 @@ fn a_full_disk_fails_the_write_and_nothing_else() {
     overlay.read_at(ByteOffset(2 * B as u64 + 511), &mut bytes).unwrap();
     assert_eq!(bytes[0], 7);
     assert_ne!(bytes[1], 0xee, "the rest of the block came from the base that there was");
+}
+
+#[test]
+fn a_change_that_cannot_be_told_to_the_next_process_is_no_change() {
+    let sim = Sim::new();
+    sim.reserve_nothing();
+    let base = || Arc::new(Memory::from_bytes(vec![7; SIZE]));
+    let overlay = Overlay::create_in(Arc::new(sim.clone()), base(), b"x").unwrap();
+    // The block's bytes find room, its state does not.
+    sim.fill_up_after(Some((1, 0)));
+    assert_eq!(overlay.write_at(ByteOffset(0), &[1; 512]).unwrap_err().kind, Kind::NoSpace);
+    let first = Extent::new(ByteOffset(0), ByteLen(B as u64)).unwrap();
+    assert_eq!(overlay.zero_range(first).unwrap_err().kind, Kind::NoSpace);
+    assert!(overlay.changed(first).unwrap().is_empty());
+    sim.fill_up_after(None);
+    overlay.write_at(ByteOffset(0), &[2; 512]).unwrap();
+    let killed = sim.crash(Crash::Keep);
+    let overlay = Overlay::open_in(Arc::new(killed), base(), b"x").unwrap();
+    let mut bytes = [0; 513];
+    overlay.read_at(ByteOffset(0), &mut bytes).unwrap();
+    assert!(bytes[0] == 2 && bytes[512] == 7, "what was told to be done is lost");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::extent::Extent;
 use crate::overlay::Overlay;
 use crate::units::{BLOCK_BYTES, ByteLen, ByteOffset};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Three blocks and a tail that ends inside a sector.
@@ -38,6 +39,8 @@ pub struct Pair {
     before: BTreeMap<usize, Vec<Vec<u8>>>,
     /// What the next crash does.
     crash: Crash,
+    /// Where a write was going on when the machine died.
+    in_flight: Range<usize>,
 }
 
 impl Pair {
@@ -49,7 +52,16 @@ impl Pair {
         let sim = Sim::new();
         let overlay = Overlay::create_in(Arc::new(sim.clone()), base.clone(), IDENTITY).unwrap();
         let now = base_bytes.clone();
-        Self { sim, overlay: Some(overlay), base, base_bytes, now, before: BTreeMap::new(), crash: Crash::Keep }
+        Self {
+            sim,
+            overlay: Some(overlay),
+            base,
+            base_bytes,
+            now,
+            before: BTreeMap::new(),
+            crash: Crash::Keep,
+            in_flight: 0..0,
+        }
     }
 
     fn overlay(&self) -> &Overlay {
@@ -74,7 +86,7 @@ impl Pair {
             },
             Op::Reopen => {
                 self.overlay = None;
-                self.open();
+                self.open(true);
             }
             Op::Doom(changes, crash) => {
                 self.crash = crash;
@@ -92,15 +104,25 @@ impl Pair {
     pub fn crash(&mut self, crash: Crash) {
         self.overlay = None;
         self.sim = self.sim.crash(crash);
-        self.open();
+        self.open(matches!(crash, Crash::Keep));
     }
 
-    fn open(&mut self) {
+    /// What was told to be done survives a kill, flushed or not: only where a write was going on there may be older bytes.
+    fn forget_the_past(&mut self) {
+        let in_flight = self.in_flight.clone();
+        self.before.retain(|number, _| *number >= in_flight.start / SECTOR && number * SECTOR < in_flight.end);
+    }
+
+    /// Opens it; `same_boot` when no machine has died since.
+    fn open(&mut self, same_boot: bool) {
         self.sim.fill_up_after(None);
         let opened = Overlay::open_in(Arc::new(self.sim.clone()), self.base.clone(), IDENTITY);
         if self.sim.is_dead() {
             self.sim = self.sim.crash(self.crash);
-            return self.open();
+            return self.open(same_boot && matches!(self.crash, Crash::Keep));
+        }
+        if same_boot {
+            self.forget_the_past();
         }
         self.overlay = Some(opened.unwrap());
         self.resync();
@@ -108,6 +130,7 @@ impl Pair {
 
     fn wrote(&mut self, at: usize, bytes: &[u8], done: crate::Result<()>) {
         let end = at + bytes.len();
+        self.in_flight = if self.sim.is_dead() { at..end } else { 0..0 };
         for part in sectors(at, bytes.len()) {
             let number = part.start / SECTOR;
             let whole = number * SECTOR..((number + 1) * SECTOR).min(SIZE);
@@ -140,7 +163,7 @@ impl Pair {
     }
 
     /// Takes what is read for what is held, if it may be.
-    fn accept(&mut self, range: std::ops::Range<usize>) {
+    fn accept(&mut self, range: Range<usize>) {
         let read = self.read();
         for part in sectors(range.start, range.len()) {
             let number = part.start / SECTOR;

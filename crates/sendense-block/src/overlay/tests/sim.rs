@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::extent::Extent;
-use crate::overlay::folder::{Blob, Folder};
+use crate::overlay::folder::{Blob, Boot, Folder};
 use crate::units::{ByteLen, ByteOffset};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -42,6 +42,8 @@ struct Inode {
     now: Vec<u8>,
     /// Writes since the last sync; a hole is a write of zeros.
     writes: Vec<(usize, Vec<u8>)>,
+    /// So many bytes have their room.
+    reserved: usize,
 }
 
 type Names = BTreeMap<String, usize>;
@@ -60,6 +62,10 @@ struct World {
     sync_fails: bool,
     /// What it says it has room for; nothing said is no bound.
     available: Option<u64>,
+    /// Which run of the machine it is.
+    boot: u8,
+    /// Its file system cannot promise room.
+    reserves_nothing: bool,
 }
 
 /// A folder on a disk that can crash.
@@ -89,6 +95,10 @@ impl Sim {
         self.0.lock().sync_fails = fail;
     }
 
+    pub fn reserve_nothing(&self) {
+        self.0.lock().reserves_nothing = true;
+    }
+
     pub fn set_available(&self, bytes: u64) {
         self.0.lock().available = Some(bytes);
     }
@@ -107,10 +117,12 @@ impl Sim {
             _ => 0,
         });
         let names = match crash {
-            Crash::Keep => world.names.last().unwrap().clone(),
-            Crash::Drop => world.names[0].clone(),
-            Crash::Mix(_) => world.names[dice.below(world.names.len())].clone(),
+            Crash::Keep => world.names.clone(),
+            Crash::Drop => vec![world.names[0].clone()],
+            Crash::Mix(_) => vec![world.names[dice.below(world.names.len())].clone()],
         };
+        // A process that was killed leaves the machine running.
+        let boot = if matches!(crash, Crash::Keep) { world.boot } else { world.boot.wrapping_add(1) };
         let mut inodes = world.inodes.clone();
         for inode in &mut inodes {
             let bytes = match crash {
@@ -118,9 +130,13 @@ impl Sim {
                 Crash::Drop => inode.durable.clone(),
                 Crash::Mix(_) => inode.mixed(&mut dice),
             };
-            *inode = Inode { durable: bytes.clone(), now: bytes, writes: Vec::new() };
+            *inode = match crash {
+                // What was not synced is not durable by that.
+                Crash::Keep => inode.clone(),
+                _ => Inode { durable: bytes.clone(), now: bytes, ..Inode::default() },
+            };
         }
-        Self(Arc::new(Mutex::new(World { inodes, names: vec![names], ..World::default() })))
+        Self(Arc::new(Mutex::new(World { inodes, names, boot, ..World::default() })))
     }
 
     /// Does a change, or the last one of this machine.
@@ -229,6 +245,10 @@ impl Folder for Sim {
         })
     }
 
+    fn boot(&self) -> Option<Boot> {
+        Some([self.0.lock().boot; 36])
+    }
+
     fn available(&self) -> Result<ByteLen> {
         Ok(ByteLen(self.0.lock().available.unwrap_or(u64::MAX)))
     }
@@ -260,6 +280,10 @@ impl Blob for SimBlob {
     fn write_at(&self, at: ByteOffset, bytes: &[u8]) -> Result<()> {
         let at = at.0 as usize;
         self.sim.change(|world| match &mut world.full {
+            Some(_) if at + bytes.len() <= world.inodes[self.inode].reserved => {
+                world.inodes[self.inode].write(at, bytes);
+                Ok(())
+            }
             Some((0, done)) => {
                 let done = (*done).min(bytes.len());
                 world.inodes[self.inode].write(at, &bytes[..done]);
@@ -284,7 +308,13 @@ impl Blob for SimBlob {
         })
     }
 
-    fn reserve(&self, _: ByteLen) {}
+    fn reserve(&self, len: ByteLen) {
+        let mut world = self.sim.0.lock();
+        let possible = !world.reserves_nothing;
+        let inode = &mut world.inodes[self.inode];
+        // What lies beyond its end is room too, but the journal's reserve is a hope and no promise.
+        inode.reserved = if possible { inode.now.len().min(len.0 as usize) } else { 0 };
+    }
 
     fn punch(&self, range: Extent) -> Result<()> {
         let zeros = vec![0; range.len().0 as usize];
