@@ -1,10 +1,12 @@
 //! The fallback backend: a guest's own kernel reads what the native readers do not know, in a User Mode Linux appliance.
 //!
-//!     hub --(wire, a socketpair)-------------------------------------------------.
-//!      |                                                                         |
-//!      '-- outside: namespaces --> room (pid 1): own root, no privileges, seccomp |
-//!                                   |-- qemu-storage-daemon <--vhost-user--> linux.uml: guest agent, serial line
-//!          NBD socket --------------'   throw-away overlay over the disk
+//! ```text
+//! hub --(wire, a socketpair)-------------------------------------------------.
+//!  |                                                                         |
+//!  '-- outside: namespaces --> room (pid 1): own root, no privileges, seccomp |
+//!                               |-- qemu-storage-daemon <--vhost-user--> linux.uml: guest agent, serial line
+//!      NBD socket --------------'   throw-away overlay over the disk
+//! ```
 //!
 //! What lives here: finding the parts ([`kit`]), the process that confines itself and starts both programs, the agent
 //! in the guest, and the session that asks the appliance only for what the native one refuses ([`fallback`]). The words are
