@@ -21,7 +21,7 @@ done
 allowed() {
     case "$1" in
         sendense-types | sendense-block) echo ;;
-        sendense-qcow2) echo sendense-block ;;
+        sendense-qcow2 | sendense-vsphere) echo sendense-block ;;
         sendense-source | sendense-repo) echo sendense-types sendense-block sendense-qcow2 ;;
         sendense-catalog | sendense-api) echo sendense-types ;;
         sendense-guestfs) echo sendense-types sendense-block ;;
