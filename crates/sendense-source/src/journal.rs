@@ -18,6 +18,8 @@ pub enum ArtefactKind {
     ChildProcess,
     /// A file or folder: scratch, socket.
     File,
+    /// A machine that is being restored, with its files. Kept when it is whole.
+    Machine,
 }
 
 /// One thing that we made or were about to make.

@@ -20,6 +20,7 @@ mod name;
 pub mod nbd;
 pub mod open;
 pub mod paths;
+pub mod target;
 
 pub use error::{Error, Kind, Result};
 pub use journal::{Artefact, ArtefactKind, Journal};
@@ -28,6 +29,7 @@ pub use model::{
     ReadHints, TestReport, VmRef,
 };
 pub use open::{SourceContext, open};
+pub use target::Target;
 
 use sendense_block::{Cancel, ChangeMap, Disk};
 use sendense_types::{SourceKind, TrackingToken};
@@ -64,6 +66,11 @@ pub trait Source: Send + Sync {
     /// `Ok(true)` when nothing of it remains and the journal's entry can be closed, `Ok(false)` when it must be tried
     /// again later. Marks a chain may need (checkpoints) are not deleted here but by [`Source::retire`].
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool>;
+
+    /// The way to restore machines to it, where there is one.
+    fn target(&self) -> Option<&dyn Target> {
+        None
+    }
 }
 
 /// Disks held at one moment. Dropping it without [`Frozen::release`] must still free everything, as well as it can.

@@ -15,10 +15,13 @@ mod config;
 mod discover;
 mod document;
 mod domain;
+mod fit;
 mod job;
 mod live;
+mod machine;
 mod name;
 mod off;
+mod rebuild;
 mod scratch;
 mod virsh;
 mod xml;
@@ -27,6 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
+use crate::target::{NewVm, Planned, Target};
 use crate::{Frozen, Source};
 use domain::{Domain, Place};
 use sendense_block::Cancel;
@@ -228,9 +232,28 @@ impl Source for LibvirtSource {
                 Err(error) if error.kind == Kind::Unavailable => Ok(false),
                 Err(error) => Err(error),
             },
+            ArtefactKind::Machine => machine::reap(virsh, &uuid, &artefact.details, cancel),
             // `retire` decides on checkpoints; children and files are not recorded by this source.
             ArtefactKind::Checkpoint | ArtefactKind::ChildProcess | ArtefactKind::File => Ok(true),
         }
+    }
+
+    fn target(&self) -> Option<&dyn Target> {
+        Some(self)
+    }
+}
+
+impl Target for LibvirtSource {
+    fn folder(&self, pool: &str, cancel: &Cancel) -> Result<PathBuf> {
+        machine::folder(&self.settings, pool, cancel)
+    }
+
+    fn plan(&self, new: &NewVm<'_>, cancel: &Cancel) -> Result<Planned> {
+        machine::plan(&self.settings, new, cancel)
+    }
+
+    fn finish(&self, planned: &Planned, cancel: &Cancel) -> Result<()> {
+        machine::finish(&self.settings, planned, cancel)
     }
 }
 

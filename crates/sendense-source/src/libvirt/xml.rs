@@ -20,12 +20,56 @@ const ELEMENTS_MAX: usize = 100_000;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Element {
     pub name: String,
-    attributes: Vec<(String, String)>,
+    pub attributes: Vec<(String, String)>,
     text: String,
     pub children: Vec<Element>,
 }
 
 impl Element {
+    /// An empty one.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// With an attribute, in the place of one of that name.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.attributes.retain(|(held, _)| held != name);
+        self.attributes.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With this text.
+    pub fn with_text(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.text);
+        self
+    }
+
+    /// With a child that has these attributes.
+    pub fn child_of(mut self, name: &str, attributes: &[(&str, &str)]) -> Self {
+        let child = attributes.iter().fold(Self::new(name), |child, (name, value)| child.with(name, value));
+        self.children.push(child);
+        self
+    }
+
+    /// It and all below it as a document.
+    pub fn document(&self) -> String {
+        let mut text = format!("<{}", self.name);
+        for (name, value) in &self.attributes {
+            text.push_str(&format!(" {name}=\"{}\"", escaped(value)));
+        }
+        if self.children.is_empty() && self.text.is_empty() {
+            text.push_str("/>");
+            return text;
+        }
+        text.push('>');
+        text.push_str(&escaped(&self.text));
+        for child in &self.children {
+            text.push_str(&child.document());
+        }
+        text.push_str(&format!("</{}>", self.name));
+        text
+    }
+
     /// An attribute's value.
     pub fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str())

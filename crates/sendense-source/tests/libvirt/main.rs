@@ -10,4 +10,5 @@ mod lab;
 mod live;
 mod off;
 mod random;
+mod target;
 mod tracking;

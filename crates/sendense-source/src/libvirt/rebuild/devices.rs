@@ -1,0 +1,228 @@
+//! The devices of a new definition: each kind has its builder, which decides what of the recorded one it is made of.
+//!
+//! What does not live here: the domain around them. Invariant: a device that is not known is left out and told.
+
+use super::{ADDRESS, BOOT, Keep, Notes, Wanted, copy, plain, take};
+use crate::libvirt::xml::Element;
+
+/// Devices that are taken over as they are.
+const DEVICES: &[Keep] = &[
+    Keep(
+        "controller",
+        &["type", "index", "model", "ports", "vectors"],
+        &[
+            Keep("target", &["chassisNr", "chassis", "port", "busNr", "index", "hotplug"], &[]),
+            Keep("model", &["name"], &[]),
+            Keep("master", &["startport"], &[]),
+            Keep("driver", &["queues", "cmd_per_lun", "max_sectors", "ioeventfd", "iothread"], &[]),
+            ADDRESS,
+        ],
+    ),
+    Keep("sound", &["model"], &[Keep("codec", &["type"], &[]), ADDRESS]),
+    Keep("watchdog", &["model", "action"], &[ADDRESS]),
+    Keep("memballoon", &["model", "autodeflate", "freePageReporting"], &[Keep("stats", &["period"], &[]), ADDRESS]),
+    Keep("panic", &["model"], &[ADDRESS]),
+    Keep("hub", &["type"], &[ADDRESS]),
+    Keep(
+        "video",
+        &[],
+        &[Keep("model", &["type", "vram", "ram", "vgamem", "vram64", "heads", "primary"], &[]), ADDRESS],
+    ),
+];
+
+/// All devices of the new definition.
+pub(super) fn devices(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Element {
+    let mut new = Element::new("devices");
+    for device in &old.children {
+        let built = match device.name.as_str() {
+            "disk" => match disk(device, wanted, notes) {
+                Some(disk) => Some(disk),
+                // It was told by its name.
+                None => continue,
+            },
+            "interface" => Some(interface(device, wanted, notes)),
+            "serial" | "console" => Some(line(device)),
+            "channel" => channel(device),
+            "graphics" => graphics(device),
+            "input" => input(device),
+            "rng" => rng(device),
+            "tpm" => tpm(device, notes),
+            // The host's own emulator is taken, and its usual way to make sounds.
+            "emulator" | "audio" => continue,
+            name => DEVICES.iter().find(|keep| keep.0 == name).map(|keep| copy(device, keep, "", notes)),
+        };
+        match built {
+            Some(built) => new.children.push(built),
+            None => {
+                let kind = device.attribute("type").filter(|kind| plain(kind)).unwrap_or_default();
+                notes.left_out(format!("the device {} {kind}", device.name).trim_end());
+            }
+        }
+    }
+    new
+}
+
+fn disk(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Option<Element> {
+    let target = old.child("target")?;
+    let name = target.attribute("dev").filter(|name| plain(name))?;
+    let device = old.attribute("device").unwrap_or("disk");
+    let file = wanted.disks.get(name);
+    let mut new = Element::new("disk").with("type", "file");
+    match (device, file) {
+        ("disk", Some(file)) => {
+            let options = Keep("driver", &["cache", "io", "discard", "detect_zeroes", "error_policy"], &[]);
+            let driver = match old.child("driver") {
+                Some(driver) => copy(driver, &options, "disk", &mut Notes::default()),
+                None => Element::new("driver"),
+            };
+            new = new.with("device", "disk");
+            new.children.push(driver.with("name", "qemu").with("type", wanted.format));
+            new.children.push(Element::new("source").with("file", &file.to_string_lossy()));
+        }
+        // Its medium is the host's.
+        ("cdrom", _) => {
+            new = new.with("device", "cdrom");
+            new.children.push(Element::new("readonly"));
+        }
+        _ => {
+            let device = if plain(device) { device } else { "disk" };
+            notes.add(format!("the {device} {name} was left out: the point does not hold it"));
+            return None;
+        }
+    }
+    let own = [
+        Keep("target", &["dev", "bus", "rotation_rate"], &[]),
+        Keep("serial", &[], &[]),
+        Keep("wwn", &[], &[]),
+        Keep("vendor", &[], &[]),
+        Keep("product", &[], &[]),
+        Keep("blockio", &["logical_block_size", "physical_block_size"], &[]),
+        BOOT,
+        ADDRESS,
+    ];
+    take(&mut new, old, &own);
+    if device == "disk" && old.child("readonly").is_some() {
+        new.children.push(Element::new("readonly"));
+    }
+    Some(new)
+}
+
+fn interface(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Element {
+    let attribute = |child: &str, name: &str| old.child(child).and_then(|child| child.attribute(name));
+    let old_mac = attribute("mac", "address").filter(|mac| is_mac(mac));
+    let kind = old.attribute("type").unwrap_or_default();
+    let named = match kind {
+        "network" => attribute("source", "network"),
+        "bridge" => attribute("source", "bridge"),
+        _ => None,
+    }
+    .filter(|name| plain(name));
+    let told = |key: Option<&str>| key.and_then(|key| wanted.networks.get(key));
+    let mut new = Element::new("interface");
+    let mac = match old_mac {
+        Some(mac) if wanted.keep_macs => mac.to_owned(),
+        _ => random_mac(),
+    };
+    let mut unplugged = false;
+    let mut source = None;
+    match told(old_mac).or_else(|| told(named)) {
+        Some(Some(network)) => source = Some(("network", network.as_str())),
+        Some(None) => unplugged = true,
+        None => match (kind, named) {
+            ("network", Some(name)) => source = Some(("network", name)),
+            ("bridge", Some(name)) => source = Some(("bridge", name)),
+            // QEMU's own network is among these: through it a guest reaches what listens on this host's loopback address.
+            _ => {
+                unplugged = true;
+                let kind = if plain(kind) { kind } else { "" };
+                notes.add(format!(
+                    "the network card {mac} of type {kind} was unplugged: 'virsh domif-setlink' plugs it in"
+                ));
+            }
+        },
+    }
+    match source {
+        Some((kind, name)) => {
+            new = new.with("type", kind);
+            new.children.push(Element::new("source").with(kind, name));
+            // Open vSwitch needs to be told apart from the kernel's bridge.
+            if kind == "bridge" && attribute("virtualport", "type") == Some("openvswitch") {
+                new.children.push(Element::new("virtualport").with("type", "openvswitch"));
+            }
+        }
+        // QEMU's own network needs nothing of the host to start.
+        None => new = new.with("type", "user"),
+    }
+    new.children.push(Element::new("mac").with("address", &mac));
+    take(&mut new, old, &[Keep("model", &["type"], &[]), Keep("mtu", &["size"], &[]), BOOT, ADDRESS]);
+    if unplugged {
+        new.children.push(Element::new("link").with("state", "down"));
+    } else {
+        take(&mut new, old, &[Keep("link", &["state"], &[])]);
+    }
+    new
+}
+
+fn is_mac(text: &str) -> bool {
+    let parts: Vec<_> = text.split(':').collect();
+    parts.len() == 6 && parts.iter().all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// QEMU's prefix, as libvirt itself chooses.
+fn random_mac() -> String {
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes();
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2])
+}
+
+/// A serial line ends in a terminal of libvirt's, wherever it went before.
+fn line(old: &Element) -> Element {
+    let mut new = Element::new(&old.name).with("type", "pty");
+    take(&mut new, old, &[Keep("target", &["type", "port"], &[Keep("model", &["name"], &[])]), ADDRESS]);
+    new
+}
+
+/// The guest agent's channel and the SPICE agent's; libvirt chooses the socket.
+fn channel(old: &Element) -> Option<Element> {
+    let name = old.child("target")?.attribute("name")?;
+    let kind = match name {
+        "org.qemu.guest_agent.0" => "unix",
+        "com.redhat.spice.0" => "spicevmc",
+        _ => return None,
+    };
+    let mut new = Element::new("channel").with("type", kind);
+    new.children.push(Element::new("target").with("type", "virtio").with("name", name));
+    take(&mut new, old, &[ADDRESS]);
+    Some(new)
+}
+
+/// A screen for this host only, on a free port, without the recorded password.
+fn graphics(old: &Element) -> Option<Element> {
+    let kind = old.attribute("type").filter(|kind| matches!(*kind, "vnc" | "spice"))?;
+    Some(Element::new("graphics").with("type", kind).with("autoport", "yes").with("listen", "127.0.0.1"))
+}
+
+fn input(old: &Element) -> Option<Element> {
+    let kind = old.attribute("type").filter(|kind| matches!(*kind, "mouse" | "tablet" | "keyboard"))?;
+    let mut new = Element::new("input").with("type", kind);
+    if let Some(bus) = old.attribute("bus").filter(|bus| plain(bus)) {
+        new = new.with("bus", bus);
+    }
+    take(&mut new, old, &[ADDRESS]);
+    Some(new)
+}
+
+fn rng(old: &Element) -> Option<Element> {
+    let model = old.attribute("model").filter(|model| plain(model))?;
+    let mut new = Element::new("rng").with("model", model);
+    new.children.push(Element::new("backend").with("model", "random").with_text("/dev/urandom"));
+    take(&mut new, old, &[Keep("rate", &["bytes", "period"], &[]), ADDRESS]);
+    Some(new)
+}
+
+fn tpm(old: &Element, notes: &mut Notes) -> Option<Element> {
+    old.child("backend").filter(|backend| backend.attribute("type") == Some("emulator"))?;
+    notes.add("the TPM is a new one: what the old one had sealed is lost".to_owned());
+    let model = old.attribute("model").filter(|model| plain(model)).unwrap_or("tpm-crb");
+    Some(Element::new("tpm").with("model", model).child_of("backend", &[("type", "emulator"), ("version", "2.0")]))
+}
