@@ -10,6 +10,7 @@ use sendense_api::reply::{
 use sendense_api::*;
 use sendense_types::*;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// The value's JSON is as expected, and reads back as the same value.
@@ -673,6 +674,13 @@ fn restore_targets_are_told_by_their_kind() {
     );
     assert_eq!(
         read(r#"{"target": {"kind": "vm", "source_id": "s", "name": "n"}}"#),
-        RestoreTarget::Vm { source_id: "s".to_owned(), name: "n".to_owned() }
+        RestoreTarget::Vm {
+            source_id: "s".to_owned(),
+            name: "n".to_owned(),
+            pool: "default".to_owned(),
+            format: ImageFormat::Qcow2,
+            networks: BTreeMap::new(),
+            keep_identity: false,
+        }
     );
 }

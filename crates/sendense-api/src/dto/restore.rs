@@ -2,6 +2,7 @@
 
 use sendense_types::DiskNumber;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Asks for a restore.
@@ -10,7 +11,7 @@ use utoipa::ToSchema;
 pub struct RestoreBackup {
     /// Where the bytes go.
     pub target: RestoreTarget,
-    /// The disk. May be left out when the point holds only one.
+    /// The disk. May be left out when the point holds only one; a VM takes all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u32>)]
     pub disk_id: Option<DiskNumber>,
@@ -49,13 +50,34 @@ pub enum RestoreTarget {
         /// Its URI: `nbd://`, `nbds://` or `nbd+unix://`.
         uri: String,
     },
-    /// A new VM on a source.
+    /// A new VM on a source, with all disks of the point, switched off.
     Vm {
         /// The source's id or name.
         source_id: String,
-        /// The new VM's name.
+        /// The new VM's name, which no other VM of the source has.
         name: String,
+        /// Where its disks go: a pool of the source, or a folder below one that the hub was allowed to touch.
+        #[serde(default = "pool")]
+        pool: String,
+        /// The disks' format: raw or qcow2.
+        #[serde(default = "qcow2")]
+        format: ImageFormat,
+        /// By the name of the network that a card was in, or the card's MAC address: the network that the new card is in,
+        /// or null for a card that is not plugged in. Cards that are not named stay in the network of that name.
+        #[serde(default)]
+        networks: BTreeMap<String, Option<String>>,
+        /// Keep the UUID and the MAC addresses: for a VM that is gone, not for a copy of one that is there.
+        #[serde(default)]
+        keep_identity: bool,
     },
+}
+
+fn pool() -> String {
+    "default".to_owned()
+}
+
+const fn qcow2() -> ImageFormat {
+    ImageFormat::Qcow2
 }
 
 /// The format of a disk image file.

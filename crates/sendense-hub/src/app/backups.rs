@@ -8,7 +8,7 @@ use sendense_api::{
     VerifyBackup,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode};
+use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode, SourceKind};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -73,11 +73,15 @@ impl App {
         self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
     }
 
-    /// Restores one disk of a point to a target.
+    /// Restores one disk of a point, or all of it, to a target.
     pub async fn restore_backup(&self, caller: &Caller, id: &BackupId, asked: RestoreBackup) -> Result<Task> {
         caller.require(Role::Operator)?;
         let row = self.point(id).await?;
-        let disk_id = disk_asked(&row, asked.disk_id)?;
+        let disk_id = match (&asked.target, asked.disk_id) {
+            (RestoreTarget::Vm { .. }, None) => None,
+            (RestoreTarget::Vm { .. }, Some(_)) => return Err(invalid("a VM takes all disks: leave disk_id out")),
+            (_, disk_id) => Some(disk_asked(&row, disk_id)?),
+        };
         let target = self.check_target(asked.target).await?;
         let work = RestoreWork {
             backup_id: row.backup_id.clone(),
@@ -85,6 +89,10 @@ impl App {
             vm_name: row.vm_name.into(),
             repository_id: row.repository_id,
             disk_id,
+            source_id: match &target {
+                RestoreTarget::Vm { source_id, .. } => source_id.parse().ok(),
+                _ => None,
+            },
             target,
         };
         self.make_task(caller, Work::Restore(work), catalog::TaskSubject::Backup(row.backup_id)).await
@@ -145,7 +153,19 @@ impl App {
                 crate::restore::check_uri(&uri, &self.core.roots)?;
                 Ok(RestoreTarget::Nbd { uri })
             }
-            RestoreTarget::Vm { .. } => Err(invalid("restoring to a new VM is not supported yet")),
+            RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity } => {
+                if format == ImageFormat::Vmdk {
+                    return Err(invalid("the disks of a VM are raw or qcow2"));
+                }
+                let source = self.source(&source_id).await?;
+                if source.kind != SourceKind::Libvirt {
+                    let message =
+                        format!("source {} is of kind {}; VMs are restored to libvirt", source.name, source.kind);
+                    return Err(invalid(message));
+                }
+                let source_id = source.source_id.as_str().to_owned();
+                Ok(RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity })
+            }
         }
     }
 

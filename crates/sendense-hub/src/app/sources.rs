@@ -213,7 +213,7 @@ impl App {
         })
     }
 
-    async fn source(&self, id_or_name: &str) -> Result<catalog::Source> {
+    pub(super) async fn source(&self, id_or_name: &str) -> Result<catalog::Source> {
         self.core.catalog.sources().find(id_or_name).await.or_problem()
     }
 

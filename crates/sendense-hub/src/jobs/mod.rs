@@ -15,6 +15,7 @@ mod queue;
 mod rate;
 pub(crate) mod report;
 pub(crate) mod restore;
+pub(crate) mod restore_vm;
 mod runner;
 pub(crate) use runner::claim;
 pub(crate) mod verify;

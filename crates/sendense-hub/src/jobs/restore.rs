@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// The path that the request was granted, which was resolved then. Where it leads elsewhere now, somebody put a link into
 /// it, and nobody granted that.
-fn same_place(core: &Core, granted: &Path) -> Result<PathBuf> {
+pub(super) fn same_place(core: &Core, granted: &Path) -> Result<PathBuf> {
     let now = core.check_host_path(granted, true)?;
     if now == granted {
         return Ok(now);
@@ -55,19 +55,15 @@ pub(crate) async fn tidy(core: &Arc<Core>, task: &sendense_catalog::Task) {
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
     let (core, handle) = (core.clone(), handle.clone());
+    let disk_id = work.disk_id.ok_or_else(|| invalid("a disk is required"))?;
     blocking(move || {
         let who = handle.task_id.as_str();
         let disk = repository
-            .open_disk(&work.vm_context_id, &work.backup_id, work.disk_id, who)
+            .open_disk(&work.vm_context_id, &work.backup_id, disk_id, who)
             .map_err(|error| of_repo(&error))?;
-        handle.info(format!(
-            "disk {} has {} and is read through {} images",
-            work.disk_id,
-            disk.size(),
-            disk.links().len()
-        ));
+        handle.info(format!("disk {} has {} and is read through {} images", disk_id, disk.size(), disk.links().len()));
         let share = core.budget.take(LANES);
-        let name = format!("disk {} of {}", work.disk_id, work.backup_id);
+        let name = format!("disk {} of {}", disk_id, work.backup_id);
         let job =
             Job { name: &name, disk: &disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let mut difference = None;
@@ -82,7 +78,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
                     let digests = match *onto {
                         true => Some(
                             repository
-                                .open_digests(&work.vm_context_id, &work.backup_id, work.disk_id, who)
+                                .open_digests(&work.vm_context_id, &work.backup_id, disk_id, who)
                                 .map_err(|error| of_repo(&error))?,
                         ),
                         false => None,
@@ -103,10 +99,10 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
                 restore_nbd(&job, uri)?;
                 place
             }
-            RestoreTarget::Vm { .. } => return Err(invalid("restoring to a new VM is not supported yet")),
+            RestoreTarget::Vm { .. } => return Err(invalid("a machine takes all disks")),
         };
         let written = handle.progress.snapshot().stored;
-        let restored = format!("disk {} ({}) is restored to {place}", work.disk_id, disk.size());
+        let restored = format!("disk {} ({}) is restored to {place}", disk_id, disk.size());
         Ok(match difference {
             None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
             Some(found) => serde_json::json!({

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub(crate) enum Work {
     /// Back up a machine.
     Backup(BackupWork),
-    /// Restore one disk of a point.
+    /// Restore one disk of a point, or all of it.
     Restore(RestoreWork),
     /// Check a point.
     Verify(VerifyWork),
@@ -45,14 +45,18 @@ pub(crate) struct BackupWork {
     pub tags: BTreeMap<String, String>,
 }
 
-/// A disk to restore.
+/// A disk or machine to restore.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RestoreWork {
     pub backup_id: BackupId,
     pub vm_context_id: VmContextId,
     pub vm_name: String,
     pub repository_id: RepositoryId,
-    pub disk_id: DiskNumber,
+    /// None: the whole machine.
+    pub disk_id: Option<DiskNumber>,
+    /// Where the machine goes.
+    #[serde(default)]
+    pub source_id: Option<SourceId>,
     pub target: RestoreTarget,
 }
 
@@ -116,7 +120,7 @@ impl Work {
                 backup_id: Some(&work.backup_id),
                 vm: Some((&work.vm_context_id, &work.vm_name)),
                 repository_id: Some(&work.repository_id),
-                source_id: None,
+                source_id: work.source_id.as_ref(),
             },
             Self::Verify(work) => About {
                 backup_id: Some(&work.backup_id),

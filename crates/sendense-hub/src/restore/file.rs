@@ -37,7 +37,7 @@ pub(crate) fn remove_parts(path: &Path, task_id: &TaskId) -> Result<bool> {
 }
 
 /// What went wrong at the target is the caller's or the operator's to mend, not the repository's fault.
-fn failed(path: &Path, error: &sendense_repo::Error) -> Problem {
+pub(crate) fn failed(path: &Path, error: &sendense_repo::Error) -> Problem {
     use sendense_repo::Kind;
     let problem = of_repo(error);
     let told = |code, message: &str| Problem::new(code, message, problem.details.clone());

@@ -12,7 +12,7 @@ mod onto;
 mod vmdk;
 
 pub(crate) use device::check_unused;
-pub(crate) use file::{remove_parts, restore_file};
+pub(crate) use file::{failed as target_problem, remove_parts, restore_file};
 pub(crate) use nbd::{check_uri, restore_nbd};
 pub(crate) use onto::{Onto, restore_onto};
 

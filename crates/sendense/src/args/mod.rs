@@ -334,6 +334,35 @@ pub enum RestoreCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Restore a whole VM as a new one, switched off.
+    Vm {
+        /// The backup's id.
+        backup_id: BackupId,
+        /// The source that it becomes a VM of.
+        #[arg(long, required_unless_present = "libvirt")]
+        source: Option<String>,
+        /// The same, by the URI of the source.
+        #[arg(long, value_name = "URI", conflicts_with = "source")]
+        libvirt: Option<String>,
+        /// The new VM's name.
+        #[arg(long)]
+        name: String,
+        /// Where its disks go: a libvirt pool, or a folder on the hub below an allowed path.
+        #[arg(long, value_name = "POOL|DIR", default_value = "default")]
+        pool: String,
+        /// The disks' format.
+        #[arg(long, value_enum, default_value_t = Format::Qcow2)]
+        format: Format,
+        /// Put cards of a network (or the card with this MAC address) into another network; `none` leaves them unplugged.
+        #[arg(long = "network", value_name = "OLD=NEW", value_parser = key_value)]
+        networks: Vec<(String, String)>,
+        /// Keep UUID and MAC addresses, for a VM that is gone.
+        #[arg(long)]
+        keep_identity: bool,
+        /// Wait for the end and show progress.
+        #[arg(long)]
+        wait: bool,
+    },
 }
 
 /// Formats that the hub restores a disk to.
@@ -482,6 +511,8 @@ mod tests {
             "sendense restore disk bk-1 --to f --format vmdk-stream",
             "sendense restore disk bk-1 --to /dev/x --force --wait",
             "sendense restore disk bk-1 --onto f --resize --wait",
+            "sendense restore vm bk-1 --source L --name new --pool /p --network lan=lab --network x=none --wait",
+            "sendense restore vm bk-1 --libvirt qemu:///system --name new --format raw --keep-identity",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
             "sendense mount bk-1 --disk 0 --volume p2",

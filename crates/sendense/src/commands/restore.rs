@@ -1,19 +1,62 @@
 //! `sendense restore`.
 
 use super::path_text;
-use crate::args::{RestoreCommand, RestoreFormat};
+use crate::args::{Format, RestoreCommand, RestoreFormat};
 use crate::context::Context;
 use crate::output::{json, line, say};
 use crate::progress;
 use anyhow::Result;
 use sendense_api::reply::TaskReply;
-use sendense_api::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
-use sendense_types::DiskNumber;
+use sendense_api::{ImageFormat, LIMIT_MAX, Limit, ListQuery, RestoreBackup, RestoreTarget, VmdkSubformat};
+use sendense_types::{BackupId, DiskNumber};
 use std::path::Path;
 
 /// Runs the command.
 pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
-    let RestoreCommand::Disk { backup_id, disk, to, onto, resize, force, format, wait } = command;
+    match command {
+        RestoreCommand::Disk { backup_id, disk, to, onto, resize, force, format, wait } => {
+            let (target, to) = disk_target(to, onto, resize, force, format)?;
+            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
+            restore(context, backup_id, body, to, wait).await
+        }
+        RestoreCommand::Vm { backup_id, source, libvirt, name, pool, format, networks, keep_identity, wait } => {
+            let source_id = match (source, libvirt) {
+                (Some(source), _) => source,
+                (None, uri) => source_of(context, &uri.unwrap_or_default()).await?,
+            };
+            let format = match format {
+                Format::Raw => ImageFormat::Raw,
+                Format::Qcow2 => ImageFormat::Qcow2,
+            };
+            let networks =
+                networks.into_iter().map(|(old, new)| (old, Some(new).filter(|new| new != "none"))).collect();
+            // A pool's name has no separator; anything else is a path, seen from here.
+            let pool = if pool.contains('/') { path_text(Path::new(&pool))? } else { pool };
+            let target = RestoreTarget::Vm { source_id, name: name.clone(), pool, format, networks, keep_identity };
+            restore(context, backup_id, RestoreBackup { target, disk_id: None }, name, wait).await
+        }
+    }
+}
+
+/// The libvirt source with this URI.
+async fn source_of(context: &Context, uri: &str) -> Result<String> {
+    let sources = context
+        .client
+        .list_sources(&ListQuery { limit: Limit::try_from(LIMIT_MAX).unwrap_or_default(), ..ListQuery::default() })
+        .await?;
+    match sources.items.into_iter().find(|source| source.address == uri) {
+        Some(source) => Ok(source.source_id.to_string()),
+        None => anyhow::bail!("no source has the URI {uri}: add it with 'sendense source add libvirt --uri {uri}'"),
+    }
+}
+
+fn disk_target(
+    to: Option<String>,
+    onto: Option<String>,
+    resize: bool,
+    force: bool,
+    format: RestoreFormat,
+) -> Result<(RestoreTarget, String)> {
     let (to, differential) = match (to, onto) {
         (_, Some(onto)) => (onto, true),
         (to, None) => (to.unwrap_or_default(), false),
@@ -30,7 +73,11 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
             subformat: None,
         },
     };
-    let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
+    Ok((target, to))
+}
+
+/// Asks for a restore and waits for it where that is wanted.
+async fn restore(context: &Context, backup_id: BackupId, body: RestoreBackup, to: String, wait: bool) -> Result<u8> {
     let task = context.client.restore_backup(&backup_id, &body).await?;
     if !wait {
         if context.json {

@@ -197,9 +197,9 @@ pub(in crate::http) async fn verify_backup(
     Ok((StatusCode::ACCEPTED, Json(TaskReply::done("verification started", task))))
 }
 
-/// Restore a disk of a backup.
+/// Restore a disk or the VM of a backup.
 ///
-/// Into a file on the hub's machine (raw, QCOW2, VMDK), onto a file or a block device that exists, or into an NBD export.
+/// Into a file on the hub's machine (raw, QCOW2, VMDK), onto a file or a block device that exists, into an NBD export, or as a new VM.
 #[utoipa::path(
     post, path = "/backups/{backup_id}/restore", tag = "backups",
     params(("backup_id" = String, Path, description = "The backup.")), request_body = RestoreBackup,

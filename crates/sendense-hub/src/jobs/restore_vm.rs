@@ -1,0 +1,155 @@
+//! Restoring a whole machine: its disks into a folder of the hypervisor's, its configuration made anew, switched off.
+//!
+//! Invariant: everything that will be made is in the journal before the first file is, and defining the machine is the
+//! last step; on any failure before it, or after a crash, the source takes it all away again.
+
+use super::handle::Handle;
+use super::restore::same_place;
+use super::work::RestoreWork;
+use crate::core::{Core, blocking};
+use crate::fault::{OrProblem, Result, invalid, of_repo, of_source};
+use crate::restore::{Job, LANES};
+use sendense_api::{ImageFormat, RestoreTarget};
+use sendense_block::Cancel;
+use sendense_repo::extract::{Format, How, extract};
+use sendense_repo::manifest::{Content, Manifest};
+use sendense_source::target::{DiskFormat, NewVm, Planned};
+use sendense_source::{ConfigDocument, Source};
+use sendense_types::{Problem, ProblemCode};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Restores the machine.
+pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
+    let RestoreTarget::Vm { source_id, .. } = &work.target else {
+        return Err(invalid("the target is no machine"));
+    };
+    let id = source_id.parse().map_err(|_| invalid("source_id is not valid"))?;
+    let row = core.catalog.sources().get(&id).await.or_problem()?;
+    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let source = core.open_source(&row)?;
+    let (core, handle) = (core.clone(), handle.clone());
+    blocking(move || {
+        let manifest = repository.manifest(&work.vm_context_id, &work.backup_id).map_err(|error| of_repo(&error))?;
+        let planned = plan(&core, &*source, &manifest, &work.target, &handle.cancel)?;
+        for note in &planned.notes {
+            handle.warn(note.clone());
+        }
+        // The names of unfinished files: see the extraction.
+        let parts = planned.disks.iter().flat_map(|disk| parts(disk, handle.task_id.as_str()));
+        let artefact = planned.artefact(row.source_id.clone(), handle.task_id.clone(), parts);
+        let entry = core.journal.record(&artefact).map_err(|error| of_source(&error))?;
+        let made = make(&core, &handle, &*source, &repository, &manifest, &work, &planned);
+        if made.is_err() {
+            // A cancelled task tidies up all the same.
+            match source.reap(&artefact, &Cancel::new()) {
+                Ok(true) => {}
+                // The journal keeps it, and it is tried again.
+                Ok(false) => return made,
+                Err(error) => {
+                    handle.warn(format!("remove what was restored: {}", sendense_block::error::chain(&error)));
+                    return made;
+                }
+            }
+        }
+        core.journal.close(entry).map_err(|error| of_source(&error))?;
+        made
+    })
+    .await?
+}
+
+fn plan(
+    core: &Core,
+    source: &dyn Source,
+    manifest: &Manifest,
+    target: &RestoreTarget,
+    cancel: &Cancel,
+) -> Result<Planned> {
+    let RestoreTarget::Vm { name, pool, format, networks, keep_identity, .. } = target else {
+        return Err(invalid("the target is no machine"));
+    };
+    let door = source
+        .target()
+        .ok_or_else(|| invalid(format!("machines cannot be restored to a source of kind {}", source.kind())))?;
+    let folder = door.folder(pool, cancel).map_err(|error| of_source(&error))?;
+    let folder = same_place(core, &core.check_host_path(&folder, false)?)?;
+    if !folder.is_dir() {
+        return Err(invalid(format!("{} is no folder", folder.display())));
+    }
+    let documents: Vec<ConfigDocument> = manifest
+        .documents
+        .iter()
+        .filter_map(|document| match &document.content {
+            Content::Text(text) => {
+                Some(ConfigDocument { kind: document.name.clone(), content: Some(text.clone()), missing: None })
+            }
+            Content::Hex(_) => None,
+        })
+        .collect();
+    let disks: Vec<String> = manifest.disks.iter().map(|disk| disk.disk_key.clone()).collect();
+    let format = if *format == ImageFormat::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+    let new = NewVm {
+        name,
+        documents: &documents,
+        disks: &disks,
+        folder: &folder,
+        format,
+        networks,
+        keep_identity: *keep_identity,
+    };
+    door.plan(&new, cancel).map_err(|error| match error.kind {
+        sendense_source::Kind::Busy => Problem::new(ProblemCode::Conflict, error.to_string(), ""),
+        sendense_source::Kind::Unsupported => Problem { code: ProblemCode::InvalidInput, ..of_source(&error) },
+        _ => of_source(&error),
+    })
+}
+
+fn make(
+    core: &Core,
+    handle: &Handle,
+    source: &dyn Source,
+    repository: &sendense_repo::Repository,
+    manifest: &Manifest,
+    work: &RestoreWork,
+    planned: &Planned,
+) -> Result<serde_json::Value> {
+    let RestoreTarget::Vm { format, .. } = &work.target else { return Err(invalid("the target is no machine")) };
+    let format = if *format == ImageFormat::Raw { Format::Raw } else { Format::Qcow2 };
+    let who = handle.task_id.as_str();
+    for (disk, path) in manifest.disks.iter().zip(&planned.disks) {
+        let chain = repository
+            .open_disk(&work.vm_context_id, &work.backup_id, disk.disk_id, who)
+            .map_err(|error| of_repo(&error))?;
+        let share = core.budget.take(LANES);
+        let name = format!("disk {} of {}", disk.disk_id, work.backup_id);
+        let job =
+            Job { name: &name, disk: &chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
+        let how = How { format, lanes: job.lanes, suffix: who, disk_name: job.name, overwrite: false };
+        extract(job.disk, path, how, job.progress, job.cancel)
+            .map_err(|error| crate::restore::target_problem(path, &error))?;
+        handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));
+    }
+    let door = source.target().ok_or_else(|| invalid("the source takes no machines"))?;
+    door.finish(planned, &handle.cancel).map_err(|error| of_source(&error))?;
+    let written = handle.progress.snapshot().stored;
+    let summary = format!(
+        "{} is restored as {} ({}), with {} disks, switched off",
+        work.vm_name,
+        planned.vm.name,
+        planned.vm.instance_uuid,
+        planned.disks.len()
+    );
+    Ok(serde_json::json!({
+        "summary": summary,
+        "written_bytes": written.0,
+        "vm_name": planned.vm.name,
+        "instance_uuid": planned.vm.instance_uuid,
+        "notes": planned.notes,
+    }))
+}
+
+/// What an extraction to this file may leave beside it when it dies.
+fn parts(path: &Path, suffix: &str) -> Vec<PathBuf> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    [format!(".{name}.{suffix}"), format!(".{name}.{suffix}.tables")].map(|part| path.with_file_name(part)).to_vec()
+}

@@ -1,0 +1,137 @@
+//! A whole machine comes back as another: its disks compared, started, and nothing left of one that was not finished.
+
+use super::lab::guest::Guest;
+use super::lab::{Lab, lab, until};
+use super::{back_up, start_hub};
+use crate::hub::{field, path, tool, tree};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+const MIB: u64 = 1 << 20;
+const MAC: &str = "52:54:00:0a:0b:0c";
+
+/// A folder for disks that QEMU's user may use.
+fn pool(lab: &Lab, dir: &Path) -> PathBuf {
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let pool = dir.join("pool");
+    std::fs::create_dir(&pool).unwrap();
+    lab.give(&pool);
+    pool
+}
+
+/// The files of a domain's disks by target.
+fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
+    let text = lab.virsh(&["domblklist", domain]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    text.lines().map(words).filter(|words| words.len() == 2).map(|words| (words[0].clone(), words[1].clone())).collect()
+}
+
+#[test]
+fn a_machine_is_restored_as_another_and_starts() {
+    let lab = lab();
+    // What reaches into the host is in the recorded configuration, and must not come back.
+    let devices = format!(
+        "<interface type='user'><mac address='{MAC}'/><model type='virtio'/></interface>
+         <serial type='file'><source path='{0}/serial.log'/></serial>",
+        lab.dir.display()
+    );
+    let tail = "<qemu:commandline><qemu:arg value='-msg'/><qemu:arg value='timestamp=on'/></qemu:commandline>";
+    let mut guest = Guest::define_with(lab, &[("vda", "qcow2", 8 * MIB), ("vdb", "raw", 3 * MIB)], &devices, tail);
+    guest.start();
+    guest.write("vda", 0x11, 65536, 3 * MIB);
+    guest.write("vdb", 0x22, MIB, MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let hub = start_hub(dir.path(), &guest);
+    let pool = pool(lab, dir.path());
+    let id = field(&back_up(&hub, &guest, "main", &[]), "backup_id").to_owned();
+    guest.write("vda", 0x33, 0, MIB);
+
+    for format in ["qcow2", "raw"] {
+        let name = format!("{}-{format}", guest.name);
+        let args = ["restore", "vm", &id, "--source", "lab", "--name", &name, "--format", format, "--wait"];
+        let pooled = ["--pool", path(&pool)];
+        let said = hub.json(&[&args[..], &pooled].concat());
+        assert!(field(&said["task"], "summary").contains("switched off"), "{said:#}");
+        assert!(lab.virsh(&["domstate", &name]).contains("shut off"));
+        let document = lab.virsh(&["dumpxml", "--inactive", &name]);
+        for gone in [guest.uuid.as_str(), MAC, "qemu:", "serial.log", "type='file'><source path"] {
+            assert!(!document.contains(gone), "{gone} is in {document}");
+        }
+        let found = disks(lab, &name);
+        assert_eq!(found.len(), 2, "{found:?}");
+        for (target, file) in &found {
+            assert!(file.starts_with(path(&pool)), "{file}");
+            // What the guest never wrote takes no room.
+            let held = std::fs::metadata(file).unwrap();
+            assert!(held.blocks() * 512 < guest.model[target.as_str()].len() as u64 - MIB, "{file} is not sparse");
+            let out = dir.path().join(format!("{name}-{target}.out"));
+            tool("qemu-utils", "qemu-img", &["convert", "-f", format, "-O", "raw", file, path(&out)]);
+            let mut model = guest.model[target.as_str()].clone();
+            if target == "vda" {
+                // Written after the backup.
+                model[..MIB as usize].fill(0);
+                model[65536..MIB as usize].fill(0x11);
+            }
+            assert!(std::fs::read(&out).unwrap() == model, "{target} differs");
+        }
+        lab.virsh(&["start", &name]);
+        assert!(lab.virsh(&["domstate", &name]).contains("running"));
+
+        // The name is taken now: nothing is made.
+        let before = tree(&pool);
+        let again = hub.run(&[&args[..], &pooled].concat());
+        let complaint = String::from_utf8_lossy(&again.stderr).into_owned();
+        assert!(!again.status.success() && complaint.contains("exists"), "{complaint}");
+        assert_eq!(tree(&pool), before);
+        lab.virsh(&["destroy", &name]);
+        lab.virsh(&["undefine", &name]);
+    }
+    // The old machine is there: its identity is not given away, and its definition not replaced.
+    let definition = lab.virsh(&["dumpxml", "--inactive", &guest.name]);
+    let args = ["restore", "vm", &id, "--source", "lab", "--keep-identity", "--wait", "--pool", path(&pool)];
+    for name in [guest.name.as_str(), "another-name"] {
+        let before = tree(&pool);
+        let refused = hub.run(&[&args[..], &["--name", name]].concat());
+        let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && complaint.contains("exists"), "{complaint}");
+        assert_eq!(tree(&pool), before);
+    }
+    assert_eq!(lab.virsh(&["dumpxml", "--inactive", &guest.name]), definition);
+    // A network that is not there is asked for: told before anything is copied.
+    let network = format!("{MAC}=nowhere");
+    let args = ["restore", "vm", &id, "--source", "lab", "--name", "lost", "--network", &network, "--wait"];
+    let refused = hub.run(&[&args[..], &["--pool", path(&pool)]].concat());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no network nowhere"), "{refused:?}");
+    // Not below an allowed folder.
+    let args = ["restore", "vm", &id, "--libvirt", &lab.uri, "--name", "elsewhere", "--wait", "--pool", "/var/tmp"];
+    assert!(!hub.run(&args).status.success());
+    assert!(lab.try_virsh(&["domstate", "elsewhere"]).is_err());
+}
+
+#[test]
+fn a_hub_that_is_killed_leaves_nothing_of_an_unfinished_machine() {
+    let lab = lab();
+    let mut guest = Guest::define(lab, &[("vda", "qcow2", 48 * MIB)]);
+    guest.start();
+    guest.write("vda", 0x44, 0, 48 * MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let mut hub = start_hub(dir.path(), &guest);
+    let pool = pool(lab, dir.path());
+    let id = field(&back_up(&hub, &guest, "main", &[]), "backup_id").to_owned();
+    let name = format!("{}-killed", guest.name);
+    hub.json(&["restore", "vm", &id, "--source", "lab", "--name", &name, "--pool", path(&pool), "--format", "raw"]);
+    until("something in the pool", || (!tree(&pool).is_empty()).then_some(()));
+    hub.kill_9();
+    let finished = lab.try_virsh(&["domstate", &name]).is_ok();
+    hub = crate::hub::Hub::start(dir.path());
+    // One that was defined before the kill is whole and stays.
+    until("nothing or all of it", || {
+        let defined = lab.try_virsh(&["domstate", &name]).is_ok();
+        (defined != tree(&pool).is_empty()).then_some(())
+    });
+    if !finished {
+        let args = ["restore", "vm", &id, "--source", "lab", "--name", &name, "--pool", path(&pool), "--wait"];
+        hub.ok(&args);
+    }
+    let _ = lab.try_virsh(&["undefine", &name]);
+}
