@@ -1,7 +1,7 @@
 //! The envelopes of successful replies: `success` plus the payload under the name of its noun.
 
 use crate::dto::{
-    Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, GuestFile, GuestFileInfo, Health,
+    Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, GuestFile, GuestFileInfo, Health,
     LogEntry, Mount, MountResources, NewToken, Page, Repository, Source, Storage, Task, TestReport, Token, Vm, Volume,
 };
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,7 @@ single! {
     SourceReply { source: Source } "One source.";
     VmReply { vm: Vm } "One VM.";
     FileReply { file: GuestFileInfo } "One entry of a folder.";
+    ExportReply { export: Export } "One export.";
     TestReply { report: TestReport } "What a test found.";
 }
 
@@ -110,6 +111,7 @@ list! {
     MountListReply { mounts: Mount } "The restore points that are open.";
     VolumeListReply { volumes: Volume } "What is on a disk.";
     FileListReply { files: GuestFile } "A page of a folder, by name.";
+    ExportListReply { exports: Export } "A page of exports.";
     EndpointListReply { endpoints: Endpoint } "Every call that the hub answers.";
 }
 

@@ -31,6 +31,8 @@ pub struct HubConfig {
     pub tls: Option<TlsFiles>,
     /// Whether the key of the catalog's credentials is lost for good, so that a new one is made, or another one taken.
     pub accept_new_key: bool,
+    /// Where and for how long restore points are served over NBD.
+    pub nbd: NbdConfig,
     /// How much may happen at once.
     pub limits: Limits,
     /// The time.
@@ -44,6 +46,28 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// PEM file with its private key.
     pub key: PathBuf,
+}
+
+/// Where and for how long restore points are served over NBD.
+#[derive(Debug, Clone)]
+pub struct NbdConfig {
+    /// A TCP address for all exports; absent: a socket in the data directory. Beyond loopback, certificates are needed.
+    pub listen: Option<SocketAddr>,
+    /// How clients call this machine, where it is not by the address listened on.
+    pub host: Option<String>,
+    /// Certificates; clients must show one as well.
+    pub tls: Option<sendense_block::nbd::server::ServerTls>,
+    /// Exports at once. Each keeps the files of a chain open, some dozen as a rule, and no memory to speak of; a process may
+    /// have 1024 files open where nobody raised that.
+    pub exports_max: usize,
+    /// How long an export that nobody uses stays, in seconds.
+    pub idle_seconds: u32,
+}
+
+impl Default for NbdConfig {
+    fn default() -> Self {
+        Self { listen: None, host: None, tls: None, exports_max: 32, idle_seconds: 24 * 3600 }
+    }
 }
 
 /// How much may happen at once and for how long.
@@ -114,6 +138,7 @@ impl HubConfig {
             allow_paths: Vec::new(),
             tls: None,
             accept_new_key: false,
+            nbd: NbdConfig::default(),
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
         }
@@ -130,6 +155,7 @@ impl fmt::Debug for HubConfig {
             .field("allow_paths", &self.allow_paths)
             .field("tls", &self.tls)
             .field("accept_new_key", &self.accept_new_key)
+            .field("nbd", &self.nbd)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

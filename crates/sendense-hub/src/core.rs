@@ -7,6 +7,7 @@ use crate::app::tokens::Notes;
 use crate::config::Limits;
 use crate::data_dir::DataDir;
 use crate::events::Events;
+use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
 use crate::mounts::Mounts;
@@ -40,6 +41,7 @@ pub(crate) struct Core {
     pub running: Running,
     pub token_notes: Notes,
     pub mounts: Mounts,
+    pub exports: Arc<Exports>,
     /// Asked for when the hub ends: nothing new begins.
     pub stop: CancellationToken,
     /// Everything that was started and must have ended before the hub is gone.

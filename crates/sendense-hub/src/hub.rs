@@ -13,6 +13,7 @@ use crate::config::HubConfig;
 use crate::core::Core;
 use crate::data_dir::{self, DataDir, private_file};
 use crate::events::Events;
+use crate::exports::{self, Exports};
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
 use crate::mounts::{self, Mounts};
@@ -67,6 +68,9 @@ pub enum Error {
     /// An allowed path is none.
     #[error("allowed path {} is not absolute", .0.display())]
     AllowPath(PathBuf),
+    /// Restore points cannot be served over NBD.
+    #[error("serve restore points over NBD")]
+    Nbd(#[source] sendense_block::Error),
     /// The API cannot be served.
     #[error(transparent)]
     Serve(#[from] crate::http::Error),
@@ -123,6 +127,7 @@ impl Hub {
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,
             ),
+            exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             data_dir,
@@ -132,6 +137,7 @@ impl Hub {
         core.tracker.spawn(dispatcher::run(core.clone()));
         core.tracker.spawn(repositories::keep(core.clone()));
         core.tracker.spawn(mounts::keep(core.clone()));
+        core.tracker.spawn(exports::keep(core.clone()));
         let app = App::new(core.clone());
         let options = crate::http::Options {
             listen: config.listen,
@@ -140,6 +146,10 @@ impl Hub {
             timeouts: crate::http::Timeouts::default(),
             clock: config.clock.clone(),
         };
+        if let Err(error) = core.exports.start() {
+            stop(&core).await;
+            return Err(Error::Nbd(error));
+        }
         let server = match crate::http::Server::start(app.clone(), options) {
             Ok(server) => server,
             Err(error) => {
@@ -244,6 +254,8 @@ async fn stop(core: &Arc<Core>) {
     for handle in core.running.all() {
         handle.stop(Stop::Shutdown);
     }
+    let exports = core.exports.clone();
+    core.tracker.spawn_blocking(move || exports.shutdown());
     core.tracker.close();
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, core.tracker.wait()).await.is_err() {
         tracing::warn!(running = core.running.count(), "work did not end in time; the next start will end it");

@@ -19,6 +19,7 @@ mod config;
 mod core;
 mod data_dir;
 mod events;
+mod exports;
 mod fault;
 pub mod http;
 mod hub;
@@ -31,6 +32,6 @@ mod restore;
 mod secrets;
 
 pub use app::{App, Caller};
-pub use config::{HubConfig, Limits, PORT_DEFAULT, TlsFiles};
+pub use config::{HubConfig, Limits, NbdConfig, PORT_DEFAULT, TlsFiles};
 pub use hub::{Error, Hub, RunningHub};
 pub use mounts::WORKER_ARGUMENT;

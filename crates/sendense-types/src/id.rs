@@ -99,6 +99,8 @@ ids! {
     TaskId, "task", "task id";
     /// One restore point that is open for browsing.
     MountId, "mnt", "mount id";
+    /// One disk of a restore point on offer over NBD.
+    ExportId, "exp", "export id";
     /// One data mover.
     NodeId, "node", "node id";
     /// One catalog with all hubs that work on it. Names of everything we make on a hypervisor carry it.

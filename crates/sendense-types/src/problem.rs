@@ -85,6 +85,8 @@ problems! {
     RangeNotSatisfiable = "range_not_satisfiable", 416, Caller;
     /// The process that reads a guest's disk has ended; the point can be opened again.
     ReaderFailed = "reader_failed", 502, Operator;
+    /// No such export.
+    ExportNotFound = "export_not_found", 404, Caller;
     /// Several VMs bear the name.
     AmbiguousName = "ambiguous_name", 409, Caller;
     /// The VM is being backed up already.

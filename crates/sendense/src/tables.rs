@@ -4,7 +4,7 @@ use crate::output::{Mood, bytes, duration, moment, mood, or_dash, stdout_takes_c
 use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
-use sendense_api::{Backup, Chain, Deletion, NbdOptions, Repository, Source, Task, Token, Vm};
+use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Repository, Source, Task, Token, Vm};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -365,6 +365,24 @@ pub fn tasks(tasks: &[Task]) -> Table {
             format!("{:.0}%", task.progress_percent),
             moment(task.created_at),
             result.unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// What is on offer over NBD.
+pub fn exports(exports: &[Export]) -> Table {
+    let mut table = Table::new(&["EXPORT", "BACKUP", "VM", "DISK", "SIZE", "CLIENTS", "READ", "EXPIRES"], &[4, 6]);
+    for export in exports {
+        table.row([
+            export.export_id.to_string(),
+            export.backup_id.to_string(),
+            export.vm_name.clone(),
+            export.disk_id.to_string(),
+            bytes(export.size_bytes),
+            export.clients.to_string(),
+            bytes(export.bytes_read),
+            moment(export.expires_at),
         ]);
     }
     table

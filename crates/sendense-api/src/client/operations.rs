@@ -3,16 +3,18 @@
 use super::{Client, ClientError};
 use crate::reply::{
     BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
-    EndpointListReply, HealthReply, LogReply, NewTokenReply, RepositoryListReply, RepositoryReply, SourceListReply,
-    SourceReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
+    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, RepositoryListReply,
+    RepositoryReply, SourceListReply, SourceReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply,
+    VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateRepository, CreateSource, CreateToken, DebugHealth,
-    DeleteQuery, Deletion, Discovery, Endpoint, Health, ListQuery, LogEntry, NewToken, Page, Repository, RestoreBackup,
-    Source, Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
+    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRepository, CreateSource, CreateToken,
+    DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery, LogEntry, NewToken, Page,
+    Repository, RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm,
+    VmFilter,
 };
 use reqwest::Method;
-use sendense_types::{BackupId, TaskId};
+use sendense_types::{BackupId, ExportId, TaskId};
 
 type Result<T> = std::result::Result<T, ClientError>;
 
@@ -91,6 +93,24 @@ impl Client {
     /// A task's log.
     pub async fn task_log(&self, task_id: &TaskId, page: &ListQuery) -> Result<Page<LogEntry>> {
         Ok(self.get::<_, LogReply>(&["tasks", task_id.as_str(), "log"], page).await?.into())
+    }
+}
+
+/// Restore points over NBD.
+impl Client {
+    /// Offers a disk of a restore point to NBD clients.
+    pub async fn create_export(&self, request: &CreateExport) -> Result<Export> {
+        Ok(self.send::<_, ExportReply>(Method::POST, &["exports"], request).await?.export)
+    }
+
+    /// Lists exports, oldest first.
+    pub async fn list_exports(&self, page: &ListQuery) -> Result<Page<Export>> {
+        Ok(self.get::<_, ExportListReply>(&["exports"], page).await?.into())
+    }
+
+    /// Takes an export back.
+    pub async fn delete_export(&self, export_id: &ExportId) -> Result<()> {
+        self.delete::<_, DoneReply>(&["exports", export_id.as_str()], &()).await.map(drop)
     }
 }
 

@@ -3,6 +3,7 @@
 mod backup;
 mod chain;
 mod event;
+mod export;
 mod health;
 mod mount;
 mod page;
@@ -16,6 +17,7 @@ mod vm;
 pub use backup::{Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, DeletedBackup, Deletion, VerifyBackup};
 pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::Event;
+pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use mount::{
     ArchiveFormat, ArchiveQuery, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile, GuestFileInfo,

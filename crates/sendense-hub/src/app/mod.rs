@@ -8,6 +8,7 @@ mod backups;
 mod chain;
 pub(crate) mod create;
 mod delete;
+mod exports;
 mod health;
 mod mounts;
 pub(crate) mod repositories;

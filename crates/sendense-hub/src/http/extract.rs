@@ -96,6 +96,11 @@ impl PathId for sendense_types::BackupId {
     const NOUN: &'static str = "backup";
 }
 
+impl PathId for sendense_types::ExportId {
+    const MISSING: ProblemCode = ProblemCode::ExportNotFound;
+    const NOUN: &'static str = "export";
+}
+
 impl PathId for sendense_types::TaskId {
     const MISSING: ProblemCode = ProblemCode::TaskNotFound;
     const NOUN: &'static str = "task";

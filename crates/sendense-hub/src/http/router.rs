@@ -59,7 +59,7 @@ impl axum::extract::FromRef<Shared> for App {
 
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
-    use handlers::{backups, files, mounts, repositories, sources, system, tasks, tokens, vms};
+    use handlers::{backups, exports, files, mounts, repositories, sources, system, tasks, tokens, vms};
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
         .routes(routes!(backups::backup_chain))
@@ -97,6 +97,8 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(files::download_file))
         .routes(routes!(files::download_directory))
         .routes(routes!(files::search_files))
+        .routes(routes!(exports::create_export, exports::list_exports))
+        .routes(routes!(exports::delete_export))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(system::health))

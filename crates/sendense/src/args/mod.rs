@@ -7,7 +7,7 @@ pub use files::{Archive, FindArgs, GetArgs, LsArgs, MountArgs, Place, StatArgs, 
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use sendense_types::{BackupId, BackupType, Compression, OnTrackingLoss, TaskId};
+use sendense_types::{BackupId, BackupType, Compression, ExportId, OnTrackingLoss, TaskId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -90,6 +90,21 @@ pub enum Command {
     Find(FindArgs),
     /// Open a restore point and browse in it, as `sftp` does; `help` there tells more.
     Shell(MountArgs),
+    /// Offer a disk of a restore point to NBD clients; prints the URI, which is a secret.
+    Export {
+        /// The restore point.
+        backup_id: BackupId,
+        /// The disk's number; may be left out when the point has one disk.
+        #[arg(long)]
+        disk: Option<u32>,
+    },
+    /// List what is on offer over NBD.
+    Exports,
+    /// Take an export back. Its clients are cut off.
+    Unexport {
+        /// Its id.
+        export_id: ExportId,
+    },
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
@@ -128,6 +143,28 @@ pub struct HubArgs {
     /// Seconds after which an open restore point that nobody uses is closed.
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(60..=604_800))]
     pub mount_idle_seconds: u32,
+    /// TCP address to serve restore points on over NBD; port 0 takes a free one. Default: a socket in the data folder, for
+    /// the hub's user alone. Beyond loopback, certificates are needed.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub nbd_listen: Option<SocketAddr>,
+    /// How NBD clients call this machine, where it is not by the address listened on.
+    #[arg(long, value_name = "HOST", requires = "nbd_listen")]
+    pub nbd_host: Option<String>,
+    /// Certificate chain (PEM) shown to NBD clients.
+    #[arg(long, value_name = "FILE", requires_all = ["nbd_listen", "nbd_tls_key", "nbd_tls_client_ca"])]
+    pub nbd_tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", requires = "nbd_tls_cert")]
+    pub nbd_tls_key: Option<PathBuf>,
+    /// Authority (PEM) that vouches for NBD clients; those without a certificate of it are refused.
+    #[arg(long, value_name = "FILE", requires = "nbd_tls_cert")]
+    pub nbd_tls_client_ca: Option<PathBuf>,
+    /// Restore points that may be exported at once.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub exports_max: u32,
+    /// Seconds after which an export ends that nobody uses.
+    #[arg(long, default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
+    pub export_idle_seconds: u32,
     /// Tasks that run at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub running_tasks_max: u32,
@@ -469,6 +506,15 @@ pub enum OfflineCommand {
         #[arg(long, value_enum, default_value_t = Format::Raw)]
         format: Format,
     },
+    /// Serve the disks of every restore point over NBD, read-only, until Ctrl-C.
+    Export {
+        /// The repository's folder.
+        #[arg(long, value_name = "DIR")]
+        repo_path: PathBuf,
+        /// The socket to make. Default: `sendense-nbd.sock` in the current folder.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -521,6 +567,11 @@ mod tests {
             "sendense get mnt-1 /etc --archive zip",
             "sendense find mnt-1 /etc --name *.conf",
             "sendense shell bk-1",
+            "sendense offline export --repo-path P --socket S",
+            "sendense export bk-1 --disk 0",
+            "sendense exports --json",
+            "sendense unexport exp-1",
+            "sendense hub --data-dir D --nbd-listen 0.0.0.0:10809 --nbd-host h --nbd-tls-cert C --nbd-tls-key K --nbd-tls-client-ca A",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -534,6 +585,7 @@ mod tests {
             "sendense restore disk bk-1",
             "sendense restore disk bk-1 --to f --onto g",
             "sendense restore disk bk-1 --to f --resize",
+            "sendense hub --data-dir D --nbd-listen 0.0.0.0:10809 --nbd-tls-cert C --nbd-tls-key K",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line} was taken");
         }

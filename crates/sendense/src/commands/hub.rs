@@ -4,6 +4,8 @@ use super::absolute;
 use crate::args::HubArgs;
 use crate::output::say;
 use anyhow::{Context as _, Result, bail};
+use sendense_block::nbd::TlsIdentity;
+use sendense_block::nbd::server::ServerTls;
 use sendense_hub::{Hub, HubConfig, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -27,6 +29,15 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.limits.pending_max = args.waiting_tasks_max as usize;
     config.limits.mounts_max = args.mounts_max as usize;
     config.limits.mount_idle_seconds = args.mount_idle_seconds.into();
+    config.nbd.listen = args.nbd_listen;
+    config.nbd.host = args.nbd_host;
+    config.nbd.exports_max = args.exports_max as usize;
+    config.nbd.idle_seconds = args.export_idle_seconds;
+    if let (Some(certificate_file), Some(key_file), Some(client_ca_file)) =
+        (args.nbd_tls_cert, args.nbd_tls_key, args.nbd_tls_client_ca)
+    {
+        config.nbd.tls = Some(ServerTls { identity: TlsIdentity { certificate_file, key_file }, client_ca_file });
+    }
     config.limits.lease_seconds = args.lease_seconds;
     config.accept_new_key = args.accept_new_key;
     Ok(config)

@@ -1,10 +1,12 @@
 //! One file per noun; each turns words into calls and prints what comes back.
 
 mod backup;
+mod export;
 mod fetch;
 mod files;
 mod hub;
 mod offline;
+mod offline_export;
 mod repo;
 mod restore;
 mod shell;
@@ -43,6 +45,9 @@ pub fn run(args: Args) -> Result<u8> {
                     | Command::Stat(_)
                     | Command::Get(_)
                     | Command::Find(_)) => files::run(&context, command).await,
+                    Command::Export { backup_id, disk } => export::create(&context, backup_id, disk).await,
+                    Command::Exports => export::list(&context).await,
+                    Command::Unexport { export_id } => export::delete(&context, &export_id).await,
                     Command::Task(command) => task::run(&context, command).await,
                     Command::Token(command) => token::run(&context, command).await,
                     Command::Hub(_) | Command::Offline(_) => unreachable!("handled above"),

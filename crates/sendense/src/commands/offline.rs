@@ -16,7 +16,7 @@ use serde_json::json as value;
 use std::path::{Path, PathBuf};
 
 /// Who holds chains, for messages.
-const WHO: &str = "offline command";
+pub(super) const WHO: &str = "offline command";
 
 /// Runs the command.
 pub fn run(command: OfflineCommand, as_json: bool) -> Result<u8> {
@@ -26,15 +26,16 @@ pub fn run(command: OfflineCommand, as_json: bool) -> Result<u8> {
         OfflineCommand::Restore { repo_path, backup_id, disk, to, format } => {
             restore(&repo_path, &backup_id, disk, &to, format)
         }
+        OfflineCommand::Export { repo_path, socket } => super::offline_export::run(&repo_path, socket, as_json),
     }
 }
 
-fn open(path: &Path) -> Result<Repository> {
+pub(super) fn open(path: &Path) -> Result<Repository> {
     Repository::open_read_only(path).with_context(|| format!("open the repository {}", path.display()))
 }
 
 /// All points, and how many manifests could not be read.
-fn points(repository: &Repository) -> Result<(Vec<Manifest>, usize)> {
+pub(super) fn points(repository: &Repository) -> Result<(Vec<Manifest>, usize)> {
     let (mut points, mut problems) = (Vec::new(), 0);
     for vm in repository.vms()? {
         let listing = repository.list(&vm)?;

@@ -7,6 +7,7 @@
 mod bad_day;
 mod databases;
 mod disk;
+mod exports;
 mod files;
 mod hub;
 mod identity;
@@ -14,6 +15,7 @@ mod journey;
 mod kill;
 mod libvirt;
 mod nbd;
+mod papers;
 mod restore_targets;
 mod security;
 mod servers;

@@ -2,32 +2,13 @@
 
 use crate::disk::{Disk, Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use crate::papers::papers;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 const SIZE: usize = 16 << 20;
-
-/// A folder as QEMU wants it (`ca-cert.pem`, `server-cert.pem`, …), with a client's papers beside.
-fn papers(dir: &Path) {
-    std::fs::create_dir(dir).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(dir.join("ca-cert.pem"), ca.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(ca, key);
-    for (role, usage) in
-        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-    {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["disk.example".to_owned()]).unwrap();
-        params.extended_key_usages = vec![usage];
-        std::fs::write(dir.join(format!("{role}-cert.pem")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
-        std::fs::write(dir.join(format!("{role}-key.pem")), key.serialize_pem()).unwrap();
-    }
-}
 
 /// A server of one image with the bitmap `b0`; ends with the test.
 struct Server(Child);

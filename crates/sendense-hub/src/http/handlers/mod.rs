@@ -2,6 +2,7 @@
 //! failures that every call can have are added to it in one place ([`super::openapi`]).
 
 pub(super) mod backups;
+pub(super) mod exports;
 pub(super) mod files;
 pub(super) mod mounts;
 pub(super) mod repositories;
