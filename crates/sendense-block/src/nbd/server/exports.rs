@@ -30,7 +30,7 @@ pub enum Trim {
 /// How a device is offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportOptions {
-    /// Words for people who look at the export.
+    /// Words for people who look at the export, and for the log, which never says the name.
     pub description: String,
     /// What trimming does, where writes are allowed.
     pub trim: Trim,

@@ -69,7 +69,8 @@ impl Bench {
 
     /// The client learns the kind; names of files are for our log.
     fn explain(&self, job: &Job, error: &Error) -> Refusal {
-        tracing::warn!(export = self.entry.name, ask = ?job.ask, reason = error_chain(error), "NBD request failed");
+        // Not the name: where names are secrets, a log is read by more people than may read the disk.
+        tracing::warn!(export = self.entry.options.description, ask = ?job.ask, reason = error_chain(error), "NBD request failed");
         let (errno, words) = match error.kind {
             Kind::NoSpace => (errno::ENOSPC, "no room left"),
             Kind::Denied => (errno::EPERM, "not permitted"),
