@@ -272,11 +272,11 @@ impl Vim {
         Ok(unescaped(found.text("name").unwrap_or(&object.id)))
     }
 
-    /// The objects that a property of an object lists: the datastores of a host, the hosts of a cluster.
-    pub fn listed(&self, object: &Ref, property: &str, cancel: &Cancel) -> Result<Vec<Ref>> {
+    /// The objects that a property of an object names: the datastores of a host, the pool of a cluster.
+    pub fn named(&self, object: &Ref, property: &str, cancel: &Cancel) -> Result<Vec<Ref>> {
         let found = self.properties(object, &[property], cancel)?;
-        let list = found.get(property);
-        Ok(list.into_iter().flat_map(|list| list.children.iter().filter_map(reference)).collect())
+        let Some(value) = found.get(property) else { return Ok(Vec::new()) };
+        Ok(reference(value).into_iter().chain(value.children.iter().filter_map(reference)).collect())
     }
 }
 

@@ -95,7 +95,7 @@ fn call_all(script: &Arc<Script>) -> Result<()> {
     vim.folders(cancel)?;
     vim.port_groups(cancel)?;
     vim.name_of(&machine, cancel)?;
-    vim.listed(&machine, "datastore", cancel)?;
+    vim.named(&machine, "datastore", cancel)?;
     assert_eq!(vim.find_machine("uuid", cancel)?, Some(machine.clone()));
     vim.snapshot_devices(&snapshot, cancel)?;
     vim.set_change_tracking(&machine, true, cancel)?;

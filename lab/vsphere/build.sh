@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# build.sh DIR: makes what the vSphere tests stand on, unless DIR has it already:
+#   DIR/vcsim                  govmomi's simulator (Debian's package) with disks and change tracking of our own
+#   DIR/libvixDiskLib.so.8     a VDDK of our own making that reads the simulator's disks; for tests only, never shipped
+#   DIR/nbdkit-vddk-plugin.so  nbdkit's real plugin, from Debian 13 where this release has none
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"
+dir=$(cd "$1" && pwd)
+exec 9>"$dir/lock"
+flock 9
+
+need() { command -v "$1" >/dev/null || { echo "lab/vsphere: $1 is missing: install the package $2" >&2; exit 1; }; }
+need go golang-go
+need nbdkit nbdkit
+need rustc 'rustup (scripts/rust.sh)'
+gocode=/usr/share/gocode/src/github.com/vmware/govmomi
+[ -d "$gocode/simulator" ] || { echo "lab/vsphere: install the package golang-github-vmware-govmomi-dev" >&2; exit 1; }
+
+# A build is named by what went into it; nothing is built twice.
+stamp=$(cat "$0" "$here"/vcsim/*.go "$here"/vddk/*.rs <(go version) <(rustc --version) | sha256sum | cut -c1-16)
+[ "$(cat "$dir/stamp" 2>/dev/null)" != "$stamp" ] || exit 0
+
+work=$(mktemp -d "$dir/work-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/go/src/sendense/vcsim"
+cp "$here/vcsim/main.go" "$work/go/src/sendense/vcsim/"
+printf '{"Replace":{"%s/simulator/zz_cbt.go":"%s/vcsim/cbt.go"}}' "$gocode" "$here" >"$work/overlay.json"
+GOCACHE=${GOCACHE:-$dir/go-cache} GOFLAGS= GO111MODULE=off GOPATH=/usr/share/gocode:$work/go \
+    go build -overlay "$work/overlay.json" -o "$work/vcsim" sendense/vcsim
+rustc --edition 2024 -O --crate-type cdylib --crate-name vixdisklib -o "$work/libvixDiskLib.so.8" "$here/vddk/vixdisklib.rs"
+
+plugin=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')/nbdkit-vddk-plugin.so
+if [ ! -e "$plugin" ]; then
+    # Debian has packaged it since release 13. Only this one package is taken, with apt's own checks of its signature, and
+    # nothing is installed. The mirror is the one that this system uses.
+    mirror=$({ grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null || true; } |
+        sed '1s/ //;1q')
+    apt="$work/apt"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} trixie contrib" >"$apt/list"
+    options=(-qq -o "Dir::Etc::sourcelist=$apt/list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$apt/lists"
+        -o "Dir::Cache=$apt/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=root -o Acquire::Languages=none)
+    apt-get "${options[@]}" update
+    (cd "$work" && apt-get "${options[@]}" download nbdkit-plugin-vddk && dpkg-deb -x nbdkit-plugin-vddk_*.deb root)
+    plugin=$(find "$work/root" -name nbdkit-vddk-plugin.so)
+fi
+cp "$plugin" "$work/nbdkit-vddk-plugin.so"
+mv "$work/vcsim" "$work/libvixDiskLib.so.8" "$work/nbdkit-vddk-plugin.so" "$dir/"
+echo "$stamp" >"$dir/stamp"
