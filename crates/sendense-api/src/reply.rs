@@ -1,8 +1,9 @@
 //! The envelopes of successful replies: `success` plus the payload under the name of its noun.
 
 use crate::dto::{
-    Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, GuestFile, GuestFileInfo, Health,
-    LogEntry, Mount, MountResources, NewToken, Page, Repository, Source, Storage, Task, TestReport, Token, Vm, Volume,
+    Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, FileHistory, GuestFile,
+    GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Repository, Source, Storage, Task,
+    TestReport, Token, Vm, Volume,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -123,6 +124,7 @@ flat! {
     DebugHealthReply { DebugHealth } "How the hub's parts are.";
     MountReply { Mount } "A restore point that is open.";
     MountResourcesReply { MountResources } "How many points are open and may be.";
+    FileHistoryReply { FileHistory } "A file over the restore points of its VM.";
     CleanupStatusReply { CleanupStatus } "What closes points that nobody uses.";
     NewTokenReply { NewToken } "A token with its secret, shown once.";
 }

@@ -28,9 +28,19 @@ pub fn verdict(word: &str, text: impl AsRef<str>) {
     out(format_args!("{} {}", state(word), plain(text.as_ref())));
 }
 
+/// Prints bytes of data as they are.
+pub fn raw(data: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    ended(stdout.write_all(data).and_then(|()| stdout.flush()));
+}
+
 /// Whoever reads may have seen enough (`| head`): then there is nobody to print for, and nothing went wrong.
 fn out(text: impl Display) {
-    match writeln!(std::io::stdout(), "{text}") {
+    ended(writeln!(std::io::stdout(), "{text}"));
+}
+
+fn ended(printed: std::io::Result<()>) {
+    match printed {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => {
             self::error(&[format!("print: {error}")]);

@@ -3,12 +3,12 @@
 use super::{Client, ClientError, read, refusal, retry_after, unreachable};
 use crate::dto::encode_path;
 use crate::reply::{
-    CleanupStatusReply, DoneReply, FileListReply, FileReply, MountListReply, MountReply, MountResourcesReply,
-    SearchReply, VolumeListReply,
+    CleanupStatusReply, DoneReply, FileHistoryReply, FileListReply, FileReply, MountListReply, MountReply,
+    MountResourcesReply, SearchReply, VolumeListReply,
 };
 use crate::{
-    ArchiveFormat, CleanupStatus, CreateMount, GuestFile, GuestFileInfo, ListQuery, Mount, MountResources, Page,
-    UnlockVolume, Volume,
+    ArchiveFormat, CleanupStatus, CreateMount, FileHistory, GuestFile, GuestFileInfo, HistoryQuery, ListQuery, Mount,
+    MountResources, Page, UnlockVolume, Volume,
 };
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use reqwest::{Method, RequestBuilder, Response};
@@ -133,6 +133,20 @@ impl Client {
     ) -> Result<Download> {
         let format = [("format", format.as_str().to_owned())];
         self.stream(self.guest_call(mount, "download-directory", Some(path), volume, &format)).await
+    }
+
+    /// What became of a file over the points of its machine; the query's `path` is percent-encoded already.
+    pub async fn file_history(&self, vm: &str, query: &HistoryQuery) -> Result<FileHistory> {
+        let HistoryQuery { path, disk_id, volume, limit, offset } = query;
+        let mut text = format!("path={path}&limit={}&offset={offset}", limit.get());
+        if let Some(disk_id) = disk_id {
+            text.push_str(&format!("&disk_id={disk_id}"));
+        }
+        if let Some(volume) = volume {
+            text.push_str(&format!("&volume={}", encode_path(volume.as_bytes())));
+        }
+        let call = self.call_with(Method::GET, &["vms", vm, "files", "history"], Some(&text));
+        Ok(self.finish::<FileHistoryReply>(call).await?.payload)
     }
 
     /// How many points are open and may be.

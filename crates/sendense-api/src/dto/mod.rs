@@ -5,6 +5,7 @@ mod chain;
 mod event;
 mod export;
 mod health;
+mod history;
 mod mount;
 mod page;
 mod repository;
@@ -19,6 +20,7 @@ pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::Event;
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
+pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
 pub use mount::{
     ArchiveFormat, ArchiveQuery, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile, GuestFileInfo,
     Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency, VolumeState, decode_path,

@@ -10,6 +10,7 @@ pub(crate) mod create;
 mod delete;
 mod exports;
 mod health;
+mod history;
 mod mounts;
 pub(crate) mod repositories;
 pub(crate) mod sources;

@@ -59,7 +59,7 @@ impl axum::extract::FromRef<Shared> for App {
 
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
-    use handlers::{backups, exports, files, mounts, repositories, sources, system, tasks, tokens, vms};
+    use handlers::{backups, exports, files, history, mounts, repositories, sources, system, tasks, tokens, vms};
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
         .routes(routes!(backups::backup_chain))
@@ -85,6 +85,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(sources::discover_source))
         .routes(routes!(vms::list_vms))
         .routes(routes!(vms::get_vm))
+        .routes(routes!(history::file_history))
         .routes(routes!(mounts::create_mount))
         .routes(routes!(mounts::list_mounts))
         .routes(routes!(mounts::mount_resources))

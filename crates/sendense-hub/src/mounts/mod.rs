@@ -5,6 +5,7 @@
 //!                                          |-> listing   a folder's entries in pages
 //!                                          |-> outlet    bytes on their way to one client
 //!                                          `-> archive   tar.gz and zip of a folder
+//!     `-> Looker -> a Session for one look at a point, not kept (look)
 //! ```
 //!
 //! What lives here: the life of an open point. What does not: HTTP, which point is meant, file systems. Nothing is kept on
@@ -15,13 +16,14 @@
 pub(crate) mod archive;
 pub(crate) mod fault;
 pub(crate) mod listing;
+pub(crate) mod look;
 mod mount;
 pub(crate) mod outlet;
 #[cfg(test)]
 mod tests;
 pub(crate) mod words;
 
-pub(crate) use mount::{Mount, Point, Task};
+pub(crate) use mount::{Mount, Point, Task, pick_volume};
 
 use crate::core::{Core, blocking};
 use crate::fault::Result;
@@ -74,6 +76,7 @@ pub(crate) struct Mounts {
     places: usize,
     idle_seconds: u64,
     table: Mutex<Table>,
+    lookers: look::Places,
 }
 
 #[derive(Default)]
@@ -97,7 +100,7 @@ impl Drop for Place<'_> {
 impl Mounts {
     /// No point is open yet.
     pub fn new(open: Arc<Open>, clock: Arc<dyn Clock>, places: usize, idle_seconds: u64) -> Self {
-        Self { open, clock, places, idle_seconds, table: Mutex::default() }
+        Self { open, clock, places, idle_seconds, table: Mutex::default(), lookers: look::Places::default() }
     }
 
     /// Opens a point. `detach` opens its files and claims its chain; it blocks.

@@ -136,19 +136,7 @@ impl Mount {
 
     /// The volume that a call means.
     pub fn volume(&self, asked: Option<&str>) -> Result<VolumeId> {
-        let volumes = self.volumes.lock();
-        if let Some(asked) = asked {
-            let known = VolumeId::parse(asked).ok().filter(|id| volumes.iter().any(|volume| volume.id == *id));
-            return known.ok_or_else(|| fault::no_volume(asked, &volumes));
-        }
-        if let Some(own) = &self.volume {
-            return Ok(own.clone());
-        }
-        let readable: Vec<&Volume> = volumes.iter().filter(|volume| volume.state == State::Readable).collect();
-        match readable.as_slice() {
-            [only] => Ok(only.id.clone()),
-            _ => Err(fault::which_volume(&volumes)),
-        }
+        pick_volume(&self.volumes.lock(), self.volume.as_ref(), asked)
     }
 
     /// The volume that is meant where none is named, if there is one.
@@ -221,5 +209,21 @@ impl Mount {
 
     fn touch(&self) {
         self.used.lock().last = self.clock.now();
+    }
+}
+
+/// The volume that is asked for, else the point's own, else the only one that can be read.
+pub(crate) fn pick_volume(volumes: &[Volume], own: Option<&VolumeId>, asked: Option<&str>) -> Result<VolumeId> {
+    if let Some(asked) = asked {
+        let known = VolumeId::parse(asked).ok().filter(|id| volumes.iter().any(|volume| volume.id == *id));
+        return known.ok_or_else(|| fault::no_volume(asked, volumes));
+    }
+    if let Some(own) = own {
+        return Ok(own.clone());
+    }
+    let readable: Vec<&Volume> = volumes.iter().filter(|volume| volume.state == State::Readable).collect();
+    match readable.as_slice() {
+        [only] => Ok(only.id.clone()),
+        _ => Err(fault::which_volume(volumes)),
     }
 }

@@ -220,3 +220,55 @@ async fn a_volume_is_named_or_the_only_one() {
     assert_eq!(too_many.len(), sendense_guestfs::wire::REQUESTS_MAX - 4);
     assert_eq!(mount.begin(1).map(drop).unwrap_err().code, ProblemCode::Busy);
 }
+
+/// Looks until the process is stopped; tells when it has begun and when it has seen its end.
+async fn look_until_stopped(
+    looker: look::Looker,
+    guard: sendense_repo::lock::ChainGuard,
+    time_max: Duration,
+    begun: std::sync::mpsc::Sender<&'static str>,
+) -> Result<()> {
+    let words = sendense_repo::Words { capacity_bytes: 1, images: Vec::new() };
+    let ask = move |reader: &dyn Reader, _: &[Volume]| {
+        begun.send("begun").unwrap();
+        while reader.ended().is_none() {
+            std::thread::yield_now();
+        }
+        begun.send("stopped").unwrap();
+        Ok(())
+    };
+    looker.look(time_max, move || Ok(Detached { files: Vec::new(), words, guard }), ask).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_look_ends_with_the_one_who_waits_for_it() {
+    let world = world(1);
+    let (looker, other) = (world.mounts.begin_looking().unwrap(), world.mounts.begin_looking().unwrap());
+    assert_eq!(world.mounts.begin_looking().map(drop).unwrap_err().code, ProblemCode::Busy);
+    assert_eq!(world.mounts.resources().available_slots, 8, "they take no place of those who browse");
+
+    let (begun, heard) = std::sync::mpsc::channel();
+    let guard = world.claim(Operation::Read).unwrap();
+    let long = Duration::from_secs(3600);
+    let look = tokio::spawn(look_until_stopped(looker, guard, long, begun));
+    assert_eq!(heard.recv().unwrap(), "begun");
+    world.claim(Operation::Delete).unwrap_err();
+    look.abort();
+    assert_eq!(heard.recv().unwrap(), "stopped");
+    // The thread gives everything back when it ends, which is soon.
+    let patience = std::time::Instant::now() + Duration::from_secs(60);
+    let looker = loop {
+        assert!(std::time::Instant::now() < patience, "the place or the chain is taken for good");
+        match (world.mounts.begin_looking(), world.claim(Operation::Delete)) {
+            (Ok(looker), Ok(_)) => break looker,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+
+    let (begun, heard) = std::sync::mpsc::channel();
+    let guard = world.claim(Operation::Read).unwrap();
+    let problem = look_until_stopped(looker, guard, Duration::from_millis(50), begun).await.unwrap_err();
+    assert_eq!(problem.code, ProblemCode::ReaderFailed);
+    assert_eq!((heard.recv().unwrap(), heard.recv().unwrap()), ("begun", "stopped"));
+    drop(other);
+}

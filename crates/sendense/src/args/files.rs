@@ -93,3 +93,38 @@ pub struct UnlockArgs {
     #[arg(long, value_name = "FILE")]
     pub key_file: PathBuf,
 }
+
+#[derive(Debug, ClapArgs)]
+pub struct HistoryArgs {
+    /// The VM's name or id.
+    pub vm: String,
+    /// The file; links are followed inside the volume.
+    pub path: OsString,
+    /// The disk's number; may be left out when the VM has one disk.
+    #[arg(long)]
+    pub disk: Option<u32>,
+    /// The volume; may be left out when the disk has one that can be read.
+    #[arg(long)]
+    pub volume: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DiffArgs {
+    /// The VM's name or id.
+    pub vm: String,
+    /// The file; links are followed inside the volume.
+    pub path: OsString,
+    /// The restore point that holds the old version (a backup's id).
+    pub from: BackupId,
+    /// The one that holds the new version.
+    pub to: BackupId,
+    /// Lines that are shown around each difference.
+    #[arg(long, short = 'U', value_name = "LINES", default_value_t = 3)]
+    pub unified: usize,
+    /// The disk's number; may be left out when the points have one disk.
+    #[arg(long)]
+    pub disk: Option<u32>,
+    /// The volume; may be left out when the disk has one that can be read.
+    #[arg(long)]
+    pub volume: Option<String>,
+}

@@ -3,7 +3,7 @@
 mod files;
 mod source;
 
-pub use files::{Archive, FindArgs, GetArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
+pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -105,6 +105,10 @@ pub enum Command {
         /// Its id.
         export_id: ExportId,
     },
+    /// Follow a file over the restore points of a VM: which hold it, and which hold the same.
+    History(HistoryArgs),
+    /// Compare a text file in two restore points of a VM.
+    Diff(DiffArgs),
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
@@ -561,6 +565,8 @@ mod tests {
             "sendense restore vm bk-1 --libvirt qemu:///system --name new --format raw --keep-identity",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
+            "sendense history web /etc/fstab --disk 0 --volume p2",
+            "sendense diff web /etc/fstab bk-1 bk-2 -U 5",
             "sendense mount bk-1 --disk 0 --volume p2",
             "sendense ls mnt-1 /etc --volume lvm:vg0/root",
             "sendense get mnt-1 /etc/fstab --to f --force",

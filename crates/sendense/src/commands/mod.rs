@@ -1,9 +1,11 @@
 //! One file per noun; each turns words into calls and prints what comes back.
 
 mod backup;
+mod diff;
 mod export;
 mod fetch;
 mod files;
+mod history;
 mod hub;
 mod offline;
 mod offline_export;
@@ -36,6 +38,8 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Backup(command) => backup::run(&context, command).await,
                     Command::Restore(command) => restore::run(&context, command).await,
                     Command::Shell(args) => shell::run(&context, args).await,
+                    Command::History(args) => history::run(&context, args).await,
+                    Command::Diff(args) => diff::run(&context, args).await,
                     command @ (Command::Mount(_)
                     | Command::Mounts
                     | Command::Umount { .. }

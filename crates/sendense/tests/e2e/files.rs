@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 /// Makes the disk of `web` an ext4 of `mib` that holds what `script` makes in an empty folder.
-fn ext4(dir: &Path, mib: u64, options: &str, script: &str) {
+pub fn ext4(dir: &Path, mib: u64, options: &str, script: &str) {
     let disk = dir.join("vms/web/disk0.raw");
     std::fs::create_dir_all(disk.parent().unwrap()).unwrap();
     let made = dir.join("made.img");
@@ -22,14 +22,14 @@ fn ext4(dir: &Path, mib: u64, options: &str, script: &str) {
     std::fs::remove_file(made).unwrap();
 }
 
-fn sh(dir: &Path, script: &str) -> String {
+pub fn sh(dir: &Path, script: &str) -> String {
     let output = Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(dir).output().unwrap();
     let hint = "the tools are in the Debian packages e2fsprogs, curl, unzip, tar";
     assert!(output.status.success(), "{script}\n{}{}\n{hint}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
 
-fn point(hub: &Hub) -> String {
+pub fn point(hub: &Hub) -> String {
     field(&hub.backup("web", &[]), "backup_id").to_owned()
 }
 
@@ -37,12 +37,12 @@ fn open(hub: &Hub, point: &str) -> String {
     field(&hub.json(&["mount", point]), "mount_id").to_owned()
 }
 
-fn sha256(file: &Path) -> String {
+pub fn sha256(file: &Path) -> String {
     tool("coreutils", "sha256sum", &[path(file)]).split(' ').next().unwrap().to_owned()
 }
 
 /// Curl with the admin's token on a path below `/api/v1`.
-fn curl(hub: &Hub, args: &[&str], below: &str) -> Output {
+pub fn curl(hub: &Hub, args: &[&str], below: &str) -> Output {
     let token = std::fs::read_to_string(hub.data_dir.join("admin-token")).unwrap();
     Command::new("curl")
         .args(["-sS", "-H", &format!("Authorization: Bearer {}", token.trim())])
@@ -53,19 +53,19 @@ fn curl(hub: &Hub, args: &[&str], below: &str) -> Output {
 }
 
 /// The status, the headers in small letters, and the body.
-fn ask(hub: &Hub, args: &[&str], below: &str) -> (u16, String, Vec<u8>) {
+pub fn ask(hub: &Hub, args: &[&str], below: &str) -> (u16, String, Vec<u8>) {
     let output = curl(hub, &[args, &["-D", "/dev/stderr"]].concat(), below);
     let headers = text(&output.stderr).to_lowercase();
     let status = headers.split_whitespace().nth(1).and_then(|status| status.parse().ok());
     (status.unwrap_or_else(|| panic!("{below}: {headers}")), headers, output.stdout)
 }
 
-fn json(body: &[u8]) -> Value {
+pub fn json(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_else(|error| panic!("{error}: {}", text(body)))
 }
 
 /// The processes that read disks for a hub.
-fn workers(hub: u32) -> Vec<u32> {
+pub fn workers(hub: u32) -> Vec<u32> {
     let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_ours = |id: &u32| {
         let words = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();

@@ -9,6 +9,7 @@ mod databases;
 mod disk;
 mod exports;
 mod files;
+mod history;
 mod hub;
 mod identity;
 mod journey;

@@ -22,7 +22,7 @@ use sendense_guestfs::session::WalkOptions;
 use sendense_types::{MountId, ProblemCode};
 
 /// The path of a query, as bytes; the root when none is given.
-fn guest_path(uri: &Uri) -> Result<GuestPath> {
+pub(super) fn guest_path(uri: &Uri) -> Result<GuestPath> {
     let bytes = query_bytes(uri, "path").unwrap_or_else(|| b"/".to_vec());
     GuestPath::parse(&bytes).map_err(|error| Failure(fault::of_guestfs(&error)))
 }

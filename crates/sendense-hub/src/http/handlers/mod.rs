@@ -4,6 +4,7 @@
 pub(super) mod backups;
 pub(super) mod exports;
 pub(super) mod files;
+pub(super) mod history;
 pub(super) mod mounts;
 pub(super) mod repositories;
 pub(super) mod sources;
