@@ -24,7 +24,7 @@ pub fn ext4(dir: &Path, mib: u64, options: &str, script: &str) {
 
 pub fn sh(dir: &Path, script: &str) -> String {
     let output = Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(dir).output().unwrap();
-    let hint = "the tools are in the Debian packages e2fsprogs, curl, unzip, tar";
+    let hint = "the tools are in the Debian packages e2fsprogs, xfsprogs, ntfs-3g, fdisk, lvm2, cryptsetup-bin, qemu-utils, curl, unzip, tar";
     assert!(output.status.success(), "{script}\n{}{}\n{hint}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
@@ -33,7 +33,7 @@ pub fn point(hub: &Hub) -> String {
     field(&hub.backup("web", &[]), "backup_id").to_owned()
 }
 
-fn open(hub: &Hub, point: &str) -> String {
+pub fn open(hub: &Hub, point: &str) -> String {
     field(&hub.json(&["mount", point]), "mount_id").to_owned()
 }
 

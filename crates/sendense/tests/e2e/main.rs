@@ -21,3 +21,4 @@ mod restore_targets;
 mod security;
 mod servers;
 mod start;
+mod volumes;
