@@ -22,7 +22,8 @@ allowed() {
     case "$1" in
         sendense-types | sendense-block) echo ;;
         sendense-qcow2 | sendense-vsphere) echo sendense-block ;;
-        sendense-source | sendense-repo) echo sendense-types sendense-block sendense-qcow2 ;;
+        sendense-source) echo sendense-types sendense-block sendense-qcow2 sendense-vsphere ;;
+        sendense-repo) echo sendense-types sendense-block sendense-qcow2 ;;
         sendense-catalog | sendense-api) echo sendense-types ;;
         sendense-guestfs) echo sendense-types sendense-block ;;
         sendense-node) echo sendense-types sendense-block sendense-source ;;

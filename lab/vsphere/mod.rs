@@ -158,6 +158,20 @@ impl Lab {
         Guest { lab: self, machine }
     }
 
+    /// Runs a script of this folder with VMware's own client library; gives what it prints.
+    pub fn python(&self, script: &str, arguments: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../lab/vsphere").join(script);
+        let output = Command::new("/usr/bin/python3")
+            .arg(script)
+            .args(["127.0.0.1", &self.proxy.port.to_string(), USERNAME, PASSWORD])
+            .args(arguments)
+            .output()
+            .expect("install python3");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "install python3-pyvmomi, or: {complaint}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Snapshots that are there, in any machine.
     pub fn snapshots(&self) -> Vec<String> {
         let entries = fs::read_dir(self.root.join(".snap")).unwrap();
@@ -200,4 +214,28 @@ impl Guest<'_> {
 /// A guest writes to the file behind its disk.
 pub fn write(file: &Path, at: u64, bytes: &[u8]) {
     fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+impl Guest<'_> {
+    /// An administrator makes a disk larger.
+    pub fn grow(&self, vim: &Vim, disk: usize, bytes: u64) {
+        let key = vim.machine(&self.machine, &Cancel::new()).unwrap().devices.disks[disk].key;
+        self.administrator(vim, &["grow", &key.to_string(), &bytes.to_string()]);
+    }
+
+    /// An administrator adds a disk.
+    pub fn add(&self, vim: &Vim, unit: u32, bytes: u64) {
+        self.administrator(vim, &["add", &unit.to_string(), &bytes.to_string()]);
+    }
+
+    /// An administrator takes a disk away, with its file.
+    pub fn remove(&self, vim: &Vim, disk: usize) {
+        let key = vim.machine(&self.machine, &Cancel::new()).unwrap().devices.disks[disk].key;
+        self.administrator(vim, &["remove", &key.to_string()]);
+    }
+
+    fn administrator(&self, vim: &Vim, what: &[&str]) {
+        let name = vim.name_of(&self.machine, &Cancel::new()).unwrap();
+        self.lab.python("administrator.py", &[&[name.as_str()], what].concat());
+    }
 }

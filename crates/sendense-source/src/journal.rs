@@ -18,6 +18,8 @@ pub enum ArtefactKind {
     ChildProcess,
     /// A file or folder: scratch, socket.
     File,
+    /// A snapshot of a machine.
+    Snapshot,
     /// A machine that is being restored, with its files. Kept when it is whole.
     Machine,
 }

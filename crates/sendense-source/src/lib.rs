@@ -21,6 +21,7 @@ pub mod nbd;
 pub mod open;
 pub mod paths;
 pub mod target;
+pub mod vsphere;
 
 pub use error::{Error, Kind, Result};
 pub use journal::{Artefact, ArtefactKind, Journal};

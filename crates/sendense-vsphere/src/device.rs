@@ -10,7 +10,7 @@ use crate::xml::Element;
 /// The devices that matter to us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
-    /// Disks, in the server's order.
+    /// Disks, by their keys.
     pub disks: Vec<Disk>,
     /// Controllers that disks hang on.
     pub controllers: Vec<Controller>,
@@ -130,6 +130,8 @@ impl Devices {
                 _ => {}
             }
         }
+        // A disk that was changed comes last in some answers; people and tests want it at its place.
+        found.disks.sort_by_key(|disk| disk.key);
         found
     }
 

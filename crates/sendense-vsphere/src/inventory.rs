@@ -13,7 +13,7 @@ use sendense_block::Cancel;
 use std::collections::{BTreeMap, HashMap};
 
 /// What is read of a machine.
-const MACHINE: [&str; 24] = [
+const MACHINE: [&str; 25] = [
     "name",
     "parent",
     "parentVApp",
@@ -35,6 +35,7 @@ const MACHINE: [&str; 24] = [
     "runtime.consolidationNeeded",
     "runtime.host",
     "snapshot",
+    "summary.config.instanceUuid",
     "summary.config.vmPathName",
     "guest.toolsRunningStatus",
     "resourcePool",
@@ -78,7 +79,7 @@ pub struct Machine {
     pub name: String,
     /// The folder or vApp that it lies in.
     pub parent: Option<Ref>,
-    /// What it *is* within a vCenter; missing while the host does not answer.
+    /// What it *is* within a vCenter.
     pub instance_uuid: Option<String>,
     /// What it is for its BIOS.
     pub bios_uuid: Option<String>,
@@ -130,7 +131,8 @@ impl Machine {
             reference: object.reference.clone(),
             name: unescaped(object.text("name").unwrap_or(&object.reference.id)),
             parent: object.reference("parent").or_else(|| object.reference("parentVApp")),
-            instance_uuid: text("config.instanceUuid"),
+            // The configuration is missing while the host does not answer; the summary is the vCenter's own.
+            instance_uuid: text("config.instanceUuid").or_else(|| text("summary.config.instanceUuid")),
             bios_uuid: text("config.uuid"),
             is_template: object.flag("config.template").unwrap_or(false),
             hardware_version: object.text("config.version").and_then(version),

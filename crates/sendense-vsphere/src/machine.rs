@@ -7,6 +7,7 @@ use crate::client::Vim;
 use crate::error::{Error, Result};
 use crate::reply::reference;
 use crate::request::{Body, Ref};
+use crate::task::OnStop;
 use sendense_block::Cancel;
 use std::time::Duration;
 
@@ -107,7 +108,7 @@ impl Vim {
         let spec = |body: &mut Body| {
             body.object("spec", |body| _ = body.value("changeTrackingEnabled", on));
         };
-        self.run("ReconfigVM_Task", machine, spec, CHANGE_TIMEOUT, cancel).map(drop)
+        self.run("ReconfigVM_Task", machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Makes a machine in a folder, run by a pool (and a host, where the pool has several and one is wanted).
@@ -126,7 +127,7 @@ impl Vim {
                 body.reference("host", host);
             }
         };
-        let made = self.run(METHOD, folder, parameters, CREATE_TIMEOUT, cancel)?;
+        let made = self.run(METHOD, folder, parameters, (CREATE_TIMEOUT, OnStop::Cancel), cancel)?;
         made.as_ref()
             .and_then(reference)
             .ok_or_else(|| Error::Reply { method: METHOD.into(), problem: "the task names no machine".into() })
@@ -134,17 +135,17 @@ impl Vim {
 
     /// Powers a machine on.
     pub fn power_on(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("PowerOnVM_Task", machine, |_| {}, CHANGE_TIMEOUT, cancel).map(drop)
+        self.run("PowerOnVM_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Powers a machine off, as by its switch.
     pub fn power_off(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("PowerOffVM_Task", machine, |_| {}, CHANGE_TIMEOUT, cancel).map(drop)
+        self.run("PowerOffVM_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Removes a machine and its files.
     pub fn destroy(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("Destroy_Task", machine, |_| {}, CHANGE_TIMEOUT, cancel).map(drop)
+        self.run("Destroy_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Forgets a machine and leaves its files.

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::inventory::Snapshot;
 use crate::reply::reference;
 use crate::request::Ref;
+use crate::task::OnStop;
 use sendense_block::Cancel;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ impl Vim {
                 body.value("name", name).value("description", description);
                 body.value("memory", false).value("quiesce", quiesce);
             },
-            CREATE_TIMEOUT,
+            (CREATE_TIMEOUT, OnStop::Cancel),
             cancel,
         )?;
         result
@@ -42,17 +43,17 @@ impl Vim {
             .ok_or_else(|| Error::Reply { method: METHOD.into(), problem: "the task names no snapshot".into() })
     }
 
-    /// Removes a snapshot and brings its deltas together; those made after it stay.
+    /// Removes a snapshot and brings its deltas together; those made after it stay. A stop ends the waiting, not the removal.
     pub fn remove_snapshot(&self, snapshot: &Ref, cancel: &Cancel) -> Result<()> {
         let parameters = |body: &mut crate::request::Body| {
             body.value("removeChildren", false).value("consolidate", true);
         };
-        self.run("RemoveSnapshot_Task", snapshot, parameters, REMOVE_TIMEOUT, cancel).map(drop)
+        self.run("RemoveSnapshot_Task", snapshot, parameters, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
     }
 
-    /// Brings together deltas that belong to no snapshot.
+    /// Brings together deltas that belong to no snapshot. A stop ends the waiting only.
     pub fn consolidate(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("ConsolidateVMDisks_Task", machine, |_| {}, REMOVE_TIMEOUT, cancel).map(drop)
+        self.run("ConsolidateVMDisks_Task", machine, |_| {}, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
     }
 
     /// A machine's snapshots now.

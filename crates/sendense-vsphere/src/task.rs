@@ -18,15 +18,23 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause: a task of minutes is not asked about more often than this.
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
+/// What happens to a task when somebody stops waiting for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnStop {
+    /// It is asked to end; whether it did is not known, so what it makes must be looked for.
+    Cancel,
+    /// It goes on: what it does is wanted whoever waits, as is the removal of a snapshot.
+    Leave,
+}
+
 impl Vim {
-    /// Calls a method that starts a task, and waits for its end; gives the task's result, if it has one. On a stop the task
-    /// is asked to end, too; whether it did is not known, so what it makes must be looked for.
+    /// Calls a method that starts a task, and waits for its end; gives the task's result, if it has one.
     pub(crate) fn run(
         &self,
         method: &str,
         this: &Ref,
         parameters: impl Fn(&mut Body),
-        within: Duration,
+        (within, on_stop): (Duration, OnStop),
         cancel: &Cancel,
     ) -> Result<Option<Element>> {
         let answer = self.call(method, this, parameters, cancel)?;
@@ -37,22 +45,24 @@ impl Vim {
             match self.task_ended(method, &task, cancel) {
                 Ok(Some(result)) => return Ok(result),
                 Ok(None) => {}
-                Err(Error::Cancelled) => return Err(self.give_up(&task)),
+                Err(Error::Cancelled) => return Err(self.give_up(&task, on_stop)),
                 Err(error) => return Err(error),
             }
             if Instant::now() >= until {
                 return Err(Error::TaskTimeout { task: method.to_owned(), seconds: within.as_secs() });
             }
             if !pause_for(pause, cancel) {
-                return Err(self.give_up(&task));
+                return Err(self.give_up(&task, on_stop));
             }
             pause = pause.saturating_mul(2).min(PAUSE_LONGEST);
         }
     }
 
-    fn give_up(&self, task: &Ref) -> Error {
+    fn give_up(&self, task: &Ref, on_stop: OnStop) -> Error {
         // Nobody waits for it any more, so a fresh token, and an answer that changes nothing.
-        if let Err(error) = self.call("CancelTask", task, |_| {}, &Cancel::new()) {
+        if on_stop == OnStop::Cancel
+            && let Err(error) = self.call("CancelTask", task, |_| {}, &Cancel::new())
+        {
             tracing::debug!(%task, %error, "cancel a task");
         }
         Error::Cancelled

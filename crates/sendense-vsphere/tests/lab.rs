@@ -10,7 +10,6 @@ use sendense_block::{ByteLen, ByteOffset, Cancel, Extent};
 use sendense_vsphere::change::Question;
 use sendense_vsphere::inventory::Power;
 use sendense_vsphere::{Error, FaultKind, Ref, Vim, privilege};
-use std::path::Path;
 use std::process::Command;
 
 fn block(n: u64) -> Extent {
@@ -192,15 +191,7 @@ fn vmwares_own_client_sees_the_same() {
     let lab = Lab::new();
     let vim = lab.vim();
     let guest = lab.machine(&vim, "web", &[8 * MIB]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../lab/vsphere/witness.py");
-    let output = Command::new("/usr/bin/python3")
-        .arg(script)
-        .args(["127.0.0.1", &lab.proxy.port.to_string(), USERNAME, PASSWORD, "web"])
-        .arg(guest.file(&vim, 0))
-        .output()
-        .expect("install python3");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "install python3-pyvmomi, or: {complaint}");
+    let file = guest.file(&vim, 0);
+    let said = lab.python("witness.py", &["web", file.to_str().unwrap()]);
     assert_eq!(said, "2000 Hard disk 1 8388608 0 8388608\n196608 65536\n");
 }

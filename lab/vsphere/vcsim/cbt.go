@@ -59,12 +59,17 @@ func (t *tracker) Reference() types.ManagedObjectReference {
 }
 
 func (t *tracker) UpdateObject(item mo.Reference, changes []types.PropertyChange) {
+	vm, ok := Map.Get(item.Reference()).(*VirtualMachine)
+	if !ok {
+		return
+	}
 	for _, change := range changes {
 		if change.Name == "config.hardware.device" {
-			if vm, ok := Map.Get(item.Reference()).(*VirtualMachine); ok {
-				t.settle(vm)
-			}
+			t.settle(vm)
 		}
+	}
+	if vm.Guest != nil && t.told("tools") {
+		vm.Guest.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
 	}
 }
 
@@ -148,10 +153,12 @@ func (t *tracker) settle(vm *VirtualMachine) {
 		if kilobytes := disk.CapacityInKB * 1024; disk.CapacityInBytes < kilobytes {
 			disk.CapacityInBytes = kilobytes
 		}
+		path := t.place("", backing.FileName)
 		if backing.Uuid == "" {
 			backing.Uuid = freshUUID()
+			// A file of that name belonged to a disk that was taken away.
+			_ = os.Remove(path)
 		}
-		path := t.place("", backing.FileName)
 		_ = os.MkdirAll(filepath.Dir(path), 0o755)
 		if file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644); err == nil {
 			if info, err := file.Stat(); err == nil && info.Size() < disk.CapacityInBytes {

@@ -19,7 +19,7 @@ mod fit;
 mod job;
 mod live;
 mod machine;
-mod name;
+pub(crate) mod name;
 mod off;
 mod rebuild;
 mod scratch;
@@ -234,7 +234,9 @@ impl Source for LibvirtSource {
             },
             ArtefactKind::Machine => machine::reap(virsh, &uuid, &artefact.details, cancel),
             // `retire` decides on checkpoints; children and files are not recorded by this source.
-            ArtefactKind::Checkpoint | ArtefactKind::ChildProcess | ArtefactKind::File => Ok(true),
+            ArtefactKind::Checkpoint | ArtefactKind::Snapshot | ArtefactKind::ChildProcess | ArtefactKind::File => {
+                Ok(true)
+            }
         }
     }
 

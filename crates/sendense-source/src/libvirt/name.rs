@@ -9,7 +9,7 @@ use std::fmt;
 
 /// A checkpoint of ours. Its name is also the name of the bitmaps that belong to it, and the token in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Whose it is.
     pub deployment_id: DeploymentId,
     /// For which task it was made.

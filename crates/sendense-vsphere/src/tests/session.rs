@@ -98,22 +98,29 @@ fn a_task_that_fails_tells_its_fault() {
 }
 
 #[test]
-fn a_stop_cancels_the_task() {
-    let cancel = Cancel::new();
-    let stop = cancel.clone();
-    let script = Script::new(move |method, _| match method {
-        "RemoveSnapshot_Task" => Ok("<returnval type='Task'>task-1</returnval>".into()),
-        "RetrievePropertiesEx" => {
-            stop.cancel();
-            Ok(task("running", ""))
-        }
-        _ => Ok(String::new()),
-    });
-    let error = script.connect().remove_snapshot(&Ref::new("VirtualMachineSnapshot", "s"), &cancel).unwrap_err();
-    assert!(matches!(error, Error::Cancelled), "{error}");
-    let sent = script.sent.lock();
-    let (method, body) = sent.last().unwrap();
-    assert!(method == "CancelTask" && body.contains("<_this type=\"Task\">task-1</_this></CancelTask>"), "{body}");
+fn a_stop_cancels_what_is_made_and_not_what_is_taken_away() {
+    for (method, cancelled) in [("CreateSnapshot_Task", true), ("RemoveSnapshot_Task", false)] {
+        let cancel = Cancel::new();
+        let stop = cancel.clone();
+        let script = Script::new(move |method, _| match method {
+            "RetrievePropertiesEx" => {
+                stop.cancel();
+                Ok(task("running", ""))
+            }
+            method if method.ends_with("_Task") => Ok("<returnval type='Task'>task-1</returnval>".into()),
+            _ => Ok(String::new()),
+        });
+        let vim = script.connect();
+        let stopped = match method {
+            "CreateSnapshot_Task" => vim.create_snapshot(&machine(), "n", "d", false, &cancel).map(drop),
+            _ => vim.remove_snapshot(&Ref::new("VirtualMachineSnapshot", "s"), &cancel),
+        };
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+        let sent = script.sent.lock();
+        let (last, body) = sent.last().unwrap();
+        assert_eq!(last == "CancelTask", cancelled, "{last}");
+        assert!(!cancelled || body.contains("<_this type=\"Task\">task-1</_this></CancelTask>"), "{body}");
+    }
 }
 
 fn areas(answer: impl Fn(usize) -> Result<String, String> + Send + Sync + 'static) -> crate::Result<Vec<Extent>> {

@@ -1,0 +1,331 @@
+//! A machine held by a snapshot of ours.
+//!
+//! What lives here: the story from the request to the snapshot and back, and what is asked in between. What does not: the
+//! single steps.
+
+use super::kit::{Access, Kit, Owner};
+use super::limits::{self, Places};
+use super::snapshot::{self, Record};
+use super::{Settings, discover, facts, session, token};
+use crate::error::{Error, Kind, Result};
+use crate::journal::{Artefact, ArtefactKind, Journal};
+use crate::libvirt::name::Checkpoint as Mark;
+use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
+use crate::{Changes, Frozen};
+use parking_lot::Mutex;
+use sendense_block::{ByteLen, Cancel, ChangeMap, Disk, Extent, ExtentSet};
+use sendense_types::Consistency;
+use sendense_vsphere::change::Question;
+use sendense_vsphere::device::{Devices, Disk as VmDisk};
+use sendense_vsphere::inventory::Machine;
+use sendense_vsphere::{FaultKind, Ref, Vim};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Bytes per read. VDDK's guide says that more than 2 MiB at once fails on some hosts, and that 1 MiB is what an NFC buffer
+/// holds.
+const REQUEST_BYTES: usize = 1 << 20;
+/// A disk has one session, whose requests the host answers one after the other; two lanes keep it busy while one
+/// compresses.
+const LANES: usize = 2;
+
+/// A frozen machine.
+struct FrozenVm {
+    settings: Settings,
+    vim: Vim,
+    machine: Ref,
+    name: String,
+    facts: FrozenFacts,
+    /// As they are in the snapshot, with what was asked of them.
+    disks: BTreeMap<String, (VmDisk, DiskRequest)>,
+    kits: Mutex<BTreeMap<String, Arc<Kit>>>,
+    snapshot: Option<Ref>,
+    mark: String,
+    deltas_before: bool,
+    journal: Arc<dyn Journal>,
+    /// Some until nothing of the snapshot remains.
+    entry: Option<u64>,
+    owner: Owner,
+    _places: Places,
+}
+
+/// Freezes a machine.
+pub(super) fn freeze(
+    settings: &Settings,
+    request: &FreezeRequest,
+    journal: &Arc<dyn Journal>,
+    cancel: &Cancel,
+) -> Result<Box<dyn Frozen>> {
+    let places = limits::take(&settings.host, request.disks.len(), settings.sessions_max, cancel)?;
+    let vim = session::connect(settings, cancel)?;
+    let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
+    let machine = prepare(&vim, machine, request, cancel)?;
+
+    let mark = Mark { deployment_id: request.deployment_id.clone(), task_id: request.task_id.clone() }.name();
+    let record = Record { mark: mark.clone(), deltas_before: machine.consolidation_needed };
+    let artefact = Artefact {
+        source_id: settings.source_id.clone(),
+        task_id: request.task_id.clone(),
+        kind: ArtefactKind::Snapshot,
+        vm_key: request.vm.instance_uuid.clone(),
+        details: serde_json::to_value(&record)
+            .map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?,
+    };
+    let entry = journal.record(&artefact)?;
+    // From here on dropping it undoes what was done.
+    let mut frozen = FrozenVm {
+        settings: settings.clone(),
+        machine: machine.reference.clone(),
+        name: machine.name.clone(),
+        facts: FrozenFacts {
+            disks: Vec::new(),
+            consistency: Consistency::Crash,
+            consistency_note: None,
+            config: facts::documents(&machine),
+            hints: ReadHints { lanes: LANES, request_bytes: REQUEST_BYTES },
+        },
+        disks: BTreeMap::new(),
+        kits: Mutex::default(),
+        snapshot: None,
+        mark,
+        deltas_before: record.deltas_before,
+        journal: journal.clone(),
+        entry: Some(entry),
+        owner: Owner {
+            run_dir: settings.run_dir.clone(),
+            source_id: settings.source_id.clone(),
+            task_id: request.task_id.clone(),
+            vm_key: request.vm.instance_uuid.clone(),
+            journal: journal.clone(),
+        },
+        vim,
+        _places: places,
+    };
+    let made = snapshot::make(&frozen.vim, &machine, &frozen.mark, request.quiesce, settings.quiesce_or_fail, cancel);
+    let made = made.map_err(|(error, clean)| {
+        if clean && let Some(entry) = frozen.entry.take() {
+            close(journal, entry);
+        }
+        error
+    })?;
+    frozen.facts.consistency = made.consistency;
+    frozen.facts.consistency_note = made.note;
+    // Only here are the changeIds that the next backup may ask against; those of the machine itself are of another moment.
+    let devices = frozen.vim.snapshot_devices(&made.reference, cancel)?;
+    frozen.snapshot = Some(made.reference);
+    for asked in &request.disks {
+        let disk = wanted(&devices, asked, &frozen.name)?;
+        frozen.facts.disks.push(FrozenDisk {
+            key: asked.key.clone(),
+            binding: asked.binding.clone(),
+            label: disk.label.clone(),
+            capacity: ByteLen(disk.capacity_bytes),
+            token: token::of(disk),
+        });
+        frozen.disks.insert(asked.key.clone(), (disk.clone(), asked.clone()));
+    }
+    Ok(Box::new(frozen))
+}
+
+/// What must hold before a snapshot is made, and change tracking switched on where that may be done.
+fn prepare(vim: &Vim, machine: Machine, request: &FreezeRequest, cancel: &Cancel) -> Result<Machine> {
+    if let Some(reason) = discover::unsupported(&machine) {
+        return Err(Error::new(Kind::Unsupported, format!("{}: {reason}", machine.name)));
+    }
+    for asked in &request.disks {
+        wanted(&machine.devices, asked, &machine.name)?;
+    }
+    snapshot::sweep(vim, &machine, &request.deployment_id, cancel)?;
+    let machine = vim.machine(&machine.reference, cancel)?;
+    if machine.change_tracking || discover::can_be_switched_on(&machine).is_err() {
+        return Ok(machine);
+    }
+    match vim.set_change_tracking(&machine.reference, true, cancel) {
+        Ok(()) => tracing::info!(machine = machine.name, "change tracking is switched on"),
+        Err(sendense_vsphere::Error::Cancelled) => return Err(Error::new(Kind::Cancelled, "stopped on request")),
+        // A full needs no tracking, and the next incremental will say that there was none.
+        Err(error) => tracing::warn!(machine = machine.name, %error, "change tracking cannot be switched on"),
+    }
+    Ok(vim.machine(&machine.reference, cancel)?)
+}
+
+/// The disk that is asked for, if it is still that one.
+fn wanted<'a>(devices: &'a Devices, asked: &DiskRequest, name: &str) -> Result<&'a VmDisk> {
+    let found = devices.disks.iter().find(|disk| discover::key(disk) == asked.key);
+    let disk =
+        found.ok_or_else(|| Error::new(Kind::Disturbed, format!("the disk {} of {name} was removed", asked.key)))?;
+    match discover::binding(disk) {
+        Some(binding) if binding == asked.binding => {}
+        _ => return Err(Error::new(Kind::Disturbed, format!("{} of {name} is another disk by now", asked.key))),
+    }
+    match discover::disk_unsupported(devices, disk) {
+        None => Ok(disk),
+        Some(reason) => Err(Error::new(Kind::Unsupported, format!("{} of {name}: {reason}", asked.key))),
+    }
+}
+
+fn close(journal: &Arc<dyn Journal>, entry: u64) {
+    if let Err(error) = journal.close(entry) {
+        tracing::warn!(%error, "cannot close a journal entry; it will be reaped at the next start");
+    }
+}
+
+impl FrozenVm {
+    fn disk(&self, key: &str) -> Result<&(VmDisk, DiskRequest)> {
+        self.disks.get(key).ok_or_else(|| Error::new(Kind::NotFound, format!("disk {key} is not held")))
+    }
+
+    fn snapshot(&self) -> Result<&Ref> {
+        self.snapshot.as_ref().ok_or_else(|| Error::new(Kind::Failed, "there is no snapshot"))
+    }
+
+    fn start(&self, disk: &VmDisk, cancel: &Cancel) -> Result<Kit> {
+        let certificate =
+            self.vim.certificate().ok_or_else(|| Error::new(Kind::Failed, "the server's certificate is not known"))?;
+        let login = &self.settings.login;
+        let access = Access {
+            library: &self.settings.library,
+            server: host_and_port(self.vim.address()),
+            username: &login.username,
+            password: &login.password,
+            thumbprint: certificate.vddk_thumbprint(),
+            machine: &self.machine.id,
+            snapshot: &self.snapshot()?.id,
+        };
+        let kit = Kit::start(&self.owner, &access, disk.backing.file_name.as_deref().unwrap_or_default(), cancel)?;
+        let served = sendense_block::ReadAt::size(&kit);
+        if served.0 != disk.capacity_bytes {
+            let message = format!("VDDK serves {served} where the snapshot says {}", disk.capacity_bytes);
+            return Err(Error::new(Kind::Disturbed, message));
+        }
+        Ok(kit)
+    }
+
+    /// Ends nbdkit and takes the snapshot away. Repeating it changes nothing.
+    fn end(&mut self) -> Result<()> {
+        // Open disks hold the files that are brought together.
+        for kit in std::mem::take(&mut *self.kits.lock()).into_values() {
+            kit.stop();
+        }
+        let Some(entry) = self.entry else { return Ok(()) };
+        snapshot::remove(&self.vim, &self.machine, &self.mark, self.deltas_before)?;
+        self.entry = None;
+        close(&self.journal, entry);
+        self.vim.log_out(&Cancel::new());
+        Ok(())
+    }
+}
+
+/// The server for VDDK, which wants the two apart.
+fn host_and_port(address: &str) -> (String, u16) {
+    let split = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    // An IPv6 address ends in its bracket where no port follows.
+    match split {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host.to_owned(), port),
+        _ => (address.to_owned(), 443),
+    }
+}
+
+impl Frozen for FrozenVm {
+    fn facts(&self) -> &FrozenFacts {
+        &self.facts
+    }
+
+    fn changes(&self, disk_key: &str) -> Result<Changes> {
+        let (disk, asked) = self.disk(disk_key)?;
+        let since = match token::since(asked.since.as_ref(), disk) {
+            Ok(since) => since,
+            Err(reason) => return Ok(Changes::Unknown { reason }),
+        };
+        let question = Question {
+            machine: &self.machine,
+            snapshot: self.snapshot()?,
+            disk_key: disk.key,
+            capacity: ByteLen(disk.capacity_bytes),
+            since: &since,
+        };
+        match self.vim.changed_areas(&question, &Cancel::new()) {
+            Ok(areas) => Ok(Changes::Delta(Arc::new(Areas(areas)))),
+            // The server does not know the parent's changeId any more, or it talks nonsense: both cost a comparison.
+            Err(error)
+                if matches!(error, sendense_vsphere::Error::Reply { .. })
+                    || matches!(
+                        error.kind(),
+                        Some(
+                            FaultKind::FileFault
+                                | FaultKind::InvalidArgument
+                                | FaultKind::NotSupported
+                                | FaultKind::Other
+                        )
+                    ) =>
+            {
+                Ok(Changes::Unknown { reason: format!("the changes since the parent cannot be had: {error}") })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open(&self, disk_key: &str, cancel: &Cancel) -> Result<Arc<dyn Disk>> {
+        let (disk, _) = self.disk(disk_key)?;
+        if let Some(kit) = self.kits.lock().get(disk_key) {
+            return Ok(kit.clone());
+        }
+        let kit = Arc::new(self.start(disk, cancel)?);
+        self.kits.lock().insert(disk_key.to_owned(), kit.clone());
+        Ok(kit)
+    }
+
+    fn check(&self) -> Result<()> {
+        let snapshot = self.snapshot()?;
+        let held = self.vim.snapshots(&self.machine, &Cancel::new())?;
+        match held.iter().any(|one| one.reference == *snapshot) {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Disturbed,
+                format!("the snapshot of {} was removed by somebody else during the backup", self.name),
+            )),
+        }
+    }
+
+    fn release(mut self: Box<Self>) -> Result<()> {
+        let ended = self.end();
+        if let Err(error) = &ended {
+            // A snapshot that stays is worth waking somebody for.
+            tracing::error!(machine = self.name, %error, "the snapshot of a backup cannot be removed");
+        }
+        ended
+    }
+}
+
+impl Drop for FrozenVm {
+    fn drop(&mut self) {
+        if self.entry.is_some()
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(machine = self.name, %error, "a snapshot is left for reaping");
+        }
+    }
+}
+
+/// What changed, as it was told at the freeze.
+struct Areas(ExtentSet);
+
+impl ChangeMap for Areas {
+    fn changed(&self, within: Extent) -> sendense_block::Result<ExtentSet> {
+        Ok(self.0.within(within))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        for (address, host, port) in
+            [("vc", "vc", 443), ("vc:8443", "vc", 8443), ("[::1]", "[::1]", 443), ("[::1]:8443", "[::1]", 8443)]
+        {
+            assert_eq!(host_and_port(address), (host.to_owned(), port));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! How many sessions a server is asked for at once.
+//!
+//! Every open disk is an NFC session on the host, and hosts have few: one too many fails a backup in its middle. A machine takes
+//! the places of all its disks at once, before its snapshot is made, so that no snapshot grows while its machine waits and no
+//! two machines wait for each other. The places are this process's; those of other programs are not known.
+
+use crate::error::{Error, Kind, Result};
+use parking_lot::{Condvar, Mutex};
+use sendense_block::Cancel;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+/// How long a machine waits for its places. Then it is told as busy, and the hub tries again by its own rules.
+const WAIT_MAX: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Default)]
+struct Gate {
+    used: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// By server. There are as many as there are sources.
+static GATES: LazyLock<Mutex<HashMap<String, Arc<Gate>>>> = LazyLock::new(Mutex::default);
+
+/// Places that are held. Dropping gives them back.
+pub(super) struct Places {
+    gate: Arc<Gate>,
+    count: usize,
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        *self.gate.used.lock() -= self.count;
+        self.gate.changed.notify_all();
+    }
+}
+
+/// Takes places; more than there are in all count as all.
+pub(super) fn take(server: &str, wanted: usize, all: usize, cancel: &Cancel) -> Result<Places> {
+    take_within(server, wanted, all, WAIT_MAX, cancel)
+}
+
+fn take_within(server: &str, wanted: usize, all: usize, within: Duration, cancel: &Cancel) -> Result<Places> {
+    let gate = GATES.lock().entry(server.to_owned()).or_default().clone();
+    let count = wanted.min(all);
+    let bell = gate.clone();
+    let _hook = cancel.on_cancel(move || {
+        // The lock makes sure that whoever is about to wait has looked at the token before or is woken.
+        drop(bell.used.lock());
+        bell.changed.notify_all();
+    });
+    let until = Instant::now() + within;
+    let mut used = gate.used.lock();
+    while *used + count > all {
+        cancel.check()?;
+        if gate.changed.wait_until(&mut used, until).timed_out() {
+            let message = format!("the {all} sessions that {server} may give are in use");
+            return Err(Error::new(Kind::Busy, message)
+                .hint("back up fewer machines at once, or raise the source's number of sessions"));
+        }
+    }
+    *used += count;
+    drop(used);
+    Ok(Places { gate, count })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_given_back_and_waited_for() {
+        let (name, cancel) = ("limits-test", Cancel::new());
+        let held = take(name, 2, 3, &cancel).unwrap();
+        let now = Duration::ZERO;
+        assert_eq!(take_within(name, 2, 3, now, &cancel).err().unwrap().kind, Kind::Busy);
+        let one = take_within(name, 1, 3, now, &cancel).unwrap();
+        let waiting = std::thread::spawn(move || take(name, 9, 3, &Cancel::new()).is_ok());
+        drop((held, one));
+        assert!(waiting.join().unwrap());
+        let held = take(name, 3, 3, &cancel).unwrap();
+        let stop = cancel.clone();
+        let waiting = std::thread::spawn(move || take(name, 1, 3, &stop).err().map(|error| error.kind));
+        cancel.cancel();
+        assert_eq!(waiting.join().unwrap(), Some(Kind::Cancelled));
+        drop(held);
+    }
+}

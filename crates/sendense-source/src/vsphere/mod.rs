@@ -1,0 +1,233 @@
+//! Machines of a vCenter or a bare ESXi host: frozen by snapshots, compared by changed block tracking (CBT), read through
+//! nbdkit's vddk plugin.
+//!
+//! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
+//! `token` (when CBT may be believed; pure), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
+//! (sessions at once), `frozen` (the held machine), `facts` (the configuration for the manifest). What does not: SOAP
+//! (`sendense_vsphere`), NBD.
+//!
+//! ```text
+//! inspect -> sessions free? -> CBT on (no snapshot there) -> journal -> snapshot -> disks and changeIds *of the snapshot*
+//!         -> nbdkit per disk, read -> is the snapshot still there? -> nbdkit ends -> snapshot removed -> consolidated?
+//! ```
+//!
+//! Invariant: a snapshot of ours bears, in its description, our deployment and the task. Only those of our deployment are
+//! ever removed, and a failed removal stays in the journal.
+
+mod discover;
+mod facts;
+mod frozen;
+mod kit;
+mod library;
+mod limits;
+mod session;
+mod snapshot;
+mod token;
+
+use crate::error::{Error, Kind, Result};
+use crate::journal::{Artefact, ArtefactKind, Journal};
+use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
+use crate::open::SourceContext;
+use crate::{Frozen, Source};
+use library::Library;
+use sendense_block::Cancel;
+use sendense_types::{DeploymentId, SourceId, SourceKind, TrackingToken};
+use sendense_vsphere::{Fingerprint, Login, Trust, privilege};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use session::certificate;
+
+/// Sessions that a source's machines may hold at once unless told otherwise. A vCenter gives 52 in all (VDDK's guide), other
+/// backups and an administrator's clones want some; a host's 48 MB of buffers carry some twenty.
+const SESSIONS_MAX: usize = 20;
+
+/// A source's settings as they are stored.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    host: String,
+    thumbprint: Option<String>,
+    proxy: Option<String>,
+    vddk_libdir: Option<PathBuf>,
+    nbdkit_plugin: Option<PathBuf>,
+    transports: Option<String>,
+    sessions_max: Option<usize>,
+    #[serde(default)]
+    quiesce_or_fail: bool,
+}
+
+/// What is kept encrypted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secret {
+    username: Option<String>,
+    password: String,
+    ca: Option<String>,
+}
+
+/// A source's settings, resolved.
+#[derive(Debug, Clone)]
+struct Settings {
+    source_id: SourceId,
+    deployment_id: DeploymentId,
+    run_dir: PathBuf,
+    host: String,
+    trust: Trust,
+    proxy: Option<String>,
+    login: Login,
+    library: Library,
+    sessions_max: usize,
+    quiesce_or_fail: bool,
+}
+
+impl Settings {
+    fn resolve(config: Config, secret: Option<&str>, context: SourceContext) -> Result<Self> {
+        let wrong = |why: String| Error::new(Kind::Invalid, format!("settings of the vsphere source: {why}"));
+        let secret = secret.filter(|text| !text.is_empty()).ok_or_else(|| wrong("an account is needed".into()))?;
+        // The text itself stays out of the error: it holds the password.
+        let secret: Secret = serde_json::from_str(secret).map_err(|_| wrong("the account cannot be read".into()))?;
+        let username = secret.username.filter(|name| !name.is_empty());
+        let username = username.ok_or_else(|| wrong("the account has no name".into()))?;
+        let trust = match (&config.thumbprint, secret.ca) {
+            (Some(text), _) => Trust::Pin(text.parse::<Fingerprint>().map_err(wrong)?),
+            (None, Some(ca)) => Trust::CaPem(ca),
+            (None, None) => Trust::Public,
+        };
+        let sessions_max = config.sessions_max.unwrap_or(SESSIONS_MAX);
+        if !(1..=52).contains(&sessions_max) {
+            return Err(wrong("`sessions_max` is not between 1 and 52, which is all that a vCenter gives".into()));
+        }
+        let library = Library::new(config.vddk_libdir, config.nbdkit_plugin, config.transports).map_err(wrong)?;
+        Ok(Self {
+            source_id: context.source_id,
+            deployment_id: context.deployment_id,
+            run_dir: context.run_dir,
+            host: config.host,
+            trust,
+            proxy: config.proxy,
+            login: Login { username, password: secret.password },
+            library,
+            sessions_max,
+            quiesce_or_fail: config.quiesce_or_fail,
+        })
+    }
+}
+
+/// A vCenter or a bare host.
+pub struct VsphereSource {
+    settings: Settings,
+}
+
+/// Opens a vSphere source; see [`crate::open`](fn@crate::open). Nothing is connected yet. `secret` is the JSON text
+/// `{"username": …, "password": …, "ca": …}`, the last of which may be missing.
+pub fn open(config: &serde_json::Value, secret: Option<&str>, context: SourceContext) -> Result<Arc<dyn Source>> {
+    let config: Config = crate::open::settings(SourceKind::Vsphere, config)?;
+    Ok(Arc::new(VsphereSource { settings: Settings::resolve(config, secret, context)? }))
+}
+
+impl Source for VsphereSource {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Vsphere
+    }
+
+    fn test(&self, cancel: &Cancel) -> Result<TestReport> {
+        let settings = &self.settings;
+        let mut warnings = Vec::new();
+        let product = session::with(settings, cancel, |vim| {
+            for (work, list) in [("backups", &privilege::BACKUP[..]), ("restores", &privilege::RESTORE[..])] {
+                let wanted: Vec<&str> = list.iter().map(|(id, _)| *id).collect();
+                let missing = vim.missing_privileges(vim.root_folder(), &wanted, cancel)?;
+                for (id, name) in list.iter().filter(|(id, _)| missing.iter().any(|missing| missing == id)) {
+                    warnings.push(format!("the account lacks a privilege that {work} need: {name} ({id})"));
+                }
+            }
+            Ok(vim.about().full_name.clone())
+        })?;
+        warnings.extend(settings.library.look(&settings.run_dir, cancel)?);
+        Ok(TestReport { product, warnings })
+    }
+
+    fn discover(&self, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
+        session::with(&self.settings, cancel, |vim| discover::all(vim, cancel))
+    }
+
+    fn inspect(&self, vm: &VmRef, cancel: &Cancel) -> Result<DiscoveredVm> {
+        session::with(&self.settings, cancel, |vim| {
+            discover::one(vim, &discover::look(vim, &vm.instance_uuid, cancel)?, cancel)
+        })
+    }
+
+    fn freeze(&self, request: &FreezeRequest, journal: &Arc<dyn Journal>, cancel: &Cancel) -> Result<Box<dyn Frozen>> {
+        frozen::freeze(&self.settings, request, journal, cancel)
+    }
+
+    fn retire(
+        &self,
+        _vm: &VmRef,
+        _keep: &[TrackingToken],
+        _journal: &Arc<dyn Journal>,
+        _cancel: &Cancel,
+    ) -> Result<Vec<TrackingToken>> {
+        // A changeId is a number that the host remembers by itself: nothing of ours is there that could be deleted.
+        Ok(Vec::new())
+    }
+
+    fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool> {
+        match artefact.kind {
+            ArtefactKind::ChildProcess => kit::reap(artefact),
+            ArtefactKind::Snapshot => match snapshot::reap(&self.settings, artefact, cancel) {
+                Ok(()) => Ok(true),
+                // Somebody else works on the machine, or the removal goes on without us: the next look will tell.
+                Err(error) if error.kind.is_transient() || error.kind == Kind::Cancelled => Ok(false),
+                Err(error) => Err(error),
+            },
+            ArtefactKind::BackupJob
+            | ArtefactKind::Checkpoint
+            | ArtefactKind::FrozenGuest
+            | ArtefactKind::File
+            | ArtefactKind::Machine => Ok(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::Roots;
+    use serde_json::json;
+
+    fn settings(config: serde_json::Value, secret: &str) -> Result<Settings> {
+        let context = SourceContext {
+            source_id: "src-1".parse().unwrap(),
+            deployment_id: "dep-1".parse().unwrap(),
+            run_dir: "/run/x".into(),
+            roots: Roots::default(),
+        };
+        Settings::resolve(crate::open::settings(SourceKind::Vsphere, &config)?, Some(secret), context)
+    }
+
+    #[test]
+    fn settings_are_resolved_or_refused() {
+        let secret = r#"{"username": "u", "password": "secret-word"}"#;
+        let found = settings(json!({"host": "vc", "thumbprint": "ab".repeat(32)}), secret).unwrap();
+        assert!(matches!(found.trust, Trust::Pin(_)));
+        assert!(!format!("{found:?}").contains("secret-word"));
+        assert_eq!(settings(json!({"host": "vc"}), secret).unwrap().trust, Trust::Public);
+        for (bad, secret) in [
+            (json!({}), secret),
+            (json!({"host": "vc", "hsot": "vc"}), secret),
+            (json!({"host": "vc", "thumbprint": "ab".repeat(20)}), secret),
+            (json!({"host": "vc", "sessions_max": 0}), secret),
+            (json!({"host": "vc", "vddk_libdir": "relative"}), secret),
+            (json!({"host": "vc", "transports": "nbd;x"}), secret),
+            (json!({"host": "vc"}), r#"{"password": "secret-word"}"#),
+            (json!({"host": "vc"}), ""),
+            (json!({"host": "vc"}), r#"{"password": "secret-word", "x"#),
+        ] {
+            let error = settings(bad.clone(), secret).unwrap_err();
+            assert!(error.kind == Kind::Invalid && !error.to_string().contains("secret-word"), "{bad}: {error}");
+        }
+    }
+}
