@@ -76,32 +76,19 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
     part.publish(name, path, how.overwrite)
 }
 
-/// Makes the second file hold, in another format, what the raw image at the first path holds. Both exist; the second is
-/// empty.
-pub type Convert<'a> = dyn Fn(&Path, &Path) -> Result<()> + 'a;
-
-/// Like [`extract`], for a format that another program writes: the disk is written as a raw image beside the target, and
-/// `convert` makes the target of it. Needs room for both. [`How::format`] is not looked at.
+/// Like [`extract`], for a format that another program writes: `fill` is given the path of the unfinished file, which is
+/// there and empty. [`How::format`] is not looked at.
 ///
 /// # Errors
-/// Those of [`extract`] and of `convert`.
-pub fn extract_with(
-    disk: &dyn Disk,
-    path: &Path,
-    how: How<'_>,
-    progress: &Progress,
-    cancel: &Cancel,
-    convert: &Convert<'_>,
-) -> Result<()> {
+/// Those of [`extract`] and of `fill`.
+pub fn extract_with(path: &Path, how: How<'_>, cancel: &Cancel, fill: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     let (folder, name) = split(path)?;
     let place = Folder::open(folder)?;
     if !how.overwrite && place.holds(name)? {
         return Err(exists(path));
     }
-    let image = Part::create(&place, name, &format!("{}.raw", how.suffix))?;
-    raw(disk, &image.file, how, progress, cancel)?;
     let part = Part::create(&place, name, how.suffix)?;
-    convert(&folder.join(&image.name), &folder.join(&part.name))?;
+    fill(&folder.join(&part.name))?;
     cancel.check()?;
     part.file.flush()?;
     part.publish(name, path, how.overwrite)
@@ -112,7 +99,7 @@ pub fn remove_parts(path: &Path, suffix: &str) -> Result<Vec<OsString>> {
     let (folder, name) = split(path)?;
     let folder = Folder::open(folder)?;
     let mut removed = Vec::new();
-    for suffix in [suffix.to_owned(), format!("{suffix}.tables"), format!("{suffix}.raw")] {
+    for suffix in [suffix.to_owned(), format!("{suffix}.tables")] {
         let part = part_name(name, &suffix);
         match rustix::fs::unlinkat(&folder.handle, &part, AtFlags::empty()) {
             Ok(()) => removed.push(part),
@@ -330,17 +317,18 @@ mod tests {
     }
 
     #[test]
-    fn a_conversion_gets_the_raw_disk_and_only_its_result_stays() {
+    fn what_another_program_filled_gets_its_name_when_it_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.x");
         let how = How { format: Format::Raw, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false };
-        let run =
-            |convert: &Convert<'_>| extract_with(&disk(), &path, how, &Progress::default(), &Cancel::new(), convert);
-        let failed = run(&|_, _| Err(Error::invalid("no")));
+        let run = |fill: &dyn Fn(&Path) -> Result<()>| extract_with(&path, how, &Cancel::new(), fill);
+        let failed = run(&|part| {
+            assert_eq!(std::fs::read(part).unwrap(), b"");
+            Err(Error::invalid("no"))
+        });
         assert_eq!((failed.unwrap_err().kind, names(folder.path())), (Kind::Invalid, vec![]));
-        run(&|from, to| {
-            assert_eq!(std::fs::read(from).unwrap(), disk().to_bytes());
-            std::fs::write(to, "converted").unwrap();
+        run(&|part| {
+            std::fs::write(part, "converted").unwrap();
             Ok(())
         })
         .unwrap();
@@ -351,12 +339,11 @@ mod tests {
     #[test]
     fn what_a_dead_extraction_left_is_removed_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["disk", ".disk.task-1", ".disk.task-1.tables", ".disk.task-1.raw", ".disk.task-2", ".disc.task-1"]
-        {
+        for name in ["disk", ".disk.task-1", ".disk.task-1.tables", ".disk.task-2", ".disc.task-1"] {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
         let path = folder.path().join("disk");
-        assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 3);
+        assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 2);
         assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 0);
         assert_eq!(names(folder.path()), [".disc.task-1", ".disk.task-2", "disk"]);
     }

@@ -104,6 +104,12 @@ impl Progress {
     pub fn plan(&self, len: ByteLen) {
         self.planned.fetch_add(len.0, Ordering::Relaxed);
     }
+
+    /// Counts data that another program took from us to store it.
+    pub fn taken(&self, len: ByteLen) {
+        add(&self.done, len.0);
+        add(&self.stored, len.0);
+    }
 }
 
 fn add(counter: &AtomicU64, bytes: u64) {

@@ -38,7 +38,7 @@ pub(crate) struct Handle {
     /// Asked by the job's threads.
     pub cancel: Cancel,
     /// Filled by the job's threads when it copies.
-    pub progress: Progress,
+    pub progress: Arc<Progress>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
@@ -65,7 +65,7 @@ impl Handle {
             seen: (Snapshot::default(), None),
             moved_at: clock.now(),
         };
-        Self { task_id, cancel: Cancel::new(), progress: Progress::default(), clock, state: Mutex::new(state) }
+        Self { task_id, cancel: Cancel::new(), progress: Arc::default(), clock, state: Mutex::new(state) }
     }
 
     /// Asks the job to stop. True when this was the first time.

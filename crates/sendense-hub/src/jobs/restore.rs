@@ -61,11 +61,12 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
         let disk = repository
             .open_disk(&work.vm_context_id, &work.backup_id, disk_id, who)
             .map_err(|error| of_repo(&error))?;
-        handle.info(format!("disk {} has {} and is read through {} images", disk_id, disk.size(), disk.links().len()));
+        let (size, images) = (disk.size(), disk.links().len());
+        handle.info(format!("disk {} has {} and is read through {} images", disk_id, size, images));
         let share = core.budget.take(LANES);
         let name = format!("disk {} of {}", disk_id, work.backup_id);
-        let job =
-            Job { name: &name, disk: &disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
+        let disk = Arc::new(disk);
+        let job = Job { name: &name, disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let mut difference = None;
         let place = match &work.target {
             RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
@@ -102,7 +103,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
             RestoreTarget::Vm { .. } => return Err(invalid("a machine takes all disks")),
         };
         let written = handle.progress.snapshot().stored;
-        let restored = format!("disk {} ({}) is restored to {place}", disk_id, disk.size());
+        let restored = format!("disk {} ({}) is restored to {place}", disk_id, size);
         Ok(match difference {
             None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
             Some(found) => serde_json::json!({

@@ -122,10 +122,11 @@ fn make(
             .map_err(|error| of_repo(&error))?;
         let share = core.budget.take(LANES);
         let name = format!("disk {} of {}", disk.disk_id, work.backup_id);
+        let chain = Arc::new(chain);
         let job =
-            Job { name: &name, disk: &chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
+            Job { name: &name, disk: chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let how = How { format, lanes: job.lanes, suffix: who, disk_name: job.name, overwrite: false };
-        extract(job.disk, path, how, job.progress, job.cancel)
+        extract(&job.disk, path, how, job.progress, job.cancel)
             .map_err(|error| crate::restore::target_problem(path, &error))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));
     }

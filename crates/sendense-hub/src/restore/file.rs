@@ -19,11 +19,11 @@ pub(crate) fn restore_file(
 ) -> Result<()> {
     let how = |format| How { format, lanes: job.lanes, suffix: task_id.as_str(), disk_name: job.name, overwrite };
     match format {
-        ImageFormat::Raw => extract(job.disk, path, how(Format::Raw), job.progress, job.cancel),
-        ImageFormat::Qcow2 => extract(job.disk, path, how(Format::Qcow2), job.progress, job.cancel),
+        ImageFormat::Raw => extract(&job.disk, path, how(Format::Raw), job.progress, job.cancel),
+        ImageFormat::Qcow2 => extract(&job.disk, path, how(Format::Qcow2), job.progress, job.cancel),
         ImageFormat::Vmdk => {
-            let convert = |from: &Path, to: &Path| super::vmdk::convert(from, to, subformat, job.cancel);
-            extract::extract_with(job.disk, path, how(Format::Raw), job.progress, job.cancel, &convert)
+            let fill = |part: &Path| super::vmdk::write(job, part, subformat);
+            extract::extract_with(path, how(Format::Raw), job.cancel, &fill)
         }
     }
     .map_err(|error| failed(path, &error))
@@ -55,17 +55,18 @@ pub(crate) fn failed(path: &Path, error: &sendense_repo::Error) -> Problem {
 mod tests {
     use super::*;
     use sendense_block::backend::Memory;
-    use sendense_block::copy::Progress;
+    use sendense_block::copy::{Progress, Snapshot};
     use sendense_block::{ByteLen, ByteOffset, Cancel, WriteAt};
+    use std::sync::Arc;
 
-    fn run(path: &Path, format: ImageFormat, overwrite: bool, cancel: &Cancel) -> Result<Progress> {
+    fn run(path: &Path, format: ImageFormat, overwrite: bool, cancel: &Cancel) -> Result<Snapshot> {
         let disk = Memory::zeroed(ByteLen(3 * 65536 + 512));
         disk.write_at(ByteOffset(65536), &[7; 4096]).unwrap();
-        let progress = Progress::default();
-        let job = Job { name: "disk 0", disk: &disk, lanes: 2, progress: &progress, cancel };
+        let progress = Arc::new(Progress::default());
+        let job = Job { name: "disk 0", disk: Arc::new(disk), lanes: 2, progress: &progress, cancel };
         restore_file(&job, path, format, VmdkSubformat::default(), overwrite, &TaskId::generate())?;
         assert_eq!(std::fs::read(path).map(|bytes| bytes.len() > 65536).ok(), Some(true));
-        Ok(progress)
+        Ok(progress.snapshot())
     }
 
     /// The bytes themselves are the extraction's to prove.
@@ -76,7 +77,7 @@ mod tests {
         let folder = folder.path().canonicalize().unwrap();
         let (path, go) = (folder.join("disk"), Cancel::new());
         for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
-            let progress = run(&path, format, format == ImageFormat::Qcow2, &go).unwrap().snapshot();
+            let progress = run(&path, format, format == ImageFormat::Qcow2, &go).unwrap();
             assert!(progress.planned.0 >= 4096 && progress.done == progress.planned, "{progress:?}");
         }
         let code = |path: &Path, format, cancel: &Cancel| run(path, format, false, cancel).unwrap_err().code;

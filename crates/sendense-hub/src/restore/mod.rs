@@ -18,6 +18,7 @@ pub(crate) use onto::{Onto, restore_onto};
 
 use sendense_block::copy::Progress;
 use sendense_block::{Cancel, Disk};
+use std::sync::Arc;
 
 /// Lanes of one restore: reading the chain and writing the target take turns, and decompression uses a core.
 pub(crate) const LANES: usize = 4;
@@ -29,11 +30,11 @@ pub(crate) struct Job<'a> {
     /// The disk's name, for messages.
     pub name: &'a str,
     /// The point's disk, its true size.
-    pub disk: &'a dyn Disk,
+    pub disk: Arc<dyn Disk>,
     /// Lanes that it may use.
     pub lanes: usize,
     /// Told of the work.
-    pub progress: &'a Progress,
+    pub progress: &'a Arc<Progress>,
     /// Asked between chunks.
     pub cancel: &'a Cancel,
 }

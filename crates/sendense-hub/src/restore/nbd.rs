@@ -43,7 +43,7 @@ pub(crate) fn restore_nbd(job: &Job<'_>, uri: Uri) -> Result<()> {
     }
     let restore = Restore {
         name: job.name,
-        disk: job.disk,
+        disk: &job.disk,
         target: &client,
         target_is_zero: false,
         options: job.options(),

@@ -45,7 +45,7 @@ pub(crate) fn restore_onto(job: &Job<'_>, onto: &Onto<'_>) -> Result<Option<Diff
     if resize {
         marked.mark().and_then(|()| marked.inner().set_len(size)).map_err(failed)?;
     }
-    let (name, disk, options, progress, cancel) = (job.name, job.disk, job.options(), job.progress, job.cancel);
+    let (name, disk, options, progress, cancel) = (job.name, &job.disk, job.options(), job.progress, job.cancel);
     let difference = match onto.digests {
         Some(digests) => {
             let target = &marked;
@@ -85,6 +85,7 @@ mod tests {
     use sendense_block::backend::Memory;
     use sendense_block::copy::{MARK, Progress};
     use sendense_block::{BlockIndex, ByteLen, ByteOffset, Cancel, Digest, Known, WriteAt};
+    use std::sync::Arc;
 
     /// A disk of four blocks and a bit: data, zeros, data, zeros, data.
     fn disk() -> Memory {
@@ -110,10 +111,10 @@ mod tests {
     }
 
     fn run(path: &Path, resize: bool, cancel: &Cancel) -> Result<Option<Difference>> {
-        let (disk, progress) = (disk(), Progress::default());
+        let (disk, progress) = (Arc::new(disk()), Arc::new(Progress::default()));
         let digests = Digests(disk.to_bytes());
         let roots = Roots::new(vec![path.parent().unwrap().to_owned()]);
-        let job = Job { name: "disk 0", disk: &disk, lanes: 2, progress: &progress, cancel };
+        let job = Job { name: "disk 0", disk, lanes: 2, progress: &progress, cancel };
         restore_onto(&job, &Onto { path, roots: &roots, digests: Some(&digests), resize, why: "test" })
     }
 

@@ -177,13 +177,18 @@ impl std::fmt::Debug for Child {
 impl Child {
     /// Starts a child. A missing program is [`Kind::MissingTool`], naming its package.
     pub fn spawn(spec: &Spec) -> Result<Self> {
+        Self::spawn_with(spec, Stdio::null())
+    }
+
+    /// The same, with something on its stdin; our copy of that is closed.
+    pub fn spawn_with(spec: &Spec, stdin: Stdio) -> Result<Self> {
         let setpriv = find_tool(OsStr::new("setpriv"), "util-linux")?;
         let program = find_tool(&spec.program, &spec.package)?;
         let mut command = Command::new(setpriv);
         command.args(["--pdeathsig", "KILL", "--no-new-privs", "--", "/bin/sh", "-c", ONLY_BELOW_US]);
         command.arg(std::process::id().to_string()).arg(program).args(&spec.args);
         command.env_clear().env("PATH", search_path()).env("LC_ALL", "C").envs(spec.envs.iter().cloned());
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.current_dir("/").stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
 
         let name = spec.name();
         let failed = |what: &str, error: io::Error| Error::new(Kind::Failed, format!("{what} {name}")).caused_by(error);
@@ -266,7 +271,12 @@ impl Drop for Child {
 
 /// Runs a tool to its end; an exit status other than 0 is an error that quotes what it said.
 pub fn run(spec: &Spec, cancel: &Cancel) -> Result<Outcome> {
-    let outcome = Child::spawn(spec)?.wait(cancel)?;
+    run_with(spec, Stdio::null(), cancel)
+}
+
+/// The same, with something on its stdin, such as a socket that it is to speak over.
+pub fn run_with(spec: &Spec, stdin: Stdio, cancel: &Cancel) -> Result<Outcome> {
+    let outcome = Child::spawn_with(spec, stdin)?.wait(cancel)?;
     let name = spec.name();
     match outcome.ended {
         Ended::Exited if outcome.status.success() => Ok(outcome),
@@ -362,6 +372,23 @@ mod tests {
         assert_eq!(outcome.stdout.len(), OUTPUT_BYTES_MAX);
         assert!(outcome.stdout_cut && outcome.stdout.ends_with(b"xend\n"));
         assert!(run(&shell("echo no >&2; exit 1"), &Cancel::new()).unwrap_err().message.ends_with(": no"));
+    }
+
+    #[test]
+    fn a_tool_speaks_over_the_socket_that_it_was_given() {
+        use std::io::{Read, Write};
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"hello\n").unwrap();
+        run_with(
+            &shell("read word && echo $word again >&0"),
+            std::os::fd::OwnedFd::from(theirs).into(),
+            &Cancel::new(),
+        )
+        .unwrap();
+        let mut said = String::new();
+        // Ends: nobody but the child held the other end.
+        ours.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "hello again\n");
     }
 
     #[test]

@@ -144,6 +144,44 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// True while a program runs that was told of this path.
+fn somebody_works_on(path: &Path) -> bool {
+    let name = path.as_os_str().as_encoded_bytes();
+    std::fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|argument| argument == name)
+    })
+}
+
+#[test]
+fn a_hub_that_is_killed_takes_its_conversion_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (mut hub, disk, id) = backed_up(dir, 48 << 20, 7);
+    let (mut met, mut rounds) = (0, 0);
+    while met < 1 {
+        rounds += 1;
+        assert!(rounds < 20, "no kill ever met a running conversion");
+        let out = dir.join(format!("out{rounds}.vmdk"));
+        let task = hub.json(&["restore", "disk", &id, "--to", path(&out), "--format", "vmdk-stream"])["task"].clone();
+        let task = field(&task, "task_id").to_owned();
+        let part = dir.join(format!(".out{rounds}.vmdk.{task}"));
+        until("qemu-img or the file", || (somebody_works_on(&part) || out.exists()).then_some(()));
+        hub.kill_9();
+        assert!(part.exists() != out.exists(), "it is whole or it is not there");
+        until("the end of qemu-img", || (!somebody_works_on(&part)).then_some(()));
+        hub = Hub::start(dir);
+        if out.exists() {
+            continue;
+        }
+        met += 1;
+        assert_eq!(until("the end of the task", || ended(&hub, &task)), "failed");
+        until("the part to be removed", || (!part.exists()).then_some(()));
+        hub.ok(&["restore", "disk", &id, "--to", path(&out), "--format", "vmdk-stream", "--wait"]);
+        tool("qemu-utils", "qemu-img", &["compare", "-f", "raw", "-F", "vmdk", path(&disk.path), path(&out)]);
+    }
+}
+
 fn ended(hub: &Hub, task_id: &str) -> Option<String> {
     let task = hub.json(&["task", "show", task_id])["task"].clone();
     let state = field(&task, "state").to_owned();
