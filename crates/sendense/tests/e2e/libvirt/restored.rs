@@ -46,10 +46,12 @@ fn a_machine_is_restored_as_another_and_starts() {
     let id = field(&back_up(&hub, &guest, "main", &[]), "backup_id").to_owned();
     guest.write("vda", 0x33, 0, MIB);
 
-    for format in ["qcow2", "raw"] {
+    let named = format!("{}-pool", guest.name);
+    lab.virsh(&["pool-create-as", &named, "dir", "--target", path(&pool)]);
+    for (format, place) in [("qcow2", path(&pool)), ("raw", &named)] {
         let name = format!("{}-{format}", guest.name);
         let args = ["restore", "vm", &id, "--source", "lab", "--name", &name, "--format", format, "--wait"];
-        let pooled = ["--pool", path(&pool)];
+        let pooled = ["--pool", place];
         let said = hub.json(&[&args[..], &pooled].concat());
         assert!(field(&said["task"], "summary").contains("switched off"), "{said:#}");
         assert!(lab.virsh(&["domstate", &name]).contains("shut off"));
@@ -86,6 +88,7 @@ fn a_machine_is_restored_as_another_and_starts() {
         lab.virsh(&["destroy", &name]);
         lab.virsh(&["undefine", &name]);
     }
+    lab.virsh(&["pool-destroy", &named]);
     // The old machine is there: its identity is not given away, and its definition not replaced.
     let definition = lab.virsh(&["dumpxml", "--inactive", &guest.name]);
     let args = ["restore", "vm", &id, "--source", "lab", "--keep-identity", "--wait", "--pool", path(&pool)];
