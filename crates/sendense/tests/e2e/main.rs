@@ -7,6 +7,7 @@
 mod bad_day;
 mod databases;
 mod disk;
+mod export_clients;
 mod exports;
 mod files;
 mod history;
