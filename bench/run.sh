@@ -10,7 +10,7 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-ONLY=${ONLY:-all} # all, or words of: raw zstd incremental restore libvirt memory
+ONLY=${ONLY:-all} # all, or words of: raw zstd incremental restore export libvirt memory
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
 work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sd.XXXX")
@@ -57,6 +57,7 @@ disk=$work/vms/web/disk0.raw
 bench/disk.py "$disk" "$SIZE_MIB" "$DATA_MIB"
 # The first touch of memory is several times slower than the second: fill what the runs will need, and free it.
 head -c "$((DATA_MIB * 2))M" /dev/zero > "$work/warm" && rm "$work/warm"
+: > "$work/hub.out" # it is looked into before the shell below has made it
 "$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" > "$work/hub.out" 2> "$work/hub.log" &
 hub=$!
 pids+=("$hub")
@@ -133,7 +134,8 @@ if wants incremental; then
     drop_newest web
 fi
 
-if wants restore; then
+# A full and three incrementals of 64 MiB each, in pieces of 1 MiB; sets id and image of the newest point.
+chain() {
     sd backup start web --repo main --type full --wait > /dev/null
     for n in 1 2 3; do
         for at in $(seq 64); do
@@ -143,6 +145,11 @@ if wants restore; then
     done
     id=$(newest web)
     image=$(find "$work/repo" -name "$id.qcow2")
+}
+drop_chain() { sd backup delete "$(sd backup chain web --json | jq -r '.backups[0].backup_id')" --cascade --yes > /dev/null 2>&1; }
+
+if wants restore; then
+    chain
     for round in $(seq "$ROUNDS"); do
         say "restore, round $round"
         time_one restore ours "$sendense restore disk $id --to $work/out/o.raw --wait"
@@ -151,7 +158,27 @@ if wants restore; then
         rm "$work/out/o.raw" "$work/out/q.raw"
     done
     row restore ours qemu "restore of full + 3 incrementals — \`qemu-img convert -W\`" 1
-    sd backup delete "$(sd backup chain web --json | jq -r '.backups[0].backup_id')" --cascade --yes > /dev/null 2>&1
+    drop_chain
+fi
+
+if wants export; then
+    chain
+    export=$(sd export "$id" --json | jq -r '.export.export_id') uri=$(sd exports --json | jq -r '.exports[0].uri')
+    serve chain -r --format=qcow2 "$image"
+    # The same bytes, before anybody is praised for speed.
+    qemu-img compare -f raw -F raw "$uri" "$disk" > /dev/null
+    for round in $(seq "$ROUNDS"); do
+        say "export, round $round"
+        for connections in 4 1; do
+            time_one "export$connections" ours "nbdcopy -C $connections '$uri' null:"
+            time_one "export$connections" qemu "nbdcopy -C $connections 'nbd+unix:///?socket=$work/chain.sock' null:"
+        done
+    done
+    unserve chain
+    sd unexport "$export" 2> /dev/null
+    row export4 ours qemu "NBD export of full + 3 incrementals, zstd, \`nbdcopy URI null:\` — \`qemu-nbd -r\` of the same chain" 1.5
+    row export1 ours qemu "the same over one connection (\`nbdcopy -C 1\`)" 1
+    drop_chain
 fi
 
 if wants libvirt; then
