@@ -1,8 +1,8 @@
 //! Images at rest: a folder of QCOW2 chains with manifests and digests, written so that power may fail at any moment.
 //!
 //! What lives here: drafts and their publication, chains, deletion, recovery at start-up, verification, the owner record,
-//! locks and room. What does not: SQL, HTTP, hypervisors, async, the wall clock (`now` is passed in), and how a QCOW2 file
-//! looks inside (`sendense-qcow2`). All calls block and may be made from several threads at once.
+//! locks, room and retention. What does not: SQL, HTTP, hypervisors, async, the wall clock (`now` is passed in), and how a
+//! QCOW2 file looks inside (`sendense-qcow2`). All calls block and may be made from several threads at once.
 //!
 //! ```text
 //! Repository::open -> recover
@@ -31,6 +31,7 @@ pub mod owner;
 mod probe;
 pub mod recover;
 pub mod repository;
+pub mod retention;
 pub mod segments;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,26 @@
+//! Retention: which points of a VM stay, and why; which may go.
+//!
+//! What lives here: values and pure functions. What does not: the wall clock (`now` is passed in), files, and the deletion
+//! itself ([`crate::delete`]).
+//!
+//! The rules mean what the prune options of Proxmox Backup Server mean. They choose in the order last, hourly, daily, weekly,
+//! monthly, yearly; a rule looks only at what the rules before it left, passes over periods in which one of them keeps a
+//! point, and keeps the newest point of each further period until its count is full. Damaged points are kept by no rule.
+//!
+//! ```text
+//! points, policy, now  -> judge  -> a verdict per point
+//! ```
+//!
+//! One consequence is inherited with the meaning: weeks do not nest in months. A point that lost its week to a newer one of
+//! the next month is not there for its own month any more, so that *more* weeks can keep *fewer* months. Between all other
+//! rules more is never less.
+//!
+//! Invariant: of the points of each coverage that are good, at least one stays, whatever the policy.
+
+mod judge;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+pub use judge::{Coverage, Point, Reason, State, Verdict, judge};
+pub use policy::{Keep, Policy, Rule, time_zone};
