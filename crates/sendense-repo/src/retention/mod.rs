@@ -8,7 +8,8 @@
 //! point, and keeps the newest point of each further period until its count is full. Damaged points are kept by no rule.
 //!
 //! ```text
-//! points, policy, now  -> judge  -> a verdict per point
+//! points, policy, now      -> judge  -> a verdict per point
+//! verdicts, chains, claims -> plan   -> what goes, and what holds the rest
 //! ```
 //!
 //! One consequence is inherited with the meaning: weeks do not nest in months. A point that lost its week to a newer one of
@@ -18,9 +19,11 @@
 //! Invariant: of the points of each coverage that are good, at least one stays, whatever the policy.
 
 mod judge;
+mod plan;
 mod policy;
 #[cfg(test)]
 mod tests;
 
 pub use judge::{Coverage, Point, Reason, State, Verdict, judge};
+pub use plan::{Entry, Fate, Member, PrunePlan, plan};
 pub use policy::{Keep, Policy, Rule, time_zone};

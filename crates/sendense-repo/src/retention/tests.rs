@@ -1,6 +1,7 @@
 //! Retention against tables of timelines with answers worked out by hand, and against a stupid model.
 
 use super::*;
+use crate::lock::{Claim, Operation};
 use expect_test::{Expect, expect};
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
@@ -377,7 +378,74 @@ fn mixed(mut points: Vec<Point>, kinds: &[u8]) -> Vec<Point> {
     points
 }
 
+fn id(number: usize) -> BackupId {
+    format!("p{number}").parse().unwrap()
+}
+
+fn read_of(points: impl IntoIterator<Item = usize>) -> Claim {
+    Claim {
+        operation: Operation::Read,
+        vm: "vm-1".parse().unwrap(),
+        points: points.into_iter().map(id).collect(),
+        who: "mount mnt-1".to_owned(),
+    }
+}
+
+#[test]
+fn what_is_needed_or_in_use_is_not_planned_to_go() {
+    // 0 <- 1 <- 2 and 3 <- 4; the catalog does not know 5, which stands on nothing.
+    let members: Vec<Member> = [None, Some(0), Some(1), None, Some(3), None]
+        .into_iter()
+        .enumerate()
+        .map(|(number, parent)| Member {
+            backup_id: id(number),
+            parents: parent.map(id).into_iter().collect(),
+            bytes: 1,
+        })
+        .collect();
+    let mut verdicts: BTreeMap<BackupId, Verdict> = (0..5).map(|number| (id(number), Verdict::Goes)).collect();
+    verdicts.insert(id(1), Verdict::Stays(Reason::Protected));
+    let mut text = String::new();
+    for entry in plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of([3, 4])]).entries {
+        writeln!(text, "{} {}", entry.backup_id, entry.fate).unwrap();
+    }
+    expect![[r#"
+        p5 not in the catalog yet
+        p4 in use: read by mount mnt-1
+        p3 needed by p4
+        p2 no rule keeps it
+        p1 protected
+        p0 needed by p1
+    "#]]
+    .assert_eq(&text);
+}
+
 proptest! {
+    /// What goes is closed: nothing that stays stands on it. And it is all that may go: whatever else was let go is held by a
+    /// point that stays, or by somebody who works with it.
+    #[test]
+    fn a_plan_takes_all_that_may_go_and_no_more(
+        shape in prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), any::<bool>()), 1..40),
+        used in prop::collection::btree_set(0..40usize, 0..4),
+    ) {
+        let members: Vec<Member> = shape.iter().enumerate().map(|(number, (parents, _))| {
+            let parents = parents.iter().filter(|_| number > 0).map(|parent| id(parent.index(number))).collect();
+            Member { backup_id: id(number), parents, bytes: 1 }
+        }).collect();
+        let verdict = |goes: bool| if goes { Verdict::Goes } else { Verdict::Stays(Reason::Protected) };
+        let verdicts = shape.iter().enumerate().map(|(number, (_, goes))| (id(number), verdict(*goes))).collect();
+        let plan = plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of(used.iter().copied())]);
+        let going: BTreeSet<&BackupId> = plan.going().map(|entry| &entry.backup_id).collect();
+        prop_assert_eq!(plan.entries.len(), members.len());
+        for (number, member) in members.iter().enumerate() {
+            let has_staying_child = members
+                .iter()
+                .any(|child| child.parents.contains(&member.backup_id) && !going.contains(&child.backup_id));
+            let may_go = shape[number].1 && !has_staying_child && !used.contains(&number);
+            prop_assert_eq!(going.contains(&member.backup_id), may_go, "{}", member.backup_id);
+        }
+    }
+
     #[test]
     fn the_rules_choose_as_the_model_does(points in timelines(), keep in keeps(), zone in zones()) {
         let policy = Policy::new(keep, zone.clone(), 0).unwrap();
