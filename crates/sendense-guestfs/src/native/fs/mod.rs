@@ -10,6 +10,7 @@ mod crc32c;
 mod device;
 mod ext4;
 mod fat;
+pub mod foreign;
 mod iso;
 mod ntfs;
 mod unpack;

@@ -20,6 +20,7 @@ mod md;
 #[cfg(test)]
 mod testing;
 
+use super::fs::foreign;
 use super::{FileSystem, Readers};
 use crate::error::{Error, Result};
 use crate::meta::State;
@@ -238,8 +239,12 @@ impl Finder {
         } else if start.iter().all(|byte| *byte == 0) {
             self.add(id, "", name, size, State::Empty);
         } else {
-            let reason = Error::unsupported("no file system that these readers know");
-            self.add(id, "", name, size, refusal(reason));
+            let kind = foreign::name(device)?;
+            let reason = match kind {
+                Some(kind) => format!("these readers do not read {kind}"),
+                None => "no file system that these readers know".to_owned(),
+            };
+            self.add(id, kind.unwrap_or_default(), name, size, refusal(Error::unsupported(reason)));
         }
         Ok(())
     }
