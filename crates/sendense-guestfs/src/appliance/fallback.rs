@@ -1,10 +1,11 @@
 //! One session out of two: the native readers, and an appliance for the volumes that they know but do not read.
 //!
-//! The appliance is started when the volumes are first asked for and one of them is unsupported, never for what is damaged
-//! or slow: a disk must not choose its reader by breaking the first one.
+//! The appliance is started when the volumes are first asked for and one of them is of a kind that the guest's kernel may read
+//! and the native readers do not, never for what is damaged or slow: a disk must not choose its reader by breaking the first one.
 //!
 //! Invariant: a volume that the native readers can read is never read by the appliance.
 
+use super::kit::FILE_SYSTEMS;
 use super::{Disk, Options};
 use crate::client::Worker;
 use crate::error::{Reason, Result};
@@ -15,78 +16,122 @@ use crate::session::{ByteStream, RangePage, Session, Walk, WalkOptions};
 use crate::volume::{Key, VOLUMES_MAX, Volume, VolumeId};
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Opens the disk once more, for an appliance.
 pub type OpenDisk = dyn Fn() -> Result<(Options, Disk)> + Send + Sync;
 
 /// A native session and, behind it, an appliance.
-pub struct Fallback {
-    native: Box<dyn Session>,
+pub struct Fallback<N: Session> {
+    native: N,
     open: Box<OpenDisk>,
-    second: Mutex<Second>,
+    /// None until one was needed; then it, or why there is none. Held while one starts: whoever else needs it waits.
+    appliance: Mutex<Option<Result<Arc<Worker>>>>,
+    /// Who is asked for which volume; held for a glance, so that a start delays nobody who does not need it.
+    taken: Mutex<Taken>,
 }
 
-/// Where the appliance stands.
+/// What the appliance has taken over.
 #[derive(Default)]
-struct Second {
-    /// None until one was needed; then it, or why there is none.
-    appliance: Option<Result<std::sync::Arc<Worker>>>,
-    /// The volumes it reads.
+struct Taken {
+    appliance: Option<Arc<Worker>>,
     volumes: HashSet<VolumeId>,
+    stopped: bool,
 }
 
-impl Fallback {
+impl<N: Session> Fallback<N> {
     /// Puts an appliance behind a native session; `open` is called when, and only when, one is needed.
-    pub fn new(native: Box<dyn Session>, open: Box<OpenDisk>) -> Fallback {
-        Fallback { native, open, second: Mutex::default() }
+    pub fn new(native: N, open: Box<OpenDisk>) -> Fallback<N> {
+        Fallback { native, open, appliance: Mutex::default(), taken: Mutex::default() }
+    }
+
+    /// The native session.
+    pub fn native(&self) -> &N {
+        &self.native
     }
 
     /// The appliance, when one was started.
-    pub fn appliance(&self) -> Option<std::sync::Arc<Worker>> {
-        self.second().appliance.as_ref().and_then(|appliance| appliance.clone().ok())
+    pub fn appliance(&self) -> Option<Arc<Worker>> {
+        self.taken().appliance.clone()
     }
 
-    fn second(&self) -> MutexGuard<'_, Second> {
+    /// Whether the appliance reads this volume.
+    pub fn is_taken(&self, volume: &VolumeId) -> bool {
+        self.taken().volumes.contains(volume)
+    }
+
+    /// Ends the appliance, also one that is just starting, although others may hold this session.
+    pub fn stop_appliance(&self) {
+        let appliance = {
+            let mut taken = self.taken();
+            taken.stopped = true;
+            taken.appliance.clone()
+        };
+        if let Some(appliance) = appliance {
+            appliance.stop();
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
         // What is in it is set whole.
-        self.second.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The appliance, started if it was not.
+    fn started(&self) -> Result<Arc<Worker>> {
+        let mut appliance = self.appliance.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = appliance.get_or_insert_with(|| {
+            let (options, disk) = (self.open)()?;
+            super::start(options, disk).map(Arc::new)
+        });
+        let started = started.clone()?;
+        let mut taken = self.taken();
+        taken.appliance = Some(started.clone());
+        if taken.stopped {
+            started.stop();
+        }
+        Ok(started)
     }
 
     /// Replaces what the native readers refuse by what the appliance says of it.
     fn completed(&self, volumes: Vec<Volume>) -> Vec<Volume> {
-        if !volumes.iter().any(|volume| matches!(volume.state, State::Unsupported(_))) {
+        if !volumes.iter().any(is_worth_trying) {
             return volumes;
         }
-        let mut second = self.second();
-        let started = second.appliance.get_or_insert_with(|| {
-            let (options, disk) = (self.open)()?;
-            super::start(options, disk).map(std::sync::Arc::new)
-        });
-        let found = started.as_ref().map_err(Clone::clone).and_then(|appliance| appliance.volumes());
-        match found {
+        match self.started().and_then(|appliance| appliance.volumes()) {
             Ok(found) => {
                 let (volumes, read) = merged(volumes, found);
-                second.volumes = read;
+                self.taken().volumes = read;
                 volumes
             }
-            Err(error) => volumes.into_iter().map(|volume| with_reason(volume, &error.to_string())).collect(),
+            // It reads nothing, or nothing more.
+            Err(error) => volumes
+                .into_iter()
+                .map(|volume| if is_worth_trying(&volume) { with_reason(volume, &error.to_string()) } else { volume })
+                .collect(),
         }
     }
 
     /// Asks whoever reads the volume.
     fn ask<T>(&self, volume: &VolumeId, call: impl FnOnce(&dyn Session) -> Result<T>) -> Result<T> {
-        let second = {
-            let second = self.second();
-            match &second.appliance {
-                Some(Ok(appliance)) if second.volumes.contains(volume) => Some(appliance.clone()),
-                _ => None,
-            }
+        let appliance = {
+            let taken = self.taken();
+            taken.appliance.clone().filter(|_| taken.volumes.contains(volume))
         };
-        match second {
+        match appliance {
             Some(appliance) => call(&*appliance),
-            None => call(&*self.native),
+            None => call(&self.native),
         }
     }
+}
+
+/// Whether an appliance may know what the native readers refuse. What neither knows, such as a boot loader in a partition of its
+/// own, must not cost a guest's start at every look at a disk; and what lies behind a key it cannot reach.
+fn is_worth_trying(volume: &Volume) -> bool {
+    let id = volume.id.as_str();
+    let reachable = !id.starts_with("luks:") && !id.starts_with("md:");
+    let known = FILE_SYSTEMS.contains(&&*volume.kind) || volume.kind == "LVM2_member" || id.starts_with("lvm:");
+    reachable && known && matches!(volume.state, State::Unsupported(_))
 }
 
 /// Both lists as one, in the native order, and which of them the appliance reads.
@@ -143,7 +188,7 @@ fn with_reason(mut volume: Volume, why: &str) -> Volume {
     volume
 }
 
-impl Session for Fallback {
+impl<N: Session> Session for Fallback<N> {
     fn volumes(&self) -> Result<Vec<Volume>> {
         Ok(self.completed(self.native.volumes()?))
     }
@@ -186,11 +231,12 @@ impl Session for Fallback {
     }
 
     fn close(self: Box<Self>) {
-        let Fallback { native, second, .. } = *self;
-        native.close();
-        let second = second.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Ok(appliance)) = second.appliance
-            && let Ok(appliance) = std::sync::Arc::try_unwrap(appliance)
+        let Fallback { native, appliance, taken, .. } = *self;
+        Box::new(native).close();
+        drop(taken);
+        let appliance = appliance.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(appliance)) = appliance
+            && let Some(appliance) = Arc::into_inner(appliance)
         {
             Box::new(appliance).close();
         }
@@ -250,10 +296,26 @@ mod tests {
 
     #[test]
     fn without_need_no_appliance_is_started() {
-        let native: std::sync::Arc<dyn sendense_block::ReadAt> =
-            std::sync::Arc::new(sendense_block::backend::Memory::zeroed(sendense_block::ByteLen(1 << 20)));
+        for (id, kind, worth) in [
+            ("p1", "ext4", true),
+            ("p1", "f2fs", true),
+            ("p1", "LVM2_member", true),
+            ("lvm:a/b", "thin", true),
+            ("p1", "", false),
+            ("p1", "exfat", false),
+            ("p1", "linux_raid_member", false),
+            ("luks:p1", "f2fs", false),
+            ("md:p1", "f2fs", false),
+        ] {
+            assert_eq!(is_worth_trying(&volume(id, kind, refused("a"))), worth, "{id} {kind}");
+            for state in [State::Readable, State::Locked, State::Empty, State::Corrupt("a".into())] {
+                assert!(!is_worth_trying(&volume(id, kind, state)));
+            }
+        }
+        let native: Arc<dyn sendense_block::ReadAt> =
+            Arc::new(sendense_block::backend::Memory::zeroed(sendense_block::ByteLen(1 << 20)));
         let native = crate::native::Session::open(native, crate::native::Readers::default());
-        let session = Fallback::new(Box::new(native), Box::new(|| panic!("it was started")));
+        let session = Fallback::new(native, Box::new(|| panic!("it was started")));
         assert_eq!(session.volumes().unwrap()[0].state, State::Empty);
     }
 }

@@ -13,18 +13,64 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-/// Modules of the guest's kernel, each with a reason to be loaded; what they need comes with them.
+/// Modules of the guest's kernel, each with a reason to be loaded; what they need comes with them, but for F2FS's checksum, which
+/// no table names.
 pub const MODULES: [(&str, &[&str]); 4] = [
     ("disk", &["virtio_blk"]),
     ("lvm", &["dm-mod", "dm-snapshot", "dm-thin-pool", "dm-mirror", "dm-raid", "dm-cache-smq", "dm-cache"]),
     ("names", &["nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1"]),
-    ("files", &["vfat", "isofs", "udf", "f2fs", "nilfs2", "hfsplus", "squashfs"]),
+    ("files", &["vfat", "isofs", "udf", "crc32_generic", "f2fs", "nilfs2", "hfsplus", "squashfs"]),
 ];
 /// Where the guest finds its modules.
 pub const MODULES_FOLDER: &str = "/modules";
-/// Where the guest finds LVM's tool.
+/// Where this machine may have LVM's tool.
+const LVM_PLACES: [&str; 2] = ["/usr/sbin/lvm", "/sbin/lvm"];
+/// Where the guest finds it.
 pub const LVM: &str = "/sbin/lvm";
+
+/// File systems that the guest's kernel reads, as a volume's kind names them.
+pub const FILE_SYSTEMS: [&str; 14] = [
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "iso9660", "udf", "f2fs", "nilfs2", "hfsplus", "squashfs", "jfs",
+    "reiserfs",
+];
+
+/// The kit of a process: put together when it is first needed, and anew when one of its parts was replaced, as an upgrade does.
+#[derive(Debug)]
+pub struct Kits {
+    folder: PathBuf,
+    kept: Mutex<Option<(Kit, Seen)>>,
+}
+
+/// What was seen of the files that a kit was made of: length and time of change.
+type Seen = Vec<Option<(u64, SystemTime)>>;
+
+impl Kits {
+    /// Kits whose first files lie in `folder`, under one name.
+    pub fn new(folder: PathBuf) -> Kits {
+        Kits { folder, kept: Mutex::default() }
+    }
+
+    /// A kit that fits this machine as it is.
+    ///
+    /// # Errors
+    /// As [`Kit::prepare`]; it is tried again the next time.
+    pub fn get(&self) -> Result<Kit> {
+        // What is in it is set whole.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((kit, seen)) = &*kept
+            && kit.look() == *seen
+        {
+            return Ok(kit.clone());
+        }
+        let kit = Kit::prepare(&self.folder)?;
+        let seen = kit.look();
+        *kept = Some((kit.clone(), seen));
+        Ok(kit)
+    }
+}
 
 /// The parts, found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +100,17 @@ impl Kit {
         let first_files = folder.join("appliance-files.cpio");
         let archive = archive(&modules_folder(&kernel)?)?;
         let keep = |error: std::io::Error| Error::Io(format!("write {}: {error}", first_files.display()));
-        // Another session of this process may read the old file meanwhile: a new one takes its place whole.
-        let partial = folder.join(format!("appliance-files.{}.partial", std::process::id()));
+        // An appliance may start from the old file meanwhile: a new one takes its place whole.
+        let partial = folder.join("appliance-files.partial");
         fs::write(&partial, archive).and_then(|()| fs::rename(&partial, &first_files)).map_err(keep)?;
         Ok(Kit { kernel, daemon, libraries, first_files })
+    }
+
+    fn look(&self) -> Seen {
+        let tool = LVM_PLACES.iter().map(Path::new);
+        let parts = [&self.kernel, &self.daemon, &self.first_files].into_iter().chain(&self.libraries);
+        let parts = parts.map(PathBuf::as_path).chain(tool);
+        parts.map(|part| fs::metadata(part).ok().and_then(|part| Some((part.len(), part.modified().ok()?)))).collect()
     }
 
     /// For the process that starts the appliance.
@@ -115,7 +168,7 @@ fn archive(modules: &Path) -> Result<Vec<u8>> {
     // The kernel opens it for the first process before anything is mounted.
     archive.device("/dev/console", 5, 1);
     let mut programs = vec![(PathBuf::from(format!("/proc/{}/exe", std::process::id())), "/init")];
-    programs.extend(find(&["/usr/sbin/lvm", "/sbin/lvm"], "lvm2").ok().map(|lvm| (lvm, LVM)));
+    programs.extend(find(&LVM_PLACES, "lvm2").ok().map(|lvm| (lvm, LVM)));
     let mut libraries = BTreeSet::new();
     for (program, place) in programs {
         archive.file(place, &elf::loaded_part(read(&program)?));
@@ -169,6 +222,19 @@ mod tests {
         assert_eq!(with_dependencies(table, "vfat"), ["kernel/fs/fat/fat.ko", "kernel/fs/fat/vfat.ko"]);
         assert_eq!(with_dependencies(table, "dm-thin-pool"), ["c/two.ko", "b/one.ko", "kernel/a/dm-thin-pool.ko"]);
         assert!(with_dependencies(table, "ext4").is_empty());
+    }
+
+    #[test]
+    fn a_kit_is_kept_until_a_part_of_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let kits = Kits::new(folder.path().to_owned());
+        let kit = kits.get().unwrap_or_else(|error| panic!("{error}"));
+        let made = fs::metadata(&kit.first_files).unwrap().modified().unwrap();
+        assert_eq!(kits.get().unwrap(), kit);
+        assert_eq!(fs::metadata(&kit.first_files).unwrap().modified().unwrap(), made);
+        fs::remove_file(&kit.first_files).unwrap();
+        assert!(kits.get().unwrap().first_files.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -29,16 +29,18 @@ mod seccomp;
 mod tail;
 
 pub use fallback::Fallback;
-pub use kit::Kit;
+pub use kit::{Kit, Kits};
 
 use crate::client::{self, Patience, Worker};
 use crate::error::{Error, Result};
 use crate::wire::codec::{self, Decoder, Encoder};
+use sendense_block::nbd::server;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The first argument of the process outside the room.
@@ -67,6 +69,35 @@ pub struct Disk {
     pub export: String,
     /// Bytes of the disk.
     pub size_bytes: u64,
+}
+
+impl Disk {
+    /// Serves a disk of this process, for reading only, in a thread that ends with the appliance.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: no socket or no thread.
+    pub fn serve(disk: Arc<dyn sendense_block::Disk>) -> Result<Disk> {
+        const EXPORT: &str = "disk";
+        let io = |what: &str, error: &dyn std::fmt::Display| Error::Io(format!("{what} for the appliance: {error}"));
+        let size_bytes = disk.size().0;
+        let (socket, other) = UnixStream::pair().map_err(|error| io("make a socket pair", &error))?;
+        let exports = server::Exports::new();
+        let offered = exports
+            .add(EXPORT, server::Device::ReadOnly(disk), server::ExportOptions::default())
+            .map_err(|error| io("offer the disk", &error))?;
+        let mut options = server::Options::new(server::Listen::Unix(PathBuf::new()));
+        // A guest in which nobody reads asks nothing; its session's own limit ends it.
+        options.idle_timeout = None;
+        std::thread::Builder::new()
+            .name("appliance-disk".into())
+            .spawn(move || {
+                let _offered = offered;
+                // Its end is the appliance's end, which is told where the appliance is asked.
+                let _ = server::converse(other, options, &exports);
+            })
+            .map_err(|error| io("start a thread", &error))?;
+        Ok(Disk { socket, export: EXPORT.into(), size_bytes })
+    }
 }
 
 /// How an appliance is started.

@@ -178,7 +178,8 @@ fn programs(setup: &Setup, disk: OwnedFd, level: u32) -> Result<(Program, Progra
     let kernel = Command::new(&setup.kit.kernel)
         .arg(format!("mem={GUEST_MIB}M"))
         .arg(format!("initrd={}", setup.kit.first_files.display()))
-        .arg("rdinit=/init")
+        // The first files may take more than the half of the memory that the other kind of root folder is bounded by.
+        .args(["rdinit=/init", "rootfstype=ramfs"])
         // The serial line is standard input; nothing else of the guest leads out but its console, which is read for last words.
         .args(["ssl0=fd:0", "ssl=null", "con=null", "con0=null,fd:1", "console=tty0", "quiet", "noreboot"])
         .arg(format!("uml_dir={RUN}"))

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("logs_are_replayed_and_the_image_stays_as_it_is", logs_are_replayed_and_the_image_stays_as_it_is),
     ("a_striped_logical_volume", a_striped_logical_volume),
     ("pages_links_and_holes", pages_links_and_holes),
+    ("file_systems_that_only_a_kernel_knows", file_systems_that_only_a_kernel_knows),
 ];
 
 /// A tree with the names and kinds that matter; left in `dir/tree`.
@@ -193,5 +194,27 @@ fn pages_links_and_holes() {
         }
         let expected = numbers.get(range.start.min(size) as usize..range.end.min(size) as usize).unwrap_or_default();
         assert!(got == expected, "{range:?}: {} bytes", got.len());
+    }
+}
+
+/// Made by their own tools without a mount, so that they are whole whatever this machine's kernel knows.
+fn file_systems_that_only_a_kernel_knows() {
+    let dir = folder();
+    sh(dir.path(), &format!("{TREE}; rm -r tree/sparse tree/fifo tree/many"));
+    for (kind, make) in [
+        ("f2fs", "truncate -s 64M disk.img; mkfs.f2fs -q disk.img > log; sload.f2fs -f tree disk.img >> log"),
+        ("squashfs", "mksquashfs tree disk.img -no-progress -quiet > log; truncate -s %1M disk.img"),
+    ] {
+        sh(dir.path(), &format!("rm -f disk.img; {make}"));
+        let image = dir.path().join("disk.img");
+        let served = Arc::new(Served::raw(&image));
+        let session = open(&image, &served);
+        let volume = session.volumes().unwrap().remove(0);
+        assert_eq!(
+            (&*volume.kind, &volume.state, session.is_taken(&volume.id)),
+            (kind, &State::Readable, true),
+            "{volume:?}"
+        );
+        assert_eq!(digests(&session, volume.id.as_str()), digests_of(&dir.path().join("tree")), "{kind}");
     }
 }

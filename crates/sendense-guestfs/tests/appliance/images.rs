@@ -100,11 +100,11 @@ impl Drop for Served {
 }
 
 /// The native readers with an appliance behind them, as the hub opens a point.
-pub fn open(image: &Path, served: &Arc<Served>) -> Fallback {
+pub fn open(image: &Path, served: &Arc<Served>) -> Fallback<native::Session> {
     let disk = Arc::new(File::open(image, FileOptions::Read).unwrap());
     let native = native::Session::open(disk, Readers::default());
     let served = served.clone();
-    Fallback::new(Box::new(native), Box::new(move || Ok((options(), served.disk()))))
+    Fallback::new(native, Box::new(move || Ok((options(), served.disk()))))
 }
 
 pub fn path(path: &str) -> GuestPath {

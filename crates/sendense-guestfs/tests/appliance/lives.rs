@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("a_disk_that_is_not_served_ends_the_appliance", a_disk_that_is_not_served_ends_the_appliance),
     ("a_server_that_dies_costs_its_own_session", a_server_that_dies_costs_its_own_session),
     ("points_of_one_machine_do_not_disturb_each_other", points_of_one_machine_do_not_disturb_each_other),
+    ("a_disk_of_this_process", a_disk_of_this_process),
     ("a_large_file_keeps_its_pace", a_large_file_keeps_its_pace),
 ];
 
@@ -172,6 +173,17 @@ fn points_of_one_machine_do_not_disturb_each_other() {
         assert_eq!(read(&sessions[0], "disk", &path("/state")).unwrap(), b"old\n");
         assert_eq!(read(&sessions[1], "disk", &path("/state")).unwrap(), b"new\n");
     }
+}
+
+/// The hub's own server in place of another's.
+fn a_disk_of_this_process() {
+    let dir = folder();
+    image(dir.path(), "own");
+    let file = sendense_block::backend::File::open(&dir.path().join("own.img"), sendense_block::backend::Options::Read);
+    let disk = Disk::serve(std::sync::Arc::new(file.unwrap())).unwrap();
+    let appliance = appliance::start(options(), disk).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(read(&appliance, "disk", &path("/state")).unwrap(), b"own\n");
+    Box::new(appliance).close();
 }
 
 /// A chain of a full image and an increment, through the daemon that serves it; the pace is printed, the bytes are checked.

@@ -10,7 +10,7 @@ use super::mounted::Mounted;
 use crate::appliance::kit::LVM;
 use crate::error::{Error, Result};
 use crate::meta::{Consistency, Facts, State};
-use crate::native::fs::detect;
+use crate::native::fs::{detect, foreign};
 use crate::native::volumes::{Content, Slot};
 use crate::volume::{VOLUMES_MAX, Volume, VolumeId, shown};
 use sendense_block::backend::{File, Options};
@@ -22,8 +22,6 @@ use std::process::Command;
 
 /// The disk's name in the guest.
 const DISK: &str = "vda";
-/// File systems that the kernel knows and the detection does not; each looks for its own mark before anything else.
-const OTHERS: [&str; 8] = ["jfs", "reiserfs", "f2fs", "nilfs2", "udf", "hfsplus", "squashfs", "hfs"];
 
 /// Attaches the disk and mounts what is on it.
 ///
@@ -98,31 +96,22 @@ impl Finder {
             self.add(id, "", size, State::Empty);
             return Ok(());
         }
-        let known = detect(&data)?;
-        let kinds: Vec<&'static str> = match known {
-            Some("ext2" | "ext3" | "ext4") => vec!["ext4"],
-            Some(kind) => vec![kind],
-            None => OTHERS.to_vec(),
+        let known = match detect(&data)? {
+            Some("ext2" | "ext3" | "ext4") => Some("ext4"),
+            Some(kind) => Some(kind),
+            None => foreign::name(&data)?,
         };
-        let mut refusal = None;
-        for kind in kinds {
-            match self.mount(id, &path, device, kind, &data) {
-                Ok(slot) => {
-                    self.push(slot);
-                    return Ok(());
-                }
-                Err(error) => {
-                    refusal.get_or_insert(error);
-                }
-            }
+        let Some(kind) = known else {
+            let reason = crate::Reason("no file system that the appliance knows".into());
+            self.add(id, "", size, State::Unsupported(reason));
+            return Ok(());
+        };
+        match self.mount(id, &path, device, kind, &data) {
+            Ok(slot) => self.push(slot),
+            Err(Error::Unsupported(reason)) => self.add(id, kind, size, State::Unsupported(reason)),
+            Err(Error::Corrupt(text)) => self.add(id, kind, size, State::Corrupt(text)),
+            Err(other) => self.add(id, kind, size, State::Corrupt(other.to_string())),
         }
-        let state = match (known, refusal) {
-            (Some(_), Some(Error::Corrupt(text))) => State::Corrupt(text),
-            (Some(_), Some(Error::Unsupported(reason))) => State::Unsupported(reason),
-            (Some(_), Some(other)) => State::Corrupt(other.to_string()),
-            _ => State::Unsupported(crate::Reason("no file system that the appliance knows".into())),
-        };
-        self.add(id, known.unwrap_or_default(), size, state);
         Ok(())
     }
 

@@ -38,13 +38,13 @@ pub fn say(line: &str) {
 pub fn load(reason: &str) {
     let list = fs::read_to_string(format!("{MODULES_FOLDER}/{reason}.list")).unwrap_or_default();
     for name in list.lines() {
-        if let Ok(module) = File::open(format!("{MODULES_FOLDER}/{name}")) {
-            // A module that another list has loaded already answers "exists".
-            if let Err(errno) = rustix::system::finit_module(&module, c"", 0)
-                && errno != rustix::io::Errno::EXIST
-            {
-                say(&format!("load {name}: {errno}"));
-            }
+        let path = format!("{MODULES_FOLDER}/{name}");
+        let loaded = File::open(path).and_then(|module| Ok(rustix::system::finit_module(&module, c"", 0)?));
+        // A module that another list has loaded already answers "exists".
+        if let Err(error) = loaded
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            say(&format!("load {name}: {error}"));
         }
     }
 }
