@@ -12,14 +12,14 @@ pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Trust};
 pub use dto::{
-    ArchiveFormat, ArchiveQuery, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery, CheckStatus,
-    CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken, Credentials,
-    DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint, Event, Export, FileHistory, FileKind,
-    FileQuery, FileVersion, FilesQuery, GuestFile, GuestFileInfo, Health, HealthCheck, HistoryPoint, HistoryQuery,
-    ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount, MountResources,
-    MountStatus, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig, RestoreBackup,
-    RestoreTarget, Role, SearchQuery, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token,
-    UnlockVolume, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume,
-    VolumeConsistency, VolumeState, decode_path, encode_path,
+    ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
+    CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,
+    Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint, Event, Export, FileHistory,
+    FileKind, FileQuery, FileVersion, FilesQuery, GuestFile, GuestFileInfo, Health, HealthCheck, HistoryPoint,
+    HistoryQuery, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount,
+    MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig,
+    RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport,
+    Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat,
+    Volume, VolumeConsistency, VolumeState, decode_path, encode_path,
 };
 pub use problem::{ProblemBody, TaskError};

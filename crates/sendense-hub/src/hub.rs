@@ -122,7 +122,7 @@ impl Hub {
             running: Running::default(),
             token_notes: tokens::Notes::default(),
             mounts: Mounts::new(
-                Arc::new(mounts::start_worker),
+                mounts::start_worker(data_dir.run_path()),
                 config.clock.clone(),
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,

@@ -22,9 +22,9 @@ pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
 pub use mount::{
-    ArchiveFormat, ArchiveQuery, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile, GuestFileInfo,
-    Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency, VolumeState, decode_path,
-    encode_path,
+    ArchiveFormat, ArchiveQuery, Backend, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile,
+    GuestFileInfo, Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency,
+    VolumeState, decode_path, encode_path,
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};

@@ -64,6 +64,16 @@ pub enum MountStatus {
     Failed,
 }
 
+/// What reads a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Readers of the product's own, in a confined process.
+    Native,
+    /// A Linux kernel in a small guest, for what those do not read.
+    Appliance,
+}
+
 /// A restore point that is open for browsing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Mount {
@@ -85,10 +95,9 @@ pub struct Mount {
     pub status: MountStatus,
     /// Why not, when it cannot.
     pub error_message: Option<String>,
-    /// What reads the disk.
-    #[schema(example = "native")]
-    pub backend: String,
-    /// How the process that reads the disk is confined.
+    /// What reads the volume that is meant where a call names none.
+    pub backend: Backend,
+    /// How the processes that read the disk are confined.
     pub confinement: Option<String>,
     /// Always null: nothing is mounted on the hub's machine.
     pub mount_path: Option<String>,
@@ -159,6 +168,8 @@ pub struct Volume {
     pub readable: bool,
     /// The same in more words.
     pub state: VolumeState,
+    /// What reads it; null where nothing does.
+    pub backend: Option<Backend>,
     /// Why it cannot be read.
     pub reason: Option<String>,
     /// Whether its log was clean; null where there is no readable file system.

@@ -194,7 +194,7 @@ fn seen(reader: &dyn Reader, volumes: &[Volume], asked: Option<&VolumeId>, path:
     let volume = volumes.iter().find(|volume| volume.id == id);
     let volume = volume.ok_or_else(|| internal("a volume that was chosen is gone", id.to_string()))?;
     let version = file_in(reader, &id, path).map_err(|error| fault::of_guestfs(&error))?;
-    let consistency = words::volume(volume.clone()).consistency;
+    let consistency = volume.consistency.map(words::consistency);
     Ok(FileVersion { volume: Some(id.to_string()), consistency, ..version })
 }
 

@@ -62,7 +62,7 @@ impl App {
         };
         let mount = self.core.mounts.open(id, point, volume, detach).await?;
         tracing::info!(mount_id = %mount.id, backup_id = %mount.point.backup_id, disk_id = disk_id.0, by = %caller.identity,
-            confinement = mount.confinement.as_deref().unwrap_or("none"), "restore point opened for browsing");
+            confinement = mount.confinement().as_deref().unwrap_or("none"), "restore point opened for browsing");
         Ok(self.mount_out(&mount))
     }
 
@@ -97,7 +97,7 @@ impl App {
         let mount = self.core.mounts.get(id)?;
         // Asked anew, so that a process that has died is noticed here.
         let volumes = mount.ask(|reader| reader.volumes()).await?;
-        Ok(volumes.into_iter().map(words::volume).collect())
+        Ok(volumes_out(&mount, volumes))
     }
 
     /// Opens an encrypted volume.
@@ -114,7 +114,7 @@ impl App {
         let key = Key::new(key.expose().as_bytes().to_vec()).map_err(|error| fault::of_guestfs(&error))?;
         tracing::info!(mount_id = %id, volume = %volume, by = %caller.identity, "a volume is unlocked");
         let volumes = mount.unlock(volume, key).await?;
-        Ok(volumes.into_iter().map(words::volume).collect())
+        Ok(volumes_out(&mount, volumes))
     }
 
     /// A page of a folder, by name; links on the way to it are followed inside the volume.
@@ -261,6 +261,11 @@ impl App {
     fn mount_out(&self, mount: &Mount) -> dto::Mount {
         let (status, error_message) = mount.status();
         let default = mount.default_volume();
+        let volumes = volumes_out(mount, mount.volumes());
+        let backend = match &default {
+            Some(volume) => mount.backend(&volume.id),
+            None => dto::Backend::Native,
+        };
         dto::Mount {
             mount_id: mount.id.clone(),
             backup_id: mount.point.backup_id.clone(),
@@ -269,19 +274,27 @@ impl App {
             disk_id: mount.point.disk_id,
             status,
             error_message,
-            backend: "native".to_owned(),
-            confinement: mount.confinement.clone(),
+            backend,
+            confinement: mount.confinement(),
             mount_path: None,
             nbd_device: None,
             volume: default.as_ref().map(|volume| volume.id.to_string()),
             filesystem_type: default.map(|volume| volume.kind),
-            volumes: mount.volumes().into_iter().map(words::volume).collect(),
+            volumes,
             active_streams: mount.streams(),
             created_at: mount.created_at,
             last_accessed_at: mount.last_used(),
             expires_at: self.core.mounts.expires_at(mount),
         }
     }
+}
+
+fn volumes_out(mount: &Mount, volumes: Vec<sendense_guestfs::Volume>) -> Vec<dto::Volume> {
+    let out = |volume: sendense_guestfs::Volume| {
+        let backend = mount.backend(&volume.id);
+        words::volume(volume, backend)
+    };
+    volumes.into_iter().map(out).collect()
 }
 
 fn search(

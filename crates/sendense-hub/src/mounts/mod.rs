@@ -1,7 +1,7 @@
 //! Restore points that are open for browsing: which, for how long, and what each may take.
 //!
 //! ```text
-//! app -> Mounts (table, places, idle) -> Mount -> Session: a confined process per point (sendense-guestfs)
+//! app -> Mounts (table, places, idle) -> Mount -> Session: a confined process per point, an appliance if need be (sendense-guestfs)
 //!                                          |-> listing   a folder's entries in pages
 //!                                          |-> outlet    bytes on their way to one client
 //!                                          `-> archive   tar.gz and zip of a folder
@@ -28,13 +28,16 @@ pub(crate) use mount::{Mount, Point, Task, pick_volume};
 use crate::core::{Core, blocking};
 use crate::fault::Result;
 use parking_lot::Mutex;
+use sendense_api as dto;
 use sendense_api::{CleanupStatus, MountResources};
+use sendense_guestfs::appliance::{self, Fallback, Kits};
 use sendense_guestfs::client::{Options, Worker};
 use sendense_guestfs::{Error, Session, VolumeId};
-use sendense_repo::Detached;
+use sendense_repo::{ChainReader, Detached};
 use sendense_types::{Clock, MountId, Problem, ProblemCode, Timestamp};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,26 +50,65 @@ pub(crate) const CLEANUP_PERIOD: Duration = Duration::from_secs(60);
 pub(crate) trait Reader: Session {
     /// Why it is over, when it is.
     fn ended(&self) -> Option<Error>;
-    /// Ends it: every call that is open fails, and the process is killed.
+    /// Ends it: every call that is open fails, and its processes are killed.
     fn stop(&self);
+    /// What reads a volume.
+    fn backend(&self, volume: &VolumeId) -> dto::Backend;
+    /// How its processes are confined.
+    fn confinement(&self) -> Option<String>;
 }
 
-impl Reader for Worker {
+impl Reader for Fallback<Worker> {
     fn ended(&self) -> Option<Error> {
-        Worker::ended(self)
+        // An appliance that has ended costs its volumes; the others are read as before.
+        Worker::ended(self.native())
     }
 
     fn stop(&self) {
-        Worker::stop(self);
+        self.native().stop();
+        self.stop_appliance();
+    }
+
+    fn backend(&self, volume: &VolumeId) -> dto::Backend {
+        if self.is_taken(volume) { dto::Backend::Appliance } else { dto::Backend::Native }
+    }
+
+    fn confinement(&self) -> Option<String> {
+        let native = self.level()?;
+        let appliance = self.appliance().and_then(|appliance| appliance.level());
+        let appliance = appliance.map(|level| format!("; appliance: {level}")).unwrap_or_default();
+        Some(format!("{native}{appliance}"))
     }
 }
 
 /// Opens the disk of some files; blocks.
 pub(crate) type Open = dyn Fn(Vec<OwnedFd>, Vec<u8>) -> sendense_guestfs::Result<Arc<dyn Reader>> + Send + Sync;
 
-/// Starts a confined process for them.
-pub(crate) fn start_worker(files: Vec<OwnedFd>, setup: Vec<u8>) -> sendense_guestfs::Result<Arc<dyn Reader>> {
-    Ok(Arc::new(Worker::start(Options::new(vec![WORKER_ARGUMENT.into()], files, setup))?))
+/// Starts a confined process for them, and an appliance behind it when the first knows a volume that it does not read. The
+/// appliance's parts are kept in `folder`.
+pub(crate) fn start_worker(folder: PathBuf) -> Arc<Open> {
+    let kits = Arc::new(Kits::new(folder));
+    Arc::new(move |files, words| {
+        let again = clones(&files)?;
+        let setup = words.clone();
+        let worker = Worker::start(Options::new(vec![WORKER_ARGUMENT.into()], files, words))?;
+        let kits = kits.clone();
+        let open = move || {
+            let kit = kits.get()?;
+            let io = |error: &dyn std::fmt::Display| Error::Io(format!("open the chain for the appliance: {error}"));
+            let words = serde_json::from_slice(&setup).map_err(|error| io(&error))?;
+            let chain = ChainReader::attach(clones(&again)?, &words).map_err(|error| io(&error))?;
+            Ok((appliance::Options::new(kit), appliance::Disk::serve(Arc::new(chain))?))
+        };
+        let reader: Arc<dyn Reader> = Arc::new(Fallback::new(worker, Box::new(open)));
+        Ok(reader)
+    })
+}
+
+/// The same open files once more.
+fn clones(files: &[OwnedFd]) -> sendense_guestfs::Result<Vec<OwnedFd>> {
+    let clones: std::io::Result<Vec<_>> = files.iter().map(OwnedFd::try_clone).collect();
+    clones.map_err(|error| Error::Io(format!("hold the chain's files: {error}")))
 }
 
 /// The open points of this hub.

@@ -37,8 +37,6 @@ pub(crate) struct Mount {
     pub created_at: Timestamp,
     /// The volume that is meant where none is named.
     volume: Option<VolumeId>,
-    /// How the process is confined.
-    pub confinement: Option<String>,
     reader: Arc<dyn Reader>,
     volumes: Mutex<Vec<Volume>>,
     used: Mutex<Used>,
@@ -98,7 +96,6 @@ impl Mount {
             point,
             created_at: now,
             volume,
-            confinement: reader.level().map(|level| level.to_string()),
             reader,
             volumes: Mutex::new(volumes),
             used: Mutex::new(Used { last: now, streams: 0 }),
@@ -127,6 +124,16 @@ impl Mount {
             None => (MountStatus::Mounted, None),
             Some(error) => (MountStatus::Failed, Some(error.to_string())),
         }
+    }
+
+    /// How its processes are confined.
+    pub fn confinement(&self) -> Option<String> {
+        self.reader.confinement()
+    }
+
+    /// What reads a volume.
+    pub fn backend(&self, volume: &VolumeId) -> sendense_api::Backend {
+        self.reader.backend(volume)
     }
 
     /// What is on the disk, as last seen.

@@ -81,6 +81,12 @@ impl Reader for Paper {
     fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
     }
+    fn backend(&self, _: &VolumeId) -> dto::Backend {
+        dto::Backend::Native
+    }
+    fn confinement(&self) -> Option<String> {
+        None
+    }
 }
 
 struct World {

@@ -17,8 +17,8 @@ pub(crate) fn state(state: &State) -> (&'static str, VolumeState, Option<String>
     }
 }
 
-/// A volume.
-pub(crate) fn volume(volume: Volume) -> dto::Volume {
+/// A volume, and what reads it.
+pub(crate) fn volume(volume: Volume, backend: dto::Backend) -> dto::Volume {
     let (_, state, reason) = state(&volume.state);
     dto::Volume {
         volume_id: volume.id.to_string(),
@@ -27,13 +27,19 @@ pub(crate) fn volume(volume: Volume) -> dto::Volume {
         uuid: volume.uuid,
         size_bytes: volume.size_bytes,
         readable: state == VolumeState::Readable,
+        backend: (state == VolumeState::Readable).then_some(backend),
         state,
         reason,
-        consistency: volume.consistency.map(|consistency| match consistency {
-            Consistency::Clean => VolumeConsistency::Clean,
-            Consistency::Replayed => VolumeConsistency::Replayed,
-            Consistency::LogNotReplayed => VolumeConsistency::LogNotReplayed,
-        }),
+        consistency: volume.consistency.map(consistency),
+    }
+}
+
+/// Whether a log was clean.
+pub(crate) fn consistency(consistency: Consistency) -> VolumeConsistency {
+    match consistency {
+        Consistency::Clean => VolumeConsistency::Clean,
+        Consistency::Replayed => VolumeConsistency::Replayed,
+        Consistency::LogNotReplayed => VolumeConsistency::LogNotReplayed,
     }
 }
 

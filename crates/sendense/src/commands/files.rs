@@ -12,8 +12,8 @@ use crate::tables::{Table, facts};
 use anyhow::Result;
 use sendense_api::reply::{FileListReply, FileReply, MountListReply, MountReply, VolumeListReply};
 use sendense_api::{
-    Client, CreateMount, FileKind, GuestFile, GuestFileInfo, LIMIT_MAX, ListQuery, Mount, Page, UnlockVolume, Volume,
-    VolumeConsistency, decode_path, encode_path,
+    Backend, Client, CreateMount, FileKind, GuestFile, GuestFileInfo, LIMIT_MAX, ListQuery, Mount, Page, UnlockVolume,
+    Volume, VolumeConsistency, decode_path, encode_path,
 };
 use sendense_types::{DiskNumber, MountId};
 use std::ffi::OsStr;
@@ -99,6 +99,10 @@ pub fn tell_volumes(mount: &Mount) {
             (None, Some(VolumeConsistency::Replayed)) => "its log was replayed".to_owned(),
             (None, _) => "clean".to_owned(),
         };
+        let state = match volume.backend {
+            Some(Backend::Appliance) => format!("{state}; read by the appliance"),
+            _ => state,
+        };
         say(format!("{} {}{label} {}: {state}", volume.volume_id, volume.kind, bytes(volume.size_bytes)));
     }
 }
@@ -108,7 +112,7 @@ fn volumes_out(context: &Context, volumes: Vec<Volume>) -> Result<u8> {
         let total = volumes.len() as u64;
         return json(&VolumeListReply { success: true, volumes, total }).map(|()| 0);
     }
-    let mut table = Table::new(&["VOLUME", "TYPE", "LABEL", "SIZE", "STATUS", "LOG", "WHY NOT"], &[3]);
+    let mut table = Table::new(&["VOLUME", "TYPE", "LABEL", "SIZE", "STATUS", "LOG", "READ BY", "WHY NOT"], &[3]);
     for volume in volumes {
         table.row([
             volume.volume_id,
@@ -117,6 +121,7 @@ fn volumes_out(context: &Context, volumes: Vec<Volume>) -> Result<u8> {
             bytes(volume.size_bytes),
             format!("{:?}", volume.state).to_lowercase(),
             or_dash(volume.consistency.map(|state| format!("{state:?}").to_lowercase())),
+            or_dash(volume.backend.map(|backend| format!("{backend:?}").to_lowercase())),
             or_dash(volume.reason),
         ]);
     }

@@ -45,11 +45,36 @@ impl Hub {
         Self::launch_logging(dir, name, more, "info,sqlx=warn,sea_orm=warn,hyper=warn")
     }
 
+    /// Starts a hub that owns `dir` and nothing else on this machine: no user, no group, no capability of root's.
+    pub fn start_as_nobody(dir: &Path) -> Self {
+        // Where the tests were built nobody else may look.
+        let program = dir.join("sendense");
+        std::fs::copy(SENDENSE, &program).unwrap();
+        std::fs::create_dir_all(dir.join("repo")).unwrap();
+        tool("coreutils", "chown", &["-R", "65534:65534", path(dir)]);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+        command.arg(&program).env("HOME", dir);
+        let started = Self::launch_as(command, dir, "hub", &[], "info,sqlx=warn,sea_orm=warn,hyper=warn");
+        started.unwrap_or_else(|log| panic!("the hub did not start:\n{log}"))
+    }
+
+    /// Starts a hub through another program, whose last argument is the hub's command line.
+    pub fn start_below(dir: &Path, mut command: Command) -> Self {
+        command.arg(SENDENSE);
+        let started = Self::launch_as(command, dir, "hub", &[], "info,sqlx=warn,sea_orm=warn,hyper=warn");
+        started.unwrap_or_else(|log| panic!("the hub did not start:\n{log}"))
+    }
+
     fn launch_logging(dir: &Path, name: &str, more: &[&str], filter: &str) -> Result<Self, String> {
+        Self::launch_as(Command::new(SENDENSE), dir, name, more, filter)
+    }
+
+    fn launch_as(mut command: Command, dir: &Path, name: &str, more: &[&str], filter: &str) -> Result<Self, String> {
         let data_dir = dir.join(name);
         let log = dir.join(format!("{name}.log"));
         let listen: &[&str] = if more.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
-        let mut child = Command::new(SENDENSE)
+        let mut child = command
             .args([&["hub"], listen, more, &["--data-dir"]].concat())
             .arg(&data_dir)
             .arg("--allow-path")

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod appliance;
 mod bad_day;
 mod databases;
 mod disk;
