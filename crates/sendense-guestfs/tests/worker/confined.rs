@@ -14,7 +14,11 @@ pub const TESTS: &[Test] = &[
     ("the_level_is_what_the_kernel_shows", the_level_is_what_the_kernel_shows),
     ("nothing_is_inherited", nothing_is_inherited),
     ("memory_is_bounded", memory_is_bounded),
+    (WITHOUT_RIGHTS, the_same_without_rights),
 ];
+
+/// Not among the tests that it runs again.
+const WITHOUT_RIGHTS: &str = "the_same_without_rights";
 
 /// Each is tried in a worker of its own. The kernel kills the worker at the forbidden call; no attempt even gets an answer.
 fn every_attempt_ends_the_worker() {
@@ -93,4 +97,26 @@ fn memory_is_bounded() {
         let answer = worker.stat(&volume("disk"), &path(what));
         assert!(matches!(answer, Err(Error::WorkerDied(_))), "{what}: {answer:?}");
     }
+}
+
+/// All of this once more in a process without any rights, as a hub that is not root is: user namespaces take the place of ids.
+fn the_same_without_rights() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Then it was so all the time.
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let folder = super::images::folder();
+    let program = folder.path().join("worker");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let run = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+        .arg(&program)
+        .args(TESTS.iter().map(|(name, _)| name).filter(|name| **name != WITHOUT_RIGHTS))
+        .output()
+        .unwrap_or_else(|error| panic!("setpriv: {error}: install the Debian package util-linux"));
+    let told = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{told}");
+    assert_eq!(told.matches("... ok").count(), TESTS.len() - 1, "{told}");
 }

@@ -435,3 +435,54 @@ fn eight_are_open_and_none_outlives_the_hub() {
     assert_eq!(ask(&hub, &[], &format!("/restore/{mount}/download?path=/hello")).2, b"hello\n");
     assert_eq!(hub.stop(), Some(0));
 }
+
+/// A number of a process that the system keeps under this name, in KiB.
+fn kib(process: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn slow_clients_cost_no_memory_and_closed_points_leave_nothing_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ext4(dir, 16, "", "truncate -s 10G endless; echo hello > hello");
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let id = point(&hub);
+    let mount = open(&hub, &id);
+    let before = kib(hub.id(), "VmRSS");
+    let endless = format!("/restore/{mount}/download?path=/endless");
+    let slow = ["--limit-rate", "500k", "--max-time", "4", "-o", "/dev/null"];
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| curl(&hub, &slow, &endless));
+        }
+        let patience = Instant::now() + PATIENCE;
+        while hub.json(&["mounts"])["mounts"][0]["active_streams"] != 8 {
+            assert!(Instant::now() < patience, "the downloads do not begin");
+        }
+        // Somebody who looks around meanwhile does not wait behind them.
+        assert_eq!(ask(&hub, &[], &format!("/restore/{mount}/download?path=/hello")).2, b"hello\n");
+    });
+    // Eight times what waits for a client: 2 MiB ahead of the reader, half of one on the way, and the connection's own.
+    let grown = kib(hub.id(), "VmHWM").saturating_sub(before);
+    assert!(grown < 8 * 4 * 1024, "the hub grew by {grown} KiB");
+    let reader = kib(workers(hub.id())[0], "VmHWM");
+    assert!(reader < 64 * 1024, "the reader took {reader} KiB");
+    hub.ok(&["umount", &mount]);
+
+    let open_files = || std::fs::read_dir(format!("/proc/{}/fd", hub.id())).unwrap().count();
+    let before = open_files();
+    for _ in 0..30 {
+        let mount = open(&hub, &id);
+        assert_eq!(ask(&hub, &[], &format!("/restore/{mount}/download?path=/hello")).0, 200);
+        hub.ok(&["umount", &mount]);
+    }
+    let patience = Instant::now() + PATIENCE;
+    while open_files() > before + 4 || !workers(hub.id()).is_empty() {
+        assert!(Instant::now() < patience, "{} files were open, now {}: {:?}", before, open_files(), workers(hub.id()));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

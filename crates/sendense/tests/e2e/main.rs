@@ -11,6 +11,7 @@ mod disk;
 mod export_clients;
 mod exports;
 mod files;
+mod guests;
 mod history;
 mod hub;
 mod identity;
