@@ -56,9 +56,9 @@ const GUEST_MIB: u64 = 256;
 /// 5 MiB on common disks and 128 MiB where ext4 and XFS set their default bounds.
 const OVERLAY_MIB: u64 = 256;
 
-/// Starting takes two seconds on a quiet machine; finding the volumes replays logs.
+/// Starting takes two seconds on a quiet machine and ten times that on one that builds or swaps; finding the volumes replays logs.
 const PATIENCE: Patience =
-    Patience { start: Duration::from_secs(20), step: Duration::from_secs(60), slow: Duration::from_secs(60) };
+    Patience { start: Duration::from_secs(60), step: Duration::from_secs(60), slow: Duration::from_secs(60) };
 
 /// A disk for an appliance: a connected socket of an NBD server that only reads.
 #[derive(Debug)]
