@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const SECTORS_MAX: usize = 64 * 1024;
 /// Bytes of transactions that are not committed yet. Linux ends one at 8 MiB with its default settings.
 const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a region costs beside its bytes: where it ends, and its place in the list that is made when it is committed.
+const REGION_BYTES: usize = 24;
 /// The largest buffer: a folder block of 64 KiB.
 const BUFFER_SECTORS_MAX: u64 = 128;
 
@@ -54,7 +56,11 @@ struct Pending {
 
 struct Transaction {
     lsn: u64,
-    regions: Vec<Vec<u8>>,
+    /// All regions, one behind the other: there may be a hundred thousand small ones, and memory of their own would cost
+    /// each as much as it holds, and would be given back in pieces.
+    bytes: Vec<u8>,
+    /// Where each region ends.
+    ends: Vec<u32>,
     /// The last region goes on in the next record.
     continues: bool,
 }
@@ -62,7 +68,7 @@ struct Transaction {
 /// A change of one thing: what kind, and its regions, the description first.
 struct Item<'t> {
     kind: u16,
-    regions: &'t [Vec<u8>],
+    regions: &'t [&'t [u8]],
 }
 
 /// A buffer's place: first sector and number of sectors.
@@ -99,7 +105,7 @@ pub(super) fn replay(volume: &Xfs) -> Result<Option<Patch>> {
 fn transactions(log: &Log<'_>, live: Live, mut each: impl FnMut(u64, &[Item<'_>]) -> Result<()>) -> Result<()> {
     let mut pending = Pending::default();
     log.records(live, |record| {
-        pending.add(&record, &mut |transaction| each(transaction.lsn, &transaction.items()?))?;
+        pending.add(&record, &mut |transaction| each(transaction.lsn, &items(&transaction.regions())?))?;
         Ok(())
     })
 }
@@ -116,7 +122,8 @@ impl Pending {
             }
             if flags & OPERATION_START != 0 {
                 self.remove(id);
-                self.open.insert(id, Transaction { lsn: record.lsn, regions: Vec::new(), continues: false });
+                self.open
+                    .insert(id, Transaction { lsn: record.lsn, bytes: Vec::new(), ends: Vec::new(), continues: false });
             } else if flags & OPERATION_COMMIT != 0 {
                 if let Some(transaction) = self.remove(id) {
                     commit(&transaction)?;
@@ -124,16 +131,18 @@ impl Pending {
             } else if let Some(transaction) = self.open.get_mut(&id) {
                 // One that is not known began before the live part: all of it is in place.
                 let joins = flags & OPERATION_CONTINUED != 0 && transaction.continues;
-                match transaction.regions.last_mut() {
-                    Some(last) if joins => last.extend_from_slice(operation.bytes),
-                    _ => transaction.regions.push(operation.bytes.to_vec()),
-                }
-                transaction.continues = flags & OPERATION_CONTINUES != 0;
-                // 24 bytes are a region's own cost, so that many empty ones count too.
-                self.bytes += operation.bytes.len() + 24;
+                self.bytes += operation.bytes.len() + REGION_BYTES;
                 if self.bytes > PENDING_BYTES_MAX {
                     return Err(refuse("a transaction is larger than memory is given"));
                 }
+                transaction.bytes.extend_from_slice(operation.bytes);
+                // Below the bound on all bytes, so that 32 bits hold it.
+                let end = transaction.bytes.len() as u32;
+                match transaction.ends.last_mut() {
+                    Some(last) if joins => *last = end,
+                    _ => transaction.ends.push(end),
+                }
+                transaction.continues = flags & OPERATION_CONTINUES != 0;
             }
         }
         Ok(())
@@ -144,7 +153,7 @@ impl Pending {
         if self.open.is_empty() {
             self.bytes = 0;
         } else {
-            let bytes: usize = transaction.regions.iter().map(|region| region.len() + 24).sum();
+            let bytes = transaction.bytes.len() + transaction.ends.len() * REGION_BYTES;
             self.bytes = self.bytes.saturating_sub(bytes);
         }
         Some(transaction)
@@ -152,26 +161,33 @@ impl Pending {
 }
 
 impl Transaction {
-    fn items(&self) -> Result<Vec<Item<'_>>> {
-        let Some((header, mut rest)) = self.regions.split_first() else { return Ok(Vec::new()) };
-        if le32(header, 0)? != TRANSACTION_MAGIC {
-            return Err(refuse("a transaction without its header"));
-        }
-        let mut items = Vec::new();
-        while let Some(first) = rest.first() {
-            let (kind, count) = (le16(first, 0)?, usize::from(le16(first, 2)?));
-            if !(ITEM_FIRST..=ITEM_LAST).contains(&kind) {
-                return Err(refuse(format!("a change of unknown kind {kind:#x}")));
-            }
-            if count == 0 || count > rest.len() {
-                return Err(refuse("a change lacks a part"));
-            }
-            let (regions, after) = rest.split_at(count);
-            items.push(Item { kind, regions });
-            rest = after;
-        }
-        Ok(items)
+    fn regions(&self) -> Vec<&[u8]> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        let places = starts.zip(&self.ends).map(|(start, end)| *start as usize..*end as usize);
+        places.map(|place| &self.bytes[place]).collect()
     }
+}
+
+/// The changes that a transaction's regions tell of.
+fn items<'t>(regions: &'t [&'t [u8]]) -> Result<Vec<Item<'t>>> {
+    let Some((header, mut rest)) = regions.split_first() else { return Ok(Vec::new()) };
+    if le32(header, 0)? != TRANSACTION_MAGIC {
+        return Err(refuse("a transaction without its header"));
+    }
+    let mut items = Vec::new();
+    while let Some(first) = rest.first() {
+        let (kind, count) = (le16(first, 0)?, usize::from(le16(first, 2)?));
+        if !(ITEM_FIRST..=ITEM_LAST).contains(&kind) {
+            return Err(refuse(format!("a change of unknown kind {kind:#x}")));
+        }
+        if count == 0 || count > rest.len() {
+            return Err(refuse("a change lacks a part"));
+        }
+        let (regions, after) = rest.split_at(count);
+        items.push(Item { kind, regions });
+        rest = after;
+    }
+    Ok(items)
 }
 
 impl Item<'_> {
@@ -195,9 +211,9 @@ impl Replay {
             }
             for (intent, done) in MAPPING_INTENTS {
                 if item.kind == intent {
-                    self.intents.insert((intent, le64(&item.regions[0], 8)?));
+                    self.intents.insert((intent, le64(item.regions[0], 8)?));
                 } else if item.kind == done {
-                    self.intents.remove(&(intent, le64(&item.regions[0], 8)?));
+                    self.intents.remove(&(intent, le64(item.regions[0], 8)?));
                 }
             }
             if self.cancels.len() + self.intents.len() > SECTORS_MAX {
