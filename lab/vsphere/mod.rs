@@ -5,7 +5,7 @@
 //! tests of every crate can use it. They name this file as a module by its path. Everything ends with the test's process.
 
 // Each test program uses its part of it, and none of it runs outside tests.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::panic)]
 
 pub mod proxy;
 

@@ -20,6 +20,6 @@ pub use dto::{
     MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig,
     RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport,
     Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat,
-    Volume, VolumeConsistency, VolumeState, decode_path, encode_path,
+    Volume, VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
 };
 pub use problem::{ProblemBody, TaskError};

@@ -1,4 +1,4 @@
-//! Live machines: what can be frozen, compared and read. Image folders, NBD exports, libvirt domains.
+//! Live machines: what can be frozen, compared and read. Image folders, NBD exports, libvirt domains, vSphere.
 //!
 //! What lives here: the [`Source`] door and everything behind it that talks to a hypervisor. What does not: repositories,
 //! the hub, who consumes the bytes. Everything here blocks and runs on threads of the caller.

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::paths::Roots;
-use crate::{Source, image, libvirt, nbd};
+use crate::{Source, image, libvirt, nbd, vsphere};
 use sendense_types::{DeploymentId, SourceId, SourceKind};
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub fn open(
             no_secret(kind, secret)?;
             libvirt::open(config, context)
         }
-        SourceKind::Vsphere => Err(not_here(kind)),
+        SourceKind::Vsphere => vsphere::open(config, secret, context),
     }
 }
 
@@ -56,8 +56,4 @@ fn no_secret(kind: SourceKind, secret: Option<&str>) -> Result<()> {
         None | Some("") => Ok(()),
         Some(_) => Err(Error::new(Kind::Invalid, format!("sources of kind {kind} take no secret"))),
     }
-}
-
-fn not_here(kind: SourceKind) -> Error {
-    Error::new(Kind::Unsupported, format!("sources of kind {kind} are not part of this build"))
 }

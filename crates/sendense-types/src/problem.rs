@@ -93,6 +93,8 @@ problems! {
     BackupRunning = "backup_running", 409, Time;
     /// Later points need this one.
     HasDependents = "has_dependents", 409, Caller;
+    /// Nobody has confirmed the source's certificate yet; the details are its SHA-256.
+    CertificateUnconfirmed = "certificate_unconfirmed", 409, Caller;
     /// Something that exists or runs is in the way.
     Conflict = "conflict", 409, Caller;
     /// Another deployment owns the repository.

@@ -262,6 +262,7 @@ pub fn sources(sources: &[Source]) -> Table {
 /// One source in full.
 pub fn source(source: &Source) -> Table {
     let nbd = source.nbd.clone().unwrap_or_default();
+    let vsphere = source.vsphere.clone().unwrap_or_default();
     let NbdOptions { dirty_bitmap, trust_bitmap, bitmap_epoch, connections, tls_server_name } = nbd;
     let trusted = bitmap_epoch.filter(|_| trust_bitmap).map(|epoch| format!("trusted, epoch {epoch}"));
     let bitmap = dirty_bitmap.map(|name| format!("{name} ({})", trusted.unwrap_or_else(|| "not trusted".into())));
@@ -275,6 +276,13 @@ pub fn source(source: &Source) -> Table {
         ("dirty bitmap", bitmap.unwrap_or_default()),
         ("connections", connections.map(|count| count.to_string()).unwrap_or_default()),
         ("server name", tls_server_name.unwrap_or_default()),
+        ("thumbprint", source.thumbprint.clone().unwrap_or_default()),
+        ("vddk", vsphere.vddk_libdir.unwrap_or_default()),
+        ("nbdkit plugin", vsphere.nbdkit_plugin.unwrap_or_default()),
+        ("transports", vsphere.transports.unwrap_or_default()),
+        ("sessions", vsphere.sessions_max.map(|count| count.to_string()).unwrap_or_default()),
+        ("proxy", vsphere.proxy.unwrap_or_default()),
+        ("quiesce", if vsphere.quiesce_or_fail { "or fail".into() } else { String::new() }),
         ("vms", source.vm_count.to_string()),
         ("discovered", or_dash(source.discovered_at.map(moment))),
     ])

@@ -29,7 +29,9 @@ pub use mount::{
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
-pub use source::{CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource};
+pub use source::{
+    CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource, VsphereOptions,
+};
 pub use task::{LogEntry, LogLevel, Task, TaskFilter};
 pub use token::{CreateToken, NewToken, Role, Token};
 pub use vm::{LastBackup, ProtectionState, Vm, VmDisk, VmFilter, VmNetwork};

@@ -42,7 +42,8 @@ pub struct Credentials {
     /// Its password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
-    /// Authorities (PEM) that alone may vouch for the server's certificate (nbd). Left out: the public ones.
+    /// Authorities (PEM) that alone may vouch for the server's certificate (nbd, vsphere). Left out: the public ones (nbd),
+    /// or the `thumbprint` (vsphere).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_ca: Option<Secret>,
     /// Certificate chain (PEM) that we show to the server (nbd); goes with `tls_key`.
@@ -76,6 +77,31 @@ pub struct NbdOptions {
     pub tls_server_name: Option<String>,
 }
 
+/// What sources of kind `vsphere` take beside their address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VsphereOptions {
+    /// VMware's VDDK on the hub's host, as its archive unpacks it (`vmware-vix-disklib-distrib`). Nobody but root and the
+    /// hub's user may be able to change it. Left out: where nbdkit's plugin looks by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vddk_libdir: Option<String>,
+    /// nbdkit's vddk plugin as a file, where nbdkit does not find it by its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nbdkit_plugin: Option<String>,
+    /// Transport modes to use, joined by colons; `nbdssl` when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transports: Option<String>,
+    /// Disks that may be open at once; 20 when left out. A vCenter gives 52 sessions in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 52)]
+    pub sessions_max: Option<u32>,
+    /// An HTTP proxy on the way to the vCenter's port 443. VDDK does not use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// Fail where a running guest cannot be quiesced, rather than take a point as after a power cut.
+    pub quiesce_or_fail: bool,
+}
+
 /// Asks for a source to be made known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -95,7 +121,8 @@ pub struct CreateSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(write_only)]
     pub credentials: Option<Credentials>,
-    /// SHA-256 of the server's certificate, when no authority vouches for it.
+    /// SHA-256 of the server's certificate (vsphere), as a person has compared it: 64 hex digits, with or without colons.
+    /// Without it, and without authorities, the answer is `certificate_unconfirmed` with what the server shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thumbprint: Option<String>,
     /// Where the source keeps what a guest overwrites while it is backed up (libvirt): a folder on the hypervisor.
@@ -107,6 +134,9 @@ pub struct CreateSource {
     /// What an NBD server takes beside its URI. Only for sources of kind `nbd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<NbdOptions>,
+    /// What a vCenter or ESXi host takes beside its address. Only for sources of kind `vsphere`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsphere: Option<VsphereOptions>,
     /// How many of its machines may be backed up at once. Left out: as the hub says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
@@ -138,6 +168,9 @@ pub struct UpdateSource {
     /// New options of an NBD server; they replace the old ones as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<NbdOptions>,
+    /// New options of a vCenter or host; they replace the old ones as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsphere: Option<VsphereOptions>,
     /// A new limit of tasks at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
@@ -166,6 +199,8 @@ pub struct Source {
     pub scratch_floor_bytes: Option<u64>,
     /// What an NBD server takes beside its URI; null for other kinds and where nothing is set.
     pub nbd: Option<NbdOptions>,
+    /// What a vCenter or host takes beside its address; null for other kinds and where nothing is set.
+    pub vsphere: Option<VsphereOptions>,
     /// How many of its machines may be backed up at once; null: as the hub says.
     pub running_tasks_max: Option<u32>,
     /// How many machines were found on it.

@@ -5,6 +5,7 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use sendense_api::{
     CreateSource, Credentials, Discovery, ListQuery, NbdOptions, Page, Role, Secret, Source, TestReport, UpdateSource,
+    VsphereOptions,
 };
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub scratch_floor_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<NbdOptions>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsphere: Option<VsphereOptions>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
 }
@@ -57,6 +60,7 @@ impl Settings {
         }
         if kind != SourceKind::Vsphere {
             unused("thumbprint", self.thumbprint.is_some())?;
+            unused("vsphere", self.vsphere.is_some())?;
         }
         let mut config = match kind {
             SourceKind::Image => json!({ "path": self.address }),
@@ -64,12 +68,19 @@ impl Settings {
             SourceKind::Vsphere => json!({ "host": self.address }),
         };
         let nbd = self.nbd.clone().unwrap_or_default();
+        let vsphere = self.vsphere.clone().unwrap_or_default();
         for (name, value) in [
             ("dirty_bitmap", nbd.dirty_bitmap.map(Value::from)),
             ("trust_bitmap", nbd.trust_bitmap.then(|| json!(true))),
             ("bitmap_epoch", nbd.bitmap_epoch.map(Value::from)),
             ("connections", nbd.connections.map(Value::from)),
             ("tls_server_name", nbd.tls_server_name.map(Value::from)),
+            ("vddk_libdir", vsphere.vddk_libdir.map(Value::from)),
+            ("nbdkit_plugin", vsphere.nbdkit_plugin.map(Value::from)),
+            ("transports", vsphere.transports.map(Value::from)),
+            ("sessions_max", vsphere.sessions_max.map(Value::from)),
+            ("proxy", vsphere.proxy.map(Value::from)),
+            ("quiesce_or_fail", vsphere.quiesce_or_fail.then(|| json!(true))),
             ("thumbprint", self.thumbprint.as_ref().map(|text| json!(text))),
             ("scratch_dir", self.scratch_path.as_ref().map(|text| json!(text))),
             ("scratch_floor_bytes", self.scratch_floor_bytes.map(|bytes| json!(bytes))),
@@ -87,7 +98,8 @@ fn name_of(text: &str) -> Result<Name> {
 }
 
 impl App {
-    /// Makes a source known. Nothing is connected; `test` does that.
+    /// Makes a source known. Nothing is connected (`test` does that), save to ask a vCenter for the certificate that a person
+    /// has to confirm.
     pub async fn create_source(&self, caller: &Caller, new: CreateSource) -> Result<Source> {
         caller.require(Role::Admin)?;
         let name = name_of(&new.name)?;
@@ -97,10 +109,17 @@ impl App {
             scratch_path: new.scratch_path,
             scratch_floor_bytes: new.scratch_floor_bytes,
             nbd: new.nbd,
+            vsphere: new.vsphere,
             running_tasks_max: new.running_tasks_max,
         };
         if settings.address.is_empty() {
             return Err(invalid("address is required"));
+        }
+        if new.kind == SourceKind::Vsphere {
+            let vouched = new.credentials.as_ref().is_some_and(|credentials| credentials.tls_ca.is_some());
+            if settings.thumbprint.is_none() && !vouched {
+                return Err(unconfirmed(&name, &settings).await);
+            }
         }
         let source_id = SourceId::generate();
         let secret = self.seal(&source_id, new.kind, new.credentials.as_ref())?;
@@ -138,6 +157,7 @@ impl App {
             scratch_path: change.scratch_path.or(before.scratch_path),
             scratch_floor_bytes: change.scratch_floor_bytes.or(before.scratch_floor_bytes),
             nbd: change.nbd.or(before.nbd),
+            vsphere: change.vsphere.or(before.vsphere),
             running_tasks_max: change.running_tasks_max.or(before.running_tasks_max),
         };
         let secret = match &change.credentials {
@@ -257,6 +277,7 @@ impl App {
             scratch_path: settings.scratch_path,
             scratch_floor_bytes: settings.scratch_floor_bytes,
             nbd: settings.nbd,
+            vsphere: settings.vsphere,
             running_tasks_max: settings.running_tasks_max,
             vm_count,
             discovered_at: row.last_discovered_at,
@@ -279,12 +300,31 @@ fn secret_text(kind: SourceKind, credentials: &Credentials) -> Result<String> {
         return Ok(json!({ "ca": pem(tls_ca), "certificate": pem(tls_certificate), "key": pem(tls_key) }).to_string());
     }
     unused(&[
-        ("tls_ca", tls_ca.is_some()),
+        ("tls_ca", tls_ca.is_some() && kind != SourceKind::Vsphere),
         ("tls_certificate", tls_certificate.is_some()),
         ("tls_key", tls_key.is_some()),
     ])?;
     let Some(password) = password else { return Err(invalid("credentials.password is required")) };
+    if let Some(ca) = tls_ca {
+        let secret = json!({ "username": username, "password": password.expose(), "ca": ca.expose() });
+        return Ok(secret.to_string());
+    }
     Ok(json!({ "username": username, "password": password.expose() }).to_string())
+}
+
+/// What a vCenter shows that nobody has confirmed yet, for a person to compare with what its administrator says.
+async fn unconfirmed(name: &Name, settings: &Settings) -> Problem {
+    let address = settings.address.clone();
+    let proxy = settings.vsphere.as_ref().and_then(|options| options.proxy.clone());
+    let ask = move |cancel: &Cancel| sendense_source::vsphere::certificate(&address, proxy.as_deref(), cancel);
+    match answer(name, &Cancel::new(), ask).await {
+        Ok(shown) => Problem::new(
+            ProblemCode::CertificateUnconfirmed,
+            format!("the certificate of {} must be confirmed", settings.address),
+            shown.fingerprint().to_string(),
+        ),
+        Err(problem) => problem,
+    }
 }
 
 fn row_of(new: &catalog::NewSource, now: sendense_types::Timestamp) -> catalog::Source {

@@ -4,7 +4,7 @@ mod files;
 mod source;
 
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
-pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs};
+pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sendense_types::{BackupId, BackupType, Compression, ExportId, OnTrackingLoss, TaskId};

@@ -60,6 +60,25 @@ pub enum SourceAddCommand {
         #[arg(long, value_name = "SIZE")]
         scratch_floor: Option<bytesize::ByteSize>,
     },
+    /// A vCenter, or a bare ESXi host.
+    Vsphere {
+        /// A name for it.
+        #[arg(long)]
+        name: String,
+        /// Its host name or address, with a port where it is not 443.
+        #[arg(long, value_name = "HOST[:PORT]")]
+        address: String,
+        /// SHA-256 of its certificate, as its administrator says. Without it, what it shows is asked for confirmation.
+        #[arg(long, value_name = "SHA256", conflicts_with = "tls_ca")]
+        thumbprint: Option<String>,
+        /// Authorities (PEM) that vouch for its certificate, instead of a thumbprint.
+        #[arg(long, value_name = "FILE")]
+        tls_ca: Option<PathBuf>,
+        #[command(flatten)]
+        vsphere: VsphereArgs,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
     /// An NBD server.
     Nbd {
         /// A name for it.
@@ -96,6 +115,30 @@ pub struct NbdArgs {
     pub tls_server_name: Option<String>,
 }
 
+/// What a vCenter or host takes beside its address.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = "vSphere options")]
+pub struct VsphereArgs {
+    /// VMware's VDDK on the hub's host, as its archive unpacks it (vmware-vix-disklib-distrib).
+    #[arg(long, value_name = "DIR")]
+    pub vddk_libdir: Option<String>,
+    /// nbdkit's vddk plugin as a file, where nbdkit does not find it by its name.
+    #[arg(long, value_name = "FILE")]
+    pub nbdkit_plugin: Option<String>,
+    /// Transport modes, joined by colons (default nbdssl).
+    #[arg(long, value_name = "MODES")]
+    pub transports: Option<String>,
+    /// Disks that may be open at once (default 20; a vCenter gives 52 sessions in all).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=52))]
+    pub sessions_max: Option<u32>,
+    /// An HTTP proxy on the way to the vCenter's port 443; VDDK does not use it.
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
+    /// Fail where a running guest cannot be quiesced, rather than take a point as after a power cut.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "true|false")]
+    pub quiesce_or_fail: Option<bool>,
+}
+
 /// Certificates for `nbds://`. The files are read here and sent to the hub, which keeps them encrypted.
 #[derive(Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Certificates for nbds://")]
@@ -127,7 +170,8 @@ pub struct PasswordArgs {
 #[derive(Debug, ClapArgs)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
     "new_name", "address", "dirty_bitmap", "trust_bitmap", "bitmap_epoch", "connections", "tls_server_name", "tls_ca",
-    "tls_cert", "tls_key", "username", "password_file", "forget_credentials",
+    "tls_cert", "tls_key", "username", "password_file", "forget_credentials", "thumbprint", "vddk_libdir",
+    "nbdkit_plugin", "transports", "sessions_max", "proxy", "quiesce_or_fail",
 ]))]
 pub struct SourceUpdate {
     /// Its name or id.
@@ -138,6 +182,11 @@ pub struct SourceUpdate {
     /// A new place of the same folder or server: a path or a URI.
     #[arg(long, value_name = "PATH|URI")]
     pub address: Option<String>,
+    /// SHA-256 of a vCenter's new certificate, after it was compared with what its administrator says.
+    #[arg(long, value_name = "SHA256")]
+    pub thumbprint: Option<String>,
+    #[command(flatten)]
+    pub vsphere: VsphereArgs,
     #[command(flatten)]
     pub nbd: NbdArgs,
     #[command(flatten)]

@@ -193,7 +193,8 @@ fn print_deletion(context: &Context, deletion: Deletion) -> Result<()> {
     Ok(())
 }
 
-fn confirmed(question: &str) -> Result<bool> {
+/// Asks a person; without a terminal there is nobody to ask.
+pub(super) fn confirmed(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("stdin is no terminal to confirm on: look at the plan with --dry-run, then say --yes");
     }

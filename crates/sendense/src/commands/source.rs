@@ -1,15 +1,19 @@
 //! `sendense source`.
 
+use super::backup::confirmed;
 use super::path_text;
-use crate::args::{NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate};
+use crate::args::{NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate, VsphereArgs};
 use crate::context::Context;
 use crate::output::{json, line, say, table as show};
-use crate::secret::{account, certificates};
+use crate::secret::{account, certificates, from_file};
 use crate::tables;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use sendense_api::reply::{DiscoveryReply, DoneReply, SourceListReply, SourceReply, TestReply};
-use sendense_api::{CreateSource, Credentials, ListQuery, NbdOptions, Source, UpdateSource};
-use sendense_types::SourceKind;
+use sendense_api::{
+    ClientError, CreateSource, Credentials, ListQuery, NbdOptions, Source, UpdateSource, VsphereOptions,
+};
+use sendense_types::{ProblemCode, SourceKind};
+use std::io::IsTerminal;
 use std::path::Path;
 
 /// Runs the command.
@@ -17,7 +21,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
     let client = &context.client;
     match command {
         SourceCommand::Add(command) => {
-            let source = client.create_source(&body(command)?).await?;
+            let source = add(context, body(command)?).await?;
             if context.json {
                 json(&SourceReply::new(source))?;
             } else {
@@ -81,6 +85,33 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
     Ok(0)
 }
 
+/// Makes it known; where nobody has confirmed its certificate yet, the person is asked.
+async fn add(context: &Context, mut new: CreateSource) -> Result<Source> {
+    let unconfirmed = match context.client.create_source(&new).await {
+        Err(ClientError::Problem { problem, .. })
+            if problem.known_code() == Some(ProblemCode::CertificateUnconfirmed) =>
+        {
+            problem
+        }
+        answer => return Ok(answer?),
+    };
+    let shown = unconfirmed.details;
+    if context.json || !std::io::stdin().is_terminal() {
+        bail!(
+            "nobody has confirmed the certificate of {}; compare its SHA-256 with what its administrator says, and give it \
+             with --thumbprint: {shown}",
+            new.address
+        );
+    }
+    say(format!("{} shows a certificate with this SHA-256:", new.address));
+    say(format!("  {shown}"));
+    if !confirmed("Is it the one that its administrator names?")? {
+        bail!("the certificate was not confirmed; nothing was added");
+    }
+    new.thumbprint = Some(shown);
+    Ok(context.client.create_source(&new).await?)
+}
+
 fn body(command: SourceAddCommand) -> Result<CreateSource> {
     let source = |name, kind, address| CreateSource {
         name,
@@ -91,6 +122,7 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
         scratch_path: None,
         scratch_floor_bytes: None,
         nbd: None,
+        vsphere: None,
         running_tasks_max: None,
     };
     Ok(match command {
@@ -100,6 +132,17 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
             credentials: certificates(&tls)?,
             ..source(name, SourceKind::Nbd, uri)
         },
+        SourceAddCommand::Vsphere { name, address, thumbprint, tls_ca, vsphere, password } => {
+            let account = account(password)?;
+            let Some(mut credentials) = account else { bail!("an account is needed: --username") };
+            credentials.tls_ca = tls_ca.as_deref().map(from_file).transpose()?;
+            CreateSource {
+                credentials: Some(credentials),
+                thumbprint,
+                vsphere: merged_vsphere(None, vsphere),
+                ..source(name, SourceKind::Vsphere, address)
+            }
+        }
         SourceAddCommand::Libvirt { name, uri, scratch, scratch_floor } => CreateSource {
             scratch_path: scratch.as_deref().map(path_text).transpose()?,
             scratch_floor_bytes: scratch_floor.map(|size| size.as_u64()),
@@ -109,7 +152,8 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
 }
 
 async fn update(context: &Context, change: SourceUpdate) -> Result<Source> {
-    let SourceUpdate { source, new_name, address, nbd, tls, password, forget_credentials } = change;
+    let SourceUpdate { source, new_name, address, thumbprint, vsphere, nbd, tls, password, forget_credentials } =
+        change;
     let before = context.client.get_source(&source).await?;
     let credentials = if forget_credentials {
         Some(Credentials::default())
@@ -124,9 +168,31 @@ async fn update(context: &Context, change: SourceUpdate) -> Result<Source> {
         (SourceKind::Image, Some(path)) => Some(path_text(Path::new(&path))?),
         (_, address) => address,
     };
-    let change =
-        UpdateSource { name: new_name, address, credentials, nbd: merged(before.nbd, nbd), ..UpdateSource::default() };
+    let change = UpdateSource {
+        name: new_name,
+        address,
+        credentials,
+        thumbprint,
+        nbd: merged(before.nbd, nbd),
+        vsphere: merged_vsphere(before.vsphere, vsphere),
+        ..UpdateSource::default()
+    };
     Ok(context.client.update_source(&source, &change).await?)
+}
+
+/// The options of a vCenter with what was said put over what was there; none when nothing was said.
+fn merged_vsphere(before: Option<VsphereOptions>, said: VsphereArgs) -> Option<VsphereOptions> {
+    let VsphereArgs { vddk_libdir, nbdkit_plugin, transports, sessions_max, proxy, quiesce_or_fail } = said;
+    let before = before.unwrap_or_default();
+    let after = VsphereOptions {
+        vddk_libdir: vddk_libdir.or(before.vddk_libdir.clone()),
+        nbdkit_plugin: nbdkit_plugin.or(before.nbdkit_plugin.clone()),
+        transports: transports.or(before.transports.clone()),
+        sessions_max: sessions_max.or(before.sessions_max),
+        proxy: proxy.or(before.proxy.clone()),
+        quiesce_or_fail: quiesce_or_fail.unwrap_or(before.quiesce_or_fail),
+    };
+    (after != before).then_some(after)
 }
 
 /// The options with what was said put over what was there; none when nothing was said.

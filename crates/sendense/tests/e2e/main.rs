@@ -25,3 +25,4 @@ mod security;
 mod servers;
 mod start;
 mod volumes;
+mod vsphere;

@@ -69,9 +69,11 @@ async fn wrong_bodies_are_named() {
 }
 
 #[tokio::test]
-async fn what_this_build_does_not_have_is_the_requests_fault() {
+async fn what_cannot_be_used_is_the_requests_fault() {
     let fixture = Fixture::new().await;
-    let answer = fixture.json("POST", "/api/v1/sources", r#"{"name": "x", "kind": "vsphere", "address": "x"}"#).await;
+    // A vCenter without an account.
+    let body = format!(r#"{{"name": "x", "kind": "vsphere", "address": "x", "thumbprint": "{}"}}"#, "ab".repeat(32));
+    let answer = fixture.json("POST", "/api/v1/sources", &body).await;
     assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "invalid_input"), "{answer:?}");
     let body = r#"{"name": "x", "type": "s3", "config": {"path": "/x"}}"#;
     let answer = fixture.json("POST", "/api/v1/repositories", body).await;

@@ -57,6 +57,7 @@ async fn a_disk_goes_in_and_comes_back() {
             scratch_path: None,
             scratch_floor_bytes: None,
             nbd: None,
+            vsphere: None,
             running_tasks_max: None,
         })
         .await

@@ -88,6 +88,7 @@ impl House {
             scratch_path: None,
             scratch_floor_bytes: None,
             nbd: None,
+            vsphere: None,
             running_tasks_max: None,
         };
         self.client.create_source(&source).await.unwrap();

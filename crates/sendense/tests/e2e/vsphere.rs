@@ -1,0 +1,139 @@
+//! A vCenter (the lab's simulator, the real nbdkit and plugin, a VDDK of the tests' own) from `source add` to a compared
+//! restore, and a hub that is killed again and again: no snapshot of ours stays.
+
+#[path = "../../../../lab/vsphere/mod.rs"]
+mod lab;
+
+use crate::disk::{Random, assert_holds};
+use crate::hub::{Hub, PATIENCE, cli, field, path, text};
+use lab::{Guest, Lab, MIB, PASSWORD, USERNAME, write};
+use sendense_block::Cancel;
+use sendense_vsphere::Vim;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A machine with a model of its only disk.
+struct Machine<'lab> {
+    file: PathBuf,
+    bytes: Vec<u8>,
+    vim: Vim,
+    guest: Guest<'lab>,
+}
+
+impl<'lab> Machine<'lab> {
+    fn new(lab: &'lab Lab, size: u64) -> Self {
+        let vim = lab.vim();
+        let guest = lab.machine(&vim, "web", &[size]);
+        Self { file: guest.file(&vim, 0), bytes: vec![0; size as usize], vim, guest }
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        write(&self.file, at as u64, bytes);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+fn set_up(hub: &Hub, dir: &Path, lab: &Lab) {
+    std::fs::create_dir_all(dir.join("repo")).unwrap();
+    hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.join("repo"))]);
+    let password = dir.join("password");
+    std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+    let address = lab.address();
+    let add = [
+        &["source", "add", "vsphere", "--name", "vc", "--address", &address, "--username", USERNAME][..],
+        &["--password-file", path(&password), "--vddk-libdir", path(&lab.libdir)],
+        &["--nbdkit-plugin", path(&lab.plugin)],
+    ]
+    .concat();
+    // Nobody has confirmed the certificate: it is shown, and nobody who is not believed gets the password.
+    let refused = hub.run(&add);
+    let complaint = text(&refused.stderr);
+    let shown = sendense_vsphere::probe(&address, None, &Cancel::new()).unwrap().fingerprint().to_string();
+    assert!(
+        !refused.status.success() && complaint.contains(&shown) && complaint.contains("--thumbprint"),
+        "{complaint}"
+    );
+    hub.ok(&[&add[..], &["--thumbprint", &shown]].concat());
+    hub.ok(&["source", "discover", "vc"]);
+}
+
+#[test]
+fn a_vcenter_is_added_backed_up_and_restored_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 16 * MIB);
+    machine.write(3 << 20, &[7; 1 << 20]);
+    let hub = Hub::start_talkative(dir);
+    set_up(&hub, dir, &lab);
+
+    let tested =
+        cli(&hub.url, Some(&hub.data_dir.join("admin-token"))).args(["source", "test", "vc"]).output().unwrap();
+    assert!(text(&tested.stdout).contains("vCenter") && tested.stderr.is_empty(), "{}", text(&tested.stderr));
+    let shown = hub.json(&["source", "show", "vc"]);
+    assert_eq!(shown["source"]["vsphere"]["vddk_libdir"], path(&lab.libdir));
+    assert!(!shown.to_string().contains(PASSWORD));
+    let vm = hub.json(&["vm", "show", "web"]);
+    let disk = &vm["vm"]["disks"][0];
+    assert_eq!((field(disk, "label"), &disk["capacity_bytes"]), ("Hard disk 1", &(16 * MIB).into()), "{vm:#}");
+
+    let full = hub.backup("web", &[]);
+    assert_eq!((field(&full, "backup_type"), field(&full, "consistency")), ("full", "crash"), "{full:#}");
+    machine.write(9 << 20, &[8; 70_000]);
+    machine.write(0, b"boot");
+    let second = hub.backup("web", &[]);
+    assert_eq!((field(&second, "backup_type"), &second["type_reason"]), ("incremental", &serde_json::Value::Null));
+    assert_eq!(second["bytes_transferred"], 3 * 65536, "only what changed was sent");
+    lab.control("reset", "");
+    machine.write(5 << 20, b"unseen");
+    let third = hub.backup("web", &[]);
+    assert!(field(&third, "type_reason").contains("began anew"), "{third:#}");
+    assert_eq!(third["bytes_transferred"], 65536, "all was read, and what differs was sent");
+
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", field(&third, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &machine.bytes);
+    assert_eq!(lab.snapshots(), Vec::<String>::new());
+    let log = hub.log();
+    assert!(log.contains("TRACE"), "the hub does not log all");
+    assert!(!log.contains(PASSWORD) && !log.contains("p&amp;ss"), "the log holds the password");
+    drop(machine.vim);
+}
+
+/// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
+const ROUNDS: usize = 20;
+
+#[test]
+fn a_hub_that_is_killed_leaves_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 8 * MIB);
+    let mut random = Random::new(7);
+    let mut hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    hub.backup("web", &[]);
+    let mut met = 0;
+    for round in 0..ROUNDS {
+        machine.write(random.below(7 << 20) as usize, &random.bytes(300_000));
+        hub.json(&["backup", "start", "web", "--repo", "main"]);
+        // Any moment from before the snapshot to after its removal.
+        std::thread::sleep(Duration::from_millis(random.below(700)));
+        hub.kill_9();
+        met += usize::from(!lab.snapshots().is_empty());
+        hub = Hub::start(dir);
+        let patience = Instant::now() + PATIENCE;
+        while !lab.snapshots().is_empty() {
+            assert!(Instant::now() < patience, "round {round}: a snapshot stays\n{}", hub.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    println!("{met} of {ROUNDS} kills met a snapshot");
+    assert!(met > 0, "no kill ever met a snapshot");
+    let last = hub.backup("web", &[]);
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", field(&last, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &machine.bytes);
+    let left = machine.vim.snapshots(&machine.guest.machine, &Cancel::new()).unwrap();
+    assert!(left.is_empty() && lab.snapshots().is_empty(), "{left:?}");
+}
