@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum SourceCommand {
     /// Add a source.
     #[command(subcommand)]
-    Add(SourceAddCommand),
+    Add(Box<SourceAddCommand>),
     /// List sources.
     List,
     /// Show one source.

@@ -21,7 +21,7 @@ pub async fn run(context: &Context, command: SourceCommand) -> Result<u8> {
     let client = &context.client;
     match command {
         SourceCommand::Add(command) => {
-            let source = add(context, body(command)?).await?;
+            let source = add(context, body(*command)?).await?;
             if context.json {
                 json(&SourceReply::new(source))?;
             } else {
