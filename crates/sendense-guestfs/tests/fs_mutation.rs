@@ -302,6 +302,33 @@ fn ntfs() {
     sh(&mounted.dir, "mkdir p; setfattr -h -v 0x00080000 -n system.ntfs_attrib p; seq 1 30000 > p/numbers");
     drop(mounted);
     mutate("ntfs", &image);
+    index_sizes_are_only_claims(&image);
+}
+
+/// Folders whose index claims to be as large as a disk can be: what it has is read, and no more is counted.
+fn index_sizes_are_only_claims(image: &Path) {
+    const INDEX_ALLOCATION: u32 = 0xa0;
+    let mut bytes = std::fs::read(image).unwrap();
+    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+    let mut claims = 0;
+    for record in
+        (0..bytes.len() - 1023).step_by(1024).filter(|at| bytes[*at..].starts_with(b"FILE")).collect::<Vec<_>>()
+    {
+        let mut at = record + usize::from(bytes[record + 20]);
+        while at + 64 <= record + 1024 && ![u32::MAX, 0].contains(&word(&bytes, at)) && word(&bytes, at + 4) != 0 {
+            if word(&bytes, at) == INDEX_ALLOCATION {
+                // The upper bytes of its size.
+                bytes[at + 53..at + 56].fill(0x80);
+                claims += 1;
+            }
+            at += word(&bytes, at + 4) as usize;
+        }
+    }
+    assert!(claims > 0);
+    let begin = Instant::now();
+    let mut fs = fs::open(Arc::new(Disk::new(Arc::new(bytes), BTreeMap::new(), false))).unwrap();
+    walk(&mut *fs).unwrap();
+    assert!(begin.elapsed() < RUN_TIME_MAX);
 }
 
 #[test]

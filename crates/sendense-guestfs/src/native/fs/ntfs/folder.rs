@@ -32,8 +32,10 @@ pub(super) fn names(volume: &Ntfs, folder: &File, from: u64, visit: &mut Visit<'
     // 8 MiB of a bitmap would be 64 million blocks; more than a folder can have.
     let mut bitmap = vec![0; folder.index_bitmap.size.min(blocks.div_ceil(8)).min(8 << 20) as usize];
     volume.read_stream(&folder.index_bitmap, 0, &mut bitmap)?;
+    // A size is only a claim: without this end a damaged one would be counted through for days.
+    let blocks = blocks.min(bitmap.len() as u64 * 8);
     for number in (from >> PLACE_BITS).saturating_sub(1)..blocks {
-        if bitmap.get((number / 8) as usize).is_none_or(|byte| byte >> (number % 8) & 1 == 0) {
+        if bitmap[(number / 8) as usize] >> (number % 8) & 1 == 0 {
             continue;
         }
         let mut block = vec![0; block_bytes];
