@@ -117,7 +117,7 @@ pub(crate) struct Mounts {
     clock: Arc<dyn Clock>,
     places: usize,
     idle_seconds: u64,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
     lookers: look::Places,
 }
 
@@ -131,18 +131,18 @@ struct Table {
 }
 
 /// A place that was given to somebody who is opening a point.
-struct Place<'a>(&'a Mounts);
+struct Place(Arc<Mutex<Table>>);
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.table.lock().opening -= 1;
+        self.0.lock().opening -= 1;
     }
 }
 
 impl Mounts {
     /// No point is open yet.
     pub fn new(open: Arc<Open>, clock: Arc<dyn Clock>, places: usize, idle_seconds: u64) -> Self {
-        Self { open, clock, places, idle_seconds, table: Mutex::default(), lookers: look::Places::default() }
+        Self { open, clock, places, idle_seconds, table: Arc::default(), lookers: look::Places::default() }
     }
 
     /// Opens a point. `detach` opens its files and claims its chain; it blocks.
@@ -153,13 +153,14 @@ impl Mounts {
         volume: Option<VolumeId>,
         detach: impl FnOnce() -> Result<Detached> + Send + 'static,
     ) -> Result<Arc<Mount>> {
-        let _place = self.take_place()?;
+        // Kept until the point is open or its process is gone, also when the one who asked for it is gone before.
+        let place = self.take_place()?;
         let open = self.open.clone();
-        let (reader, volumes, guard) = blocking(move || {
+        let (reader, volumes, guard, _place) = blocking(move || {
             let Detached { files, words, guard } = detach()?;
             let reader = open(files, words_of(&words)?).map_err(|error| fault::of_guestfs(&error))?;
             let volumes = reader.volumes().map_err(|error| fault::of_guestfs(&error))?;
-            Ok::<_, Problem>((reader, volumes, guard))
+            Ok::<_, Problem>((reader, volumes, guard, place))
         })
         .await??;
         if let Some(asked) = &volume
@@ -172,7 +173,7 @@ impl Mounts {
         Ok(mount)
     }
 
-    fn take_place(&self) -> Result<Place<'_>> {
+    fn take_place(&self) -> Result<Place> {
         let mut table = self.table.lock();
         if table.mounts.len() + table.opening >= self.places {
             let open: Vec<&str> = table.mounts.keys().map(MountId::as_str).collect();
@@ -180,7 +181,7 @@ impl Mounts {
             return Err(Problem::new(ProblemCode::Busy, "too many restore points are open", details));
         }
         table.opening += 1;
-        Ok(Place(self))
+        Ok(Place(self.table.clone()))
     }
 
     /// An open point.

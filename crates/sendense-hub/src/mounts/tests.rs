@@ -146,6 +146,37 @@ async fn the_ninth_is_told_to_wait_and_an_end_makes_room() {
     assert_eq!(world.mounts.resources().device_utilization_percent, 100.0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_place_is_taken_until_the_process_is_gone_and_not_only_while_somebody_waits_for_it() {
+    let (begun, heard) = std::sync::mpsc::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, wait) = (Mutex::new(begun), Mutex::new(wait));
+    let open = move |_: Vec<OwnedFd>, _: Vec<u8>| -> sendense_guestfs::Result<Arc<dyn Reader>> {
+        begun.lock().send(()).unwrap();
+        let _ = wait.lock().recv();
+        Ok(Arc::new(Paper { files: 1, stopped: AtomicBool::new(false) }))
+    };
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(0)));
+    let mounts = Mounts::new(Arc::new(open), clock.clone(), 8, 3600);
+    let world = Arc::new(World { clock, locks: ChainLocks::default(), mounts });
+    let asked = tokio::spawn({
+        let world = world.clone();
+        async move { world.open().await.map(drop) }
+    });
+    heard.recv().unwrap();
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    assert_eq!(world.mounts.resources().available_slots, 7);
+    drop(go);
+    let patience = std::time::Instant::now() + Duration::from_secs(60);
+    while world.mounts.resources().available_slots < 8 {
+        assert!(std::time::Instant::now() < patience, "the place is taken for good");
+        tokio::task::yield_now().await;
+    }
+    assert!(world.mounts.all().is_empty());
+    world.claim(Operation::Delete).unwrap();
+}
+
 #[tokio::test]
 async fn an_hour_without_use_closes_and_a_stream_is_use() {
     let world = world(1);
