@@ -11,6 +11,7 @@ use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
 use crate::mounts::Mounts;
+use crate::reconcile::Reaping;
 use crate::repositories::Repositories;
 use crate::secrets::Sealer;
 use sendense_catalog::{Catalog, HubLease};
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     pub repositories: Repositories,
     pub running: Running,
     pub token_notes: Notes,
+    /// What of the journal is being undone.
+    pub reaping: Reaping,
     pub mounts: Mounts,
     pub exports: Arc<Exports>,
     /// Asked for when the hub ends: nothing new begins.

@@ -121,6 +121,7 @@ impl Hub {
             repositories: Repositories::default(),
             running: Running::default(),
             token_notes: tokens::Notes::default(),
+            reaping: reconcile::Reaping::default(),
             mounts: Mounts::new(
                 mounts::start_worker(data_dir.run_path()),
                 config.clock.clone(),

@@ -1,10 +1,11 @@
 //! What tasks made outside this process and did not take away.
 
 use crate::core::{Core, blocking};
+use parking_lot::Mutex;
 use sendense_block::Cancel;
 use sendense_source::{Artefact, ArtefactKind};
 use sendense_types::TaskId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,10 +50,12 @@ async fn reap(core: &Arc<Core>, is_orphan: impl Fn(&TaskId) -> bool) {
             }
         };
         for (entry, artefact) in orphans {
+            let Some(underway) = Underway::begin(&core.reaping, entry) else { continue };
             let (source, journal) = (source.clone(), core.journal.clone());
             let cancel = Cancel::new();
             let (asked, kind) = (cancel.clone(), artefact.kind);
             let undone = blocking(move || {
+                let _underway = underway;
                 let undone = source.reap(&artefact, &asked)?;
                 if undone {
                     journal.close(entry)?;
@@ -75,4 +78,40 @@ async fn reap(core: &Arc<Core>, is_orphan: impl Fn(&TaskId) -> bool) {
         }
     }))
     .await;
+}
+
+/// Entries that a thread is at, each by one: where a share hangs, so does whoever removes a file there, long after nobody
+/// waits for him, and each pass would send another one after him.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reaping(Arc<Mutex<HashSet<u64>>>);
+
+/// The right to undo an entry.
+struct Underway(Reaping, u64);
+
+impl Underway {
+    /// None while somebody has it.
+    fn begin(reaping: &Reaping, entry: u64) -> Option<Self> {
+        reaping.0.lock().insert(entry).then(|| Self(reaping.clone(), entry))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thread_at_a_time_undoes_an_entry() {
+        let reaping = Reaping::default();
+        let first = Underway::begin(&reaping, 1).unwrap();
+        assert!(Underway::begin(&reaping, 1).is_none(), "the first has not ended");
+        assert!(Underway::begin(&reaping, 2).is_some(), "another entry is free");
+        drop(first);
+        assert!(Underway::begin(&reaping, 1).is_some());
+    }
 }

@@ -13,7 +13,7 @@ mod journal;
 mod points;
 mod tasks;
 
-pub(crate) use journal::reap_task;
+pub(crate) use journal::{Reaping, reap_task};
 pub(crate) use points::{adopt_machine, repository};
 
 use crate::core::Core;
