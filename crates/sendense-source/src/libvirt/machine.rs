@@ -14,12 +14,13 @@ use crate::error::{Error, Kind, Result};
 use crate::model::VmRef;
 use crate::target::{NewVm, Planned};
 use base64::Engine;
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use sendense_block::Cancel;
 use serde::Deserialize;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -148,20 +149,34 @@ pub(super) fn finish(settings: &Settings, planned: &Planned, cancel: &Cancel) ->
     }
 }
 
+/// The folder that a file lies in, and the file's name. The path was resolved when it was checked, so a link on the way was
+/// put there since, and leads nowhere.
+fn place(path: &Path) -> io::Result<(File, &OsStr)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat2(CWD, folder, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    Ok((File::from(folder), name))
+}
+
 /// A new file and its name, on stable storage.
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let (folder, name) = place(path)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(bytes)?;
     file.sync_all()?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    folder.sync_all()
 }
 
 /// Lets the folder's owner have the file, as a session's QEMU needs. That owner may have put something else in its place
 /// meanwhile, so what is given away is a file that has no other name.
 fn give(path: &Path) -> io::Result<()> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let (held, folder) = (file.metadata()?, path.parent().unwrap_or(Path::new("/")).metadata()?);
+    let (folder, name) = place(path)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(&folder, name, flags, Mode::empty())?);
+    let (held, folder) = (file.metadata()?, folder.metadata()?);
     if !held.is_file() || held.nlink() != 1 {
         return Err(io::Error::other("it is no longer the file that was made"));
     }
@@ -219,5 +234,21 @@ mod tests {
         for name in ["", "-web", "--all", "a/b", "..", "7", "a b", "a\nb", "ä", &"x".repeat(101)] {
             assert_eq!(check_name("machine", name).unwrap_err().kind, Kind::Invalid, "{name}");
         }
+    }
+
+    #[test]
+    fn a_folder_that_became_a_link_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (granted, elsewhere) = (dir.join("granted"), dir.join("elsewhere"));
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &granted).unwrap();
+        assert!(write_new(&granted.join("new-nvram.fd"), b"x").is_err());
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
+        write_new(&elsewhere.join("new-nvram.fd"), b"x").unwrap();
+        assert!(write_new(&elsewhere.join("new-nvram.fd"), b"y").is_err(), "nothing is replaced");
+        assert!(give(&granted.join("new-nvram.fd")).is_err());
+        give(&elsewhere.join("new-nvram.fd")).unwrap();
+        assert_eq!(std::fs::read(elsewhere.join("new-nvram.fd")).unwrap(), b"x");
     }
 }
