@@ -1,5 +1,6 @@
 //! Backups: looking at them, stopping, verifying and restoring them.
 
+use super::repositories::{refuse_inside, refuse_known_folder};
 use super::{App, Caller, wire};
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{RestoreWork, VerifyWork, Work};
@@ -130,7 +131,7 @@ impl App {
                 }
                 let resolved = self.core.check_host_path(Path::new(&path), !onto)?;
                 // What lies in a repository is written by backups alone: a restored file there could replace a point.
-                self.refuse_known_folder(&resolved).await?;
+                refuse_known_folder(&self.core, &resolved).await?;
                 let kind = resolved.symlink_metadata().map(|found| found.file_type()).ok();
                 if kind.is_some_and(|kind| kind.is_block_device()) {
                     if !raw {
@@ -163,10 +164,21 @@ impl App {
                         format!("source {} is of kind {}; VMs are restored to libvirt", source.name, source.kind);
                     return Err(invalid(message));
                 }
+                let pool = if pool.starts_with('/') { self.check_folder(&pool).await? } else { pool };
                 let source_id = source.source_id.as_str().to_owned();
                 Ok(RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity })
             }
         }
+    }
+
+    /// The resolved form of a folder that a machine's disks may go to. What a pool's name stands for, the task finds out.
+    async fn check_folder(&self, path: &str) -> Result<String> {
+        let resolved = self.core.check_host_path(Path::new(path), false)?;
+        refuse_inside(&self.core, &resolved).await?;
+        if !resolved.is_dir() {
+            return Err(invalid(format!("{path} is no folder")));
+        }
+        resolved.into_os_string().into_string().map_err(|_| invalid("the path is not UTF-8"))
     }
 
     pub(super) fn backup_out(&self, row: catalog::Backup) -> Backup {

@@ -1,7 +1,7 @@
 //! Repositories: making them known, testing them, taking in what lies in them.
 
 use super::{App, Caller};
-use crate::core::blocking;
+use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::work::{ImportWork, Work};
 use crate::repositories::{path_of, within};
@@ -43,7 +43,7 @@ impl App {
     async fn create_repository_now(&self, new: CreateRepository, by: String) -> Result<Repository> {
         let name: Name = new.name.parse().map_err(|error: NameError| invalid(error.to_string()))?;
         let path = self.local_path(&new)?;
-        self.refuse_known_folder(&path).await?;
+        refuse_known_folder(&self.core, &path).await?;
         let settings = Settings {
             compression: new.compression.unwrap_or(Compression::Default),
             running_tasks_max: new.running_tasks_max,
@@ -212,20 +212,6 @@ impl App {
         self.core.check_host_path(Path::new(&asked.config.path), true)
     }
 
-    /// One folder is one repository: two would not see each other's locks. Nor is one the place for anything else.
-    pub(super) async fn refuse_known_folder(&self, path: &Path) -> Result<()> {
-        let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
-        let (rows, _) = self.core.catalog.repositories().list(page).await.or_problem()?;
-        for row in rows {
-            let known = path_of(&row)?;
-            if known.starts_with(path) || path.starts_with(&known) {
-                let details = format!("{} lies at {}", row.name, known.display());
-                return Err(Problem::new(ProblemCode::Conflict, "the path is, holds or lies in a repository", details));
-            }
-        }
-        Ok(())
-    }
-
     async fn repository_out(&self, row: catalog::Repository) -> Result<Repository> {
         let settings = Settings::read(&row.settings)?;
         let points = catalog::BackupFilter {
@@ -261,4 +247,27 @@ impl App {
             created_at: row.created_at,
         })
     }
+}
+
+/// One folder is one repository: two would not see each other's locks. Nor is one the place for anything else.
+pub(crate) async fn refuse_known_folder(core: &Core, path: &Path) -> Result<()> {
+    refuse(core, |known| known.starts_with(path) || path.starts_with(known)).await
+}
+
+/// What lies in a repository is written by backups alone; a folder that holds one may hold other things too.
+pub(crate) async fn refuse_inside(core: &Core, folder: &Path) -> Result<()> {
+    refuse(core, |known| folder.starts_with(known)).await
+}
+
+async fn refuse(core: &Core, is_in_the_way: impl Fn(&Path) -> bool) -> Result<()> {
+    let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+    let (rows, _) = core.catalog.repositories().list(page).await.or_problem()?;
+    for row in rows {
+        let known = path_of(&row)?;
+        if is_in_the_way(&known) {
+            let details = format!("{} lies at {}", row.name, known.display());
+            return Err(Problem::new(ProblemCode::Conflict, "the path is, holds or lies in a repository", details));
+        }
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::handle::Handle;
 use super::work::{RestoreWork, Work};
+use crate::app::repositories::refuse_known_folder;
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
 use crate::restore::{Job, LANES, Onto, check_uri, remove_parts, restore_file, restore_nbd, restore_onto};
@@ -54,6 +55,10 @@ pub(crate) async fn tidy(core: &Arc<Core>, task: &sendense_catalog::Task) {
 /// Restores the disk.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    if let RestoreTarget::File { path, .. } = &work.target {
+        // Somebody may have made one there while the restore waited.
+        refuse_known_folder(core, Path::new(path)).await?;
+    }
     let (core, handle) = (core.clone(), handle.clone());
     let disk_id = work.disk_id.ok_or_else(|| invalid("a disk is required"))?;
     blocking(move || {

@@ -6,6 +6,7 @@
 use super::handle::Handle;
 use super::restore::same_place;
 use super::work::RestoreWork;
+use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, invalid, of_repo, of_source};
 use crate::restore::{Job, LANES};
@@ -29,9 +30,17 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
     let source = core.open_source(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
+    let (planner, hypervisor, at, asked) = (core.clone(), source.clone(), repository.clone(), work.clone());
+    let cancel = handle.cancel.clone();
+    let (manifest, folder, planned) = blocking(move || {
+        let manifest = at.manifest(&asked.vm_context_id, &asked.backup_id).map_err(|error| of_repo(&error))?;
+        let (folder, planned) = plan(&planner, &*hypervisor, &manifest, &asked.target, &cancel)?;
+        Ok::<_, Problem>((manifest, folder, planned))
+    })
+    .await??;
+    // Here, because only now is it known where a pool lies.
+    refuse_inside(&core, &folder).await?;
     blocking(move || {
-        let manifest = repository.manifest(&work.vm_context_id, &work.backup_id).map_err(|error| of_repo(&error))?;
-        let planned = plan(&core, &*source, &manifest, &work.target, &handle.cancel)?;
         for note in &planned.notes {
             handle.warn(note.clone());
         }
@@ -64,7 +73,7 @@ fn plan(
     manifest: &Manifest,
     target: &RestoreTarget,
     cancel: &Cancel,
-) -> Result<Planned> {
+) -> Result<(PathBuf, Planned)> {
     let RestoreTarget::Vm { name, pool, format, networks, keep_identity, .. } = target else {
         return Err(invalid("the target is no machine"));
     };
@@ -72,7 +81,11 @@ fn plan(
         .target()
         .ok_or_else(|| invalid(format!("machines cannot be restored to a source of kind {}", source.kind())))?;
     let folder = door.folder(pool, cancel).map_err(|error| of_source(&error))?;
-    let folder = same_place(core, &core.check_host_path(&folder, false)?)?;
+    // A path was granted when the restore was asked for; a pool's is looked at now.
+    let folder = match pool.starts_with('/') {
+        true => same_place(core, &folder)?,
+        false => core.check_host_path(&folder, false)?,
+    };
     if !folder.is_dir() {
         return Err(invalid(format!("{} is no folder", folder.display())));
     }
@@ -97,11 +110,12 @@ fn plan(
         networks,
         keep_identity: *keep_identity,
     };
-    door.plan(&new, cancel).map_err(|error| match error.kind {
+    let planned = door.plan(&new, cancel).map_err(|error| match error.kind {
         sendense_source::Kind::Busy => Problem::new(ProblemCode::Conflict, error.to_string(), ""),
         sendense_source::Kind::Unsupported => Problem { code: ProblemCode::InvalidInput, ..of_source(&error) },
         _ => of_source(&error),
-    })
+    })?;
+    Ok((folder, planned))
 }
 
 fn make(

@@ -109,6 +109,19 @@ fn a_machine_is_restored_as_another_and_starts() {
     let args = ["restore", "vm", &id, "--libvirt", &lab.uri, "--name", "elsewhere", "--wait", "--pool", "/var/tmp"];
     assert!(!hub.run(&args).status.success());
     assert!(lab.try_virsh(&["domstate", "elsewhere"]).is_err());
+    // Nor in a repository, by its path or by the name of a pool that lies there.
+    let inside = dir.path().join("main").join("vms");
+    std::fs::create_dir(&inside).unwrap();
+    lab.virsh(&["pool-create-as", &named, "dir", "--target", path(&inside)]);
+    for place in [path(&inside), &named] {
+        let args = ["restore", "vm", &id, "--source", "lab", "--name", "inside", "--wait", "--pool", place];
+        let refused = hub.run(&args);
+        let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && complaint.contains("repository"), "{complaint}");
+        assert!(tree(&inside).is_empty(), "{place}");
+    }
+    lab.virsh(&["pool-destroy", &named]);
+    assert!(lab.try_virsh(&["domstate", "inside"]).is_err());
 }
 
 #[test]
