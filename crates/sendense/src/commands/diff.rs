@@ -27,12 +27,12 @@ const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
 pub async fn run(context: &Context, args: DiffArgs) -> Result<u8> {
     let vm = context.client.get_vm(&args.vm).await?;
     let path = path_of(&args.path);
-    let fetched = async {
-        let old = version(context, &vm.vm_context_id, &args.from, &args, &path).await?;
-        Ok::<_, anyhow::Error>((old, version(context, &vm.vm_context_id, &args.to, &args, &path).await?))
-    };
-    let (old, new) = fetched.await?;
-    if matches!((&old, &new), (Version::Interrupted, _) | (_, Version::Interrupted)) {
+    let old = version(context, &vm.vm_context_id, &args.from, &args, &path).await?;
+    if matches!(old, Version::Interrupted) {
+        return Ok(exit::INTERRUPTED);
+    }
+    let new = version(context, &vm.vm_context_id, &args.to, &args, &path).await?;
+    if matches!(new, Version::Interrupted) {
         return Ok(exit::INTERRUPTED);
     }
     let name = |point: &BackupId, version: &Version| match version {
