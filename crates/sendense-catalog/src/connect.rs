@@ -29,6 +29,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long SQLite waits for a writer of another process (a second hub on the same file, a copy being made).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Attempts to connect to a SQLite file that is locked, and the pause after the first; each further one is longer by as
+/// much. A hub that makes its file is done in a fraction of a second.
+const CONNECT_ATTEMPTS_MAX: u32 = 5;
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a connection may take to prove that it is in step. A statement that was abandoned is finished first; ours take
 /// milliseconds, so that this is a thousand of them.
 const IN_STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,12 +64,12 @@ impl Catalog {
         }
 
         // One connection only: locks of MariaDB belong to a connection, and so do SQLite's pragmas.
-        let single = Database::connect(options(&url, 1)).await?;
+        let single = connect(&url, 1).await?;
         let prepared = prepare(&single).await;
         single.close().await?;
         prepared?;
 
-        let pool = Database::connect(options(&url, CONNECTIONS_MAX)).await?;
+        let pool = connect(&url, CONNECTIONS_MAX).await?;
         let backend = pool.get_database_backend();
         if backend == DbBackend::Sqlite {
             require_foreign_keys(&pool).await?;
@@ -96,6 +101,19 @@ impl Catalog {
 
     pub(crate) fn is_sqlite(&self) -> bool {
         self.inner.backend == DbBackend::Sqlite
+    }
+}
+
+/// Connects. Several hubs that make a SQLite file at the same moment collide over its journal's mode, and for that SQLite
+/// does not wait by itself.
+async fn connect(url: &str, connections_max: u32) -> Result<DatabaseConnection> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match Database::connect(options(url, connections_max)).await.map_err(Error::from) {
+            Err(Error::Busy(_)) if attempt < CONNECT_ATTEMPTS_MAX => tokio::time::sleep(CONNECT_PAUSE * attempt).await,
+            other => return other,
+        }
     }
 }
 

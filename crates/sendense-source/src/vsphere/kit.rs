@@ -194,9 +194,9 @@ fn connect(child: &Child, socket: &Path, cancel: &Cancel) -> Result<Client> {
         }
         if !early || Instant::now() > until {
             // A disk that VDDK does not open looks like an export that is not there: asking again would only log in
-            // again. The reason is on nbdkit's stderr, a moment after the answer at the latest.
+            // again. The reason is on nbdkit's stderr, a moment after the answer at the latest, and word by word.
             let said = Instant::now() + Duration::from_secs(1);
-            while child.complaint().is_empty() && Instant::now() < said {
+            while library::explained(&child.complaint()).is_none() && Instant::now() < said {
                 std::thread::sleep(POLL);
             }
             return Err(refused(&child.complaint(), failed));
