@@ -2,8 +2,8 @@
 
 use crate::dto::{
     Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, FileHistory, GuestFile,
-    GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Repository, Source, Storage, Task,
-    TestReport, Token, Vm, Volume,
+    GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Recovery, Repository, Source, Storage,
+    Task, TestReport, Token, Vm, Volume,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -98,6 +98,7 @@ single! {
     VmReply { vm: Vm } "One VM.";
     FileReply { file: GuestFileInfo } "One entry of a folder.";
     ExportReply { export: Export } "One export.";
+    RecoveryReply { recovery: Recovery } "One recovery.";
     TestReply { report: TestReport } "What a test found.";
 }
 
@@ -113,6 +114,7 @@ list! {
     VolumeListReply { volumes: Volume } "What is on a disk.";
     FileListReply { files: GuestFile } "A page of a folder, by name.";
     ExportListReply { exports: Export } "A page of exports.";
+    RecoveryListReply { recoveries: Recovery } "A page of recoveries.";
     EndpointListReply { endpoints: Endpoint } "Every call that the hub answers.";
 }
 

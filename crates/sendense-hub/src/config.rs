@@ -33,6 +33,8 @@ pub struct HubConfig {
     pub accept_new_key: bool,
     /// Where and for how long restore points are served over NBD.
     pub nbd: NbdConfig,
+    /// Instant recoveries.
+    pub recovery: RecoveryConfig,
     /// How much may happen at once.
     pub limits: Limits,
     /// The time.
@@ -67,6 +69,24 @@ pub struct NbdConfig {
 impl Default for NbdConfig {
     fn default() -> Self {
         Self { listen: None, host: None, tls: None, exports_max: 32, idle_seconds: 24 * 3600 }
+    }
+}
+
+/// Where recovered machines write, and how much of them there may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryConfig {
+    /// The folder for what they write; absent: in the data directory. No request can name anything in it.
+    pub dir: Option<PathBuf>,
+    /// What stays free on its file system: a write that would take from it fails, and a guest that is told so waits. With
+    /// the folder in the data directory the catalog lives there too, and 2 GiB last it for weeks.
+    pub floor_bytes: u64,
+    /// Recoveries at once. Each is a machine that somebody runs; a chain's files are open for each of its disks.
+    pub recoveries_max: usize,
+}
+
+impl Default for RecoveryConfig {
+    fn default() -> Self {
+        Self { dir: None, floor_bytes: 2 << 30, recoveries_max: 16 }
     }
 }
 
@@ -139,6 +159,7 @@ impl HubConfig {
             tls: None,
             accept_new_key: false,
             nbd: NbdConfig::default(),
+            recovery: RecoveryConfig::default(),
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
         }
@@ -156,6 +177,7 @@ impl fmt::Debug for HubConfig {
             .field("tls", &self.tls)
             .field("accept_new_key", &self.accept_new_key)
             .field("nbd", &self.nbd)
+            .field("recovery", &self.recovery)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

@@ -12,6 +12,7 @@ use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
 use crate::mounts::Mounts;
 use crate::reconcile::Reaping;
+use crate::recoveries::Recoveries;
 use crate::repositories::Repositories;
 use crate::secrets::Sealer;
 use sendense_catalog::{Catalog, HubLease};
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     pub reaping: Reaping,
     pub mounts: Mounts,
     pub exports: Arc<Exports>,
+    pub recoveries: Recoveries,
     /// Asked for when the hub ends: nothing new begins.
     pub stop: CancellationToken,
     /// Everything that was started and must have ended before the hub is gone.

@@ -8,6 +8,7 @@
 //!     key                0600, seals credentials of sources
 //!     catalog.db         the embedded database
 //!     journal/           what the embedded node made outside this process
+//!     recoveries/        what recovered machines are and, unless told otherwise, what they have written
 //!     run/               sockets of tools that the hub runs
 //!     tls/               certificate made at first start, where TLS is needed
 //! ```
@@ -91,7 +92,7 @@ impl DataDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse(path)),
             Err(errno) => return Err(access(&lock_path)(errno.into())),
         }
-        for folder in ["journal", "run", "tls"] {
+        for folder in ["journal", "recoveries", "run", "tls"] {
             let folder = path.join(folder);
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(access(&folder))?;
         }
@@ -127,6 +128,11 @@ impl DataDir {
     /// The embedded node's journal.
     pub fn journal_path(&self) -> PathBuf {
         self.path.join("journal")
+    }
+
+    /// Records of recovered machines.
+    pub fn recoveries_path(&self) -> PathBuf {
+        self.path.join("recoveries")
     }
 
     /// Sockets of tools that the hub runs. Short names: a socket's path has at most 107 bytes.

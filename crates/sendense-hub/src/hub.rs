@@ -18,6 +18,7 @@ use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
 use crate::mounts::{self, Mounts};
 use crate::reconcile;
+use crate::recoveries::{self, Recoveries};
 use crate::repositories::{self, Repositories};
 use crate::secrets::{self, Sealer};
 use sendense_catalog::{Catalog, Page, TokenRole};
@@ -71,6 +72,15 @@ pub enum Error {
     /// Restore points cannot be served over NBD.
     #[error("serve restore points over NBD")]
     Nbd(#[source] sendense_block::Error),
+    /// The folder for what recovered machines write cannot be made.
+    #[error("prepare the folder for recoveries {}", path.display())]
+    RecoveryDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The API cannot be served.
     #[error(transparent)]
     Serve(#[from] crate::http::Error),
@@ -98,6 +108,9 @@ impl Hub {
             }
         }
         let data_dir = DataDir::open(&config.data_dir)?;
+        let recovery_dir = config.recovery.dir.as_deref().map(make_recovery_dir).transpose()?;
+        // What lies there no request may name, even where an allowed path holds it.
+        let private: Vec<PathBuf> = [data_dir.path().to_owned()].into_iter().chain(recovery_dir.clone()).collect();
         let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
         let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
         let sealer = sealer(&data_dir.key_path(), &catalog, config.accept_new_key, now).await?;
@@ -113,7 +126,7 @@ impl Hub {
             lease,
             deployment_id,
             sealer,
-            roots: Roots::new(config.allow_paths.clone()).without([data_dir.path().to_owned()]),
+            roots: Roots::new(config.allow_paths.clone()).without(private),
             limits: config.limits.clone(),
             events: Events::new(),
             journal,
@@ -128,6 +141,7 @@ impl Hub {
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,
             ),
+            recoveries: Recoveries::new(config.recovery.clone(), recovery_dir, data_dir.recoveries_path()),
             exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -139,6 +153,7 @@ impl Hub {
         core.tracker.spawn(repositories::keep(core.clone()));
         core.tracker.spawn(mounts::keep(core.clone()));
         core.tracker.spawn(exports::keep(core.clone()));
+        core.tracker.spawn(recoveries::keep(core.clone()));
         let app = App::new(core.clone());
         let options = crate::http::Options {
             listen: config.listen,
@@ -241,6 +256,13 @@ fn refused(path: &Path, present: Option<&Sealer>, sealed_with: Option<String>) -
     }
 }
 
+/// The folder that only we can look into, made when it is not there, without symbolic links.
+fn make_recovery_dir(path: &Path) -> Result<PathBuf, Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).and_then(|()| path.canonicalize());
+    made.map_err(|source| Error::RecoveryDir { path: path.to_owned(), source })
+}
+
 /// The key of the credentials that a catalog holds which does not say it itself.
 async fn sealed_with(catalog: &Catalog) -> Result<Option<String>, Error> {
     let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
@@ -255,6 +277,8 @@ async fn stop(core: &Arc<Core>) {
     for handle in core.running.all() {
         handle.stop(Stop::Shutdown);
     }
+    let closing = core.clone();
+    core.tracker.spawn_blocking(move || closing.recoveries.shutdown());
     let exports = core.exports.clone();
     core.tracker.spawn_blocking(move || exports.shutdown());
     core.tracker.close();

@@ -27,11 +27,12 @@ mod jobs;
 mod metrics;
 mod mounts;
 mod reconcile;
+mod recoveries;
 mod repositories;
 mod restore;
 mod secrets;
 
 pub use app::{App, Caller};
-pub use config::{HubConfig, Limits, NbdConfig, PORT_DEFAULT, TlsFiles};
+pub use config::{HubConfig, Limits, NbdConfig, PORT_DEFAULT, RecoveryConfig, TlsFiles};
 pub use hub::{Error, Hub, RunningHub};
 pub use mounts::WORKER_ARGUMENT;

@@ -101,6 +101,8 @@ ids! {
     MountId, "mnt", "mount id";
     /// One disk of a restore point on offer over NBD.
     ExportId, "exp", "export id";
+    /// One machine that was recovered in an instant.
+    RecoveryId, "rcv", "recovery id";
     /// One data mover.
     NodeId, "node", "node id";
     /// One catalog with all hubs that work on it. Names of everything we make on a hypervisor carry it.

@@ -14,8 +14,8 @@ mod vm;
 pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use id::{
-    BackupId, DeploymentId, DiskNumber, ExportId, HubId, IdError, MountId, NodeId, RepositoryId, SourceId, TaskId,
-    VmContextId,
+    BackupId, DeploymentId, DiskNumber, ExportId, HubId, IdError, MountId, NodeId, RecoveryId, RepositoryId, SourceId,
+    TaskId, VmContextId,
 };
 pub use problem::{Problem, ProblemCode, WhoActs};
 pub use source::{RepositoryKind, SourceKind};

@@ -87,6 +87,8 @@ problems! {
     ReaderFailed = "reader_failed", 502, Operator;
     /// No such export.
     ExportNotFound = "export_not_found", 404, Caller;
+    /// No such recovery.
+    RecoveryNotFound = "recovery_not_found", 404, Caller;
     /// Several VMs bear the name.
     AmbiguousName = "ambiguous_name", 409, Caller;
     /// The VM is being backed up already.

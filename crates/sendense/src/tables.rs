@@ -4,7 +4,7 @@ use crate::output::{Mood, bytes, duration, moment, mood, or_dash, stdout_takes_c
 use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
-use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Repository, Source, Task, Token, Vm};
+use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Recovery, Repository, Source, Task, Token, Vm};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -391,6 +391,29 @@ pub fn exports(exports: &[Export]) -> Table {
             export.clients.to_string(),
             bytes(export.bytes_read),
             moment(export.expires_at),
+        ]);
+    }
+    table
+}
+
+/// Recovered machines.
+pub fn recoveries(recoveries: &[Recovery]) -> Table {
+    let mut table = Table::new(
+        &["RECOVERY", "NAME", "STATUS", "BACKUP", "VM", "DISKS", "WRITTEN", "CLIENTS", "CREATED"],
+        &[5, 6, 7],
+    );
+    for recovery in recoveries {
+        let held = recovery.disks.iter().map(|disk| disk.held_bytes).sum::<Option<u64>>();
+        table.row([
+            recovery.recovery_id.to_string(),
+            recovery.name.to_string(),
+            recovery.status.as_str().to_owned(),
+            recovery.backup_id.to_string(),
+            recovery.vm_name.clone(),
+            recovery.disks.len().to_string(),
+            or_dash(held.map(bytes)),
+            recovery.disks.iter().map(|disk| disk.clients).sum::<u64>().to_string(),
+            moment(recovery.created_at),
         ]);
     }
     table

@@ -3,15 +3,15 @@
 use super::{Client, ClientError};
 use crate::reply::{
     BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
-    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, RepositoryListReply,
-    RepositoryReply, SourceListReply, SourceReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply,
-    VmListReply, VmReply,
+    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, RecoveryListReply,
+    RecoveryReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, StorageReply, TaskListReply,
+    TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRepository, CreateSource, CreateToken,
-    DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery, LogEntry, NewToken, Page,
-    Repository, RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm,
-    VmFilter,
+    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
+    CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
+    LogEntry, NewToken, Page, Recovery, Repository, RestoreBackup, Source, Storage, Task, TaskFilter, TestReport,
+    Token, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -111,6 +111,29 @@ impl Client {
     /// Takes an export back.
     pub async fn delete_export(&self, export_id: &ExportId) -> Result<()> {
         self.delete::<_, DoneReply>(&["exports", export_id.as_str()], &()).await.map(drop)
+    }
+}
+
+/// Instant recoveries.
+impl Client {
+    /// Serves a restore point writable.
+    pub async fn create_recovery(&self, request: &CreateRecovery) -> Result<Recovery> {
+        Ok(self.send::<_, RecoveryReply>(Method::POST, &["recoveries"], request).await?.recovery)
+    }
+
+    /// Lists recoveries, oldest first.
+    pub async fn list_recoveries(&self, page: &ListQuery) -> Result<Page<Recovery>> {
+        Ok(self.get::<_, RecoveryListReply>(&["recoveries"], page).await?.into())
+    }
+
+    /// One recovery, with the recorded configuration.
+    pub async fn recovery(&self, id_or_name: &str) -> Result<Recovery> {
+        Ok(self.get::<_, RecoveryReply>(&["recoveries", id_or_name], &()).await?.recovery)
+    }
+
+    /// Takes a recovery away with all that was written to it.
+    pub async fn delete_recovery(&self, id_or_name: &str) -> Result<()> {
+        self.delete::<_, DoneReply>(&["recoveries", id_or_name], &()).await.map(drop)
     }
 }
 

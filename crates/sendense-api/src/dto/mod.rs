@@ -8,6 +8,7 @@ mod health;
 mod history;
 mod mount;
 mod page;
+mod recovery;
 mod repository;
 mod restore;
 mod source;
@@ -27,6 +28,7 @@ pub use mount::{
     VolumeState, decode_path, encode_path,
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
+pub use recovery::{CreateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryStatus};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use source::{

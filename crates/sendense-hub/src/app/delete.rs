@@ -42,6 +42,12 @@ impl App {
             Err(error) if error.kind == Kind::NotFound => return self.delete_rows(vec![row], query).await,
             Err(error) => return Err(refused(&error)),
         };
+        let planned: Vec<BackupId> = plan.points.iter().map(|point| point.backup_id.clone()).collect();
+        // Also one that is not served now, which claims nothing in the repository.
+        if let Some((recovery_id, held)) = self.core.recoveries.holding(&planned) {
+            let details = format!("recovery {recovery_id} runs on {held}; discard it first");
+            return Err(Problem::new(ProblemCode::Conflict, "the point is in use", details));
+        }
         let deletion = self.describe(&plan, query).await?;
         if query.dry_run {
             return Ok(deletion);

@@ -152,6 +152,23 @@ impl Exports {
         Ok(view)
     }
 
+    /// Offers a device under a name of the caller's, which keeps the guard: it neither expires nor counts among the exports.
+    /// The same name on the same listener makes the same URI, also in the hub's next life.
+    pub fn serve_as(
+        &self,
+        name: &str,
+        device: Device,
+        description: String,
+    ) -> sendense_block::Result<(ExportGuard, String)> {
+        let guard = self.registry.add(name, device, ExportOptions { description, ..ExportOptions::default() })?;
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(sendense_block::Error::new(sendense_block::Kind::Unavailable, "the hub stops"));
+        }
+        let uri = state.server(|| self.serve()).and_then(|server| self.uri(server, name))?;
+        Ok((guard, uri))
+    }
+
     /// What a client on another machine must write, where the operator told how this one is called.
     fn uri(&self, server: &Server, name: &str) -> block::Result<String> {
         let uri = server.uri(name)?;

@@ -59,7 +59,9 @@ impl axum::extract::FromRef<Shared> for App {
 
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
-    use handlers::{backups, exports, files, history, mounts, repositories, sources, system, tasks, tokens, vms};
+    use handlers::{
+        backups, exports, files, history, mounts, recoveries, repositories, sources, system, tasks, tokens, vms,
+    };
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
         .routes(routes!(backups::backup_chain))
@@ -100,6 +102,8 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(files::search_files))
         .routes(routes!(exports::create_export, exports::list_exports))
         .routes(routes!(exports::delete_export))
+        .routes(routes!(recoveries::create_recovery, recoveries::list_recoveries))
+        .routes(routes!(recoveries::get_recovery, recoveries::delete_recovery))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(system::health))

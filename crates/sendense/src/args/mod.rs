@@ -1,9 +1,11 @@
 //! The command line's grammar. What a word does is in `commands`.
 
 mod files;
+mod recover;
 mod source;
 
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
+pub use recover::RecoverCommand;
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -109,6 +111,9 @@ pub enum Command {
     History(HistoryArgs),
     /// Compare a text file in two restore points of a VM.
     Diff(DiffArgs),
+    /// Run a machine straight from a restore point.
+    #[command(subcommand)]
+    Recover(RecoverCommand),
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
@@ -169,6 +174,15 @@ pub struct HubArgs {
     /// Seconds after which an export ends that nobody uses.
     #[arg(long, default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
     pub export_idle_seconds: u32,
+    /// Folder for what recovered machines write. Default: in the data folder. No request can name anything in it.
+    #[arg(long, value_name = "DIR")]
+    pub recovery_dir: Option<PathBuf>,
+    /// What recovered machines leave free on that file system (`2GiB`).
+    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    pub recovery_floor: bytesize::ByteSize,
+    /// Recovered machines at once.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub recoveries_max: u32,
     /// Tasks that run at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub running_tasks_max: u32,

@@ -173,7 +173,7 @@ async fn delete(context: &Context, backup_id: &BackupId, query: DeleteQuery, yes
     }
     if !yes {
         eprintln!("{}", tables::deletion(&plan));
-        if !confirmed(&format!("delete {} points, {}?", plan.backups.len(), bytes(plan.freed_bytes)))? {
+        if !confirmed(&format!("delete {} points, {}?", plan.backups.len(), bytes(plan.freed_bytes)), LOOK_FIRST)? {
             say("nothing was deleted");
             return Ok(0);
         }
@@ -193,10 +193,13 @@ fn print_deletion(context: &Context, deletion: Deletion) -> Result<()> {
     Ok(())
 }
 
-/// Asks a person; without a terminal there is nobody to ask.
-pub(super) fn confirmed(question: &str) -> Result<bool> {
+/// What to do where nobody can be asked and the plan can be looked at.
+pub(super) const LOOK_FIRST: &str = "look at the plan with --dry-run, then say --yes";
+
+/// Asks a person; where there is none, `hint` says what to do.
+pub(super) fn confirmed(question: &str, hint: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("stdin is no terminal to confirm on: look at the plan with --dry-run, then say --yes");
+        bail!("stdin is no terminal to confirm on: {hint}");
     }
     eprint!("{} [y/N] ", plain(question));
     std::io::stderr().flush()?;

@@ -38,6 +38,9 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     {
         config.nbd.tls = Some(ServerTls { identity: TlsIdentity { certificate_file, key_file }, client_ca_file });
     }
+    config.recovery.dir = args.recovery_dir.map(|path| absolute(&path)).transpose()?;
+    config.recovery.floor_bytes = args.recovery_floor.as_u64();
+    config.recovery.recoveries_max = args.recoveries_max as usize;
     config.limits.lease_seconds = args.lease_seconds;
     config.accept_new_key = args.accept_new_key;
     Ok(config)

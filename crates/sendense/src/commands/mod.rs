@@ -9,6 +9,7 @@ mod history;
 mod hub;
 mod offline;
 mod offline_export;
+mod recover;
 mod repo;
 mod restore;
 mod shell;
@@ -52,6 +53,7 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Export { backup_id, disk } => export::create(&context, backup_id, disk).await,
                     Command::Exports => export::list(&context).await,
                     Command::Unexport { export_id } => export::delete(&context, &export_id).await,
+                    Command::Recover(command) => recover::run(&context, command).await,
                     Command::Task(command) => task::run(&context, command).await,
                     Command::Token(command) => token::run(&context, command).await,
                     Command::Hub(_) | Command::Offline(_) => unreachable!("handled above"),

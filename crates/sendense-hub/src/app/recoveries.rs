@@ -1,0 +1,103 @@
+//! Instant recoveries: make, look at, discard.
+
+use super::{App, Caller};
+use crate::fault::{OrProblem, Result};
+use crate::recoveries::{self, Recovery, State};
+use sendense_api as dto;
+use sendense_api::{CreateRecovery, ListQuery, Page, RecoveryDisk, RecoveryDocument, RecoveryStatus, Role};
+use sendense_repo::manifest::Content;
+
+impl App {
+    /// Serves a point writable.
+    pub async fn create_recovery(&self, caller: &Caller, asked: CreateRecovery) -> Result<dto::Recovery> {
+        caller.require(Role::Operator)?;
+        let row = self.point(&asked.backup_id).await?;
+        let (core, by) = (self.core.clone(), caller.identity.clone());
+        let recovery = self.to_the_end(async move { recoveries::create(&core, row, asked.name, &by).await }).await?;
+        let out = self.recovery_with_documents(&recovery, caller).await?;
+        tracing::info!(recovery_id = %out.recovery_id, name = %out.name, backup_id = %out.backup_id, by = %caller.identity,
+            "restore point is served writable");
+        Ok(out)
+    }
+
+    /// The recoveries of this hub, oldest first.
+    pub async fn list_recoveries(&self, caller: &Caller, page: ListQuery) -> Result<Page<dto::Recovery>> {
+        let all = self.core.recoveries.all();
+        let total = all.len() as u64;
+        let skip = usize::try_from(page.offset).unwrap_or(usize::MAX);
+        let items =
+            all.iter().skip(skip).take(page.limit.get() as usize).map(|recovery| recovery_out(recovery, caller));
+        Ok(Page { items: items.collect(), total })
+    }
+
+    /// One recovery, with the recorded configuration for those who may recover.
+    pub async fn get_recovery(&self, caller: &Caller, id_or_name: &str) -> Result<dto::Recovery> {
+        let recovery = self.core.recoveries.find(id_or_name)?;
+        self.recovery_with_documents(&recovery, caller).await
+    }
+
+    /// Takes a recovery away with all that was written to it.
+    pub async fn delete_recovery(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
+        caller.require(Role::Operator)?;
+        let recovery = self.core.recoveries.find(id_or_name)?;
+        tracing::info!(recovery_id = %recovery.id, by = %caller.identity, "recovery is discarded");
+        let core = self.core.clone();
+        self.to_the_end(async move { recoveries::discard(&core, &recovery).await }).await
+    }
+
+    async fn recovery_with_documents(&self, recovery: &Recovery, caller: &Caller) -> Result<dto::Recovery> {
+        let mut out = recovery_out(recovery, caller);
+        if caller.role < Role::Operator {
+            return Ok(out);
+        }
+        let record = recovery.record();
+        // A repository that is away now is no reason to tell nothing of the recovery.
+        let Ok(repository) = self.core.repositories.by_id(&self.core, &record.repository_id).await else {
+            return Ok(out);
+        };
+        let read = move || repository.manifest(&record.vm_context_id, &record.backup_id).or_problem();
+        let Ok(manifest) = crate::core::blocking(read).await? else { return Ok(out) };
+        let documents = manifest.documents.into_iter().filter_map(|document| match document.content {
+            Content::Text(content) => Some(RecoveryDocument { name: document.name, content }),
+            Content::Hex(_) => None,
+        });
+        out.documents = documents.collect();
+        Ok(out)
+    }
+}
+
+fn recovery_out(recovery: &Recovery, caller: &Caller) -> dto::Recovery {
+    let (record, (served, trouble)) = (recovery.record(), recovery.served());
+    let status = match (record.state, &served) {
+        (State::Creating, _) => RecoveryStatus::Creating,
+        (State::Ready, Some(_)) => RecoveryStatus::Ready,
+        (State::Ready, None) => RecoveryStatus::Unavailable,
+        (State::Ending, _) => RecoveryStatus::Ending,
+    };
+    let disks = record.disks.into_iter().map(|disk| {
+        let now = served.as_ref().and_then(|served| served.disk(disk.disk_id));
+        RecoveryDisk {
+            disk_id: disk.disk_id,
+            disk_key: disk.disk_key,
+            label: disk.label,
+            size_bytes: disk.size_bytes,
+            uri: now.filter(|_| caller.role >= Role::Operator).map(|now| now.uri.clone()),
+            held_bytes: now.map(|now| now.held().data.0),
+            clients: now.map_or(0, |now| now.status().clients as u64),
+        }
+    });
+    dto::Recovery {
+        recovery_id: record.recovery_id,
+        name: record.name,
+        backup_id: record.backup_id,
+        vm_context_id: record.vm_context_id,
+        vm_name: record.vm_name,
+        repository_id: record.repository_id,
+        status,
+        error_message: trouble.map(|problem| problem.message),
+        disks: disks.collect(),
+        documents: Vec::new(),
+        created_at: record.created_at,
+        created_by: record.created_by,
+    }
+}

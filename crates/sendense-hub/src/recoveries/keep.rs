@@ -1,0 +1,68 @@
+//! Brings recoveries to the state that they should be in: served, or gone.
+//!
+//! A pass reads everything anew and may be repeated at any time; the first one of a hub's life serves what the life before
+//! it served, and ends what that had only begun.
+
+use super::disks::Begin;
+use super::record::State;
+use super::{Recovery, life};
+use crate::core::Core;
+use crate::fault::Result;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two passes: a guest waits for its disks, and an idle pass costs nothing.
+const PASS_PERIOD: Duration = Duration::from_secs(2);
+
+/// Passes until the hub stops.
+pub(crate) async fn keep(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(PASS_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        // Side by side: a repository that does not answer holds up its own recoveries only.
+        futures::future::join_all(core.recoveries.all().iter().map(|recovery| pass(&core, recovery))).await;
+    }
+}
+
+async fn pass(core: &Arc<Core>, recovery: &Arc<Recovery>) {
+    let done = match recovery.record().state {
+        State::Ready if recovery.served().0.is_some() => return,
+        State::Ready => serve(core, recovery).await,
+        State::Creating | State::Ending => end(core, recovery).await,
+    };
+    if let Err(problem) = done {
+        let mut now = recovery.state.lock();
+        // The log is told of a trouble once.
+        if now.trouble.as_ref() != Some(&problem) {
+            tracing::warn!(recovery_id = %recovery.id, error = %problem.message, details = %problem.details,
+                "a recovery is not as it should be");
+        }
+        now.trouble = Some(problem);
+    }
+}
+
+/// Whoever has the turn brings it to where it should be; so nothing here waits for one.
+async fn serve(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
+    let repository = core.repositories.by_id(core, &recovery.record().repository_id).await?;
+    let Some(_turn) = recovery.free_turn() else { return Ok(()) };
+    if recovery.record().state != State::Ready || recovery.served().0.is_some() {
+        return Ok(());
+    }
+    life::serve(core, recovery, repository, Begin::Open).await?;
+    tracing::info!(recovery_id = %recovery.id, "recovery is served again");
+    Ok(())
+}
+
+async fn end(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
+    let Some(_turn) = recovery.free_turn() else { return Ok(()) };
+    // What was being made, or ended, when the turn was not free may be ready or gone by now.
+    let is_there = core.recoveries.find(recovery.id.as_str()).is_ok();
+    if !is_there || recovery.record().state == State::Ready {
+        return Ok(());
+    }
+    life::end_now(core, recovery).await
+}

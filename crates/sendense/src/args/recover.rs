@@ -1,0 +1,32 @@
+//! The words of `sendense recover`.
+
+use clap::Subcommand;
+use sendense_types::{BackupId, Name};
+
+#[derive(Debug, Subcommand)]
+pub enum RecoverCommand {
+    /// Serve all disks of a restore point writable, at once. Prints an NBD URI for each, which is a secret, and the recorded
+    /// configuration. What is written is kept beside the point, also when the hub dies, until the recovery is discarded.
+    Instant {
+        /// The restore point.
+        backup_id: BackupId,
+        /// A name for the recovery.
+        #[arg(long)]
+        name: Name,
+    },
+    /// List recoveries.
+    List,
+    /// Show one recovery with its URIs and the recorded configuration.
+    Show {
+        /// Its name or id.
+        recovery: String,
+    },
+    /// Take a recovery away with all that was written to it.
+    Discard {
+        /// Its name or id.
+        recovery: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}

@@ -1,0 +1,72 @@
+//! `sendense recover`: machines straight from restore points.
+
+use super::backup::confirmed;
+use crate::args::RecoverCommand;
+use crate::context::Context;
+use crate::output::{bytes, json, line, say, table as show};
+use crate::tables;
+use anyhow::Result;
+use sendense_api::reply::{DoneReply, RecoveryListReply, RecoveryReply};
+use sendense_api::{CreateRecovery, ListQuery, Recovery};
+
+/// Runs the command.
+pub async fn run(context: &Context, command: RecoverCommand) -> Result<u8> {
+    let client = &context.client;
+    match command {
+        RecoverCommand::Instant { backup_id, name } => {
+            let recovery = client.create_recovery(&CreateRecovery { backup_id, name }).await?;
+            print(context, recovery)?;
+        }
+        RecoverCommand::List => {
+            let page = client.list_recoveries(&ListQuery::default()).await?;
+            match context.json {
+                true => json(&RecoveryListReply::from(page))?,
+                false => show(tables::recoveries(&page.items)),
+            }
+        }
+        RecoverCommand::Show { recovery } => print(context, client.recovery(&recovery).await?)?,
+        RecoverCommand::Discard { recovery, yes } => return discard(context, &recovery, yes).await,
+    }
+    Ok(0)
+}
+
+/// The URIs, a line each, then the recorded configuration.
+fn print(context: &Context, recovery: Recovery) -> Result<()> {
+    if context.json {
+        return json(&RecoveryReply::new(recovery));
+    }
+    for uri in recovery.disks.iter().filter_map(|disk| disk.uri.as_deref()) {
+        line(uri);
+    }
+    for document in &recovery.documents {
+        line("");
+        document.content.lines().for_each(line);
+    }
+    if let Some(trouble) = &recovery.error_message {
+        say(format!("{}: {trouble}", recovery.recovery_id));
+    }
+    say(format!(
+        "{}: {} of {}, served writable; whoever knows a URI can read and write that disk; 'recover discard' ends it",
+        recovery.recovery_id, recovery.backup_id, recovery.vm_name
+    ));
+    Ok(())
+}
+
+async fn discard(context: &Context, id_or_name: &str, yes: bool) -> Result<u8> {
+    let recovery = context.client.recovery(id_or_name).await?;
+    if !yes {
+        let held: u64 = recovery.disks.iter().filter_map(|disk| disk.held_bytes).sum();
+        let question = format!("discard {} with the {} that were written to it?", recovery.name, bytes(held));
+        if !confirmed(&question, "say --yes")? {
+            say("nothing was discarded");
+            return Ok(0);
+        }
+    }
+    context.client.delete_recovery(recovery.recovery_id.as_str()).await?;
+    let done = format!("recovery {} is gone", recovery.recovery_id);
+    match context.json {
+        true => json(&DoneReply::new(done))?,
+        false => say(done),
+    }
+    Ok(0)
+}
