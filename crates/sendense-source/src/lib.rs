@@ -13,6 +13,7 @@
 pub mod child;
 pub mod error;
 pub mod image;
+pub mod instant;
 pub mod journal;
 pub mod libvirt;
 pub mod model;
@@ -24,6 +25,7 @@ pub mod target;
 pub mod vsphere;
 
 pub use error::{Error, Kind, Result};
+pub use instant::Instant;
 pub use journal::{Artefact, ArtefactKind, Journal};
 pub use model::{
     ConfigDocument, DiscoveredDisk, DiscoveredVm, DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, Network,
@@ -70,6 +72,11 @@ pub trait Source: Send + Sync {
 
     /// The way to restore machines to it, where there is one.
     fn target(&self) -> Option<&dyn Target> {
+        None
+    }
+
+    /// The way to run machines of it on NBD exports of this host, where there is one.
+    fn instant(&self) -> Option<&dyn Instant> {
         None
     }
 }

@@ -1,7 +1,8 @@
 //! Machines that were recovered in an instant: restore points that are served writable.
 
-use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, Timestamp, VmContextId};
+use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, SourceId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Asks for an instant recovery.
@@ -14,6 +15,13 @@ pub struct CreateRecovery {
     /// A name for the recovery, which no other one has.
     #[schema(value_type = String)]
     pub name: Name,
+    /// A libvirt source, by id or name, that gets a machine of that name from the recorded configuration, started on the disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
+    /// By the name of the network that a card was in, or the card's MAC address: the network that the machine's card is in,
+    /// or null for a card that is not plugged in. Cards that are not named stay in the network of that name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, Option<String>>,
 }
 
 /// The life of a recovery.
@@ -68,9 +76,14 @@ pub struct Recovery {
     pub error_message: Option<String>,
     /// Its disks.
     pub disks: Vec<RecoveryDisk>,
+    /// The machine that was made to run on them, if one was asked for.
+    pub machine: Option<RecoveryMachine>,
     /// The recorded configuration; only where one recovery is asked for, and not told to viewers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub documents: Vec<RecoveryDocument>,
+    /// What of the machine is not as it was; told once, when it is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -97,6 +110,18 @@ pub struct RecoveryDisk {
     pub held_bytes: Option<u64>,
     /// Connections that are open.
     pub clients: u64,
+}
+
+/// A machine on a hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecoveryMachine {
+    /// Its source.
+    #[schema(value_type = String)]
+    pub source_id: SourceId,
+    /// Its name there.
+    pub name: String,
+    /// Its identity there.
+    pub instance_uuid: String,
 }
 
 /// A piece of the machine's configuration, as it was recorded.

@@ -1,10 +1,12 @@
 //! Instant recoveries: make, look at, discard.
 
 use super::{App, Caller};
-use crate::fault::{OrProblem, Result};
-use crate::recoveries::{self, Recovery, State};
+use crate::fault::{OrProblem, Result, invalid};
+use crate::recoveries::{self, Recovery, State, Wanted};
 use sendense_api as dto;
-use sendense_api::{CreateRecovery, ListQuery, Page, RecoveryDisk, RecoveryDocument, RecoveryStatus, Role};
+use sendense_api::{
+    CreateRecovery, ListQuery, Page, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus, Role,
+};
 use sendense_repo::manifest::Content;
 
 impl App {
@@ -12,9 +14,20 @@ impl App {
     pub async fn create_recovery(&self, caller: &Caller, asked: CreateRecovery) -> Result<dto::Recovery> {
         caller.require(Role::Operator)?;
         let row = self.point(&asked.backup_id).await?;
+        let wanted = match &asked.source_id {
+            Some(source) => Some(Wanted {
+                source_id: self.source(source).await?.source_id,
+                name: asked.name.to_string(),
+                networks: asked.networks,
+            }),
+            None if asked.networks.is_empty() => None,
+            None => return Err(invalid("networks need source_id: without it no machine is made")),
+        };
         let (core, by) = (self.core.clone(), caller.identity.clone());
-        let recovery = self.to_the_end(async move { recoveries::create(&core, row, asked.name, &by).await }).await?;
-        let out = self.recovery_with_documents(&recovery, caller).await?;
+        let made = async move { recoveries::create(&core, row, asked.name, wanted, &by).await };
+        let (recovery, notes) = self.to_the_end(made).await?;
+        let mut out = self.recovery_with_documents(&recovery, caller).await?;
+        out.notes = notes;
         tracing::info!(recovery_id = %out.recovery_id, name = %out.name, backup_id = %out.backup_id, by = %caller.identity,
             "restore point is served writable");
         Ok(out)
@@ -96,7 +109,13 @@ fn recovery_out(recovery: &Recovery, caller: &Caller) -> dto::Recovery {
         status,
         error_message: trouble.map(|problem| problem.message),
         disks: disks.collect(),
+        machine: record.machine.map(|machine| RecoveryMachine {
+            source_id: machine.source_id,
+            name: machine.name,
+            instance_uuid: machine.instance_uuid,
+        }),
         documents: Vec::new(),
+        notes: Vec::new(),
         created_at: record.created_at,
         created_by: record.created_by,
     }

@@ -181,6 +181,10 @@ impl App {
     pub async fn delete_source(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
         caller.require(Role::Admin)?;
         let row = self.source(id_or_name).await?;
+        if let Some(recovery_id) = self.core.recoveries.on_source(&row.source_id) {
+            let details = format!("the machine of recovery {recovery_id} is on it; discard that first");
+            return Err(Problem::new(ProblemCode::Conflict, "the source is in use", details));
+        }
         let detached = self.core.catalog.sources().delete(&row.source_id).await.or_problem()?;
         tracing::info!(source_id = %row.source_id, detached, by = %caller.identity, "source removed");
         Ok(())

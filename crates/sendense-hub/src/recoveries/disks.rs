@@ -6,7 +6,9 @@ use super::Record;
 use super::record::DiskRecord;
 use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, of_block};
-use sendense_block::nbd::server::{Device, ExportGuard, ExportStatus};
+use sendense_block::nbd::server::{
+    Device, ExportGuard, ExportOptions, ExportStatus, Exports as Registry, Listen, Options, Server,
+};
 use sendense_block::overlay::Held;
 use sendense_block::{self as block, ByteLen, Disk, Flush, Overlay};
 use sendense_repo::Repository;
@@ -25,6 +27,34 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Disks on offer.
 pub(crate) struct Served {
     disks: Vec<ServedDisk>,
+    /// The server that serves nothing else.
+    server: Option<Server>,
+}
+
+/// Where disks are served.
+pub(super) enum Stage {
+    /// With the exports.
+    Hub(Arc<Exports>),
+    /// By a server of their own.
+    Own(Server),
+}
+
+impl Stage {
+    /// A server of its own on a socket.
+    pub fn own(socket: &Path) -> block::Result<Self> {
+        Ok(Self::Own(Server::start(Options::new(Listen::Unix(socket.to_owned())), Registry::new())?))
+    }
+
+    fn offer(&self, name: &str, device: Device, description: String) -> block::Result<(ExportGuard, String)> {
+        match self {
+            Self::Hub(exports) => exports.serve_as(name, device, description),
+            Self::Own(server) => {
+                let options = ExportOptions { description, ..ExportOptions::default() };
+                let guard = server.exports().add(name, device, options)?;
+                Ok((guard, server.uri(name)?.to_string()))
+            }
+        }
+    }
 }
 
 /// One of them.
@@ -48,7 +78,7 @@ pub(super) enum Begin {
 pub(super) fn serve(
     record: &Record,
     repository: &Repository,
-    exports: &Exports,
+    stage: Stage,
     floor: ByteLen,
     begin: Begin,
 ) -> Result<Served> {
@@ -56,15 +86,20 @@ pub(super) fn serve(
         let failed = |error: io::Error| of_block("make the recovery's folder", &block::Error::io("make", error));
         make_folder(&record.folder).map_err(failed)?;
     }
-    let disks = record.disks.iter().map(|disk| serve_disk(record, disk, repository, exports, floor, begin));
-    Ok(Served { disks: disks.collect::<Result<_>>()? })
+    let disks = record.disks.iter().map(|disk| serve_disk(record, disk, repository, &stage, floor, begin));
+    let disks = disks.collect::<Result<_>>()?;
+    let server = match stage {
+        Stage::Hub(_) => None,
+        Stage::Own(server) => Some(server),
+    };
+    Ok(Served { disks, server })
 }
 
 fn serve_disk(
     record: &Record,
     disk: &DiskRecord,
     repository: &Repository,
-    exports: &Exports,
+    stage: &Stage,
     floor: ByteLen,
     begin: Begin,
 ) -> Result<ServedDisk> {
@@ -82,8 +117,8 @@ fn serve_disk(
     let what = format!("serve disk {id}");
     let overlay = Arc::new(overlay.map_err(|error| of_block(&what, &error))?.with_floor(floor));
     let description = format!("{}: disk {id} of {}, {}", record.recovery_id, record.vm_name, record.backup_id);
-    let (guard, uri) = exports
-        .serve_as(&disk.export, Device::Writable(overlay.clone()), description)
+    let (guard, uri) = stage
+        .offer(&disk.export, Device::Writable(overlay.clone()), description)
         .map_err(|error| of_block(&what, &error))?;
     Ok(ServedDisk { disk_id: id, uri, overlay, guard })
 }
@@ -110,8 +145,8 @@ impl ServedDisk {
 /// Cuts all clients off, waits for what they were doing, and makes what they have written durable.
 pub(super) fn close(recovery_id: &RecoveryId, served: Arc<Served>) {
     // Whoever looks at it for a list holds it for a moment; a guard that is dropped later than here takes back as well.
-    let disks = match Arc::try_unwrap(served) {
-        Ok(served) => served.disks,
+    let Served { disks, server } = match Arc::try_unwrap(served) {
+        Ok(served) => served,
         Err(served) => {
             flush(recovery_id, served.disks.iter().map(|disk| (disk.disk_id, &disk.overlay)));
             return;
@@ -123,6 +158,9 @@ pub(super) fn close(recovery_id: &RecoveryId, served: Arc<Served>) {
             tracing::warn!(%recovery_id, disk_id = disk_id.0, %error, "a recovery's disk is not served any more, but a request hangs");
         }
         overlays.push((disk_id, overlay));
+    }
+    if let Some(server) = server {
+        server.shutdown();
     }
     flush(recovery_id, overlays.iter().map(|(disk_id, overlay)| (*disk_id, overlay)));
 }

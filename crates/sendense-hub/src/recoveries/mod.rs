@@ -5,8 +5,8 @@
 //!     `-------- failed, or the hub died --------------------^
 //! ```
 //!
-//! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`life`] makes and ends
-//! them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
+//! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`machine`] is what runs
+//! on them, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
 //! NBD (`sendense_block`).
 //!
 //! Invariant: what is made is recorded before, and what is recorded holds its restore point: nobody deletes that, whether the
@@ -15,10 +15,12 @@
 mod disks;
 mod keep;
 mod life;
+mod machine;
 mod record;
 
 pub(crate) use keep::keep;
 pub(crate) use life::{create, discard};
+pub(crate) use machine::Wanted;
 pub(crate) use record::{Record, State};
 
 use crate::config::RecoveryConfig;
@@ -26,7 +28,7 @@ use crate::fault::{Result, internal};
 use disks::Served;
 use parking_lot::Mutex;
 use record::Book;
-use sendense_types::{BackupId, Problem, ProblemCode, RecoveryId};
+use sendense_types::{BackupId, Problem, ProblemCode, RecoveryId, SourceId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,6 +99,14 @@ impl Recoveries {
             let of = recovery.state.lock().record.backup_id.clone();
             points.contains(&of).then(|| (recovery.id.clone(), of))
         })
+    }
+
+    /// The recovery, if there is one, whose machine is on this source, which must not go before it.
+    pub fn on_source(&self, source_id: &SourceId) -> Option<RecoveryId> {
+        let is = |recovery: &&Arc<Recovery>| {
+            recovery.state.lock().record.machine.as_ref().is_some_and(|machine| machine.source_id == *source_id)
+        };
+        self.all.lock().values().find(is).map(|recovery| recovery.id.clone())
     }
 
     /// Enters a new one and records it, unless its name is taken or there are too many. Nobody else gets its turn before.

@@ -4,7 +4,7 @@
 //! told and left alone.
 
 use crate::data_dir::private_file;
-use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, Timestamp, VmContextId};
+use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, SourceId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -29,6 +29,9 @@ pub(crate) struct Record {
     /// Where its overlays lie, each in a folder of its own; made by it, and gone with it.
     pub folder: PathBuf,
     pub disks: Vec<DiskRecord>,
+    /// The machine that runs on them, where the hub made one.
+    #[serde(default)]
+    pub machine: Option<MachineRecord>,
     pub created_at: Timestamp,
     pub created_by: String,
 }
@@ -43,6 +46,18 @@ pub(crate) struct DiskRecord {
     pub size_bytes: u64,
     /// The name that it is served under: a secret.
     pub export: String,
+}
+
+/// A machine on a hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MachineRecord {
+    pub source_id: SourceId,
+    pub name: String,
+    /// Chosen by us, so nobody else's.
+    pub instance_uuid: String,
+    /// Where its disks are served: a place that its hypervisor reaches.
+    pub socket: PathBuf,
 }
 
 /// Where it is in its life.
@@ -86,9 +101,16 @@ impl Record {
             repository_id: of.repository_id,
             state: State::Creating,
             disks,
+            machine: None,
             created_at: now,
             created_by: by.to_owned(),
         }
+    }
+
+    /// Its machine with this one.
+    #[must_use]
+    pub fn with_machine(self, machine: Option<MachineRecord>) -> Self {
+        Self { machine, ..self }
     }
 
     /// The folder of a disk's overlay.
@@ -194,6 +216,14 @@ mod tests {
         let text = serde_json::to_string(&old).unwrap().replace("\"version\":1", "\"version\":2");
         fs::write(dir.path().join("rcv-later.json"), text).unwrap();
         assert_eq!(book.read_all().unwrap(), [later, new.clone()]);
+        let machine = MachineRecord {
+            source_id: "src-1".parse().unwrap(),
+            name: "web".into(),
+            instance_uuid: "u".into(),
+            socket: "/run/nbd".into(),
+        };
+        let new = new.with_machine(Some(machine));
+        book.write(&new).unwrap();
         book.remove(&old.recovery_id).unwrap();
         book.remove(&old.recovery_id).unwrap();
         assert_eq!(book.read_all().unwrap(), [new]);

@@ -7,7 +7,7 @@
 use super::document::Document;
 use super::domain::{Domain, Place};
 use super::fit;
-use super::rebuild::{self, Wanted};
+use super::rebuild::{self, Medium, Wanted};
 use super::virsh::CHANGE;
 use super::{Settings, virsh::Virsh, xml};
 use crate::error::{Error, Kind, Result};
@@ -29,10 +29,10 @@ const NAME_BYTES_MAX: usize = 100;
 
 /// Held from the last look for a domain of the same identity until ours is defined: `virsh define` replaces a domain that
 /// has the same name *and* UUID, which only `keep_identity` can bring about.
-static DEFINING: Mutex<()> = Mutex::new(());
+pub(super) static DEFINING: Mutex<()> = Mutex::new(());
 
 /// A name that is neither a flag, nor a path, nor a number of a running domain.
-fn check_name(what: &str, name: &str) -> Result<()> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
     let letters = name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._+-".contains(letter));
     let first = name.chars().next().is_some_and(|letter| letter.is_ascii_alphanumeric());
     let number = name.chars().all(|letter| letter.is_ascii_digit());
@@ -42,6 +42,14 @@ fn check_name(what: &str, name: &str) -> Result<()> {
              not digits alone"
         );
         return Err(Error::new(Kind::Invalid, message));
+    }
+    Ok(())
+}
+
+/// A disk's target, which may become part of a file's name.
+pub(super) fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() || key.len() > 32 || !key.chars().all(|letter| letter.is_ascii_alphanumeric()) {
+        return Err(Error::new(Kind::Invalid, format!("{key:?} is no target of a disk")));
     }
     Ok(())
 }
@@ -81,10 +89,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
     let file = |what: &str, end: &str| new.folder.join(format!("{}-{what}-{}.{end}", new.name, &own[..8]));
     let mut disks = Vec::new();
     for key in new.disks {
-        // A target's name becomes part of a file's.
-        if key.is_empty() || key.len() > 32 || !key.chars().all(|letter| letter.is_ascii_alphanumeric()) {
-            return Err(Error::new(Kind::Invalid, format!("{key:?} is no target of a disk")));
-        }
+        check_key(key)?;
         disks.push(file(key, new.format.as_str()));
     }
     let mut notes = Vec::new();
@@ -96,11 +101,12 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
         }
         None => None,
     };
+    let format = new.format.as_str();
+    let media = disks.iter().map(|path| Medium::File { path, format });
     let wanted = Wanted {
         name: new.name,
         uuid: &vm.instance_uuid,
-        disks: new.disks.iter().map(String::as_str).zip(disks.iter().map(PathBuf::as_path)).collect(),
-        format: new.format.as_str(),
+        disks: new.disks.iter().map(String::as_str).zip(media).collect(),
         nvram: nvram.as_ref().map(|(path, _)| path.as_path()),
         networks: new.networks,
         keep_macs: new.keep_identity,
@@ -113,7 +119,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
 }
 
 /// Nothing existing is replaced.
-fn check_free(virsh: &Virsh, vm: &VmRef, cancel: &Cancel) -> Result<()> {
+pub(super) fn check_free(virsh: &Virsh, vm: &VmRef, cancel: &Cancel) -> Result<()> {
     for (flag, what) in [("--name", &vm.name), ("--uuid", &vm.instance_uuid)] {
         let text = virsh.ask(&["list", "--all", flag], cancel)?;
         if text.lines().any(|line| line.trim() == what) {

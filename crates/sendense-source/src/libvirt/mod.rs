@@ -16,6 +16,7 @@ mod discover;
 mod document;
 mod domain;
 mod fit;
+mod instant;
 mod job;
 mod live;
 mod machine;
@@ -27,6 +28,7 @@ mod virsh;
 mod xml;
 
 use crate::error::{Error, Kind, Result};
+use crate::instant::{Instant, InstantVm, PlannedInstant, Standing};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
@@ -36,7 +38,7 @@ use domain::{Domain, Place};
 use sendense_block::Cancel;
 use sendense_types::{DeploymentId, SourceId, SourceKind, TrackingToken};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use virsh::Virsh;
 
@@ -243,6 +245,10 @@ impl Source for LibvirtSource {
     fn target(&self) -> Option<&dyn Target> {
         Some(self)
     }
+
+    fn instant(&self) -> Option<&dyn Instant> {
+        Some(self)
+    }
 }
 
 impl Target for LibvirtSource {
@@ -256,6 +262,44 @@ impl Target for LibvirtSource {
 
     fn finish(&self, planned: &Planned, cancel: &Cancel) -> Result<()> {
         machine::finish(&self.settings, planned, cancel)
+    }
+}
+
+impl Instant for LibvirtSource {
+    fn socket(&self, id: &str) -> Result<PathBuf> {
+        instant::socket(&self.settings, id)
+    }
+
+    fn make_folder(&self, socket: &Path) -> Result<()> {
+        instant::make_folder(socket)
+    }
+
+    fn admit(&self, socket: &Path) -> Result<()> {
+        instant::admit(socket)
+    }
+
+    fn remove_folder(&self, socket: &Path) -> Result<()> {
+        instant::remove_folder(socket)
+    }
+
+    fn plan(&self, new: &InstantVm<'_>, cancel: &Cancel) -> Result<PlannedInstant> {
+        instant::plan(&self.settings, new, cancel)
+    }
+
+    fn start(&self, planned: &PlannedInstant, cancel: &Cancel) -> Result<()> {
+        instant::start(&self.settings.virsh, planned, cancel)
+    }
+
+    fn look(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Standing> {
+        instant::look(&self.settings.virsh, vm, socket, cancel)
+    }
+
+    fn resume(&self, vm: &VmRef, cancel: &Cancel) -> Result<()> {
+        instant::resume(&self.settings.virsh, vm, cancel)
+    }
+
+    fn end(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<()> {
+        instant::end(&self.settings.virsh, vm, socket, cancel)
     }
 }
 

@@ -30,13 +30,21 @@ const FIRMWARE: [&str; 7] = [
     "/usr/share/seabios/",
 ];
 
+/// What a disk is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Medium<'a> {
+    /// A file of this format.
+    File { path: &'a Path, format: &'a str },
+    /// An export of an NBD server on this host.
+    Export { socket: &'a Path, name: &'a str },
+}
+
 /// What the new domain shall be.
 pub(super) struct Wanted<'a> {
     pub name: &'a str,
     pub uuid: &'a str,
-    /// The files of the disks, by target.
-    pub disks: BTreeMap<&'a str, &'a Path>,
-    pub format: &'a str,
+    /// The disks, by target.
+    pub disks: BTreeMap<&'a str, Medium<'a>>,
     pub nvram: Option<&'a Path>,
     pub networks: &'a BTreeMap<String, Option<String>>,
     pub keep_macs: bool,
@@ -176,12 +184,12 @@ pub(super) fn rebuild(recorded: &str, wanted: &Wanted<'_>) -> Result<Rebuilt> {
     let Some(devices) = new.child("devices") else {
         return Err(Error::new(Kind::Failed, "the recorded configuration has no devices"));
     };
-    let is_used = |file: &Path| {
-        let sources = devices.children("disk").filter_map(|disk| disk.child("source"));
-        sources.into_iter().any(|source| source.attribute("file").is_some_and(|used| Path::new(used) == file))
+    let is_used = |target: &str| {
+        let mut disks = devices.children("disk").filter(|disk| disk.attribute("device") == Some("disk"));
+        disks.any(|disk| disk.child("target").and_then(|found| found.attribute("dev")) == Some(target))
     };
     // A disk that nobody would notice is missing must not take hours to copy first.
-    if let Some((target, _)) = wanted.disks.iter().find(|(_, file)| !is_used(file)) {
+    if let Some(target) = wanted.disks.keys().find(|target| !is_used(target)) {
         let message = format!("the recorded configuration has no disk {target}, which the point holds");
         return Err(Error::new(Kind::Unsupported, message).hint("restore the disks by themselves"));
     }
@@ -301,14 +309,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn file() -> Medium<'static> {
+        Medium::File { path: Path::new("/pool/new-vda.qcow2"), format: "qcow2" }
+    }
+
     fn run(document: &str, networks: &[(&str, Option<&str>)], keep_macs: bool) -> Rebuilt {
         let networks: BTreeMap<String, Option<String>> =
             networks.iter().map(|(old, new)| ((*old).to_owned(), new.map(str::to_owned))).collect();
         let wanted = Wanted {
             name: "new",
             uuid: "11111111-2222-4333-8444-555555555555",
-            disks: BTreeMap::from([("vda", Path::new("/pool/new-vda.qcow2"))]),
-            format: "qcow2",
+            disks: BTreeMap::from([("vda", file())]),
             nvram: Some(Path::new("/pool/new-nvram.fd")),
             networks: &networks,
             keep_macs,
@@ -355,6 +366,30 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_served_makes_its_guest_wait() {
+        let socket = Path::new("/run/sr-1/nbd");
+        let wanted = Wanted {
+            name: "new",
+            uuid: "11111111-2222-4333-8444-555555555555",
+            disks: BTreeMap::from([("vda", Medium::Export { socket, name: "secret" })]),
+            nvram: None,
+            networks: &BTreeMap::new(),
+            keep_macs: false,
+        };
+        let document = ORDINARY.replace("cache='none'", "cache='none' io='native' error_policy='report'");
+        let text = rebuild(&document, &wanted).unwrap().document;
+        let new = xml::parse(&text, "domain").unwrap();
+        let disk = new.child("devices").unwrap().child("disk").unwrap();
+        let (driver, source) = (disk.child("driver").unwrap(), disk.child("source").unwrap());
+        assert_eq!((disk.attribute("type"), source.attribute("name")), (Some("network"), Some("secret")));
+        assert_eq!(source.child("host").unwrap().attribute("socket"), socket.to_str());
+        for (name, value) in [("type", "raw"), ("cache", "none"), ("error_policy", "stop"), ("rerror_policy", "stop")] {
+            assert_eq!(driver.attribute(name), Some(value), "{text}");
+        }
+        assert!(!text.contains("native") && !text.contains("report") && !text.contains("/pool"), "{text}");
+    }
+
+    #[test]
     fn networks_are_mapped_or_unplugged() {
         let card = |networks: &[(&str, Option<&str>)]| run(ORDINARY, networks, false).document;
         assert!(card(&[]).contains("network=\"lan\""));
@@ -370,8 +405,7 @@ mod tests {
         let wanted = Wanted {
             name: "new",
             uuid: "11111111-2222-4333-8444-555555555555",
-            disks: BTreeMap::from([("vda", Path::new("/pool/new-vda.qcow2"))]),
-            format: "qcow2",
+            disks: BTreeMap::from([("vda", file())]),
             nvram: None,
             networks: &BTreeMap::new(),
             keep_macs: false,

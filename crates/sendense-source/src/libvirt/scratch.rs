@@ -36,12 +36,7 @@ impl Folder {
     pub fn of(scratch_dir: &Path, checkpoint: &Checkpoint, vm: &str) -> Result<Self> {
         let digest = blake3::hash(format!("{checkpoint} {vm}").as_bytes()).to_hex();
         let folder = Self(scratch_dir.join(format!("sd-{}", &digest[..16])));
-        let socket_bytes = folder.socket().as_os_str().len();
-        if socket_bytes > SOCKET_BYTES_MAX {
-            let message = format!("the path of the socket {} has {socket_bytes} bytes", folder.socket().display());
-            return Err(Error::new(Kind::Invalid, message)
-                .hint(format!("{SOCKET_BYTES_MAX} are possible: choose a scratch_dir with a shorter path")));
-        }
+        check_socket(&folder.socket())?;
         Ok(folder)
     }
 
@@ -96,10 +91,21 @@ impl Folder {
     }
 }
 
+/// Refuses a path that is too long for a socket.
+pub(super) fn check_socket(path: &Path) -> Result<()> {
+    let socket_bytes = path.as_os_str().len();
+    if socket_bytes > SOCKET_BYTES_MAX {
+        let message = format!("the path of the socket {} has {socket_bytes} bytes", path.display());
+        return Err(Error::new(Kind::Invalid, message)
+            .hint(format!("{SOCKET_BYTES_MAX} are possible: choose a scratch_dir with a shorter path")));
+    }
+    Ok(())
+}
+
 /// Makes a folder that has the owner and group of the one above. The one above may belong to QEMU's user, which must be
 /// taken for the guest's once a guest has broken out: everything after the making goes through a handle that follows no
 /// link and is known to be what was made, so that nothing put in its place is given away.
-fn make_like_above(folder: &Path) -> io::Result<()> {
+pub(super) fn make_like_above(folder: &Path) -> io::Result<()> {
     fs::create_dir(folder)?;
     let above = fs::metadata(folder.parent().unwrap_or(Path::new("/")))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

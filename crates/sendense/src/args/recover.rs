@@ -13,6 +13,13 @@ pub enum RecoverCommand {
         /// A name for the recovery.
         #[arg(long)]
         name: Name,
+        /// Define a machine of that name on this libvirt source (a name, an id or its URI), from the recorded configuration, and
+        /// start it on the disks.
+        #[arg(long, value_name = "SOURCE|URI")]
+        libvirt: Option<String>,
+        /// Put cards of a network (or the card with this MAC address) into another network; `none` leaves them unplugged.
+        #[arg(long = "network", value_name = "OLD=NEW", value_parser = super::key_value, requires = "libvirt")]
+        networks: Vec<(String, String)>,
     },
     /// List recoveries.
     List,

@@ -1,6 +1,7 @@
 //! `sendense recover`: machines straight from restore points.
 
 use super::backup::confirmed;
+use super::restore::source_of;
 use crate::args::RecoverCommand;
 use crate::context::Context;
 use crate::output::{bytes, json, line, say, table as show};
@@ -13,8 +14,14 @@ use sendense_api::{CreateRecovery, ListQuery, Recovery};
 pub async fn run(context: &Context, command: RecoverCommand) -> Result<u8> {
     let client = &context.client;
     match command {
-        RecoverCommand::Instant { backup_id, name } => {
-            let recovery = client.create_recovery(&CreateRecovery { backup_id, name }).await?;
+        RecoverCommand::Instant { backup_id, name, libvirt, networks } => {
+            let source_id = match libvirt {
+                Some(uri) if uri.contains("://") => Some(source_of(context, &uri).await?),
+                other => other,
+            };
+            let networks =
+                networks.into_iter().map(|(old, new)| (old, Some(new).filter(|new| new != "none"))).collect();
+            let recovery = client.create_recovery(&CreateRecovery { backup_id, name, source_id, networks }).await?;
             print(context, recovery)?;
         }
         RecoverCommand::List => {
@@ -38,9 +45,18 @@ fn print(context: &Context, recovery: Recovery) -> Result<()> {
     for uri in recovery.disks.iter().filter_map(|disk| disk.uri.as_deref()) {
         line(uri);
     }
-    for document in &recovery.documents {
-        line("");
-        document.content.lines().for_each(line);
+    for note in &recovery.notes {
+        say(note);
+    }
+    match &recovery.machine {
+        Some(machine) => say(format!("machine {} ({}) runs on it", machine.name, machine.instance_uuid)),
+        // Who makes a machine himself needs to know what it was.
+        None => {
+            for document in &recovery.documents {
+                line("");
+                document.content.lines().for_each(line);
+            }
+        }
     }
     if let Some(trouble) = &recovery.error_message {
         say(format!("{}: {trouble}", recovery.recovery_id));

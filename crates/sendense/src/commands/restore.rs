@@ -39,7 +39,7 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
 }
 
 /// The libvirt source with this URI.
-async fn source_of(context: &Context, uri: &str) -> Result<String> {
+pub(super) async fn source_of(context: &Context, uri: &str) -> Result<String> {
     let sources = context
         .client
         .list_sources(&ListQuery { limit: Limit::try_from(LIMIT_MAX).unwrap_or_default(), ..ListQuery::default() })

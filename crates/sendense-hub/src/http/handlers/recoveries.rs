@@ -14,6 +14,7 @@ use sendense_api::{CreateRecovery, ListQuery, ProblemBody};
 ///
 /// Every disk gets an NBD URI, which is a secret. What is written lies beside the point, which stays as it is and cannot be
 /// deleted meanwhile. A recovery outlives the hub: after a start it is served under the same URIs, with all that was written.
+/// With `source_id` a machine of that libvirt source is defined from the recorded configuration, and started on the disks.
 #[utoipa::path(
     post, path = "/recoveries", tag = "recoveries", request_body = CreateRecovery,
     responses(

@@ -2,7 +2,7 @@
 //!
 //! What does not live here: the domain around them. Invariant: a device that is not known is left out and told.
 
-use super::{ADDRESS, BOOT, Keep, Notes, Wanted, copy, plain, take};
+use super::{ADDRESS, BOOT, Keep, Medium, Notes, Wanted, copy, plain, take};
 use crate::libvirt::xml::Element;
 
 /// Devices that are taken over as they are.
@@ -66,22 +66,33 @@ fn disk(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Option<Element
     let target = old.child("target")?;
     let name = target.attribute("dev").filter(|name| plain(name))?;
     let device = old.attribute("device").unwrap_or("disk");
-    let file = wanted.disks.get(name);
-    let mut new = Element::new("disk").with("type", "file");
-    match (device, file) {
-        ("disk", Some(file)) => {
-            let options = Keep("driver", &["cache", "io", "discard", "detect_zeroes", "error_policy"], &[]);
-            let driver = match old.child("driver") {
-                Some(driver) => copy(driver, &options, "disk", &mut Notes::default()),
-                None => Element::new("driver"),
-            };
-            new = new.with("device", "disk");
-            new.children.push(driver.with("name", "qemu").with("type", wanted.format));
-            new.children.push(Element::new("source").with("file", &file.to_string_lossy()));
+    let medium = wanted.disks.get(name);
+    let mut new = Element::new("disk");
+    let driver = |options: &'static [&'static str]| match old.child("driver") {
+        Some(driver) => copy(driver, &Keep("driver", options, &[]), "disk", &mut Notes::default()),
+        None => Element::new("driver"),
+    };
+    match (device, medium) {
+        ("disk", Some(Medium::File { path, format })) => {
+            let driver = driver(&["cache", "io", "discard", "detect_zeroes", "error_policy"]);
+            new = new.with("type", "file").with("device", "disk");
+            new.children.push(driver.with("name", "qemu").with("type", format));
+            new.children.push(Element::new("source").with("file", &path.to_string_lossy()));
+        }
+        ("disk", Some(Medium::Export { socket, name })) => {
+            // A server that is away for a while must not become errors that a guest believes: it waits.
+            let driver = driver(&["cache", "discard", "detect_zeroes"]);
+            let driver = driver.with("error_policy", "stop").with("rerror_policy", "stop");
+            new = new.with("type", "network").with("device", "disk");
+            new.children.push(driver.with("name", "qemu").with("type", "raw"));
+            let mut source = Element::new("source").with("protocol", "nbd").with("name", name);
+            let host = Element::new("host").with("transport", "unix");
+            source.children.push(host.with("socket", &socket.to_string_lossy()));
+            new.children.push(source);
         }
         // Its medium is the host's.
         ("cdrom", _) => {
-            new = new.with("device", "cdrom");
+            new = new.with("type", "file").with("device", "cdrom");
             new.children.push(Element::new("readonly"));
         }
         _ => {

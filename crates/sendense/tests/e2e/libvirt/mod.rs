@@ -5,6 +5,7 @@ mod eventful;
 mod frozen;
 #[path = "../../../../../lab/libvirt/mod.rs"]
 mod lab;
+mod recovered;
 mod restored;
 
 use crate::hub::{Hub, field, path};

@@ -1,0 +1,203 @@
+//! A domain whose disks are exports of the hub's NBD server: planned, started, looked at, ended.
+//!
+//! Invariant: a domain is ended only when it bears the UUID that we chose for it and still has a disk that is ours; one that
+//! somebody has moved to other disks is theirs. Nobody but us can put anything into a socket's folder, though the folder above
+//! belongs to QEMU's user: what is given away is reached through a handle of a folder that is known to be ours.
+
+use super::document::Document;
+use super::machine::{DEFINING, check_free, check_key, check_name};
+use super::rebuild::{self, Medium, Wanted};
+use super::virsh::{CHANGE, Virsh};
+use super::{Settings, fit, scratch, uuid_of, xml};
+use crate::error::{Error, Kind, Result};
+use crate::instant::{InstantVm, PlannedInstant, Standing};
+use crate::model::VmRef;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use sendense_block::Cancel;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+/// The socket's name in its folder.
+const SOCKET: &str = "nbd";
+/// The beginning of a folder's name.
+const PREFIX: &str = "sr-";
+
+/// The name is short, because a socket's path is, and says whose it is only as a digest; the caller's record knows.
+pub(super) fn socket(settings: &Settings, id: &str) -> Result<PathBuf> {
+    if !settings.local {
+        return Err(Error::new(Kind::Unsupported, format!("{} is a daemon on another host", settings.virsh.uri)));
+    }
+    let digest = blake3::hash(format!("{} {id}", settings.deployment_id).as_bytes()).to_hex();
+    let socket = settings.scratch_dir.join(format!("{PREFIX}{}", &digest[..16])).join(SOCKET);
+    scratch::check_socket(&socket)?;
+    Ok(socket)
+}
+
+fn folder_of(socket: &Path) -> Result<&Path> {
+    let folder = socket.parent().filter(|folder| {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        folder.is_absolute() && name.is_some_and(|name| name.starts_with(PREFIX)) && socket.ends_with(SOCKET)
+    });
+    folder.ok_or_else(|| Error::new(Kind::Invalid, format!("{} is no socket of a recovery", socket.display())))
+}
+
+fn failed(what: &str, path: &Path, error: io::Error) -> Error {
+    let kind = if error.kind() == io::ErrorKind::PermissionDenied { Kind::Denied } else { Kind::Failed };
+    Error::new(kind, format!("{what} {}", path.display())).caused_by(error)
+}
+
+/// A handle of the folder, which is ours and no link.
+fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(folder, flags, Mode::empty())?;
+    if rustix::fs::fstat(&handle)?.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("somebody put another folder in its place"));
+    }
+    Ok(handle)
+}
+
+/// Its owner puts sockets there; the group of the folder above, which is QEMU's, may reach them.
+pub(super) fn make_folder(socket: &Path) -> Result<()> {
+    let folder = folder_of(socket)?;
+    let above = folder.parent().unwrap_or(Path::new("/"));
+    if !above.exists() {
+        scratch::make_like_above(above).map_err(|error| failed("make the folder above", above, error))?;
+    }
+    let made = || {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let (handle, above) = (open_folder(folder)?, fs::metadata(above)?);
+        // For others the set-group-id bit of the folder above does what is needed.
+        if rustix::process::geteuid().is_root() {
+            rustix::fs::fchown(&handle, None, Some(Gid::from_raw(above.gid())))?;
+        }
+        // QEMU's user may be the owner of the folder above without being of its group.
+        rustix::fs::fchmod(&handle, Mode::from_raw_mode(0o711))?;
+        Ok(())
+    };
+    made().map_err(|error| failed("make the folder", folder, error))
+}
+
+/// A system daemon's QEMU is another user: the one that the folder above belongs to.
+pub(super) fn admit(socket: &Path) -> Result<()> {
+    let folder = folder_of(socket)?;
+    let above = folder.parent().unwrap_or(Path::new("/"));
+    let admitted = || {
+        let (handle, above) = (open_folder(folder)?, fs::metadata(above)?);
+        if rustix::process::geteuid().is_root() {
+            let (owner, group) = (Uid::from_raw(above.uid()), Gid::from_raw(above.gid()));
+            rustix::fs::chownat(&handle, SOCKET, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        // Nobody but us can put a link in its place.
+        rustix::fs::chmodat(&handle, SOCKET, Mode::from_raw_mode(0o660), AtFlags::empty())?;
+        Ok(())
+    };
+    admitted().map_err(|error: io::Error| failed("let the hypervisor connect to", socket, error))
+}
+
+pub(super) fn remove_folder(socket: &Path) -> Result<()> {
+    let folder = folder_of(socket)?;
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // A server that was killed left its socket; nothing else is ever there.
+    let removed = gone(fs::remove_file(socket)).and_then(|()| gone(fs::remove_dir(folder)));
+    removed.map_err(|error| failed("remove", folder, error))
+}
+
+pub(super) fn plan(settings: &Settings, new: &InstantVm<'_>, cancel: &Cancel) -> Result<PlannedInstant> {
+    check_name("machine", new.name)?;
+    let recorded = new.documents.iter().find(|document| document.kind == "libvirt-domain-xml");
+    let Some(recorded) = recorded.and_then(|document| document.content.as_deref()) else {
+        return Err(Error::new(Kind::Unsupported, "the point holds no configuration of a libvirt domain")
+            .hint("recover its disks without --libvirt and define a machine around them"));
+    };
+    let vm = VmRef { instance_uuid: uuid::Uuid::new_v4().to_string(), name: new.name.to_owned() };
+    check_free(&settings.virsh, &vm, cancel)?;
+    new.disks.iter().try_for_each(|(key, _)| check_key(key))?;
+    let disks = new.disks.iter().map(|(key, name)| (key.as_str(), Medium::Export { socket: new.socket, name }));
+    let wanted = Wanted {
+        name: new.name,
+        uuid: &vm.instance_uuid,
+        disks: disks.collect(),
+        // They would have to lie somewhere and be moved with the disks; libvirt makes new ones and takes them away again.
+        nvram: None,
+        networks: new.networks,
+        keep_macs: false,
+    };
+    let rebuilt = rebuild::rebuild(recorded, &wanted)?;
+    let mut notes = rebuilt.notes;
+    let definition = xml::parse(&rebuilt.document, "domain")?;
+    notes.extend(fit::check(&settings.virsh, &definition, new.networks, cancel)?);
+    Ok(PlannedInstant { vm, definition: rebuilt.document, notes })
+}
+
+pub(super) fn start(virsh: &Virsh, planned: &PlannedInstant, cancel: &Cancel) -> Result<()> {
+    let document = Document::new(&planned.definition)?;
+    {
+        let _defining = DEFINING.lock().unwrap_or_else(PoisonError::into_inner);
+        check_free(virsh, &planned.vm, cancel)?;
+        virsh.call(&["define", &document.path()], CHANGE, cancel)?;
+    }
+    virsh.call(&["start", uuid_of(&planned.vm)?], CHANGE, cancel).map(drop)
+}
+
+pub(super) fn look(virsh: &Virsh, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Standing> {
+    let uuid = uuid_of(vm)?;
+    let asked = |args: &[&str]| match virsh.ask(args, cancel) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let Some(document) = asked(&["dumpxml", uuid])? else { return Ok(Standing::Gone) };
+    if served_disks(&document, socket)?.is_empty() {
+        return Ok(Standing::Gone);
+    }
+    let Some(state) = asked(&["domstate", "--reason", uuid])? else { return Ok(Standing::Gone) };
+    Ok(match state.trim() {
+        "paused (I/O error)" => Standing::Stopped,
+        state if state.starts_with("shut off") || state.starts_with("crashed") => Standing::Off,
+        _ => Standing::Running,
+    })
+}
+
+/// The targets of the disks that are served at this socket.
+fn served_disks(document: &str, socket: &Path) -> Result<Vec<String>> {
+    let root = xml::parse(document, "domain")?;
+    let disks = root.child("devices").map(|devices| devices.children("disk")).into_iter().flatten();
+    let is_ours = |disk: &&xml::Element| {
+        let host = disk.child("source").and_then(|source| source.child("host"));
+        host.and_then(|host| host.attribute("socket")).is_some_and(|path| Path::new(path) == socket)
+    };
+    let target = |disk: &xml::Element| Some(disk.child("target")?.attribute("dev")?.to_owned());
+    Ok(disks.filter(is_ours).filter_map(target).collect())
+}
+
+pub(super) fn resume(virsh: &Virsh, vm: &VmRef, cancel: &Cancel) -> Result<()> {
+    virsh.call(&["resume", uuid_of(vm)?], CHANGE, cancel).map(drop)
+}
+
+pub(super) fn end(virsh: &Virsh, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<()> {
+    let uuid = uuid_of(vm)?;
+    match look(virsh, vm, socket, cancel)? {
+        Standing::Gone => return Ok(()),
+        Standing::Off => {}
+        Standing::Running | Standing::Stopped => match virsh.call(&["destroy", uuid], CHANGE, cancel) {
+            // It ended by itself meanwhile.
+            Err(error) if !matches!(error.kind, Kind::NotFound | Kind::Disturbed) => return Err(error),
+            _ => {}
+        },
+    }
+    let undefine = ["undefine", uuid, "--nvram", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata"];
+    match virsh.call(&undefine, CHANGE, cancel) {
+        Err(error) if error.kind != Kind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
