@@ -131,6 +131,11 @@ impl Client {
         Ok(self.get::<_, RecoveryReply>(&["recoveries", id_or_name], &()).await?.recovery)
     }
 
+    /// Makes what was written to a recovery the next point of its chain.
+    pub async fn commit_recovery(&self, id_or_name: &str) -> Result<Backup> {
+        Ok(self.post::<BackupReply>(&["recoveries", id_or_name, "commit"]).await?.backup)
+    }
+
     /// Takes a recovery away with all that was written to it.
     pub async fn delete_recovery(&self, id_or_name: &str) -> Result<()> {
         self.delete::<_, DoneReply>(&["recoveries", id_or_name], &()).await.map(drop)

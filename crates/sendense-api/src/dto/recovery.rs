@@ -34,6 +34,8 @@ pub enum RecoveryStatus {
     Ready,
     /// Its disks are not served now; `error_message` says why, and it is tried again.
     Unavailable,
+    /// What was written is being made into a point; nothing is served meanwhile.
+    Committing,
     /// It is being taken away.
     Ending,
 }
@@ -45,6 +47,7 @@ impl RecoveryStatus {
             Self::Creating => "creating",
             Self::Ready => "ready",
             Self::Unavailable => "unavailable",
+            Self::Committing => "committing",
             Self::Ending => "ending",
         }
     }

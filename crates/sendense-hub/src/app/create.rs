@@ -5,7 +5,7 @@ use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{BackupWork, Work};
 use sendense_api::{Backup, CreateBackup, Role};
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, OnTrackingLoss, Problem, ProblemCode, TaskId};
+use sendense_types::{BackupId, BackupType, OnTrackingLoss, Problem, ProblemCode, RecoveryId, SourceId, TaskId};
 
 /// Tags of one backup, their keys' and values' length: words for people and selectors, not a store.
 const TAGS_MAX: usize = 64;
@@ -18,18 +18,47 @@ impl App {
         check_tags(&asked)?;
         let vm = self.vm_asked(&asked).await?;
         let repository = self.repository_asked(&asked.repository_id).await?;
-        let source_id = vm.source_id.clone().ok_or_else(|| {
-            let details =
-                format!("{} ({}) is known from its backups only; discover its source", vm.vm_name, vm.vm_context_id);
-            Problem::new(ProblemCode::Conflict, "the VM is on no source", details)
-        })?;
+        let source_id = source_of(&vm)?;
         if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
             return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
         }
         let (_, partial) = choose_disks(&vm, asked.disk_id, &asked.exclude_disks)?;
         self.refuse_when_full().await?;
         self.refuse_when_no_space(&repository).await?;
+        let of = Of { vm, source_id, repository, partial, recovery_id: None };
+        self.begin_backup(caller, of, asked).await
+    }
 
+    /// Enters what recovery `recovery_id` has written as the next incremental of its machine's chain.
+    pub(super) async fn begin_commit(
+        &self,
+        caller: &Caller,
+        vm: catalog::VmContext,
+        repository: catalog::Repository,
+        partial: bool,
+        recovery_id: RecoveryId,
+    ) -> Result<Backup> {
+        self.refuse_when_full().await?;
+        let asked = CreateBackup {
+            vm_name: None,
+            vm_context_id: Some(vm.vm_context_id.clone()),
+            repository_id: repository.repository_id.to_string(),
+            backup_type: BackupType::Incremental,
+            disk_id: None,
+            policy_id: None,
+            tags: std::collections::BTreeMap::new(),
+            quiesce: false,
+            compression: None,
+            on_tracking_loss: None,
+            exclude_disks: Vec::new(),
+        };
+        let source_id = source_of(&vm)?;
+        self.begin_backup(caller, Of { vm, source_id, repository, partial, recovery_id: Some(recovery_id) }, asked)
+            .await
+    }
+
+    async fn begin_backup(&self, caller: &Caller, of: Of, asked: CreateBackup) -> Result<Backup> {
+        let Of { vm, source_id, repository, partial, recovery_id } = of;
         let settings = super::repositories::Settings::read(&repository.settings)?;
         let compression = asked.compression.unwrap_or(settings.compression);
         let on_tracking_loss = asked.on_tracking_loss.unwrap_or(OnTrackingLoss::Compare);
@@ -48,6 +77,7 @@ impl App {
             on_tracking_loss,
             policy_id: asked.policy_id.clone(),
             tags: asked.tags.clone(),
+            recovery_id,
         });
         let new = catalog::NewBackup {
             backup_id,
@@ -110,6 +140,25 @@ impl App {
         let details = format!("repository {} has no byte free", repository.name);
         Err(Problem::new(ProblemCode::NoSpace, "no space in the repository", details))
     }
+}
+
+/// What a backup is of.
+struct Of {
+    vm: catalog::VmContext,
+    source_id: SourceId,
+    repository: catalog::Repository,
+    /// Whether the machine has other disks.
+    partial: bool,
+    /// What this recovery has written, and not what the machine holds.
+    recovery_id: Option<RecoveryId>,
+}
+
+fn source_of(vm: &catalog::VmContext) -> Result<SourceId> {
+    vm.source_id.clone().ok_or_else(|| {
+        let details =
+            format!("{} ({}) is known from its backups only; discover its source", vm.vm_name, vm.vm_context_id);
+        Problem::new(ProblemCode::Conflict, "the VM is on no source", details)
+    })
 }
 
 /// The disks that a request means, and whether the machine has others beside them.

@@ -58,6 +58,30 @@ impl App {
         self.to_the_end(async move { recoveries::discard(&core, &recovery).await }).await
     }
 
+    /// Makes what a recovery has written the next point of its chain. The work begins when there is a place for it, and ends the
+    /// recovery.
+    pub async fn commit_recovery(&self, caller: &Caller, id_or_name: &str) -> Result<dto::Backup> {
+        caller.require(Role::Operator)?;
+        let recovery = self.core.recoveries.find(id_or_name)?;
+        recoveries::commit::check(&self.core, &recovery).await?;
+        let record = recovery.record();
+        let vm = self.core.catalog.vms().get(&record.vm_context_id).await.or_problem()?;
+        for disk in &record.disks {
+            let (vm, repository) = (&record.vm_context_id, &record.repository_id);
+            let newest =
+                self.core.catalog.backups().newest_completed(vm, repository, disk.disk_id).await.or_problem()?;
+            let newest = newest.map(|newest| newest.backup_id);
+            if newest.as_ref() != Some(&record.backup_id) {
+                return Err(recoveries::commit::not_newest(&record.backup_id, newest.as_ref()));
+            }
+        }
+        let repository = self.core.catalog.repositories().get(&record.repository_id).await.or_problem()?;
+        let partial = record.disks.len() < vm.disks.iter().filter(|disk| disk.present).count();
+        let backup = self.begin_commit(caller, vm, repository, partial, recovery.id.clone()).await?;
+        tracing::info!(recovery_id = %recovery.id, backup_id = %backup.backup_id, by = %caller.identity, "recovery is committed");
+        Ok(backup)
+    }
+
     async fn recovery_with_documents(&self, recovery: &Recovery, caller: &Caller) -> Result<dto::Recovery> {
         let mut out = recovery_out(recovery, caller);
         if caller.role < Role::Operator {
@@ -81,10 +105,11 @@ impl App {
 
 fn recovery_out(recovery: &Recovery, caller: &Caller) -> dto::Recovery {
     let (record, (served, trouble)) = (recovery.record(), recovery.served());
-    let status = match (record.state, &served) {
+    let status = match (&record.state, &served) {
         (State::Creating, _) => RecoveryStatus::Creating,
         (State::Ready, Some(_)) => RecoveryStatus::Ready,
         (State::Ready, None) => RecoveryStatus::Unavailable,
+        (State::Committing { .. }, _) => RecoveryStatus::Committing,
         (State::Ending, _) => RecoveryStatus::Ending,
     };
     let disks = record.disks.into_iter().map(|disk| {
@@ -96,7 +121,7 @@ fn recovery_out(recovery: &Recovery, caller: &Caller) -> dto::Recovery {
             size_bytes: disk.size_bytes,
             uri: now.filter(|_| caller.role >= Role::Operator).map(|now| now.uri.clone()),
             held_bytes: now.map(|now| now.held().data.0),
-            clients: now.map_or(0, |now| now.status().clients as u64),
+            clients: now.map_or(0, |now| now.clients() as u64),
         }
     });
     dto::Recovery {

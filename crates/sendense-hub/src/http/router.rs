@@ -104,6 +104,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(exports::delete_export))
         .routes(routes!(recoveries::create_recovery, recoveries::list_recoveries))
         .routes(routes!(recoveries::get_recovery, recoveries::delete_recovery))
+        .routes(routes!(recoveries::commit_recovery))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(system::health))

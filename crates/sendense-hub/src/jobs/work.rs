@@ -6,7 +6,8 @@ use super::queue::Needs;
 use crate::fault::{Result, internal};
 use sendense_api::RestoreTarget;
 use sendense_types::{
-    BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RepositoryId, SourceId, TaskKind, VmContextId,
+    BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RecoveryId, RepositoryId, SourceId, TaskKind,
+    VmContextId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +44,9 @@ pub(crate) struct BackupWork {
     pub on_tracking_loss: OnTrackingLoss,
     pub policy_id: Option<String>,
     pub tags: BTreeMap<String, String>,
+    /// Of what this recovery has written, and not of what the machine holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_id: Option<RecoveryId>,
 }
 
 /// A disk or machine to restore.

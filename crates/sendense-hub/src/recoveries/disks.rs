@@ -6,9 +6,8 @@ use super::Record;
 use super::record::DiskRecord;
 use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, of_block};
-use sendense_block::nbd::server::{
-    Device, ExportGuard, ExportOptions, ExportStatus, Exports as Registry, Listen, Options, Server,
-};
+use parking_lot::Mutex;
+use sendense_block::nbd::server::{Device, ExportGuard, ExportOptions, Exports as Registry, Listen, Options, Server};
 use sendense_block::overlay::Held;
 use sendense_block::{self as block, ByteLen, Disk, Flush, Overlay};
 use sendense_repo::Repository;
@@ -28,7 +27,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) struct Served {
     disks: Vec<ServedDisk>,
     /// The server that serves nothing else.
-    server: Option<Server>,
+    server: Mutex<Option<Server>>,
 }
 
 /// Where disks are served.
@@ -62,7 +61,8 @@ pub(crate) struct ServedDisk {
     pub disk_id: DiskNumber,
     pub uri: String,
     overlay: Arc<Overlay>,
-    guard: ExportGuard,
+    /// None once it is not served any more.
+    guard: Mutex<Option<ExportGuard>>,
 }
 
 /// Whether the overlays are there.
@@ -92,7 +92,7 @@ pub(super) fn serve(
         Stage::Hub(_) => None,
         Stage::Own(server) => Some(server),
     };
-    Ok(Served { disks, server })
+    Ok(Served { disks, server: Mutex::new(server) })
 }
 
 fn serve_disk(
@@ -120,13 +120,18 @@ fn serve_disk(
     let (guard, uri) = stage
         .offer(&disk.export, Device::Writable(overlay.clone()), description)
         .map_err(|error| of_block(&what, &error))?;
-    Ok(ServedDisk { disk_id: id, uri, overlay, guard })
+    Ok(ServedDisk { disk_id: id, uri, overlay, guard: Mutex::new(Some(guard)) })
 }
 
 impl Served {
     /// A disk on offer.
     pub fn disk(&self, id: DiskNumber) -> Option<&ServedDisk> {
         self.disks.iter().find(|disk| disk.disk_id == id)
+    }
+
+    /// Connections that are open to any of them.
+    pub fn clients(&self) -> usize {
+        self.disks.iter().map(ServedDisk::clients).sum()
     }
 }
 
@@ -136,33 +141,33 @@ impl ServedDisk {
         self.overlay.held()
     }
 
-    /// How it is used.
-    pub fn status(&self) -> ExportStatus {
-        self.guard.status()
+    /// Connections that are open.
+    pub fn clients(&self) -> usize {
+        self.guard.lock().as_ref().map_or(0, |guard| guard.status().clients)
     }
 }
 
 /// Cuts all clients off, waits for what they were doing, and makes what they have written durable.
 pub(super) fn close(recovery_id: &RecoveryId, served: Arc<Served>) {
-    // Whoever looks at it for a list holds it for a moment; a guard that is dropped later than here takes back as well.
-    let Served { disks, server } = match Arc::try_unwrap(served) {
-        Ok(served) => served,
-        Err(served) => {
-            flush(recovery_id, served.disks.iter().map(|disk| (disk.disk_id, &disk.overlay)));
-            return;
-        }
-    };
-    let mut overlays = Vec::new();
-    for ServedDisk { disk_id, overlay, guard, .. } in disks {
+    drop(stop(recovery_id, served));
+}
+
+/// The same, and gives the overlays, to which nobody can write any more.
+pub(super) fn stop(recovery_id: &RecoveryId, served: Arc<Served>) -> Vec<(DiskNumber, Arc<Overlay>)> {
+    let overlays: Vec<_> = served.disks.iter().map(|disk| (disk.disk_id, disk.overlay.clone())).collect();
+    for disk in &served.disks {
+        // Whoever looks at it for a list holds it for a moment longer.
+        let Some(guard) = disk.guard.lock().take() else { continue };
         if let Err(error) = guard.close(CLOSE_TIMEOUT) {
-            tracing::warn!(%recovery_id, disk_id = disk_id.0, %error, "a recovery's disk is not served any more, but a request hangs");
+            tracing::warn!(%recovery_id, disk_id = disk.disk_id.0, %error,
+                "a recovery's disk is not served any more, but a request hangs");
         }
-        overlays.push((disk_id, overlay));
     }
-    if let Some(server) = server {
+    if let Some(server) = served.server.lock().take() {
         server.shutdown();
     }
     flush(recovery_id, overlays.iter().map(|(disk_id, overlay)| (*disk_id, overlay)));
+    overlays
 }
 
 fn flush<'a>(recovery_id: &RecoveryId, overlays: impl Iterator<Item = (DiskNumber, &'a Arc<Overlay>)>) {

@@ -5,7 +5,7 @@
 
 use super::disks::Begin;
 use super::record::State;
-use super::{Recovery, life};
+use super::{Recovery, commit, life};
 use crate::core::Core;
 use crate::fault::Result;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ async fn pass(core: &Arc<Core>, recovery: &Arc<Recovery>) {
     let done = match recovery.record().state {
         State::Ready if recovery.served().0.is_some() => return,
         State::Ready => serve(core, recovery).await,
-        State::Creating | State::Ending => end(core, recovery).await,
+        State::Creating | State::Ending | State::Committing { .. } => go_on(core, recovery).await,
     };
     if let Err(problem) = done {
         let mut now = recovery.state.lock();
@@ -57,12 +57,17 @@ async fn serve(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
     Ok(())
 }
 
-async fn end(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
+/// What nobody works on any more goes on where it stopped.
+async fn go_on(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
     let Some(_turn) = recovery.free_turn() else { return Ok(()) };
-    // What was being made, or ended, when the turn was not free may be ready or gone by now.
-    let is_there = core.recoveries.find(recovery.id.as_str()).is_ok();
-    if !is_there || recovery.record().state == State::Ready {
+    // It may be gone by now.
+    if core.recoveries.find(recovery.id.as_str()).is_err() {
         return Ok(());
     }
-    life::end_now(core, recovery).await
+    let record = recovery.record();
+    match record.state.clone() {
+        State::Ready => Ok(()),
+        State::Creating | State::Ending => life::end_now(core, recovery).await,
+        State::Committing { backup_id } => commit::settle(core, recovery, record, backup_id).await,
+    }
 }

@@ -105,6 +105,12 @@ impl Door {
         Ok(true)
     }
 
+    /// Whether it is on, or paused: it may write to its disks.
+    pub fn is_on(&self, machine: &MachineRecord) -> Result<bool> {
+        let standing = self.instant()?.look(&vm(machine), &machine.socket, &Cancel::new()).or_problem()?;
+        Ok(matches!(standing, Standing::Running | Standing::Stopped))
+    }
+
     /// Takes it away, if it still is the recovery's.
     pub fn end(&self, machine: &MachineRecord) -> Result<()> {
         self.instant()?.end(&vm(machine), &machine.socket, &Cancel::new()).or_problem()

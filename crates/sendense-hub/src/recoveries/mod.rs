@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! creating --> ready <--> (served, or not now and why) --> ending --> gone
+//!     |          `------> committing --- published ---------^
 //!     `-------- failed, or the hub died --------------------^
 //! ```
 //!
 //! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`machine`] is what runs
-//! on them, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
+//! on them, [`commit`] makes what they wrote the next point, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
 //! NBD (`sendense_block`).
 //!
 //! Invariant: what is made is recorded before, and what is recorded holds its restore point: nobody deletes that, whether the
 //! recovery is served just now or not. Whoever changes a recovery holds its `turn`.
 
+pub(crate) mod commit;
 mod disks;
 mod keep;
 mod life;

@@ -61,13 +61,15 @@ pub(crate) struct MachineRecord {
 }
 
 /// Where it is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
     /// Not all of it is there. When the hub dies now, it is taken away.
     Creating,
     /// It is served, and is served again after each start.
     Ready,
+    /// What was written is being made into this point. When the hub dies now, whether the point is there says how it goes on.
+    Committing { backup_id: BackupId },
     /// It is being taken away, and nothing stops that.
     Ending,
 }

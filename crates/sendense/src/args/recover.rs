@@ -28,6 +28,15 @@ pub enum RecoverCommand {
         /// Its name or id.
         recovery: String,
     },
+    /// Make what was written the next point of the chain, and end the recovery. Only of the newest point, with the machine shut
+    /// down and no client connected.
+    Commit {
+        /// Its name or id.
+        recovery: String,
+        /// Wait for the end and show progress.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Take a recovery away with all that was written to it.
     Discard {
         /// Its name or id.

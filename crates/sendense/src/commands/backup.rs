@@ -103,10 +103,16 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
         exclude_disks: start.exclude_disk,
     };
     let backup = client.create_backup(&body).await?;
+    follow(context, backup, start.wait).await
+}
+
+/// Tells of a backup that was begun; waits for its end where that is wanted.
+pub(super) async fn follow(context: &Context, backup: Backup, wait: bool) -> Result<u8> {
+    let client = &context.client;
     let (backup_id, Some(task_id)) = (backup.backup_id.clone(), backup.task_id.clone()) else {
         bail!("the hub accepted backup {} without a task", backup.backup_id);
     };
-    if !start.wait {
+    if !wait {
         if context.json {
             json(&BackupReply::new(backup))?;
         } else {

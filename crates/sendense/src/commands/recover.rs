@@ -32,6 +32,10 @@ pub async fn run(context: &Context, command: RecoverCommand) -> Result<u8> {
             }
         }
         RecoverCommand::Show { recovery } => print(context, client.recovery(&recovery).await?)?,
+        RecoverCommand::Commit { recovery, wait } => {
+            let backup = client.commit_recovery(&recovery).await?;
+            return super::backup::follow(context, backup, wait).await;
+        }
         RecoverCommand::Discard { recovery, yes } => return discard(context, &recovery, yes).await,
     }
     Ok(0)

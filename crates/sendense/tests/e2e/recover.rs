@@ -3,7 +3,7 @@
 use crate::disk::{Disk, Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool, tree};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -145,7 +145,7 @@ fn what_was_written_outlives_the_hub_until_it_is_discarded() {
 }
 
 /// Records that another state was reached when the hub died.
-fn set_state(record: &Path, state: &str) {
+fn set_state(record: &Path, state: impl Into<Value>) {
     let mut found: Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
     found["state"] = state.into();
     std::fs::write(record, found.to_string()).unwrap();
@@ -194,4 +194,98 @@ fn what_was_only_begun_or_half_ended_goes_and_room_is_left_to_others() {
     let copy = dir.join("copy");
     tool("libnbd-bin", "nbdcopy", &[&uri(&begun, 0), path(&copy)]);
     assert_holds(&copy, &disk.bytes);
+}
+
+#[test]
+fn what_was_written_becomes_the_next_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(43);
+    let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 8 << 20, &mut random);
+    let mut hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let recoveries = hub.data_dir.join("recoveries");
+    let old = field(&hub.backup("web", &[]), "backup_id").to_owned();
+    disk.write_somewhere(1 << 20, &mut random);
+    let point = field(&hub.backup("web", &[]), "backup_id").to_owned();
+
+    // Of an older point nothing can be committed.
+    hub.ok(&["recover", "instant", &old, "--name", "old"]);
+    let said = hub.fails(4, &["recover", "commit", "old"]);
+    assert!(said.contains("newest"), "{said}");
+    hub.ok(&["recover", "discard", "old", "--yes"]);
+
+    let begun = hub.json(&["recover", "instant", &point, "--name", "r"])["recovery"].clone();
+    let served = uri(&begun, 0);
+    let io = ["-f", "raw", "-c", "write -P 7 100k 300k", "-c", "write -z 4M 1M", "-c", "flush", &served];
+    tool("qemu-utils", "qemu-io", &io);
+    let mut model = disk.bytes.clone();
+    model[100 << 10..400 << 10].fill(7);
+    model[4 << 20..5 << 20].fill(0);
+    // Whoever is connected may write.
+    let mut client = writer_that_waits(&served);
+    let said = hub.fails(4, &["recover", "commit", "r"]);
+    assert!(said.contains("connected"), "{said}");
+    client.kill().unwrap();
+    client.wait().unwrap();
+
+    // A commit that was cut off before the point was there is none.
+    let record = recoveries.join(format!("{}.json", field(&begun, "recovery_id")));
+    let committing = |backup_id: &str| serde_json::json!({ "committing": { "backup_id": backup_id } });
+    hub.kill_9();
+    set_state(&record, committing("bk-none"));
+    hub = Hub::start(dir);
+    assert_eq!(uri(&until_ready(&hub, "r"), 0), served);
+
+    let patience = Instant::now() + PATIENCE;
+    while until_ready(&hub, "r")["disks"][0]["clients"] != 0 {
+        assert!(Instant::now() < patience, "a client that was killed is still there");
+    }
+    let made = hub.json(&["recover", "commit", "r", "--wait"])["backup"].clone();
+    let committed = field(&made, "backup_id").to_owned();
+    assert_eq!((field(&made, "status"), field(&made, "parent_backup_id")), ("completed", point.as_str()));
+    assert_eq!(made["disks"][0]["type_reason"], Value::Null, "only what was written was read: {made:#}");
+    assert!(made["bytes_transferred"].as_u64() < Some(1 << 20), "{made:#}");
+    assert_eq!(tree(&recoveries), Vec::<String>::new());
+    hub.fails(3, &["recover", "show", "r"]);
+    let restored = dir.join("restored");
+    for (id, want) in [(&committed, &model), (&point, &disk.bytes)] {
+        hub.ok(&["restore", "disk", id, "--to", path(&restored), "--wait"]);
+        assert_holds(&restored, want);
+        std::fs::remove_file(&restored).unwrap();
+    }
+    hub.ok(&["backup", "verify", &committed, "--deep", "--wait"]);
+
+    // The machine itself has not seen it: its next backup reads all, and says why.
+    disk.write_somewhere(1 << 20, &mut random);
+    let next = hub.backup("web", &[]);
+    assert_eq!(field(&next, "parent_backup_id"), committed);
+    hub.ok(&["restore", "disk", field(&next, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &disk.bytes);
+
+    // A commit that was cut off when the point was there has been one.
+    let newest = field(&next, "backup_id").to_owned();
+    let begun = hub.json(&["recover", "instant", &newest, "--name", "r"])["recovery"].clone();
+    hub.kill_9();
+    set_state(&recoveries.join(format!("{}.json", field(&begun, "recovery_id"))), committing(&newest));
+    let hub = Hub::start(dir);
+    let patience = Instant::now() + PATIENCE;
+    while !tree(&recoveries).is_empty() {
+        assert!(Instant::now() < patience, "{}", hub.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// A client that stays.
+fn writer_that_waits(uri: &str) -> Child {
+    let mut child = Command::new("qemu-io")
+        .args(["-f", "raw", uri])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("qemu-io: {error}; install the Debian package qemu-utils"));
+    // Its prompt comes when it is connected.
+    let mut prompt = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut prompt).unwrap();
+    child
 }

@@ -7,7 +7,7 @@ use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
-use sendense_api::reply::{DoneReply, RecoveryListReply, RecoveryReply};
+use sendense_api::reply::{BackupReply, DoneReply, RecoveryListReply, RecoveryReply};
 use sendense_api::{CreateRecovery, ListQuery, ProblemBody};
 
 /// Serve a restore point writable.
@@ -66,6 +66,30 @@ pub(in crate::http) async fn get_recovery(
     NameOrId(recovery): NameOrId,
 ) -> Result<Json<RecoveryReply>> {
     Ok(Json(RecoveryReply::new(app.get_recovery(&caller, &recovery).await?)))
+}
+
+/// Commit a recovery.
+///
+/// What was written becomes the next incremental of the chain, and the recovery ends. Only of the newest point, with the machine
+/// shut down and no client connected. The answer comes at once; the work goes on as the task `task_id`.
+#[utoipa::path(
+    post, path = "/recoveries/{recovery}/commit", tag = "recoveries",
+    params(("recovery" = String, Path, description = "The recovery's id or name.")),
+    responses(
+        (status = 202, description = "The backup waits or runs.", body = BackupReply),
+        (status = 409, description = "It is in use, not of the newest point, or being worked on.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("operator"))),
+)]
+pub(in crate::http) async fn commit_recovery(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(recovery): NameOrId,
+    _: NoBody,
+) -> Result<(StatusCode, Json<BackupReply>)> {
+    let backup = app.commit_recovery(&caller, &recovery).await?;
+    let message = format!("what was written to {recovery} becomes {}", backup.backup_id);
+    Ok((StatusCode::ACCEPTED, Json(BackupReply::done(message, backup))))
 }
 
 /// Discard a recovery.

@@ -24,6 +24,7 @@ use crate::app::create::choose_disks;
 use crate::app::sources::refresh;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
+use crate::recoveries::commit::{self, Commit};
 use landing::DraftLanding;
 use parents::Standing;
 use sendense_catalog as catalog;
@@ -31,7 +32,7 @@ use sendense_catalog::TaskClaim;
 use sendense_node::mover::{self, Assignment, DiskAssignment, PARALLEL_DISKS_DEFAULT};
 use sendense_repo::{DraftSpec, Repository};
 use sendense_source::{DiskRequest, FreezeRequest, Source, VmRef};
-use sendense_types::Phase;
+use sendense_types::{Phase, Problem, ProblemCode};
 use std::sync::Arc;
 
 /// What a first full is promised before its size is known: one step of the repository's own growing.
@@ -54,13 +55,27 @@ struct Prepared {
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: BackupWork) -> Result<Done> {
     handle.set_phase(Phase::Snapshot);
     core.catalog.backups().start(claim, core.now()).await.or_problem()?;
-    let prepared = prepare(core, handle, claim, work).await?;
+    let Some(recovery_id) = work.recovery_id.clone() else {
+        let prepared = prepare(core, handle, claim, work).await?;
+        return copy(core, handle, prepared).await;
+    };
+    let commit = commit::begin(core, &recovery_id, &work.backup_id).await?;
+    let made = match prepare_commit(core, handle, claim, work, &commit).await {
+        Ok(prepared) => copy(core, handle, prepared).await,
+        Err(problem) => Err(problem),
+    };
+    commit::end(core, commit, made.is_ok()).await;
+    made
+}
+
+/// Copies, publishes, and removes what is not needed any more.
+async fn copy(core: &Arc<Core>, handle: &Arc<Handle>, prepared: Prepared) -> Result<Done> {
     let newest = newest_points(core, &prepared).await?;
     let (worker, watched, work) = (core.clone(), handle.clone(), prepared.work.clone());
     let runtime = tokio::runtime::Handle::current();
     let made = blocking(move || make(&worker, &watched, &prepared, &newest, &runtime)).await?;
     // A backup that was stopped ends at once, and may not hold its machine any more. The next one's turn does for both.
-    if handle.stopped().is_none() {
+    if handle.stopped().is_none() && work.recovery_id.is_none() {
         retire::retire(core, handle, &work, made.as_ref().ok()).await;
     }
     made.map(|done| Done::Backup(Box::new(done)))
@@ -82,6 +97,44 @@ async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: Bac
     let source = core.open_source(&source_row)?;
     let claim = claim.clone();
     Ok(Prepared { work, vm, disks, partial, address, expected_bytes, source, repository, claim })
+}
+
+/// The same for what a recovery has written: the machine itself, which may be gone, is not asked.
+async fn prepare_commit(
+    core: &Arc<Core>,
+    handle: &Handle,
+    claim: &TaskClaim,
+    work: BackupWork,
+    commit: &Commit,
+) -> Result<Prepared> {
+    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let vm = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
+    let disk = |number| vm.disks.iter().find(|disk| disk.disk_id == number).cloned();
+    let disks: Option<Vec<_>> = commit.disks().map(disk).collect();
+    let disks = disks.ok_or_else(|| {
+        let details = format!("{} has a disk that the catalog does not know", commit.parent);
+        Problem::new(ProblemCode::DiskNotFound, "disk not found", details)
+    })?;
+    let (partial, address) = (commit.manifest.partial, commit.manifest.vm.source.clone());
+    let prepared = Prepared {
+        work,
+        vm,
+        disks,
+        partial,
+        address,
+        expected_bytes: 0,
+        source: commit.source(),
+        repository,
+        claim: claim.clone(),
+    };
+    // Looked at when it was asked for, and since then a backup may have been made; from here on none can.
+    for newest in newest_points(core, &prepared).await? {
+        if newest.as_ref() != Some(&commit.parent) {
+            return Err(commit::not_newest(&commit.parent, newest.as_ref()));
+        }
+    }
+    handle.info(format!("what was written over {} is committed, {} disks", commit.parent, prepared.disks.len()));
+    Ok(prepared)
 }
 
 /// What the point may become: the last full's size for a full, one step for an incremental. The promise grows as blocks

@@ -57,6 +57,9 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
     hub.fails(4, &["backup", "delete", &id, "--cascade", "--yes"]);
     hub.fails(4, &["source", "delete", "lab"]);
 
+    let said = hub.fails(4, &["recover", "commit", &name]);
+    assert!(said.contains("machine is on"), "{said}");
+
     // Without the hub a disk gives errors, and the machine is stopped instead of being told of them: its firmware looks for
     // something to boot.
     hub.kill_9();
@@ -80,7 +83,22 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
     assert_eq!(uri, field(&begun["disks"][1], "uri"));
     tool("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read -P 52 0 512", uri]);
 
-    hub.ok(&["recover", "discard", &name, "--yes"]);
+    // A second one goes at once with what it wrote.
+    let other = format!("{name}-2");
+    hub.json(&["recover", "instant", &id, "--name", &other, "--libvirt", "lab"]);
+    hub.ok(&["recover", "discard", &other, "--yes"]);
+    assert!(lab.try_virsh(&["dominfo", &other]).is_err(), "the machine is gone");
+    // Shut down, the first becomes the next point.
+    lab.virsh(&["destroy", &name]);
+    let made = hub.json(&["recover", "commit", &name, "--wait"])["backup"].clone();
+    let mut written = vec![0; 8 * MIB as usize];
+    written[65536..65536 + 3 * MIB as usize].fill(0x11);
+    written[MIB as usize..2 * MIB as usize].fill(51);
+    written[2 * MIB as usize..2 * MIB as usize + 65536].fill(0);
+    let out = dir.path().join("committed");
+    let args = ["restore", "disk", field(&made, "backup_id"), "--disk", "0", "--to", path(&out), "--wait"];
+    hub.ok(&args);
+    assert!(std::fs::read(&out).unwrap() == written);
     assert!(lab.try_virsh(&["dominfo", &name]).is_err(), "the machine is gone");
     assert_eq!(tree(&scratch(lab, &guest)), before);
     assert_eq!(tree(&hub.data_dir.join("recoveries")), Vec::<String>::new());
