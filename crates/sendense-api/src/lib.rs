@@ -22,5 +22,7 @@ pub use dto::{
     Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat,
     Volume, VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
 };
-pub use dto::{CreateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus};
+pub use dto::{
+    CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
+};
 pub use problem::{ProblemBody, TaskError};

@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::model::{ConfigDocument, VmRef};
+use crate::target::DiskFormat;
 use sendense_block::Cancel;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,15 @@ pub enum Standing {
     Stopped,
 }
 
+/// How far a copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moving {
+    /// Bytes that are copied.
+    pub done: u64,
+    /// Bytes that will be.
+    pub total: u64,
+}
+
 /// A hypervisor on this host whose machines can run on NBD exports.
 pub trait Instant: Send + Sync {
     /// Where the disks of a recovery with this id must be served. Pure.
@@ -74,6 +84,22 @@ pub trait Instant: Send + Sync {
 
     /// Lets a machine go on that was stopped because a disk gave an error.
     fn resume(&self, vm: &VmRef, cancel: &Cancel) -> Result<()>;
+
+    /// The keys of the disks that the machine, as it runs and as it is stored, still has at this socket; none when there is
+    /// no such machine.
+    fn served(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Option<Vec<String>>>;
+
+    /// Begins to copy a disk of a running machine into a new file of its own; what the machine writes meanwhile goes to both.
+    fn begin_move(&self, vm: &VmRef, key: &str, file: &Path, format: DiskFormat, cancel: &Cancel) -> Result<()>;
+
+    /// How far that is; none when nothing is copied.
+    fn moving(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<Option<Moving>>;
+
+    /// Lets the machine go on with the copy alone. False when it is not complete yet.
+    fn finish_move(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<bool>;
+
+    /// Ends a copy; the machine goes on with what it had. Nothing that is copied is no error.
+    fn stop_move(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<()>;
 
     /// Switches the machine off and makes it unknown, if it has a disk that is served at this socket. What is gone already
     /// is no error.

@@ -10,8 +10,8 @@ use crate::reply::{
 use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
-    LogEntry, NewToken, Page, Recovery, Repository, RestoreBackup, Source, Storage, Task, TaskFilter, TestReport,
-    Token, UpdateSource, VerifyBackup, Vm, VmFilter,
+    LogEntry, MigrateRecovery, NewToken, Page, Recovery, Repository, RestoreBackup, Source, Storage, Task, TaskFilter,
+    TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -134,6 +134,11 @@ impl Client {
     /// Makes what was written to a recovery the next point of its chain.
     pub async fn commit_recovery(&self, id_or_name: &str) -> Result<Backup> {
         Ok(self.post::<BackupReply>(&["recoveries", id_or_name, "commit"]).await?.backup)
+    }
+
+    /// Moves a recovered machine to storage of its own.
+    pub async fn migrate_recovery(&self, id_or_name: &str, request: &MigrateRecovery) -> Result<Task> {
+        Ok(self.send::<_, TaskReply>(Method::POST, &["recoveries", id_or_name, "migrate"], request).await?.task)
     }
 
     /// Takes a recovery away with all that was written to it.

@@ -28,7 +28,9 @@ pub use mount::{
     VolumeState, decode_path, encode_path,
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
-pub use recovery::{CreateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus};
+pub use recovery::{
+    CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
+};
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use source::{

@@ -1,5 +1,6 @@
 //! Machines that were recovered in an instant: restore points that are served writable.
 
+use super::restore::ImageFormat;
 use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, SourceId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +25,18 @@ pub struct CreateRecovery {
     pub networks: BTreeMap<String, Option<String>>,
 }
 
+/// Asks for the migration of a recovered machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRecovery {
+    /// Where its disks go: a pool of the source, or a folder below one that the hub was allowed to touch.
+    #[serde(default = "super::restore::pool")]
+    pub pool: String,
+    /// The disks' format: raw or qcow2.
+    #[serde(default = "super::restore::qcow2")]
+    pub format: ImageFormat,
+}
+
 /// The life of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -36,6 +49,8 @@ pub enum RecoveryStatus {
     Unavailable,
     /// What was written is being made into a point; nothing is served meanwhile.
     Committing,
+    /// Its machine moves to storage of its own; it is served meanwhile.
+    Migrating,
     /// It is being taken away.
     Ending,
 }
@@ -48,6 +63,7 @@ impl RecoveryStatus {
             Self::Ready => "ready",
             Self::Unavailable => "unavailable",
             Self::Committing => "committing",
+            Self::Migrating => "migrating",
             Self::Ending => "ending",
         }
     }

@@ -72,11 +72,11 @@ pub enum RestoreTarget {
     },
 }
 
-fn pool() -> String {
+pub(super) fn pool() -> String {
     "default".to_owned()
 }
 
-const fn qcow2() -> ImageFormat {
+pub(super) const fn qcow2() -> ImageFormat {
     ImageFormat::Qcow2
 }
 

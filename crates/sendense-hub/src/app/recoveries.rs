@@ -2,11 +2,14 @@
 
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, invalid};
+use crate::jobs::work::{MigrateWork, Work};
 use crate::recoveries::{self, Recovery, State, Wanted};
 use sendense_api as dto;
 use sendense_api::{
-    CreateRecovery, ListQuery, Page, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus, Role,
+    CreateRecovery, ImageFormat, ListQuery, MigrateRecovery, Page, RecoveryDisk, RecoveryDocument, RecoveryMachine,
+    RecoveryStatus, Role,
 };
+use sendense_catalog as catalog;
 use sendense_repo::manifest::Content;
 
 impl App {
@@ -82,6 +85,41 @@ impl App {
         Ok(backup)
     }
 
+    /// Moves a recovered machine to storage of its own while it runs. The work begins when there is a place for it, and ends the
+    /// recovery.
+    pub async fn migrate_recovery(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        asked: MigrateRecovery,
+    ) -> Result<dto::Task> {
+        caller.require(Role::Operator)?;
+        if asked.format == ImageFormat::Vmdk {
+            return Err(invalid("format must be raw or qcow2"));
+        }
+        let recovery = self.core.recoveries.find(id_or_name)?;
+        let (door, machine) = recoveries::migrate::check(&self.core, &recovery).await?;
+        let (core, pool) = (self.core.clone(), asked.pool);
+        let folder = crate::core::blocking(move || core.check_host_path(&door.folder(&pool)?, false)).await??;
+        if !folder.is_dir() {
+            return Err(invalid(format!("{} is no folder", folder.display())));
+        }
+        super::repositories::refuse_inside(&self.core, &folder).await?;
+        let record = recovery.record();
+        let work = MigrateWork {
+            recovery_id: record.recovery_id,
+            backup_id: record.backup_id.clone(),
+            vm_context_id: record.vm_context_id,
+            vm_name: record.vm_name,
+            repository_id: record.repository_id,
+            source_id: machine.source_id,
+            folder: folder.into_os_string().into_string().map_err(|_| invalid("the folder's path is not UTF-8"))?,
+            format: asked.format,
+        };
+        tracing::info!(recovery_id = %recovery.id, by = %caller.identity, "recovery is migrated");
+        self.make_task(caller, Work::Migrate(work), catalog::TaskSubject::Backup(record.backup_id)).await
+    }
+
     async fn recovery_with_documents(&self, recovery: &Recovery, caller: &Caller) -> Result<dto::Recovery> {
         let mut out = recovery_out(recovery, caller);
         if caller.role < Role::Operator {
@@ -110,6 +148,7 @@ fn recovery_out(recovery: &Recovery, caller: &Caller) -> dto::Recovery {
         (State::Ready, Some(_)) => RecoveryStatus::Ready,
         (State::Ready, None) => RecoveryStatus::Unavailable,
         (State::Committing { .. }, _) => RecoveryStatus::Committing,
+        (State::Migrating { .. }, _) => RecoveryStatus::Migrating,
         (State::Ending, _) => RecoveryStatus::Ending,
     };
     let disks = record.disks.into_iter().map(|disk| {

@@ -105,6 +105,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(recoveries::create_recovery, recoveries::list_recoveries))
         .routes(routes!(recoveries::get_recovery, recoveries::delete_recovery))
         .routes(routes!(recoveries::commit_recovery))
+        .routes(routes!(recoveries::migrate_recovery))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(system::health))

@@ -11,6 +11,7 @@ pub(crate) mod backup;
 pub(crate) mod dispatcher;
 pub(crate) mod handle;
 pub(crate) mod import;
+mod migrate;
 mod queue;
 mod rate;
 pub(crate) mod report;

@@ -4,7 +4,7 @@ use super::handle::{Handle, Stop};
 use super::queue::Needs;
 use super::report::Reporter;
 use super::work::Work;
-use super::{backup, import, restore, restore_vm, verify};
+use super::{backup, import, migrate, restore, restore_vm, verify};
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::reconcile;
@@ -116,6 +116,7 @@ async fn job(core: Arc<Core>, handle: Arc<Handle>, claim: TaskClaim, work: Work)
         Work::Backup(work) => backup::run(&core, &handle, &claim, work).await,
         Work::Restore(work) if work.disk_id.is_none() => restore_vm::run(&core, &handle, work).await.map(Done::Other),
         Work::Restore(work) => restore::run(&core, &handle, work).await.map(Done::Other),
+        Work::Migrate(work) => migrate::run(&core, &handle, work).await.map(Done::Other),
         Work::Verify(work) => verify::run(&core, &handle, work).await.map(Done::Other),
         Work::Import(work) => import::run(&core, &handle, work).await.map(Done::Other),
     }

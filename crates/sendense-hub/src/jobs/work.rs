@@ -4,7 +4,7 @@
 
 use super::queue::Needs;
 use crate::fault::{Result, internal};
-use sendense_api::RestoreTarget;
+use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_types::{
     BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RecoveryId, RepositoryId, SourceId, TaskKind,
     VmContextId,
@@ -20,6 +20,8 @@ pub(crate) enum Work {
     Backup(BackupWork),
     /// Restore one disk of a point, or all of it.
     Restore(RestoreWork),
+    /// Move a recovered machine to storage of its own.
+    Migrate(MigrateWork),
     /// Check a point.
     Verify(VerifyWork),
     /// Rebuild the catalog from a repository.
@@ -64,6 +66,20 @@ pub(crate) struct RestoreWork {
     pub target: RestoreTarget,
 }
 
+/// A recovered machine to move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MigrateWork {
+    pub recovery_id: RecoveryId,
+    pub backup_id: BackupId,
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    pub repository_id: RepositoryId,
+    pub source_id: SourceId,
+    /// A folder of the hypervisor's, as it was granted.
+    pub folder: String,
+    pub format: ImageFormat,
+}
+
 /// A point to check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VerifyWork {
@@ -105,7 +121,7 @@ impl Work {
     pub fn kind(&self) -> TaskKind {
         match self {
             Self::Backup(_) => TaskKind::Backup,
-            Self::Restore(_) => TaskKind::Restore,
+            Self::Restore(_) | Self::Migrate(_) => TaskKind::Restore,
             Self::Verify(_) => TaskKind::Verify,
             Self::Import(_) => TaskKind::Import,
         }
@@ -125,6 +141,12 @@ impl Work {
                 vm: Some((&work.vm_context_id, &work.vm_name)),
                 repository_id: Some(&work.repository_id),
                 source_id: work.source_id.as_ref(),
+            },
+            Self::Migrate(work) => About {
+                backup_id: Some(&work.backup_id),
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: Some(&work.source_id),
             },
             Self::Verify(work) => About {
                 backup_id: Some(&work.backup_id),

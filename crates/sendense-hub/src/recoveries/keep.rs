@@ -5,14 +5,17 @@
 
 use super::disks::Begin;
 use super::record::State;
-use super::{Recovery, commit, life};
-use crate::core::Core;
+use super::{Recovery, commit, life, machine, migrate};
+use crate::core::{Core, blocking};
 use crate::fault::Result;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two passes: a guest waits for its disks, and an idle pass costs nothing.
 const PASS_PERIOD: Duration = Duration::from_secs(2);
+
+/// Between two looks at a machine: so long an idle one may wait after its first request. A look costs two questions to libvirt.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
 
 /// Passes until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
@@ -30,9 +33,11 @@ pub(crate) async fn keep(core: Arc<Core>) {
 
 async fn pass(core: &Arc<Core>, recovery: &Arc<Recovery>) {
     let done = match recovery.record().state {
-        State::Ready if recovery.served().0.is_some() => return,
+        State::Ready if recovery.served().0.is_some() => return wake(core, recovery).await,
         State::Ready => serve(core, recovery).await,
-        State::Creating | State::Ending | State::Committing { .. } => go_on(core, recovery).await,
+        State::Creating | State::Ending | State::Committing { .. } | State::Migrating { .. } => {
+            go_on(core, recovery).await
+        }
     };
     if let Err(problem) = done {
         let mut now = recovery.state.lock();
@@ -43,6 +48,36 @@ async fn pass(core: &Arc<Core>, recovery: &Arc<Recovery>) {
         }
         now.trouble = Some(problem);
     }
+}
+
+/// Lets a machine go on that stopped because a disk was away. After the hub has gone and come back, QEMU fails the first
+/// requests to a disk while it connects again, which may be when an idle guest writes for the first time hours later.
+async fn wake(core: &Arc<Core>, recovery: &Arc<Recovery>) {
+    let record = recovery.record();
+    let Some(machine) = record.machine else { return };
+    if recovery.state.lock().look_at > Instant::now() {
+        return;
+    }
+    let Some(_turn) = recovery.free_turn() else { return };
+    let (dir, floor) = (core.recoveries.dir.clone(), core.recoveries.config.floor_bytes);
+    let woken = async {
+        let door = machine::door(core, &machine.source_id).await?;
+        // One that stopped for want of room would only stop again.
+        blocking(move || life::check_room(&dir, floor).and_then(|()| door.resume(&machine))).await?
+    };
+    let again = match woken.await {
+        Ok(true) => {
+            tracing::info!(recovery_id = %recovery.id, "a machine goes on that had waited for its disks");
+            // It may have to wait for another disk.
+            PASS_PERIOD
+        }
+        Ok(false) => LOOK_PERIOD,
+        Err(problem) => {
+            tracing::debug!(recovery_id = %recovery.id, error = %problem.message, "see whether a machine waits");
+            LOOK_PERIOD
+        }
+    };
+    recovery.state.lock().look_at = Instant::now() + again;
 }
 
 /// Whoever has the turn brings it to where it should be; so nothing here waits for one.
@@ -68,6 +103,7 @@ async fn go_on(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
     match record.state.clone() {
         State::Ready => Ok(()),
         State::Creating | State::Ending => life::end_now(core, recovery).await,
+        State::Migrating { .. } => migrate::settle(core, recovery, record, false).await,
         State::Committing { backup_id } => commit::settle(core, recovery, record, backup_id).await,
     }
 }

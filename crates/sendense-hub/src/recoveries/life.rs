@@ -1,9 +1,9 @@
 //! How a recovery begins and how it ends.
 
-use super::Recovery;
 use super::disks::{self, Begin, Stage};
 use super::machine::{self, Door, Wanted};
 use super::record::{DiskRecord, MachineRecord, Of, Record, State};
+use super::{Recovery, migrate};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, of_block};
 use base64::Engine;
@@ -14,6 +14,7 @@ use sendense_repo::{Manifest, Repository};
 use sendense_types::{Name, Problem, ProblemCode, RecoveryId};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Random bytes in a name: nobody guesses 128 bits.
 const SECRET_BYTES: usize = 16;
@@ -80,7 +81,7 @@ pub(crate) async fn discard(core: &Arc<Core>, recovery: &Recovery) -> Result<()>
     end_now(core, recovery).await
 }
 
-/// Serves its disks. A machine that stopped meanwhile for want of them goes on. The caller has the turn.
+/// Serves its disks. The caller has the turn.
 pub(super) async fn serve(
     core: &Arc<Core>,
     recovery: &Arc<Recovery>,
@@ -90,32 +91,19 @@ pub(super) async fn serve(
     let record = recovery.record();
     let door = door_of(core, &record).await?;
     let (exports, floor) = (core.exports.clone(), ByteLen(core.recoveries.config.floor_bytes));
-    let (way, of) = (door.clone(), record.clone());
     let served = blocking(move || {
-        let Some((door, machine)) = way else {
-            return disks::serve(&of, &repository, Stage::Hub(exports), floor, begin);
+        let Some((door, machine)) = door else {
+            return disks::serve(&record, &repository, Stage::Hub(exports), floor, begin);
         };
         door.prepare(&machine)?;
         let stage = Stage::own(&machine.socket).map_err(|error| of_block("serve the disks", &error))?;
-        let served = disks::serve(&of, &repository, stage, floor, begin)?;
+        let served = disks::serve(&record, &repository, stage, floor, begin)?;
         door.admit(&machine)?;
         Ok(served)
     })
     .await??;
-    {
-        let mut now = recovery.state.lock();
-        (now.served, now.trouble) = (Some(Arc::new(served)), None);
-    }
-    if let (Begin::Open, Some((door, machine))) = (begin, door) {
-        match blocking(move || door.resume(&machine)).await? {
-            Ok(true) => tracing::info!(recovery_id = %recovery.id, "a machine goes on that had waited for its disks"),
-            Ok(false) => {}
-            // Its disks are there, and a person can let it go on.
-            Err(problem) => {
-                tracing::warn!(recovery_id = %recovery.id, error = %problem.message, "see whether a machine waits");
-            }
-        }
-    }
+    let mut now = recovery.state.lock();
+    (now.served, now.trouble, now.look_at) = (Some(Arc::new(served)), None, Instant::now());
     Ok(())
 }
 
@@ -143,6 +131,7 @@ pub(super) async fn end_now(core: &Arc<Core>, recovery: &Recovery) -> Result<()>
             if let Some((door, machine)) = door {
                 door.clear(&machine)?;
             }
+            record.moved.iter().try_for_each(|file| migrate::remove(file))?;
             disks::remove(&record)
         })
         .await??;
@@ -177,7 +166,7 @@ fn disks_of(id: &RecoveryId, manifest: &Manifest) -> Result<Vec<DiskRecord>> {
 }
 
 /// A recovery that could write nothing is not begun.
-fn check_room(dir: &Path, floor_bytes: u64) -> Result<()> {
+pub(super) fn check_room(dir: &Path, floor_bytes: u64) -> Result<()> {
     let found = rustix::fs::statvfs(dir).map_err(|errno| {
         let error = block::Error::io(format!("look for room in {}", dir.display()), errno.into());
         of_block("begin a recovery", &error)

@@ -7,10 +7,12 @@ use crate::core::Core;
 use crate::fault::{OrProblem, Result, invalid};
 use sendense_block::Cancel;
 use sendense_repo::manifest::{Content, Manifest};
-use sendense_source::instant::{InstantVm, PlannedInstant, Standing};
+use sendense_source::instant::{InstantVm, Moving, PlannedInstant, Standing};
+use sendense_source::target::DiskFormat;
 use sendense_source::{ConfigDocument, Instant, Kind, Source, VmRef};
 use sendense_types::{Problem, ProblemCode, RecoveryId, SourceId};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A machine that is asked for.
@@ -22,10 +24,10 @@ pub(crate) struct Wanted {
 
 /// The way to a recovery's machine.
 #[derive(Clone)]
-pub(super) struct Door(Arc<dyn Source>);
+pub(crate) struct Door(Arc<dyn Source>);
 
 /// Opens the way to the machines of a source. Nothing is connected yet.
-pub(super) async fn door(core: &Core, source_id: &SourceId) -> Result<Door> {
+pub(crate) async fn door(core: &Core, source_id: &SourceId) -> Result<Door> {
     let row = core.catalog.sources().get(source_id).await.or_problem()?;
     let source = core.open_source(&row)?;
     match source.instant() {
@@ -109,6 +111,46 @@ impl Door {
     pub fn is_on(&self, machine: &MachineRecord) -> Result<bool> {
         let standing = self.instant()?.look(&vm(machine), &machine.socket, &Cancel::new()).or_problem()?;
         Ok(matches!(standing, Standing::Running | Standing::Stopped))
+    }
+
+    /// Whether it runs, and does not wait for a disk.
+    pub fn is_running(&self, machine: &MachineRecord) -> Result<bool> {
+        let standing = self.instant()?.look(&vm(machine), &machine.socket, &Cancel::new()).or_problem()?;
+        Ok(standing == Standing::Running)
+    }
+
+    /// The disks that it still has of the recovery; none when there is no such machine.
+    pub fn served(&self, machine: &MachineRecord) -> Result<Option<Vec<String>>> {
+        self.instant()?.served(&vm(machine), &machine.socket, &Cancel::new()).or_problem()
+    }
+
+    pub fn begin_move(
+        &self,
+        machine: &MachineRecord,
+        key: &str,
+        file: &Path,
+        format: DiskFormat,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        self.instant()?.begin_move(&vm(machine), key, file, format, cancel).or_problem()
+    }
+
+    pub fn moving(&self, machine: &MachineRecord, key: &str) -> Result<Option<Moving>> {
+        self.instant()?.moving(&vm(machine), key, &Cancel::new()).or_problem()
+    }
+
+    pub fn finish_move(&self, machine: &MachineRecord, key: &str) -> Result<bool> {
+        self.instant()?.finish_move(&vm(machine), key, &Cancel::new()).or_problem()
+    }
+
+    pub fn stop_move(&self, machine: &MachineRecord, key: &str) -> Result<()> {
+        self.instant()?.stop_move(&vm(machine), key, &Cancel::new()).or_problem()
+    }
+
+    /// The folder that a pool's name stands for.
+    pub fn folder(&self, pool: &str) -> Result<PathBuf> {
+        let target = self.0.target().ok_or_else(|| invalid("machines of this source have no place for disks"))?;
+        target.folder(pool, &Cancel::new()).or_problem()
     }
 
     /// Takes it away, if it still is the recovery's.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`machine`] is what runs
-//! on them, [`commit`] makes what they wrote the next point, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
+//! on them, [`commit`] makes what they wrote the next point, [`migrate`] moves a
+//! machine to storage of its own, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
 //! NBD (`sendense_block`).
 //!
 //! Invariant: what is made is recorded before, and what is recorded holds its restore point: nobody deletes that, whether the
@@ -18,6 +19,7 @@ mod disks;
 mod keep;
 mod life;
 mod machine;
+pub(crate) mod migrate;
 mod record;
 
 pub(crate) use keep::keep;
@@ -34,7 +36,7 @@ use sendense_types::{BackupId, Problem, ProblemCode, RecoveryId, SourceId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All recoveries of this hub.
 pub(crate) struct Recoveries {
@@ -64,6 +66,8 @@ struct Now {
     served: Option<Arc<Served>>,
     /// Why it is not as it should be.
     trouble: Option<Problem>,
+    /// When its machine is looked at next.
+    look_at: Instant,
 }
 
 impl Recoveries {
@@ -161,7 +165,11 @@ impl Recoveries {
 impl Recovery {
     fn new(record: Record) -> Self {
         let id = record.recovery_id.clone();
-        Self { id, state: Mutex::new(Now { record, served: None, trouble: None }), turn: Arc::default() }
+        Self {
+            id,
+            state: Mutex::new(Now { record, served: None, trouble: None, look_at: Instant::now() }),
+            turn: Arc::default(),
+        }
     }
 
     /// What is recorded of it.

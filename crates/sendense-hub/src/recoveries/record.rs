@@ -6,6 +6,7 @@
 use crate::data_dir::private_file;
 use sendense_types::{BackupId, DiskNumber, Name, RecoveryId, RepositoryId, SourceId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ pub(crate) struct Record {
     /// The machine that runs on them, where the hub made one.
     #[serde(default)]
     pub machine: Option<MachineRecord>,
+    /// Files of disks that have moved, while others have not.
+    #[serde(default)]
+    pub moved: Vec<PathBuf>,
     pub created_at: Timestamp,
     pub created_by: String,
 }
@@ -70,6 +74,8 @@ pub(crate) enum State {
     Ready,
     /// What was written is being made into this point. When the hub dies now, whether the point is there says how it goes on.
     Committing { backup_id: BackupId },
+    /// Its machine moves to these files, by the keys of the disks. When the hub dies now, those that have not moved stay here.
+    Migrating { files: BTreeMap<String, PathBuf> },
     /// It is being taken away, and nothing stops that.
     Ending,
 }
@@ -104,6 +110,7 @@ impl Record {
             state: State::Creating,
             disks,
             machine: None,
+            moved: Vec::new(),
             created_at: now,
             created_by: by.to_owned(),
         }

@@ -10,8 +10,9 @@ use super::rebuild::{self, Medium, Wanted};
 use super::virsh::{CHANGE, Virsh};
 use super::{Settings, fit, scratch, uuid_of, xml};
 use crate::error::{Error, Kind, Result};
-use crate::instant::{InstantVm, PlannedInstant, Standing};
+use crate::instant::{InstantVm, Moving, PlannedInstant, Standing};
 use crate::model::VmRef;
+use crate::target::DiskFormat;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use sendense_block::Cancel;
 use std::fs::{self, DirBuilder};
@@ -199,5 +200,68 @@ pub(super) fn end(virsh: &Virsh, vm: &VmRef, socket: &Path, cancel: &Cancel) -> 
     match virsh.call(&undefine, CHANGE, cancel) {
         Err(error) if error.kind != Kind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+pub(super) fn served(virsh: &Virsh, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Option<Vec<String>>> {
+    let uuid = uuid_of(vm)?;
+    let mut found = Vec::new();
+    // What it would start with next time counts as well.
+    for args in [&["dumpxml", uuid][..], &["dumpxml", "--inactive", uuid]] {
+        match virsh.ask(args, cancel) {
+            Ok(document) => found.extend(served_disks(&document, socket)?),
+            Err(error) if error.kind == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(Some(found))
+}
+
+pub(super) fn begin_move(
+    virsh: &Virsh,
+    vm: &VmRef,
+    key: &str,
+    file: &Path,
+    format: DiskFormat,
+    cancel: &Cancel,
+) -> Result<()> {
+    check_key(key)?;
+    let Some(path) = file.to_str().filter(|path| path.starts_with('/')) else {
+        return Err(Error::new(Kind::Invalid, format!("{} is no path that libvirt takes", file.display())));
+    };
+    if file.symlink_metadata().is_ok() {
+        return Err(Error::new(Kind::Busy, format!("{path} exists")));
+    }
+    // A copy that ends with the machine's run, which the caller outlives; libvirt demands that this is said.
+    let args = ["blockcopy", uuid_of(vm)?, key, "--dest", path, "--format", format.as_str(), "--transient-job"];
+    virsh.call(&args, CHANGE, cancel).map(drop)
+}
+
+pub(super) fn moving(virsh: &Virsh, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<Option<Moving>> {
+    check_key(key)?;
+    let text = virsh.ask(&["blockjob", uuid_of(vm)?, key, "--info", "--raw"], cancel)?;
+    let number = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name)?.parse().ok());
+    Ok(number("cur=").zip(number("end=")).map(|(done, total)| Moving { done, total }))
+}
+
+pub(super) fn finish_move(virsh: &Virsh, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<bool> {
+    check_key(key)?;
+    match virsh.call(&["blockjob", uuid_of(vm)?, key, "--pivot"], CHANGE, cancel) {
+        Ok(_) => Ok(true),
+        Err(error) if error.to_string().contains("not ready for pivot") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn stop_move(virsh: &Virsh, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<()> {
+    check_key(key)?;
+    match moving(virsh, vm, key, cancel) {
+        Ok(Some(_)) => virsh.call(&["blockjob", uuid_of(vm)?, key, "--abort"], CHANGE, cancel).map(drop),
+        Ok(None) => Ok(()),
+        // A machine that is off copies nothing.
+        Err(error) if matches!(error.kind, Kind::NotFound | Kind::Disturbed) => Ok(()),
+        Err(error) => Err(error),
     }
 }

@@ -28,11 +28,11 @@ mod virsh;
 mod xml;
 
 use crate::error::{Error, Kind, Result};
-use crate::instant::{Instant, InstantVm, PlannedInstant, Standing};
+use crate::instant::{Instant, InstantVm, Moving, PlannedInstant, Standing};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
-use crate::target::{NewVm, Planned, Target};
+use crate::target::{DiskFormat, NewVm, Planned, Target};
 use crate::{Frozen, Source};
 use domain::{Domain, Place};
 use sendense_block::Cancel;
@@ -296,6 +296,26 @@ impl Instant for LibvirtSource {
 
     fn resume(&self, vm: &VmRef, cancel: &Cancel) -> Result<()> {
         instant::resume(&self.settings.virsh, vm, cancel)
+    }
+
+    fn served(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Option<Vec<String>>> {
+        instant::served(&self.settings.virsh, vm, socket, cancel)
+    }
+
+    fn begin_move(&self, vm: &VmRef, key: &str, file: &Path, format: DiskFormat, cancel: &Cancel) -> Result<()> {
+        instant::begin_move(&self.settings.virsh, vm, key, file, format, cancel)
+    }
+
+    fn moving(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<Option<Moving>> {
+        instant::moving(&self.settings.virsh, vm, key, cancel)
+    }
+
+    fn finish_move(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<bool> {
+        instant::finish_move(&self.settings.virsh, vm, key, cancel)
+    }
+
+    fn stop_move(&self, vm: &VmRef, key: &str, cancel: &Cancel) -> Result<()> {
+        instant::stop_move(&self.settings.virsh, vm, key, cancel)
     }
 
     fn end(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The words of `sendense recover`.
 
+use super::Format;
 use clap::Subcommand;
 use sendense_types::{BackupId, Name};
 
@@ -33,6 +34,20 @@ pub enum RecoverCommand {
     Commit {
         /// Its name or id.
         recovery: String,
+        /// Wait for the end and show progress.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Move the machine to storage of its own while it runs, and end the recovery.
+    Migrate {
+        /// Its name or id.
+        recovery: String,
+        /// Where its disks go: a libvirt pool, or a folder on the hub below an allowed path.
+        #[arg(long, value_name = "POOL|DIR", default_value = "default")]
+        pool: String,
+        /// The disks' format.
+        #[arg(long, value_enum, default_value_t = Format::Qcow2)]
+        format: Format,
         /// Wait for the end and show progress.
         #[arg(long)]
         wait: bool,

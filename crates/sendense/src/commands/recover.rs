@@ -1,14 +1,16 @@
 //! `sendense recover`: machines straight from restore points.
 
 use super::backup::confirmed;
-use super::restore::source_of;
-use crate::args::RecoverCommand;
+use super::path_text;
+use super::restore::{follow, source_of};
+use crate::args::{Format, RecoverCommand};
 use crate::context::Context;
 use crate::output::{bytes, json, line, say, table as show};
 use crate::tables;
 use anyhow::Result;
 use sendense_api::reply::{DoneReply, RecoveryListReply, RecoveryReply};
-use sendense_api::{CreateRecovery, ListQuery, Recovery};
+use sendense_api::{CreateRecovery, ImageFormat, ListQuery, MigrateRecovery, Recovery};
+use std::path::Path;
 
 /// Runs the command.
 pub async fn run(context: &Context, command: RecoverCommand) -> Result<u8> {
@@ -35,6 +37,16 @@ pub async fn run(context: &Context, command: RecoverCommand) -> Result<u8> {
         RecoverCommand::Commit { recovery, wait } => {
             let backup = client.commit_recovery(&recovery).await?;
             return super::backup::follow(context, backup, wait).await;
+        }
+        RecoverCommand::Migrate { recovery, pool, format, wait } => {
+            let format = match format {
+                Format::Raw => ImageFormat::Raw,
+                Format::Qcow2 => ImageFormat::Qcow2,
+            };
+            // A pool's name has no separator; anything else is a path, seen from here.
+            let pool = if pool.contains('/') { path_text(Path::new(&pool))? } else { pool };
+            let task = client.migrate_recovery(&recovery, &MigrateRecovery { pool, format }).await?;
+            return follow(context, task, format!("migration of {recovery}"), wait).await;
         }
         RecoverCommand::Discard { recovery, yes } => return discard(context, &recovery, yes).await,
     }

@@ -7,7 +7,7 @@ use crate::output::{json, line, say};
 use crate::progress;
 use anyhow::Result;
 use sendense_api::reply::TaskReply;
-use sendense_api::{ImageFormat, LIMIT_MAX, Limit, ListQuery, RestoreBackup, RestoreTarget, VmdkSubformat};
+use sendense_api::{ImageFormat, LIMIT_MAX, Limit, ListQuery, RestoreBackup, RestoreTarget, Task, VmdkSubformat};
 use sendense_types::{BackupId, DiskNumber};
 use std::path::Path;
 
@@ -79,19 +79,24 @@ fn disk_target(
 /// Asks for a restore and waits for it where that is wanted.
 async fn restore(context: &Context, backup_id: BackupId, body: RestoreBackup, to: String, wait: bool) -> Result<u8> {
     let task = context.client.restore_backup(&backup_id, &body).await?;
+    follow(context, task, format!("restore of {backup_id} to {to}"), wait).await
+}
+
+/// Tells of a task that was begun; waits for its end where that is wanted.
+pub(super) async fn follow(context: &Context, task: Task, what: String, wait: bool) -> Result<u8> {
     if !wait {
         if context.json {
             json(&TaskReply::new(task))?;
         } else {
             line(task.task_id.as_str());
-            say(format!("restoring; wait for it with 'sendense task wait {}'", task.task_id));
+            say(format!("{what} begins; wait for it with 'sendense task wait {}'", task.task_id));
         }
         return Ok(0);
     }
-    match progress::wait_completed(&context.client, &task.task_id, &format!("restore of {backup_id}")).await? {
+    match progress::wait_completed(&context.client, &task.task_id, &what).await? {
         Err(code) => return Ok(code),
         Ok(task) if context.json => json(&TaskReply::new(*task))?,
-        Ok(task) => say(task.summary.unwrap_or_else(|| format!("restored {backup_id} to {to}"))),
+        Ok(task) => say(task.summary.unwrap_or_else(|| format!("{what} is done"))),
     }
     Ok(0)
 }

@@ -105,7 +105,7 @@ async fn add(context: &Context, mut new: CreateSource) -> Result<Source> {
     }
     say(format!("{} shows a certificate with this SHA-256:", new.address));
     say(format!("  {shown}"));
-    if !confirmed("Is it the one that its administrator names?")? {
+    if !confirmed("Is it the one that its administrator names?", "say it with --thumbprint")? {
         bail!("the certificate was not confirmed; nothing was added");
     }
     new.thumbprint = Some(shown);

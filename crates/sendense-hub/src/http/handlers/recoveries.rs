@@ -7,8 +7,8 @@ use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
-use sendense_api::reply::{BackupReply, DoneReply, RecoveryListReply, RecoveryReply};
-use sendense_api::{CreateRecovery, ListQuery, ProblemBody};
+use sendense_api::reply::{BackupReply, DoneReply, RecoveryListReply, RecoveryReply, TaskReply};
+use sendense_api::{CreateRecovery, ListQuery, MigrateRecovery, ProblemBody};
 
 /// Serve a restore point writable.
 ///
@@ -90,6 +90,29 @@ pub(in crate::http) async fn commit_recovery(
     let backup = app.commit_recovery(&caller, &recovery).await?;
     let message = format!("what was written to {recovery} becomes {}", backup.backup_id);
     Ok((StatusCode::ACCEPTED, Json(BackupReply::done(message, backup))))
+}
+
+/// Migrate a recovered machine.
+///
+/// While it runs its hypervisor copies its disks to storage of their own, and the recovery ends. The answer comes at once; the
+/// work goes on as a task. When it fails, or is cancelled, the machine goes on with the recovery's disks where they have not moved.
+#[utoipa::path(
+    post, path = "/recoveries/{recovery}/migrate", tag = "recoveries", request_body = MigrateRecovery,
+    params(("recovery" = String, Path, description = "The recovery's id or name.")),
+    responses(
+        (status = 202, description = "The task waits or runs.", body = TaskReply),
+        (status = 409, description = "It has no machine that runs, or is being worked on.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("operator"))),
+)]
+pub(in crate::http) async fn migrate_recovery(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(recovery): NameOrId,
+    Body(request): Body<MigrateRecovery>,
+) -> Result<(StatusCode, Json<TaskReply>)> {
+    let task = app.migrate_recovery(&caller, &recovery, request).await?;
+    Ok((StatusCode::ACCEPTED, Json(TaskReply::done(format!("the machine of {recovery} moves"), task))))
 }
 
 /// Discard a recovery.

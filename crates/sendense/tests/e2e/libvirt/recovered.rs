@@ -2,17 +2,27 @@
 
 use super::lab::guest::Guest;
 use super::lab::{Lab, lab, until};
+use super::restored::{disks, pool};
 use super::{back_up, scratch, start_hub};
 use crate::hub::{Hub, field, path, tool, tree};
-use crate::recover::until_ready;
+use crate::recover::{set_state, until_ready};
+use serde_json::Value;
+use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 const MAC: &str = "52:54:00:0d:0e:0f";
 
-/// What the machine's own disk says to a command of qemu-io.
-fn io(lab: &Lab, domain: &str, disk: &str, command: &str) -> String {
+/// A command of qemu-io on the machine's own disk. What comes of it is seen elsewhere: the monitor does not tell.
+fn io(lab: &Lab, domain: &str, disk: &str, command: &str) {
     let line = format!("qemu-io -d /machine/peripheral/{disk}/virtio-backend \"{command}\"");
-    lab.virsh(&["qemu-monitor-command", domain, "--hmp", &line])
+    lab.virsh(&["qemu-monitor-command", domain, "--hmp", &line]);
+}
+
+/// What a disk of a recovery holds, as another client sees it.
+fn served_bytes(dir: &Path, recovery: &Value, disk: usize) -> Vec<u8> {
+    let copy = dir.join("copy");
+    tool("libnbd-bin", "nbdcopy", &[field(&recovery["disks"][disk], "uri"), path(&copy)]);
+    std::fs::read(&copy).unwrap()
 }
 
 fn state(lab: &Lab, domain: &str) -> String {
@@ -48,11 +58,17 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
         assert!(!document.contains(gone), "{gone} is in {document}");
     }
     // Both machines run; each has its own disks.
-    assert!(!io(lab, &name, "virtio-disk0", "read -P 17 64k 3M").contains("ailed"));
+    let mut models = [guest.model["vda"].clone(), guest.model["vdb"].clone()];
     for command in ["write -P 51 1M 1M", "write -z 2M 64k", "flush"] {
-        assert!(!io(lab, &name, "virtio-disk0", command).contains("ailed"), "{command}");
+        io(lab, &name, "virtio-disk0", command);
     }
-    assert!(!io(lab, &name, "virtio-disk1", "write -P 52 0 512").contains("ailed"));
+    io(lab, &name, "virtio-disk1", "write -P 52 0 512");
+    models[0][MIB as usize..2 * MIB as usize].fill(51);
+    models[0][2 * MIB as usize..2 * MIB as usize + 65536].fill(0);
+    models[1][..512].fill(52);
+    for (disk, model) in models.iter().enumerate() {
+        assert!(served_bytes(dir.path(), &begun, disk) == *model, "disk {disk} differs");
+    }
     guest.write("vda", 0x44, 0, MIB);
     hub.fails(4, &["backup", "delete", &id, "--cascade", "--yes"]);
     hub.fails(4, &["source", "delete", "lab"]);
@@ -68,20 +84,16 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
     hub = Hub::start(dir.path());
     until("the machine goes on", || state(lab, &name).starts_with("running").then_some(()));
     let served = until_ready(&hub, &name);
-    for (disk, command) in [
-        ("virtio-disk0", "read -P 51 1M 1M"),
-        ("virtio-disk0", "read -P 0 2M 64k"),
-        ("virtio-disk0", "read -P 17 64k 960k"),
-        ("virtio-disk1", "read -P 52 0 512"),
-        ("virtio-disk1", "read -P 34 1M 1M"),
-    ] {
-        let said = io(lab, &name, disk, command);
-        assert!(said.contains("read ") && !said.contains("ailed"), "{command}: {said}");
+    for (disk, model) in models.iter().enumerate() {
+        assert_eq!(served["disks"][disk]["uri"], begun["disks"][disk]["uri"]);
+        assert!(served_bytes(dir.path(), &served, disk) == *model, "disk {disk} differs after the kill");
     }
-    // Others see the same: the socket's owner may be another user, but we may do anything.
-    let uri = field(&served["disks"][1], "uri");
-    assert_eq!(uri, field(&begun["disks"][1], "uri"));
-    tool("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read -P 52 0 512", uri]);
+    // The machine is connected again; QEMU answers with an error as long as it is not.
+    models[1][512..1024].fill(53);
+    until("the machine writes again", || {
+        io(lab, &name, "virtio-disk1", "write -P 53 512 512");
+        (served_bytes(dir.path(), &served, 1) == models[1]).then_some(())
+    });
 
     // A second one goes at once with what it wrote.
     let other = format!("{name}-2");
@@ -91,14 +103,10 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
     // Shut down, the first becomes the next point.
     lab.virsh(&["destroy", &name]);
     let made = hub.json(&["recover", "commit", &name, "--wait"])["backup"].clone();
-    let mut written = vec![0; 8 * MIB as usize];
-    written[65536..65536 + 3 * MIB as usize].fill(0x11);
-    written[MIB as usize..2 * MIB as usize].fill(51);
-    written[2 * MIB as usize..2 * MIB as usize + 65536].fill(0);
     let out = dir.path().join("committed");
     let args = ["restore", "disk", field(&made, "backup_id"), "--disk", "0", "--to", path(&out), "--wait"];
     hub.ok(&args);
-    assert!(std::fs::read(&out).unwrap() == written);
+    assert!(std::fs::read(&out).unwrap() == models[0]);
     assert!(lab.try_virsh(&["dominfo", &name]).is_err(), "the machine is gone");
     assert_eq!(tree(&scratch(lab, &guest)), before);
     assert_eq!(tree(&hub.data_dir.join("recoveries")), Vec::<String>::new());
@@ -126,4 +134,71 @@ fn a_machine_runs_on_a_point_and_waits_for_a_hub_that_was_killed() {
     lab.virsh(&["undefine", &name]);
     assert_eq!(tree(&scratch(lab, &guest)), before);
     hub.ok(&["source", "delete", "lab"]);
+}
+
+#[test]
+fn a_machine_moves_to_storage_of_its_own_while_it_runs() {
+    let lab = lab();
+    let mut guest = Guest::define(lab, &[("vda", "qcow2", 6 * MIB), ("vdb", "raw", 3 * MIB)]);
+    guest.start();
+    guest.write("vda", 0x61, 0, 2 * MIB);
+    guest.write("vdb", 0x62, MIB, MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let mut hub = start_hub(dir.path(), &guest);
+    let pool = pool(lab, dir.path());
+    let id = field(&back_up(&hub, &guest, "main", &[]), "backup_id").to_owned();
+    let before = tree(&scratch(lab, &guest));
+    let name = format!("{}-moves", guest.name);
+    let to = ["--pool", path(&pool), "--wait"];
+
+    hub.json(&["recover", "instant", &id, "--name", "served-only"]);
+    hub.fails(4, &[&["recover", "migrate", "served-only"][..], &to].concat());
+    hub.ok(&["recover", "discard", "served-only", "--yes"]);
+    let begun = hub.json(&["recover", "instant", &id, "--name", &name, "--libvirt", "lab"])["recovery"].clone();
+    io(lab, &name, "virtio-disk0", "write -P 99 4M 1M");
+    // Not below an allowed folder.
+    hub.fails(2, &["recover", "migrate", &name, "--pool", "/var/tmp", "--wait"]);
+    // One that cannot be finished: the second disk finds no place, and the machine goes on with what it had.
+    let full = dir.path().join("nowhere");
+    std::fs::create_dir(&full).unwrap();
+    if rustix::process::geteuid().is_root() {
+        // QEMU's user cannot write there.
+        hub.fails(6, &["recover", "migrate", &name, "--pool", path(&full), "--wait"]);
+        assert_eq!(tree(&full), Vec::<String>::new());
+        until_ready(&hub, &name);
+    }
+    // One that was cut off: the copy is given up, its file goes, and the machine goes on with what it had.
+    let (cut, record) = (pool.join("cut.qcow2"), field(&begun, "recovery_id"));
+    lab.virsh(&["blockcopy", &name, "vda", "--dest", path(&cut), "--format", "qcow2", "--transient-job"]);
+    hub.kill_9();
+    let migrating = serde_json::json!({ "migrating": { "files": { "vda": path(&cut) } } });
+    set_state(&hub.data_dir.join("recoveries").join(format!("{record}.json")), migrating);
+    hub = Hub::start(dir.path());
+    until_ready(&hub, &name);
+    assert!(!cut.exists() && lab.virsh(&["blockjob", &name, "vda", "--info", "--raw"]).trim().is_empty());
+    until("the machine goes on", || state(lab, &name).starts_with("running").then_some(()));
+
+    let said = hub.json(&[&["recover", "migrate", &name][..], &to].concat());
+    assert!(field(&said["task"], "summary").contains("2 disks"), "{said:#}");
+    hub.fails(3, &["recover", "show", &name]);
+    assert_eq!(tree(&hub.data_dir.join("recoveries")), Vec::<String>::new());
+    assert_eq!(tree(&scratch(lab, &guest)), before);
+    assert!(state(lab, &name).starts_with("running"), "it never stopped");
+    io(lab, &name, "virtio-disk1", "write -P 100 0 512");
+    // It starts again without the hub.
+    assert_eq!(hub.stop(), Some(0));
+    lab.virsh(&["destroy", &name]);
+    let document = lab.virsh(&["dumpxml", "--inactive", &name]);
+    assert!(!document.contains("nbd") && document.contains(path(&pool)), "{document}");
+    let mut models = [guest.model["vda"].clone(), guest.model["vdb"].clone()];
+    models[0][4 * MIB as usize..5 * MIB as usize].fill(99);
+    models[1][..512].fill(100);
+    for ((target, file), model) in disks(lab, &name).iter().zip(&models) {
+        let out = dir.path().join("out");
+        tool("qemu-utils", "qemu-img", &["convert", "-f", "qcow2", "-O", "raw", file, path(&out)]);
+        assert!(std::fs::read(&out).unwrap() == *model, "{target} differs");
+    }
+    lab.virsh(&["start", &name]);
+    lab.virsh(&["destroy", &name]);
+    lab.virsh(&["undefine", &name]);
 }

@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 const MAC: &str = "52:54:00:0a:0b:0c";
 
 /// A folder for disks that QEMU's user may use.
-fn pool(lab: &Lab, dir: &Path) -> PathBuf {
+pub(super) fn pool(lab: &Lab, dir: &Path) -> PathBuf {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let pool = dir.join("pool");
     std::fs::create_dir(&pool).unwrap();
@@ -20,7 +20,7 @@ fn pool(lab: &Lab, dir: &Path) -> PathBuf {
 }
 
 /// The files of a domain's disks by target.
-fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
+pub(super) fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
     let text = lab.virsh(&["domblklist", domain]);
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     text.lines().map(words).filter(|words| words.len() == 2).map(|words| (words[0].clone(), words[1].clone())).collect()
