@@ -110,13 +110,13 @@ fn an_image_that_changes_while_it_is_read_gives_no_point() {
     assert_holds(&out, &disk.bytes);
 }
 
-/// An NBD server that takes its time for every read.
+/// An NBD server that takes its time for every read; of one thread for the reason at [`crate::servers::stuck_nbd`].
 struct SlowServer(Child);
 
 impl SlowServer {
     fn start(socket: &Path) -> Self {
         let child = Command::new("nbdkit")
-            .args(["-f", "-U", path(socket), "--filter=delay", "pattern", "64M", "rdelay=2"])
+            .args(["-f", "-t", "1", "-U", path(socket), "--filter=delay", "pattern", "64M", "rdelay=2"])
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 /// busy machine may take its time without hiding a cancellation that does not work.
 const SOON: Duration = Duration::from_secs(10);
 
-/// An NBD server that answers no request of this kind within an hour.
+/// An NBD server that answers no request of this kind within an hour. One thread serves a client: with several, nbdkit 1.32 may
+/// abort when a client goes away with requests in flight, and the next one finds no server.
 struct Stuck {
     child: Child,
     uri: String,
@@ -30,7 +31,7 @@ impl Stuck {
     async fn start(folder: &Path, name: &str, plugin: &str, delay: &str) -> Self {
         let socket = folder.join(name);
         let child = Command::new("nbdkit")
-            .args(["-f", "-U"])
+            .args(["-f", "-t", "1", "-U"])
             .arg(&socket)
             .args(["--filter=delay", plugin, "64M", delay])
             .stdin(Stdio::null())
