@@ -3,43 +3,19 @@
 // Each test program uses its part of it, and none of it runs outside tests.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use parking_lot::Mutex;
+pub mod journal;
+
+use journal::Memory;
 use sendense_block::{ByteLen, ByteOffset, Cancel, Content, Disk, Extent};
 use sendense_source::paths::Roots;
 use sendense_source::{
-    Artefact, DiscoveredVm, DiskRequest, FreezeRequest, Frozen, Journal, Result, Source, SourceContext, VmRef,
+    DiscoveredVm, DiskRequest, FreezeRequest, Frozen, Journal, Result, Source, SourceContext, VmRef,
 };
 use sendense_types::{DeploymentId, SourceId, SourceKind, TaskId};
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-
-/// A journal that forgets nothing but what was closed.
-#[derive(Default)]
-pub struct MemoryJournal {
-    state: Mutex<(u64, BTreeMap<u64, Artefact>)>,
-}
-
-impl Journal for MemoryJournal {
-    fn record(&self, artefact: &Artefact) -> Result<u64> {
-        let mut state = self.state.lock();
-        state.0 += 1;
-        let number = state.0;
-        state.1.insert(number, artefact.clone());
-        Ok(number)
-    }
-
-    fn close(&self, entry: u64) -> Result<()> {
-        assert!(self.state.lock().1.remove(&entry).is_some(), "entry {entry} was closed twice");
-        Ok(())
-    }
-
-    fn open_entries(&self) -> Result<Vec<(u64, Artefact)>> {
-        Ok(self.state.lock().1.iter().map(|(number, artefact)| (*number, artefact.clone())).collect())
-    }
-}
 
 /// A temporary folder with `images/` below it as the source and `outside/` beside it.
 pub struct Lab {
@@ -47,7 +23,7 @@ pub struct Lab {
     pub base: PathBuf,
     pub images: PathBuf,
     pub outside: PathBuf,
-    pub journal: Arc<MemoryJournal>,
+    pub journal: Arc<Memory>,
 }
 
 impl Lab {

@@ -6,9 +6,13 @@
 
 mod agent;
 mod faults;
+#[path = "../common/journal.rs"]
+mod journal;
 mod lab;
 mod live;
 mod off;
+#[path = "../common/points.rs"]
+mod points;
 mod random;
 mod target;
 mod tracking;

@@ -53,7 +53,7 @@ fn twenty_incrementals_of_two_disks_are_what_the_guest_wrote() {
     let mut points = back_up(&machine, &*source, &Points::new());
     machine.assert_points(&points);
     assert!(points.values().all(|point| point.token.is_some()), "tracking is on from the first backup");
-    assert!(points["disk-2000"].read < MIB, "holes are not read: {points:?}");
+    assert!(points["disk-2000"].data < MIB, "holes are not read: {points:?}");
 
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut below = |bound: usize| random.next_u32() as usize % bound;
@@ -72,7 +72,7 @@ fn twenty_incrementals_of_two_disks_are_what_the_guest_wrote() {
         assert!(lab.proxy.count("QueryChangedDiskAreas") - before >= 2);
     }
     points = back_up(&machine, &*source, &points);
-    assert!(points.values().all(|point| point.read == 0), "nothing was written: {points:?}");
+    assert!(points.values().all(|point| point.data == 0), "nothing was written: {points:?}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn tracking_that_begins_anew_is_noticed() {
     machine.write(0, 2 << 20, b"three");
     let points = back_up(&machine, &*source, &points);
     machine.assert_points(&points);
-    assert_eq!((points["disk-2000"].reason.as_deref(), points["disk-2000"].read), (None, 65536));
+    assert_eq!((points["disk-2000"].reason.as_deref(), points["disk-2000"].data), (None, 65536));
 }
 
 #[test]

@@ -6,6 +6,10 @@
 mod backups;
 mod events;
 mod faults;
+#[path = "../common/journal.rs"]
+mod journal;
 #[path = "../../../../lab/vsphere/mod.rs"]
 mod lab;
+#[path = "../common/points.rs"]
+mod points;
 mod world;

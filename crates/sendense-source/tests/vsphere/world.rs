@@ -1,16 +1,14 @@
 //! The lab as the source's tests see it: a source on it, machines with a model of what their guests wrote, backups as a hub
 //! makes them.
 
+pub use crate::journal::Memory;
 use crate::lab::{Guest, Lab, PASSWORD, USERNAME, write};
-use parking_lot::Mutex;
-use sendense_block::{Cancel, Content, Extent};
-use sendense_source::{
-    Artefact, Changes, DiscoveredVm, DiskRequest, FreezeRequest, Frozen, Journal, Result, Source, SourceContext, VmRef,
-};
-use sendense_types::{Consistency, DeploymentId, TaskId, TrackingToken};
+pub use crate::points::{Points, copy};
+use sendense_block::Cancel;
+use sendense_source::{Artefact, DiscoveredVm, DiskRequest, FreezeRequest, Source, SourceContext, VmRef};
+use sendense_types::{Consistency, DeploymentId, TaskId};
 use sendense_vsphere::Vim;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -133,65 +131,6 @@ impl<'lab> Machine<'lab> {
     }
 }
 
-/// A restore point of one disk.
-#[derive(Clone, Default)]
-pub struct Point {
-    pub bytes: Vec<u8>,
-    pub token: Option<TrackingToken>,
-    /// Blocks that were read for it.
-    pub read: u64,
-    /// Why it is not a delta.
-    pub reason: Option<String>,
-}
-
-impl std::fmt::Debug for Point {
-    /// Without the bytes, which fill the screen.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes, {} read, {:?}, {:?}", self.bytes.len(), self.read, self.token, self.reason)
-    }
-}
-
-/// The newest point of each disk, by key.
-pub type Points = BTreeMap<String, Point>;
-
-/// Reads every disk as a mover would: only what changed onto the parent, or all of it.
-pub fn copy(frozen: &dyn Frozen, request: &FreezeRequest, parents: &Points) -> Result<Points> {
-    let mut points = Points::new();
-    for (asked, facts) in request.disks.iter().zip(&frozen.facts().disks) {
-        let disk = frozen.open(&asked.key, &Cancel::new())?;
-        assert_eq!(disk.size(), facts.capacity);
-        let whole = Extent::whole(facts.capacity);
-        let mut point = Point { token: facts.token.clone(), ..Point::default() };
-        let wanted = match frozen.changes(&asked.key)? {
-            Changes::Delta(map) => {
-                point.bytes = parents[&asked.key].bytes.clone();
-                assert_eq!(point.bytes.len() as u64, facts.capacity.0, "a delta over a resize");
-                map.changed(whole)?.to_blocks(whole.end())
-            }
-            Changes::Unknown { reason } => {
-                point.bytes = vec![0; facts.capacity.0 as usize];
-                point.reason = Some(reason);
-                [whole].into_iter().collect()
-            }
-        };
-        for extent in wanted.as_slice() {
-            for mapped in disk.allocation(*extent)? {
-                let range = mapped.extent.start().0 as usize..mapped.extent.end().0 as usize;
-                let mut bytes = vec![0xee; range.len()];
-                disk.read_at(mapped.extent.start(), &mut bytes)?;
-                if mapped.content == Content::Zero {
-                    assert!(sendense_block::digest::is_zero(&bytes), "the map says zero at {:?}", mapped.extent);
-                } else {
-                    point.read += bytes.len() as u64;
-                }
-                point.bytes[range].copy_from_slice(&bytes);
-            }
-        }
-        points.insert(asked.key.clone(), point);
-    }
-    Ok(points)
-}
-
 /// One whole backup; nothing is left of it but the points.
 #[track_caller]
 pub fn back_up(machine: &Machine<'_>, source: &dyn Source, parents: &Points) -> Points {
@@ -207,41 +146,4 @@ pub fn back_up(machine: &Machine<'_>, source: &dyn Source, parents: &Points) -> 
     assert_eq!(journal.open(), Vec::<Artefact>::new(), "the journal is not closed");
     machine.guest.lab.assert_clean();
     points
-}
-
-/// A journal in memory.
-#[derive(Default)]
-pub struct Memory(Mutex<(u64, BTreeMap<u64, Artefact>)>);
-
-impl Memory {
-    pub fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    pub fn door(self: &Arc<Self>) -> Arc<dyn Journal> {
-        self.clone()
-    }
-
-    pub fn open(&self) -> Vec<Artefact> {
-        self.0.lock().1.values().cloned().collect()
-    }
-}
-
-impl Journal for Memory {
-    fn record(&self, artefact: &Artefact) -> Result<u64> {
-        let mut state = self.0.lock();
-        state.0 += 1;
-        let number = state.0;
-        state.1.insert(number, artefact.clone());
-        Ok(number)
-    }
-
-    fn close(&self, entry: u64) -> Result<()> {
-        assert!(self.0.lock().1.remove(&entry).is_some(), "entry {entry} was closed twice");
-        Ok(())
-    }
-
-    fn open_entries(&self) -> Result<Vec<(u64, Artefact)>> {
-        Ok(self.0.lock().1.iter().map(|(number, artefact)| (*number, artefact.clone())).collect())
-    }
 }
