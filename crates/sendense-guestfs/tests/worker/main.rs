@@ -9,34 +9,16 @@ mod hostile;
 mod images;
 mod lives;
 mod reads;
+#[path = "../runner/mod.rs"]
+mod runner;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+pub use runner::Test;
 use std::process::ExitCode;
-
-/// A test and its name.
-pub type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(mode) = arguments.first().and_then(|first| first.strip_prefix("worker:")) {
         return child::run(mode);
     }
-    let tests: Vec<Test> = [confined::TESTS, lives::TESTS, hostile::TESTS, reads::TESTS, disks::TESTS].concat();
-    if arguments.iter().any(|argument| argument == "--list") {
-        tests.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    // What a caller may give besides: a part of a name. Other options of the usual test program mean nothing here.
-    let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let mut failed = 0;
-    for (name, test) in tests {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
-            continue;
-        }
-        let begun = std::time::Instant::now();
-        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-        println!("test {name} ... {} ({} ms)", if passed { "ok" } else { "FAILED" }, begun.elapsed().as_millis());
-        failed += usize::from(!passed);
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    runner::run([confined::TESTS, lives::TESTS, hostile::TESTS, reads::TESTS, disks::TESTS].concat(), &arguments)
 }
