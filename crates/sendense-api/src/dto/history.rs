@@ -79,6 +79,21 @@ pub struct FileVersion {
 }
 
 impl FileVersion {
+    /// A version of which nothing is known but its state, held by no point yet.
+    pub fn nothing(state: VersionState) -> Self {
+        Self {
+            state,
+            file: None,
+            resolved_path_encoded: None,
+            sha256: None,
+            sha256_missing: None,
+            volume: None,
+            consistency: None,
+            reason: None,
+            points: Vec::new(),
+        }
+    }
+
     /// Whether both tell the same, of whichever points.
     pub fn is_same(&self, other: &Self) -> bool {
         let Self { state, file, resolved_path_encoded, sha256, sha256_missing, volume, consistency, reason, points: _ } =

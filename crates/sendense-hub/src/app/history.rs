@@ -171,21 +171,7 @@ fn unreadable(problem: &Problem) -> FileVersion {
         true => problem.message.clone(),
         false => format!("{}: {}", problem.message, problem.details),
     };
-    FileVersion { reason: Some(reason), ..nothing(VersionState::Unreadable) }
-}
-
-fn nothing(state: VersionState) -> FileVersion {
-    FileVersion {
-        state,
-        file: None,
-        resolved_path_encoded: None,
-        sha256: None,
-        sha256_missing: None,
-        volume: None,
-        consistency: None,
-        reason: None,
-        points: Vec::new(),
-    }
+    FileVersion { reason: Some(reason), ..FileVersion::nothing(VersionState::Unreadable) }
 }
 
 /// What a point holds under the path.
@@ -201,12 +187,12 @@ fn seen(reader: &dyn Reader, volumes: &[Volume], asked: Option<&VolumeId>, path:
 fn file_in(reader: &dyn Reader, volume: &VolumeId, path: &GuestPath) -> sendense_guestfs::Result<FileVersion> {
     let own = match reader.stat(volume, path) {
         Ok(meta) => meta,
-        Err(Error::NotFound | Error::NotDirectory) => return Ok(nothing(VersionState::Absent)),
+        Err(Error::NotFound | Error::NotDirectory) => return Ok(FileVersion::nothing(VersionState::Absent)),
         Err(error) => return Err(error),
     };
     let here = |meta: &Meta, target: Option<&[u8]>| FileVersion {
         file: Some(words::file(path, meta, target)),
-        ..nothing(VersionState::Present)
+        ..FileVersion::nothing(VersionState::Present)
     };
     if own.file_type != FileType::Symlink {
         return with_digest(reader, volume, path, &own, here(&own, None));

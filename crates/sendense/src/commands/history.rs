@@ -112,15 +112,9 @@ mod tests {
             created_at: Timestamp::from_micros(i64::from(*number)),
         };
         FileVersion {
-            state,
-            file: None,
-            resolved_path_encoded: None,
-            sha256: None,
-            sha256_missing: None,
-            volume: None,
-            consistency: None,
             reason: Some("a\u{1b}[2J".to_owned()).filter(|_| state == VersionState::Unreadable),
             points: points.iter().map(point).collect(),
+            ..FileVersion::nothing(state)
         }
     }
 
