@@ -51,6 +51,16 @@ pub(crate) fn of_source(error: &sendense_source::Error) -> Problem {
     Problem::new(code, error.to_string(), causes(error))
 }
 
+/// A problem of deciding what a new machine will be: what is in its way, or does not fit, is told as the request's.
+pub(crate) fn of_planning(error: &sendense_source::Error) -> Problem {
+    use sendense_source::Kind;
+    match error.kind {
+        Kind::Busy => Problem::new(ProblemCode::Conflict, error.to_string(), ""),
+        Kind::Unsupported => Problem { code: ProblemCode::InvalidInput, ..of_source(error) },
+        _ => of_source(error),
+    }
+}
+
 /// A problem of reading or writing blocks somewhere; `what` says where.
 pub(crate) fn of_block(what: &str, error: &sendense_block::Error) -> Problem {
     use sendense_block::Kind;

@@ -8,15 +8,15 @@ use super::restore::same_place;
 use super::work::RestoreWork;
 use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
-use crate::fault::{OrProblem, Result, invalid, of_repo, of_source};
-use crate::restore::{Job, LANES};
+use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
+use crate::restore::{Job, LANES, documents};
 use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
 use sendense_repo::extract::{Format, How, extract};
-use sendense_repo::manifest::{Content, Manifest};
+use sendense_repo::manifest::Manifest;
+use sendense_source::Source;
 use sendense_source::target::{DiskFormat, NewVm, Planned};
-use sendense_source::{ConfigDocument, Source};
-use sendense_types::{Problem, ProblemCode};
+use sendense_types::Problem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -89,16 +89,7 @@ fn plan(
     if !folder.is_dir() {
         return Err(invalid(format!("{} is no folder", folder.display())));
     }
-    let documents: Vec<ConfigDocument> = manifest
-        .documents
-        .iter()
-        .filter_map(|document| match &document.content {
-            Content::Text(text) => {
-                Some(ConfigDocument { kind: document.name.clone(), content: Some(text.clone()), missing: None })
-            }
-            Content::Hex(_) => None,
-        })
-        .collect();
+    let documents = documents(manifest);
     let disks: Vec<String> = manifest.disks.iter().map(|disk| disk.disk_key.clone()).collect();
     let format = if *format == ImageFormat::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
     let new = NewVm {
@@ -110,11 +101,7 @@ fn plan(
         networks,
         keep_identity: *keep_identity,
     };
-    let planned = door.plan(&new, cancel).map_err(|error| match error.kind {
-        sendense_source::Kind::Busy => Problem::new(ProblemCode::Conflict, error.to_string(), ""),
-        sendense_source::Kind::Unsupported => Problem { code: ProblemCode::InvalidInput, ..of_source(&error) },
-        _ => of_source(&error),
-    })?;
+    let planned = door.plan(&new, cancel).map_err(|error| of_planning(&error))?;
     Ok((folder, planned))
 }
 

@@ -4,13 +4,14 @@
 
 use super::record::{DiskRecord, MachineRecord};
 use crate::core::Core;
-use crate::fault::{OrProblem, Result, invalid};
+use crate::fault::{OrProblem, Result, invalid, of_planning};
+use crate::restore::documents;
 use sendense_block::Cancel;
-use sendense_repo::manifest::{Content, Manifest};
+use sendense_repo::manifest::Manifest;
 use sendense_source::instant::{InstantVm, Moving, PlannedInstant, Standing};
 use sendense_source::target::DiskFormat;
-use sendense_source::{ConfigDocument, Instant, Kind, Source, VmRef};
-use sendense_types::{Problem, ProblemCode, RecoveryId, SourceId};
+use sendense_source::{Instant, Source, VmRef};
+use sendense_types::{RecoveryId, SourceId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,16 +52,7 @@ impl Door {
     ) -> Result<(MachineRecord, PlannedInstant)> {
         let instant = self.instant()?;
         let socket = instant.socket(id.as_str()).or_problem()?;
-        let documents: Vec<ConfigDocument> = manifest
-            .documents
-            .iter()
-            .filter_map(|document| match &document.content {
-                Content::Text(text) => {
-                    Some(ConfigDocument { kind: document.name.clone(), content: Some(text.clone()), missing: None })
-                }
-                Content::Hex(_) => None,
-            })
-            .collect();
+        let documents = documents(manifest);
         let disks: Vec<_> = disks.iter().map(|disk| (disk.disk_key.clone(), disk.export.clone())).collect();
         let new = InstantVm {
             name: &wanted.name,
@@ -69,11 +61,7 @@ impl Door {
             socket: &socket,
             networks: &wanted.networks,
         };
-        let planned = instant.plan(&new, &Cancel::new()).map_err(|error| match error.kind {
-            Kind::Busy => Problem::new(ProblemCode::Conflict, error.to_string(), ""),
-            Kind::Unsupported => Problem { code: ProblemCode::InvalidInput, ..crate::fault::of_source(&error) },
-            _ => crate::fault::of_source(&error),
-        })?;
+        let planned = instant.plan(&new, &Cancel::new()).map_err(|error| of_planning(&error))?;
         let record = MachineRecord {
             source_id: wanted.source_id.clone(),
             name: planned.vm.name.clone(),

@@ -6,12 +6,14 @@
 //! file that is written onto) bears a mark in its first block from the first write until it is whole.
 
 mod device;
+mod documents;
 mod file;
 mod nbd;
 mod onto;
 mod vmdk;
 
 pub(crate) use device::check_unused;
+pub(crate) use documents::documents;
 pub(crate) use file::{failed as target_problem, remove_parts, restore_file};
 pub(crate) use nbd::{check_uri, restore_nbd};
 pub(crate) use onto::{Onto, restore_onto};
