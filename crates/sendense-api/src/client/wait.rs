@@ -6,15 +6,19 @@ use futures::StreamExt;
 use sendense_types::TaskId;
 use std::time::Duration;
 
-/// How often the task is asked for although events come: an event may be lost in the hub's bounded queue.
-const CHECK_EVERY: Duration = Duration::from_secs(20);
-/// The first pause between questions when there are no events.
+/// The first pause between questions. Questions go on while events come: an event may be lost in the hub's bounded queue, and
+/// there is none of a task that another hub of the same catalog runs.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// The longest pause: what a person at a progress bar still takes for "now".
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How many questions in a row may fail before waiting ends: with the pauses above about two minutes, in which a hub
 /// that was restarted is back.
 const FAILURES_MAX: u32 = 30;
+
+/// The pause that follows a pause.
+fn after(pause: Duration) -> Duration {
+    (pause * 3 / 2).min(PAUSE_MAX)
+}
 
 impl Client {
     /// Waits until a task has ended, well or not, and gives it. `watch` sees it at every change. Dropping the future
@@ -37,7 +41,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(PAUSE_MAX);
+            pause = after(pause);
         }
     }
 
@@ -52,6 +56,7 @@ impl Client {
             Err(error) if error.is_transient() => return Ok(None),
             Err(error) => return Err(error),
         };
+        let mut pause = PAUSE_FIRST;
         loop {
             // The first question comes after the stream was opened, so that nothing falls between the two.
             match self.get_task(task_id).await {
@@ -64,7 +69,8 @@ impl Client {
                 Err(error) if error.is_transient() => return Ok(None),
                 Err(error) => return Err(error),
             }
-            let ask_again_at = tokio::time::Instant::now() + CHECK_EVERY;
+            let ask_again_at = tokio::time::Instant::now() + pause;
+            pause = after(pause);
             loop {
                 match tokio::time::timeout_at(ask_again_at, events.next()).await {
                     Ok(Some(Ok(Event::Task { task }))) if task.task_id == *task_id => {
