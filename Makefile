@@ -40,8 +40,9 @@ lint:
 	scripts/deps.sh build
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+# For those who read the code: with private items, to which the headers of modules lead.
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items
 
 tidy:
 	scripts/tidy.sh

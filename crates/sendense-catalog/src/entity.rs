@@ -1,7 +1,7 @@
 //! The tables as rows, column by column, in the order of the migrations.
 //!
 //! What lives here: one module per table, for use inside this crate. What does not: meaning; the modules per noun turn rows
-//! into checked values. Invariant: ids and words are text here, moments are [`Ts`], sizes are `i64`.
+//! into checked values. Invariant: ids and words are text here, moments are `Ts`, sizes are `i64`.
 
 macro_rules! entity {
     ($(#[$doc:meta])* $name:ident = $table:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {

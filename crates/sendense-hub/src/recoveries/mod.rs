@@ -8,7 +8,7 @@
 //!
 //! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`machine`] is what runs
 //! on them, [`commit`] makes what they wrote the next point, [`migrate`] moves a
-//! machine to storage of its own, [`life`] makes and ends them, [`keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
+//! machine to storage of its own, [`life`] makes and ends them, [`mod@keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
 //! NBD (`sendense_block`).
 //!
 //! Invariant: what is made is recorded before, and what is recorded holds its restore point: nobody deletes that, whether the

@@ -1,6 +1,6 @@
 //! The `.digests` file: the digest of every block that an image holds, in order.
 //!
-//! What lives here: the format. [`spill`] keeps digests while blocks arrive in any order, [`write`] makes the file of them,
+//! What lives here: the format. [`spill`] keeps digests while blocks arrive in any order, [`mod@write`] makes the file of them,
 //! [`read`] checks and reads one file, [`resolve`] answers for a whole chain.
 //!
 //! ```text

@@ -124,7 +124,7 @@ pub struct LibvirtSource {
     settings: Settings,
 }
 
-/// Opens a libvirt source; see [`crate::open`]. Nothing is connected yet.
+/// Opens a libvirt source; see [`crate::open()`]. Nothing is connected yet.
 pub fn open(config: &serde_json::Value, context: SourceContext) -> Result<Arc<dyn Source>> {
     let config: Config = crate::open::settings(SourceKind::Libvirt, config)?;
     Ok(Arc::new(LibvirtSource { settings: Settings::resolve(config, context)? }))
