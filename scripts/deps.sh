@@ -14,7 +14,7 @@ packages() {
                       golang-go golang-github-vmware-govmomi-dev python3-pyvmomi tzdata ;;
         bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
                       virtnbdbackup jq time ;;
-        fuzz)    echo g++ ;;
+        fuzz)    echo g++ e2fsprogs btrfs-progs dosfstools mtools genisoimage ntfs-3g xfsprogs ;;
         *)       echo "deps.sh: no group '$1'" >&2; exit 2 ;;
     esac
 }

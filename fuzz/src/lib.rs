@@ -5,6 +5,7 @@
 
 pub mod digests;
 pub mod frames;
+pub mod guest;
 pub mod manifest;
 pub mod nbd;
 pub mod point;
