@@ -17,10 +17,11 @@ pub use dto::{
     Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint, Event, Export, FileHistory,
     FileKind, FileQuery, FileVersion, FilesQuery, GuestFile, GuestFileInfo, Health, HealthCheck, HistoryPoint,
     HistoryQuery, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount,
-    MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Repository, RepositoryConfig,
-    RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport,
-    Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat,
-    Volume, VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
+    MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Prune, PruneFate, PruneQuery, PruneVm,
+    PrunedBackup, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source,
+    Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState,
+    Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState, VsphereOptions,
+    decode_path, encode_path,
 };
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,

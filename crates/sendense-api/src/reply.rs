@@ -2,8 +2,8 @@
 
 use crate::dto::{
     Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, FileHistory, GuestFile,
-    GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Recovery, Repository, Source, Storage,
-    Task, TestReport, Token, Vm, Volume,
+    GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
+    Storage, Task, TestReport, Token, Vm, Volume,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -92,6 +92,7 @@ macro_rules! flat {
 single! {
     BackupReply { backup: Backup } "One backup.";
     DeletionReply { deletion: Deletion } "What a delete takes.";
+    PruneReply { prune: Prune } "What a prune takes and leaves.";
     TaskReply { task: Task } "One task.";
     RepositoryReply { repository: Repository } "One repository.";
     SourceReply { source: Source } "One source.";

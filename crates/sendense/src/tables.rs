@@ -4,7 +4,7 @@ use crate::output::{Mood, bytes, duration, moment, mood, or_dash, stdout_takes_c
 use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
-use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Recovery, Repository, Source, Task, Token, Vm};
+use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Prune, Recovery, Repository, Source, Task, Token, Vm};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -221,6 +221,22 @@ pub fn deletion(deletion: &Deletion) -> Table {
             moment(backup.created_at),
             bytes(backup.bytes_stored),
             backup.files.len().to_string(),
+        ]);
+    }
+    table
+}
+
+/// What a prune takes and leaves: each point before those it stands on.
+pub fn prune(prune: &Prune) -> Table {
+    let mut table = Table::new(&["BACKUP", "TYPE", "COMPLETED", "SIZE", "FATE", "WHY"], &[3]);
+    for backup in &prune.backups {
+        table.row([
+            backup.backup_id.to_string(),
+            or_dash(backup.backup_type),
+            or_dash(backup.completed_at.map(moment)),
+            bytes(backup.bytes_stored),
+            backup.fate.as_str().to_owned(),
+            backup.reason.clone(),
         ]);
     }
     table

@@ -3,15 +3,15 @@
 use super::{Client, ClientError};
 use crate::reply::{
     BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
-    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, RecoveryListReply,
-    RecoveryReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, StorageReply, TaskListReply,
-    TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
+    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, PruneReply,
+    RecoveryListReply, RecoveryReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, StorageReply,
+    TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
-    LogEntry, MigrateRecovery, NewToken, Page, Recovery, Repository, RestoreBackup, Source, Storage, Task, TaskFilter,
-    TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
+    LogEntry, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository, RestoreBackup, Source,
+    Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -230,6 +230,12 @@ impl Client {
     /// One VM.
     pub async fn get_vm(&self, vm: &str) -> Result<Vm> {
         Ok(self.get::<_, VmReply>(&["vms", vm], &()).await?.vm)
+    }
+
+    /// Deletes the points of a VM that no rule keeps, or shows what would go.
+    pub async fn prune_vm(&self, vm: &str, request: &PruneVm, how: &PruneQuery) -> Result<Prune> {
+        let call = self.call(Method::POST, &["vms", vm, "prune"]).query(how).json(request);
+        Ok(self.finish::<PruneReply>(call).await?.prune)
     }
 }
 

@@ -8,6 +8,7 @@ mod health;
 mod history;
 mod mount;
 mod page;
+mod prune;
 mod recovery;
 mod repository;
 mod restore;
@@ -28,6 +29,7 @@ pub use mount::{
     VolumeState, decode_path, encode_path,
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
+pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };

@@ -101,7 +101,7 @@ impl App {
     }
 }
 
-fn refused(error: &sendense_repo::Error) -> Problem {
+pub(super) fn refused(error: &sendense_repo::Error) -> Problem {
     match &error.kind {
         Kind::HasDependents { ids } => {
             let ids: Vec<&str> = ids.iter().map(BackupId::as_str).collect();

@@ -12,6 +12,7 @@ mod exports;
 mod health;
 mod history;
 mod mounts;
+mod prune;
 mod recoveries;
 pub(crate) mod repositories;
 pub(crate) mod sources;

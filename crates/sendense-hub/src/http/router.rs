@@ -87,6 +87,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(sources::discover_source))
         .routes(routes!(vms::list_vms))
         .routes(routes!(vms::get_vm))
+        .routes(routes!(vms::prune_vm))
         .routes(routes!(history::file_history))
         .routes(routes!(mounts::create_mount))
         .routes(routes!(mounts::list_mounts))

@@ -86,8 +86,15 @@ pub struct Member {
     pub bytes: u64,
 }
 
-/// Makes a plan of all points of a VM, parents before children, of what was said of them, and of what is claimed now.
-pub fn plan(vm: &VmContextId, all: &[Member], verdicts: &BTreeMap<BackupId, Verdict>, claims: &[Claim]) -> PrunePlan {
+/// Makes a plan of all points of a VM, parents before children, of what was said of them, of what is claimed now, and of the
+/// points that are `busy` in a way that the lock table does not know.
+pub fn plan(
+    vm: &VmContextId,
+    all: &[Member],
+    verdicts: &BTreeMap<BackupId, Verdict>,
+    claims: &[Claim],
+    busy: &BTreeMap<BackupId, String>,
+) -> PrunePlan {
     let mut staying_children: BTreeMap<&BackupId, BTreeSet<&BackupId>> = BTreeMap::new();
     let mut entries = Vec::with_capacity(all.len());
     for point in all.iter().rev() {
@@ -95,10 +102,12 @@ pub fn plan(vm: &VmContextId, all: &[Member], verdicts: &BTreeMap<BackupId, Verd
             (None, _) => Fate::Unknown,
             (Some(Verdict::Stays(reason)), _) => Fate::Stays(*reason),
             (Some(Verdict::Goes), Some(children)) => Fate::NeededBy(children.iter().map(|id| (*id).clone()).collect()),
-            (Some(Verdict::Goes), None) => match holder(vm, &point.backup_id, claims) {
-                Some(holder) => Fate::InUse(holder),
-                None => Fate::Goes,
-            },
+            (Some(Verdict::Goes), None) => {
+                match holder(vm, &point.backup_id, claims).or_else(|| busy.get(&point.backup_id).cloned()) {
+                    Some(holder) => Fate::InUse(holder),
+                    None => Fate::Goes,
+                }
+            }
         };
         if fate != Fate::Goes {
             for parent in &point.parents {
@@ -128,13 +137,18 @@ impl Repository {
     ///
     /// # Errors
     /// Whatever keeps the VM's points from being listed completely.
-    pub fn plan_prune(&self, vm: &VmContextId, verdicts: &BTreeMap<BackupId, Verdict>) -> Result<PrunePlan> {
+    pub fn plan_prune(
+        &self,
+        vm: &VmContextId,
+        verdicts: &BTreeMap<BackupId, Verdict>,
+        busy: &BTreeMap<BackupId, String>,
+    ) -> Result<PrunePlan> {
         let points = self.list(vm)?.complete()?;
         let members = points.iter().map(|point| Member {
             backup_id: point.backup_id.clone(),
             parents: point.parents().cloned().collect(),
             bytes: point.file_bytes(),
         });
-        Ok(plan(vm, &members.collect::<Vec<_>>(), verdicts, &self.locks().held()))
+        Ok(plan(vm, &members.collect::<Vec<_>>(), verdicts, &self.locks().held(), busy))
     }
 }

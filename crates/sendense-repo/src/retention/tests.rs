@@ -393,8 +393,8 @@ fn read_of(points: impl IntoIterator<Item = usize>) -> Claim {
 
 #[test]
 fn what_is_needed_or_in_use_is_not_planned_to_go() {
-    // 0 <- 1 <- 2 and 3 <- 4; the catalog does not know 5, which stands on nothing.
-    let members: Vec<Member> = [None, Some(0), Some(1), None, Some(3), None]
+    // 0 <- 1 <- 2 and 3 <- 4; the catalog does not know 5, which stands on nothing; nor does anything stand on 6.
+    let members: Vec<Member> = [None, Some(0), Some(1), None, Some(3), None, None]
         .into_iter()
         .enumerate()
         .map(|(number, parent)| Member {
@@ -403,13 +403,15 @@ fn what_is_needed_or_in_use_is_not_planned_to_go() {
             bytes: 1,
         })
         .collect();
-    let mut verdicts: BTreeMap<BackupId, Verdict> = (0..5).map(|number| (id(number), Verdict::Goes)).collect();
+    let mut verdicts: BTreeMap<BackupId, Verdict> = [0, 1, 2, 3, 4, 6].map(|number| (id(number), Verdict::Goes)).into();
     verdicts.insert(id(1), Verdict::Stays(Reason::Protected));
+    let busy = BTreeMap::from([(id(6), "recovery rcv-1 runs on it".to_owned())]);
     let mut text = String::new();
-    for entry in plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of([3, 4])]).entries {
+    for entry in plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of([3, 4])], &busy).entries {
         writeln!(text, "{} {}", entry.backup_id, entry.fate).unwrap();
     }
     expect![[r#"
+        p6 in use: recovery rcv-1 runs on it
         p5 not in the catalog yet
         p4 in use: read by mount mnt-1
         p3 needed by p4
@@ -427,6 +429,7 @@ proptest! {
     fn a_plan_takes_all_that_may_go_and_no_more(
         shape in prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), any::<bool>()), 1..40),
         used in prop::collection::btree_set(0..40usize, 0..4),
+        recovered in prop::collection::btree_set(0..40usize, 0..4),
     ) {
         let members: Vec<Member> = shape.iter().enumerate().map(|(number, (parents, _))| {
             let parents = parents.iter().filter(|_| number > 0).map(|parent| id(parent.index(number))).collect();
@@ -434,14 +437,16 @@ proptest! {
         }).collect();
         let verdict = |goes: bool| if goes { Verdict::Goes } else { Verdict::Stays(Reason::Protected) };
         let verdicts = shape.iter().enumerate().map(|(number, (_, goes))| (id(number), verdict(*goes))).collect();
-        let plan = plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of(used.iter().copied())]);
+        let busy = recovered.iter().map(|number| (id(*number), "recovery rcv-1 runs on it".to_owned())).collect();
+        let plan = plan(&"vm-1".parse().unwrap(), &members, &verdicts, &[read_of(used.iter().copied())], &busy);
         let going: BTreeSet<&BackupId> = plan.going().map(|entry| &entry.backup_id).collect();
         prop_assert_eq!(plan.entries.len(), members.len());
         for (number, member) in members.iter().enumerate() {
             let has_staying_child = members
                 .iter()
                 .any(|child| child.parents.contains(&member.backup_id) && !going.contains(&child.backup_id));
-            let may_go = shape[number].1 && !has_staying_child && !used.contains(&number);
+            let is_used = used.contains(&number) || recovered.contains(&number);
+            let may_go = shape[number].1 && !has_staying_child && !is_used;
             prop_assert_eq!(going.contains(&member.backup_id), may_go, "{}", member.backup_id);
         }
     }

@@ -9,6 +9,7 @@ mod history;
 mod hub;
 mod offline;
 mod offline_export;
+mod prune;
 mod recover;
 mod repo;
 mod restore;
@@ -37,6 +38,7 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Source(command) => source::run(&context, command).await,
                     Command::Vm(command) => vm::run(&context, command).await,
                     Command::Backup(command) => backup::run(&context, command).await,
+                    Command::Prune(args) => prune::run(&context, args).await,
                     Command::Restore(command) => restore::run(&context, command).await,
                     Command::Shell(args) => shell::run(&context, args).await,
                     Command::History(args) => history::run(&context, args).await,

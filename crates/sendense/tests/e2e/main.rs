@@ -20,6 +20,7 @@ mod kill;
 mod libvirt;
 mod nbd;
 mod papers;
+mod prune;
 mod recover;
 mod restore_targets;
 mod security;

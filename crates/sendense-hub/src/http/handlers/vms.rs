@@ -1,12 +1,13 @@
 //! Virtual machines.
 
+use super::Who;
 use crate::app::App;
-use crate::http::extract::{NameOrId, Query};
+use crate::http::extract::{Body, NameOrId, Query};
 use crate::http::problem::Result;
-use axum::Json;
 use axum::extract::State;
-use sendense_api::reply::{VmListReply, VmReply};
-use sendense_api::{ProblemBody, VmFilter};
+use axum::{Extension, Json};
+use sendense_api::reply::{PruneReply, VmListReply, VmReply};
+use sendense_api::{ProblemBody, PruneQuery, PruneVm, VmFilter};
 
 /// List VMs.
 ///
@@ -37,4 +38,31 @@ pub(in crate::http) async fn list_vms(
 )]
 pub(in crate::http) async fn get_vm(State(app): State<App>, NameOrId(vm): NameOrId) -> Result<Json<VmReply>> {
     Ok(Json(VmReply::new(app.get_vm(&vm).await?)))
+}
+
+/// Prune a VM's backups.
+///
+/// Deletes the points that no rule keeps, and says of every other point why it stays. A point that a later one needs stays
+/// until that one goes, and a point that is in use stays for this time. With `dry_run=true` only the plan is shown.
+#[utoipa::path(
+    post, path = "/vms/{vm_name}/prune", tag = "vms",
+    params(("vm_name" = String, Path, description = "The VM's name or id."), PruneQuery), request_body = PruneVm,
+    responses(
+        (status = 200, description = "What was deleted, or would be, and why the rest stays.", body = PruneReply),
+        (status = 404, description = "There is no such VM or repository.", body = ProblemBody),
+        (status = 409, description = "Several VMs bear the name, or points are taken into use again and again.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn prune_vm(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(vm): NameOrId,
+    Query(how): Query<PruneQuery>,
+    Body(request): Body<PruneVm>,
+) -> Result<Json<PruneReply>> {
+    let prune = app.prune_vm(&caller, &vm, request, how).await?;
+    let verb = if prune.dry_run { "would delete" } else { "deleted" };
+    let message = format!("{verb} {} backups, {} bytes; {} stay", prune.deleted, prune.freed_bytes, prune.kept);
+    Ok(Json(PruneReply::done(message, prune)))
 }

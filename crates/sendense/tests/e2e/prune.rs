@@ -1,0 +1,115 @@
+//! Pruning: the plan, exactly the plan, and what stands in its way.
+
+use crate::disk::{Disk, Random, assert_holds};
+use crate::hub::{Hub, field, path, tree};
+use serde_json::Value;
+use std::path::Path;
+
+/// What a prune says of a point: its fate and the reason.
+fn said<'a>(prune: &'a Value, id: &str) -> (&'a str, &'a str) {
+    let backups = prune["prune"]["backups"].as_array().unwrap();
+    let entry = backups.iter().find(|entry| entry["backup_id"] == id).unwrap();
+    (field(entry, "fate"), field(entry, "reason"))
+}
+
+fn files_of(dir: &Path, id: &str) -> usize {
+    tree(&dir.join("repo")).iter().filter(|file| file.contains(id)).count()
+}
+
+#[test]
+fn a_prune_deletes_what_its_plan_says_and_nothing_that_is_needed_or_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(23);
+    let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 6 << 20, &mut random);
+    Disk::create(&dir.join("vms/web/disk1.raw"), 3 << 20, &mut random);
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    // Three chains of two points, and one point of a single disk on top of the last.
+    let mut points = Vec::new();
+    for kind in ["full", "incremental", "full", "incremental", "full", "incremental"] {
+        disk.write_somewhere(300_000, &mut random);
+        points.push(field(&hub.backup("web", &["--type", kind]), "backup_id").to_owned());
+    }
+    let bytes = disk.bytes.clone();
+    disk.write_somewhere(300_000, &mut random);
+    points.push(field(&hub.backup("web", &["--disk", "1"]), "backup_id").to_owned());
+    let [a, a1, b, b1, c, c1, partial] = points.as_slice() else { panic!("seven points") };
+
+    let keep_last_1 = ["prune", "web", "--keep-last", "1"];
+    let plan = hub.json(&[&keep_last_1[..], &["--dry-run"]].concat());
+    for id in [a, a1, b, b1] {
+        assert_eq!(said(&plan, id), ("delete", "no rule keeps it"));
+    }
+    assert_eq!(said(&plan, c), ("needed", format!("needed by {c1}").as_str()));
+    assert_eq!(said(&plan, c1), ("keep", "keep-last 1 of 1"));
+    assert_eq!(said(&plan, partial), ("keep", "keep-last 1 of 1"));
+    assert_eq!((&plan["prune"]["deleted"], &plan["prune"]["kept"]), (&4.into(), &3.into()));
+    assert!(points.iter().all(|id| files_of(dir, id) > 0), "a plan deletes nothing");
+    let shown = hub.ok(&[&keep_last_1[..], &["--dry-run"]].concat());
+    assert!(shown.contains(&format!("needed by {c1}")), "{shown}");
+    // Without a terminal nothing is asked, and nothing is done unasked.
+    hub.fails(1, &keep_last_1);
+    assert!(points.iter().all(|id| files_of(dir, id) > 0));
+
+    // Another plan than the one that was seen is not carried out.
+    let seen = field(&plan["prune"], "plan_id").to_owned();
+    let other = hub.json(&["prune", "web", "--keep-last", "3", "--dry-run"])["prune"]["plan_id"].clone();
+    assert_ne!(other, seen.as_str());
+    let refused = hub.fails(4, &["prune", "web", "--keep-last", "3", "--plan", &seen, "--yes"]);
+    assert!(refused.contains("the plan is out of date"), "{refused}");
+
+    // What is exported stays, and what it stands on; the rest goes, though not under the name of the plan from before.
+    let export = hub.json(&["export", b1, "--disk", "0"])["export"].clone();
+    hub.fails(4, &[&keep_last_1[..], &["--plan", &seen, "--yes"]].concat());
+    assert!(points.iter().all(|id| files_of(dir, id) > 0));
+    let done = hub.json(&[&keep_last_1[..], &["--yes"]].concat());
+    let (fate, reason) = said(&done, b1);
+    assert!(fate == "in_use" && reason.contains(field(&export, "export_id")), "{fate}: {reason}");
+    assert_eq!(said(&done, b), ("needed", format!("needed by {b1}").as_str()));
+    assert_eq!((said(&done, a).0, said(&done, a1).0), ("delete", "delete"));
+    assert_eq!((files_of(dir, a), files_of(dir, a1)), (0, 0));
+    hub.fails(3, &["backup", "show", a]);
+    hub.ok(&["backup", "show", b1]);
+
+    // Nor does a point go on which a recovery runs.
+    hub.ok(&["unexport", field(&export, "export_id")]);
+    hub.ok(&["recover", "instant", b, "--name", "r"]);
+    let recovered = hub.json(&[&keep_last_1[..], &["--dry-run"]].concat());
+    assert_eq!(said(&recovered, b).0, "in_use", "{recovered}");
+    assert_eq!(said(&recovered, b1).0, "delete");
+    hub.ok(&["recover", "discard", "r", "--yes"]);
+
+    // Once it is free it goes too, and doing it again does nothing.
+    let done = hub.json(&[&keep_last_1[..], &["--yes"]].concat());
+    assert_eq!((said(&done, b).0, said(&done, b1).0), ("delete", "delete"));
+    let backups = done["prune"]["backups"].as_array().unwrap().iter();
+    let going = backups.filter(|entry| entry["fate"] == "delete").map(|entry| entry["bytes_stored"].as_u64().unwrap());
+    assert_eq!(done["prune"]["freed_bytes"].as_u64().unwrap(), going.sum::<u64>());
+    assert_eq!((files_of(dir, b), files_of(dir, b1)), (0, 0));
+    let again = hub.json(&[&keep_last_1[..], &["--yes"]].concat());
+    assert_eq!((&again["prune"]["deleted"], &again["prune"]["kept"]), (&0.into(), &3.into()));
+    assert_eq!(hub.json(&["backup", "list", "--vm", "web"])["total"], 3);
+
+    // What stays is whole, and the next backup goes on from it.
+    hub.ok(&["backup", "verify", c1, "--deep"]);
+    let out = dir.join("out");
+    hub.ok(&["restore", "disk", c1, "--disk", "0", "--to", path(&out), "--wait"]);
+    assert_holds(&out, &bytes);
+    let next = hub.backup("web", &[]);
+    assert_eq!(field(&next, "backup_type"), "incremental");
+
+    // A policy that keeps nothing, a zone that is none, a repository and a machine that are none.
+    let refused = hub.fails(2, &["prune", "web", "--keep-last", "0", "--yes"]);
+    assert!(refused.contains("a rule that keeps something"), "{refused}");
+    let refused = hub.fails(2, &["prune", "web", "--keep-last", "1", "--time-zone", "Mars/Base", "--yes"]);
+    assert!(refused.contains("Mars/Base"), "{refused}");
+    hub.fails(3, &["prune", "nobody", "--keep-last", "1", "--yes"]);
+    hub.fails(3, &["prune", "web", "--keep-last", "1", "--repo", "none", "--yes"]);
+    // All of today's points are of one day, month and year, and young.
+    let days = hub.json(&["prune", "web", "--keep-yearly", "3", "--minimum-age-hours", "1", "--dry-run"]);
+    assert_eq!(days["prune"]["deleted"], 0);
+    assert_eq!(said(&days, field(&next, "backup_id")), ("keep", "keep-yearly 1 of 3"));
+    assert!(said(&days, c).1.starts_with("younger than the minimum age until "));
+    assert_eq!(hub.stop(), Some(0));
+}
