@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A tree with the names and kinds that matter; left in `dir/tree`.
-const TREE: &str = r#"mkdir -p tree/etc tree/data/www tree/many; echo guest > tree/etc/passwd; ln -s /etc/passwd tree/evil
+pub const TREE: &str = r#"mkdir -p tree/etc tree/data/www tree/many; echo guest > tree/etc/passwd; ln -s /etc/passwd tree/evil
     ln -s ../../../../etc/shadow tree/up; ln -s data/www tree/www; echo index > tree/data/www/index; mkfifo tree/fifo
     echo odd > "tree/$(printf 'a\nb\xff')"; seq 1 200000 > tree/data/numbers; : > tree/empty
     truncate -s 20M tree/sparse; printf x | dd of=tree/sparse bs=1 seek=10M conv=notrunc status=none

@@ -4,6 +4,7 @@
 
 mod disks;
 mod images;
+mod kernels;
 mod lives;
 #[path = "../runner/mod.rs"]
 mod runner;
@@ -16,5 +17,5 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    runner::run([disks::TESTS, lives::TESTS].concat(), &arguments)
+    runner::run([disks::TESTS, kernels::TESTS, lives::TESTS].concat(), &arguments)
 }

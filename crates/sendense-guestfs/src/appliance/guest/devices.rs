@@ -6,6 +6,7 @@
 //! Invariant: a volume that cannot be mounted says why and hides no other.
 
 use super::kernel;
+use super::left::{Left, left};
 use super::mounted::Mounted;
 use crate::appliance::kit::LVM;
 use crate::error::{Error, Result};
@@ -118,8 +119,17 @@ impl Finder {
     fn mount(&self, id: &str, path: &Path, device: &str, kind: &'static str, data: &dyn ReadAt) -> Result<Slot> {
         let place = PathBuf::from(format!("/run/volume-{}", self.slots.len()));
         fs::create_dir_all(&place).map_err(|error| Error::Io(error.to_string()))?;
+        let left = left(kind, data)?;
+        if left == Left::OpenLog {
+            let reason = format!("{kind} that was not unmounted: its log is replayed by its repair tool alone");
+            return Err(Error::unsupported(reason));
+        }
         let replayed = kernel::mount_volume(path, device, kind, &place)?;
-        let consistency = if replayed { Consistency::Replayed } else { Consistency::Clean };
+        let consistency = match left {
+            Left::Open | Left::OpenLog => Consistency::LogNotReplayed,
+            Left::Closed if replayed => Consistency::Replayed,
+            Left::Closed => Consistency::Clean,
+        };
         let (uuid, label) = names(kind, data);
         let facts = Facts { kind, label, uuid, size_bytes: data.size().0, consistency };
         let volume = Volume {

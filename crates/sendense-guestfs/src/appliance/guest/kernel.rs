@@ -95,8 +95,9 @@ pub fn mount_volume(device: &Path, name: &str, kind: &str, place: &Path) -> Resu
     let mounted = mount(Some(device), place, Some(kind), flags, Some(options));
     let lines = log.lines();
     match mounted {
-        // XFS writes to a clean log too, but it says what it does.
+        // These two write to a clean log too, but they say what they do.
         Ok(()) if kind == "xfs" => Ok(lines.iter().any(|line| line.contains("Starting recovery"))),
+        Ok(()) if kind == "reiserfs" => Ok(lines.iter().any(|line| line.contains("replayed"))),
         // The others write at a read-only mount only what a log makes them write.
         Ok(()) => Ok(sectors_written(name) > before),
         Err(errno) => {

@@ -7,6 +7,7 @@
 
 mod devices;
 mod kernel;
+mod left;
 mod mounted;
 
 use crate::error::{Error, Result};

@@ -3,6 +3,9 @@
 //! Every path is opened below the mount's root, component by component as far as the kernel is concerned: no link is followed,
 //! no mount entered, and nothing but folders and regular files is ever opened for reading.
 //!
+//! A page's cursor is the number of entries before it: what kernels count by grows from entry to entry in some file systems and
+//! jumps to and fro in others (JFS), and a cursor that does not grow is taken for a circle.
+//!
 //! Invariant: no descriptor of this module leads out of its volume.
 
 use crate::error::{Error, Result};
@@ -22,6 +25,15 @@ const STEP_BYTES: usize = 3072;
 pub struct Mounted {
     root: OwnedFd,
     facts: Facts,
+    /// Where the last page ended, so that the next one need not count its way there.
+    place: Option<Place>,
+}
+
+struct Place {
+    folder: GuestPath,
+    after: u64,
+    /// The kernel's own cursor.
+    offset: u64,
 }
 
 impl Mounted {
@@ -29,7 +41,7 @@ impl Mounted {
     pub fn open(place: &Path, facts: Facts) -> Result<Mounted> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, place, flags, Mode::empty()).map_err(fault)?;
-        Ok(Mounted { root, facts })
+        Ok(Mounted { root, facts, place: None })
     }
 
     fn at(&self, path: &GuestPath, flags: OFlags) -> Result<OwnedFd> {
@@ -122,21 +134,28 @@ impl FileSystem for Mounted {
     fn list(&mut self, path: &GuestPath, after: Option<u64>, limit: usize) -> Result<Page> {
         let folder = self.at(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut names = Dir::read_from(&folder).map_err(fault)?;
-        if let Some(after) = after {
-            names.seek(after as i64).map_err(fault)?;
+        let after = after.unwrap_or_default();
+        let (mut passed, mut last) = (0, 0);
+        if let Some(place) = self.place.take_if(|place| place.after == after && place.folder == *path) {
+            names.seek(place.offset as i64).map_err(fault)?;
+            passed = after;
         }
         let mut page = Page::default();
-        let mut last = None;
         for name in names {
             let name = name.map_err(fault)?;
             if matches!(name.file_name().to_bytes(), b"." | b"..") {
                 continue;
             }
             if page.entries.len() == limit {
-                page.next = last;
+                page.next = Some(passed);
+                self.place = Some(Place { folder: path.clone(), after: passed, offset: last });
                 break;
             }
-            last = Some(name.offset() as u64);
+            passed += 1;
+            last = name.offset() as u64;
+            if passed <= after {
+                continue;
+            }
             let meta = match meta(folder.as_fd(), name.file_name()) {
                 Ok(meta) => meta,
                 // A name whose entry is damaged does not hide the others.

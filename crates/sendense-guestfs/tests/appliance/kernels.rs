@@ -1,0 +1,157 @@
+//! File systems that this machine's kernel need not know: User Mode Linux, started here as a plain program with a folder of
+//! this machine as its root, fills them as a guest would, and lets go of them with or without unmounting.
+
+use super::Test;
+use super::disks::TREE;
+use super::images::{Served, digest, digests, digests_of, folder, open, sh};
+use sendense_guestfs::Session;
+use sendense_guestfs::meta::{Consistency, State};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+pub const TESTS: &[Test] = &[
+    ("file_systems_filled_by_a_guest", file_systems_filled_by_a_guest),
+    ("file_systems_that_were_not_unmounted", file_systems_that_were_not_unmounted),
+    ("hfsplus_of_another_maker", hfsplus_of_another_maker),
+];
+
+/// Kinds, how an empty one is made, and the modules that the guest needs for it.
+const KINDS: [(&str, &str, &[&str]); 5] = [
+    ("jfs", "mkfs.jfs -q disk.img", &[]),
+    ("reiserfs", "mkfs.reiserfs -q -ff disk.img", &[]),
+    ("nilfs2", "mkfs.nilfs2 -q disk.img", &["nilfs2"]),
+    ("udf", "mkudffs --media-type=hd --label=named disk.img", &["crc-itu-t", "cdrom", "udf"]),
+    ("f2fs", "mkfs.f2fs -q disk.img", &["crc32_generic", "f2fs"]),
+];
+
+/// An image of the kind, filled by a guest with the tree, which is left in `dir/tree` as it must be read.
+fn fill(dir: &Path, (kind, make, modules): (&str, &str, &[&str]), unmounted: bool) {
+    sh(dir, &format!("rm -rf tree; {TREE}"));
+    // No name of UDF is arbitrary bytes. A folder of some pages is enough.
+    sh(dir, "rm -r tree/sparse tree/fifo tree/a* tree/many/entry-0[1-9]* tree/many/entry-00[3-9]*; mkdir tree/late");
+    sh(
+        dir,
+        &format!(
+            "rm -f disk.img; truncate -s 160M disk.img; {make} > make.log 2>&1 || {{ cat make.log >&2; exit 1; }}"
+        ),
+    );
+    let copy = "rm -rf guest; mkdir -p guest/proc guest/dev guest/at guest/modules; cp /bin/busybox guest/; cp -a tree guest/tree";
+    sh(dir, copy);
+    for module in modules {
+        sh(dir, &format!("find /usr/lib/uml/modules -name {module}.ko | head -n 1 | xargs -I % cp % guest/modules/"));
+    }
+    let load: String = modules.iter().map(|module| format!("insmod /modules/{module}.ko\n")).collect();
+    let end = if unmounted {
+        "umount /at"
+    } else {
+        // What a program was told is on the disk. UDF tells it of the file and means no more than that.
+        match kind {
+            "udf" => "seq 1 5000 > /at/late/synced\nsync",
+            _ => "seq 1 5000 | dd of=/at/late/synced conv=fsync",
+        }
+    };
+    let script = format!(
+        "#!/busybox sh\nset -e\nPATH=/\ntrap 'poweroff -n -f' EXIT\nmount -t proc proc /proc\n{load}
+         mount -t {kind} /dev/ubda /at\ncp -a /tree/. /at/\nsync\n{end}\necho filled > /filled\n"
+    );
+    sh(
+        dir,
+        "for tool in sh mount insmod cp sync seq dd umount poweroff echo true; do ln -sf busybox guest/$tool; done",
+    );
+    let init = dir.join("guest/init");
+    std::fs::write(&init, script).unwrap();
+    std::fs::set_permissions(&init, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let at = dir.to_str().unwrap();
+    let run = Command::new("linux.uml")
+        .args(["mem=128M", "rootfstype=hostfs", &format!("rootflags={at}/guest"), "rw", "init=/init"])
+        .args([&format!("ubd0={at}/disk.img"), "con=null", "con0=null,fd:1", "ssl=null", "noreboot"])
+        .arg(format!("uml_dir={at}"))
+        .env("TMPDIR", dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("linux.uml: {error}: install the Debian package user-mode-linux"));
+    assert!(dir.join("guest/filled").exists(), "{kind}: {}", String::from_utf8_lossy(&run.stdout));
+    if !unmounted {
+        sh(dir, "seq 1 5000 > tree/late/synced");
+    }
+}
+
+/// What is in the volume, without the file system's own file.
+fn told(session: &dyn Session) -> BTreeMap<Vec<u8>, String> {
+    let mut digests = digests(session, "disk");
+    digests.remove(b"/.nilfs".as_slice());
+    digests
+}
+
+fn same(told: BTreeMap<Vec<u8>, String>, dir: &Path, kind: &str) {
+    let expected = digests_of(&dir.join("tree"));
+    let shown = |map: &BTreeMap<Vec<u8>, String>, other: &BTreeMap<Vec<u8>, String>| {
+        let odd = map.iter().filter(|(name, digest)| other.get(*name) != Some(digest)).take(9);
+        odd.map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
+    };
+    assert!(told == expected, "{kind}: read {:?}, put there {:?}", shown(&told, &expected), shown(&expected, &told));
+}
+
+fn file_systems_filled_by_a_guest() {
+    let dir = folder();
+    for kind in KINDS {
+        fill(dir.path(), kind, true);
+        let image = dir.path().join("disk.img");
+        let before = digest(&image);
+        let served = Arc::new(Served::raw(&image));
+        let session = open(&image, &served);
+        let volume = session.volumes().unwrap().remove(0);
+        assert_eq!((&*volume.kind, &volume.state), (kind.0, &State::Readable), "{volume:?}");
+        assert_eq!(volume.consistency, Some(Consistency::Clean), "{volume:?}");
+        assert!(session.is_taken(&volume.id));
+        same(told(&session), dir.path(), kind.0);
+        Box::new(session).close();
+        assert_eq!(digest(&image), before, "{}", kind.0);
+    }
+}
+
+fn file_systems_that_were_not_unmounted() {
+    let dir = folder();
+    for kind in KINDS {
+        fill(dir.path(), kind, false);
+        let image = dir.path().join("disk.img");
+        let before = digest(&image);
+        let served = Arc::new(Served::raw(&image));
+        let session = open(&image, &served);
+        let volume = session.volumes().unwrap().remove(0);
+        if kind.0 == "jfs" {
+            // Its kernel would read past the log without a word.
+            let State::Unsupported(why) = &volume.state else { panic!("{volume:?}") };
+            assert!(why.0.contains("repair tool"), "{why:?}");
+            continue;
+        }
+        assert_eq!((&*volume.kind, &volume.state), (kind.0, &State::Readable), "{volume:?}");
+        let expected = if kind.0 == "udf" { Consistency::LogNotReplayed } else { Consistency::Replayed };
+        assert_eq!(volume.consistency, Some(expected), "{volume:?}");
+        same(told(&session), dir.path(), kind.0);
+        Box::new(session).close();
+        assert_eq!(digest(&image), before, "{}", kind.0);
+    }
+}
+
+/// No tool of Debian makes one alone; xorriso puts one into an ISO, where it begins at a fixed place.
+fn hfsplus_of_another_maker() {
+    let dir = folder();
+    sh(dir.path(), TREE);
+    sh(dir.path(), "rm -r tree/sparse tree/fifo tree/a* tree/many");
+    // It ends behind the second copy of its header.
+    let script = r#"xorriso -as mkisofs -quiet -hfsplus -o disk.iso tree 2> make.log
+        mapfile -t at < <(grep -obUaP 'H\+\x00\x04' disk.iso | cut -d: -f1)
+        [ "${at[0]}" = $((65536 + 1024)) ]
+        head -c $((${at[-1]} + 1024)) disk.iso | tail -c +65537 > disk.img"#;
+    sh(dir.path(), script);
+    let image = dir.path().join("disk.img");
+    let served = Arc::new(Served::raw(&image));
+    let session = open(&image, &served);
+    let volume = session.volumes().unwrap().remove(0);
+    assert_eq!((&*volume.kind, &volume.state), ("hfsplus", &State::Readable), "{volume:?}");
+    same(told(&session), dir.path(), "hfsplus");
+}
