@@ -2,6 +2,7 @@
 //! any part of an appliance that it is started as, which must happen before a thread exists, so the tests have their own main.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod attempts;
 mod disks;
 mod images;
 mod kernels;
@@ -16,6 +17,9 @@ fn main() -> ExitCode {
     if let Some(code) = sendense_guestfs::appliance::run_if_asked() {
         return code;
     }
+    if let Some(code) = attempts::run_if_kernel() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    runner::run([disks::TESTS, kernels::TESTS, lives::TESTS].concat(), &arguments)
+    runner::run([attempts::TESTS, disks::TESTS, kernels::TESTS, lives::TESTS].concat(), &arguments)
 }
