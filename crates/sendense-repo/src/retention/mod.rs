@@ -10,6 +10,7 @@
 //! ```text
 //! points, policy, now      -> judge  -> a verdict per point
 //! verdicts, chains, claims -> plan   -> what goes, and what holds the rest
+//! policy, growth, days     -> simulate: both of them, day by day, for years
 //! ```
 //!
 //! One consequence is inherited with the meaning: weeks do not nest in months. A point that lost its week to a newer one of
@@ -21,9 +22,11 @@
 mod judge;
 mod plan;
 mod policy;
+mod simulate;
 #[cfg(test)]
 mod tests;
 
 pub use judge::{Coverage, Point, Reason, State, Verdict, judge};
 pub use plan::{Entry, Fate, Member, PrunePlan, plan};
 pub use policy::{Keep, Policy, Rule, time_zone};
+pub use simulate::{DAYS_MAX, Growth, POINTS_MAX, Simulation, Standing, simulate};

@@ -2,10 +2,12 @@
 
 mod files;
 mod recover;
+mod retention;
 mod source;
 
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use recover::RecoverCommand;
+pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -65,6 +67,9 @@ pub enum Command {
     Backup(BackupCommand),
     /// Delete the backups of a machine that no rule keeps. Shows the plan and asks first.
     Prune(PruneArgs),
+    /// What rules come to in years.
+    #[command(subcommand)]
+    Retention(RetentionCommand),
     /// Restores.
     #[command(subcommand)]
     Restore(RestoreCommand),
@@ -331,49 +336,6 @@ pub enum BackupCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(group = clap::ArgGroup::new("rules").required(true).multiple(true))]
-pub struct PruneArgs {
-    /// The machine's name or id.
-    pub vm: String,
-    /// Only in this repository. Left out: in each, judged by itself.
-    #[arg(long)]
-    pub repo: Option<String>,
-    /// Keep so many of the newest points.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_last: Option<u32>,
-    /// Keep the newest point of so many hours.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_hourly: Option<u32>,
-    /// Keep the newest point of so many days.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_daily: Option<u32>,
-    /// Keep the newest point of so many weeks, Monday to Sunday.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_weekly: Option<u32>,
-    /// Keep the newest point of so many months.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_monthly: Option<u32>,
-    /// Keep the newest point of so many years.
-    #[arg(long, value_name = "N", group = "rules")]
-    pub keep_yearly: Option<u32>,
-    /// The time zone whose hours and days are counted.
-    #[arg(long, value_name = "ZONE", default_value = "UTC")]
-    pub time_zone: String,
-    /// Keep what is younger than so many hours.
-    #[arg(long, value_name = "HOURS", default_value_t = 0)]
-    pub minimum_age_hours: u32,
-    /// Delete what the plan of this id says, or nothing when it would be something else by now.
-    #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
-    pub plan: Option<String>,
-    /// Only show the plan.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Do not ask.
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
-#[derive(Debug, ClapArgs)]
 pub struct BackupStart {
     /// The machine's name or id.
     pub vm: String,
@@ -618,6 +580,8 @@ mod tests {
             "sendense backup delete bk-1 --cascade --dry-run",
             "sendense prune web --keep-last 3 --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --time-zone Europe/Berlin --dry-run",
             "sendense prune web --repo R --keep-hourly 24 --keep-yearly 9 --minimum-age-hours 48 --plan 0f --yes",
+            "sendense retention simulate --keep-daily 14 --keep-monthly 12 --full 40GiB --incremental 2GB",
+            "sendense retention simulate --keep-last 30 --every 6h --full-every 28 --years 10 --full 1TiB --incremental 5GiB --points",
             "sendense restore disk bk-1 --disk 0 --to f --format qcow2 --wait",
             "sendense restore disk bk-1 --to f --format vmdk-stream",
             "sendense restore disk bk-1 --to /dev/x --force --wait",
@@ -645,6 +609,8 @@ mod tests {
         for line in [
             "sendense backup start web",
             "sendense prune web --dry-run",
+            "sendense retention simulate --full 1GiB --incremental 1GiB",
+            "sendense retention simulate --keep-last 1 --full 1GiB --incremental 1GiB --every 0d",
             "sendense backup show ../x",
             "sendense backup start w --repo r --type big",
             "sendense source add nbd --name N --uri nbds://h/e --tls-cert C",

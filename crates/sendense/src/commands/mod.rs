@@ -13,6 +13,7 @@ mod prune;
 mod recover;
 mod repo;
 mod restore;
+mod retention;
 mod shell;
 mod source;
 mod task;
@@ -30,6 +31,7 @@ pub fn run(args: Args) -> Result<u8> {
     match args.command {
         Command::Hub(hub) => hub::run(hub),
         Command::Offline(command) => offline::run(command, args.global.json),
+        Command::Retention(command) => retention::run(command, args.global.json),
         command => {
             let context = Context::new(&args.global)?;
             block_on(async move {
@@ -58,7 +60,7 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Recover(command) => recover::run(&context, command).await,
                     Command::Task(command) => task::run(&context, command).await,
                     Command::Token(command) => token::run(&context, command).await,
-                    Command::Hub(_) | Command::Offline(_) => unreachable!("handled above"),
+                    Command::Hub(_) | Command::Offline(_) | Command::Retention(_) => unreachable!("handled above"),
                 }
             })
         }

@@ -14,14 +14,14 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<u8> {
     let client = &context.client;
     let request = PruneVm {
         repository_id: args.repo,
-        keep_last: args.keep_last.unwrap_or(0),
-        keep_hourly: args.keep_hourly.unwrap_or(0),
-        keep_daily: args.keep_daily.unwrap_or(0),
-        keep_weekly: args.keep_weekly.unwrap_or(0),
-        keep_monthly: args.keep_monthly.unwrap_or(0),
-        keep_yearly: args.keep_yearly.unwrap_or(0),
-        time_zone: Some(args.time_zone),
-        minimum_age_seconds: u64::from(args.minimum_age_hours) * 3600,
+        keep_last: args.keeping.keep_last.unwrap_or(0),
+        keep_hourly: args.keeping.keep_hourly.unwrap_or(0),
+        keep_daily: args.keeping.keep_daily.unwrap_or(0),
+        keep_weekly: args.keeping.keep_weekly.unwrap_or(0),
+        keep_monthly: args.keeping.keep_monthly.unwrap_or(0),
+        keep_yearly: args.keeping.keep_yearly.unwrap_or(0),
+        time_zone: Some(args.counting.time_zone),
+        minimum_age_seconds: u64::from(args.counting.minimum_age_hours) * 3600,
     };
     // What a person said yes to is what goes, or nothing does.
     let mut seen = args.plan.clone();

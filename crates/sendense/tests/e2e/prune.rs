@@ -1,7 +1,7 @@
 //! Pruning: the plan, exactly the plan, and what stands in its way.
 
 use crate::disk::{Disk, Random, assert_holds};
-use crate::hub::{Hub, field, path, tree};
+use crate::hub::{Hub, cli, field, path, tree};
 use serde_json::Value;
 use std::path::Path;
 
@@ -112,4 +112,28 @@ fn a_prune_deletes_what_its_plan_says_and_nothing_that_is_needed_or_in_use() {
     assert_eq!(said(&days, field(&next, "backup_id")), ("keep", "keep-yearly 1 of 3"));
     assert!(said(&days, c).1.starts_with("younger than the minimum age until "));
     assert_eq!(hub.stop(), Some(0));
+}
+
+#[test]
+fn rules_are_played_ahead_without_a_hub() {
+    let nowhere =
+        |args: &[&str]| cli("http://127.0.0.1:9", None).args(["retention", "simulate"]).args(args).output().unwrap();
+    let sizes = ["--full", "1000", "--incremental", "10", "--years", "1"];
+    let output = nowhere(&[&["--keep-last", "3", "--full-every", "1", "--points", "--json"], &sizes[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let played: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let days = played["standings"].as_array().unwrap();
+    assert_eq!(days.len(), 13, "twelve months of 30 days, and the last day");
+    let last = days.last().unwrap();
+    assert_eq!((&last["kept"], &last["needed"], &last["bytes_stored"]), (&3.into(), &0.into(), &3000.into()));
+    assert_eq!(played["peak"]["bytes_stored"], 3000);
+    let reasons: Vec<&str> = played["points"].as_array().unwrap().iter().map(|point| field(point, "reason")).collect();
+    assert_eq!(reasons, ["keep-last 3 of 3", "keep-last 2 of 3", "keep-last 1 of 3"]);
+    // Incrementals for ever give no space back: the table says so to a person.
+    let output = nowhere(&[&["--keep-last", "3"], &sizes[..]].concat());
+    let (table, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let last: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(last[1..4], ["3", "362", "365"], "{table}");
+    assert!(said.contains("--full-every"), "{said}");
+    assert_eq!(nowhere(&[&["--keep-last", "0"], &sizes[..]].concat()).status.code(), Some(1));
 }
