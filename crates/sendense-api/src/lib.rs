@@ -19,9 +19,9 @@ pub use dto::{
     HistoryQuery, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount,
     MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Prune, PruneFate, PruneQuery, PruneVm,
     PrunedBackup, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source,
-    Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateSource, VerifyBackup, VersionState,
-    Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState, VsphereOptions,
-    decode_path, encode_path,
+    Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateBackup, UpdateSource, VerifyBackup,
+    VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
+    VsphereOptions, decode_path, encode_path,
 };
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,

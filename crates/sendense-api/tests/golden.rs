@@ -56,6 +56,8 @@ fn backup() -> Backup {
         error_code: None,
         error_message: None,
         tags: [("team".to_owned(), "web".to_owned())].into(),
+        protected: true,
+        hold_until: None,
         created_at: at(0),
         started_at: Some(at(1)),
         completed_at: None,
@@ -149,6 +151,8 @@ fn a_backup_has_every_field_also_when_it_is_null() {
             "tags": {
               "team": "web"
             },
+            "protected": true,
+            "hold_until": null,
             "created_at": "2026-05-28T20:26:40Z",
             "started_at": "2026-05-28T20:26:41Z",
             "completed_at": null,
@@ -252,6 +256,8 @@ fn a_chain_stands_beside_success() {
               "tags": {
                 "team": "web"
               },
+              "protected": true,
+              "hold_until": null,
               "created_at": "2026-05-28T20:26:40Z",
               "started_at": "2026-05-28T20:26:41Z",
               "completed_at": null,

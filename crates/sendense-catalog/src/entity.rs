@@ -135,6 +135,8 @@ backups = "backups" {
     created_at: Ts,
     started_at: Option<Ts>,
     completed_at: Option<Ts>,
+    protected: bool,
+    hold_until: Option<Ts>,
 }}
 
 entity! { /// What a restore point holds of each disk.

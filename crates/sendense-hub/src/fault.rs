@@ -108,6 +108,7 @@ pub(crate) fn of_repo(error: &sendense_repo::Error) -> Problem {
         Kind::NotFound => ProblemCode::BackupNotFound,
         Kind::Exists | Kind::Conflict { .. } => ProblemCode::Conflict,
         Kind::HasDependents { .. } => ProblemCode::HasDependents,
+        Kind::Held { .. } => ProblemCode::BackupHeld,
         Kind::Owned | Kind::Fenced => ProblemCode::RepositoryOwned,
         Kind::NoSpace => ProblemCode::NoSpace,
         Kind::Corrupt { .. } => ProblemCode::Corrupt,

@@ -1,5 +1,6 @@
 //! The one error of this crate: a kind that says who acts, a context in words, the cause.
 
+use crate::hold::Hold;
 use crate::lock::Holder;
 use sendense_block as block;
 use sendense_types::{BackupId, IdError};
@@ -25,6 +26,13 @@ pub enum Kind {
     HasDependents {
         /// The points that need it, parents before children.
         ids: Vec<BackupId>,
+    },
+    /// It is protected, or held until a date. The caller must let it go first, or wait.
+    Held {
+        /// The point.
+        backup_id: BackupId,
+        /// What keeps it.
+        hold: Hold,
     },
     /// Another deployment (or another hub whose lease is not out) owns the repository. The operator must act.
     Owned,
@@ -135,7 +143,7 @@ impl From<Error> for block::Error {
         let kind = match error.kind {
             Kind::NotFound => block::Kind::NotFound,
             Kind::Exists | Kind::Conflict { .. } | Kind::HasDependents { .. } => block::Kind::Exists,
-            Kind::Owned | Kind::Fenced | Kind::Denied => block::Kind::Denied,
+            Kind::Owned | Kind::Fenced | Kind::Denied | Kind::Held { .. } => block::Kind::Denied,
             Kind::NoSpace => block::Kind::NoSpace,
             Kind::Corrupt { .. } => block::Kind::Corrupt,
             Kind::Unavailable => block::Kind::Unavailable,

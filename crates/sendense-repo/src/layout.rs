@@ -3,6 +3,7 @@
 //! ```text
 //! <repository>/.sendense-repository.json                    who owns it
 //! <repository>/<vm_context_id>/<backup_id>.json             manifest: the point exists when this name does
+//! <repository>/<vm_context_id>/<backup_id>.hold             what keeps the point from being deleted
 //! <repository>/<vm_context_id>/disk-<n>/<backup_id>.qcow2   image
 //! <repository>/<vm_context_id>/disk-<n>/<backup_id>.digests block digests
 //! <repository>/<vm_context_id>/.draft-<backup_id>/          a point that is being written
@@ -29,6 +30,9 @@ const DRAFT_PREFIX: &str = ".draft-";
 const DELETE_PREFIX: &str = ".delete-";
 const DISK_PREFIX: &str = "disk-";
 const MANIFEST_SUFFIX: &str = ".json";
+const HOLD_SUFFIX: &str = ".hold";
+/// What [`crate::crashsafe::replace`] writes first.
+const HOLD_HALF_SUFFIX: &str = ".hold.new";
 const IMAGE_SUFFIX: &str = ".qcow2";
 const DIGESTS_SUFFIX: &str = ".digests";
 
@@ -50,6 +54,16 @@ pub fn disk_dir_name(disk: DiskNumber) -> String {
 /// A point's manifest.
 pub fn manifest(vm: &VmContextId, backup: &BackupId) -> PathBuf {
     vm_dir(vm).join(format!("{backup}{MANIFEST_SUFFIX}"))
+}
+
+/// What keeps a point from being deleted.
+pub fn hold(vm: &VmContextId, backup: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{backup}{HOLD_SUFFIX}"))
+}
+
+/// The same, cut off while it was written. Without meaning.
+pub fn hold_half(vm: &VmContextId, backup: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{backup}{HOLD_HALF_SUFFIX}"))
 }
 
 /// The name of an image within its disk's folder, which is also how a child's QCOW2 header names it.
@@ -97,6 +111,10 @@ pub fn draft_digests_name(disk: DiskNumber) -> String {
 pub enum VmEntry {
     /// `<backup_id>.json`
     Manifest(BackupId),
+    /// `<backup_id>.hold`
+    Hold(BackupId),
+    /// `<backup_id>.hold.new`
+    HoldHalf(BackupId),
     /// `disk-<n>`
     Disk(DiskNumber),
     /// `.draft-<backup_id>`
@@ -118,6 +136,12 @@ pub fn parse_vm_entry(name: &OsStr) -> VmEntry {
     }
     if let Some(id) = name.strip_suffix(MANIFEST_SUFFIX) {
         return id.parse().map_or(VmEntry::Stranger, VmEntry::Manifest);
+    }
+    if let Some(id) = name.strip_suffix(HOLD_SUFFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::Hold);
+    }
+    if let Some(id) = name.strip_suffix(HOLD_HALF_SUFFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::HoldHalf);
     }
     parse_disk_dir(name).map_or(VmEntry::Stranger, VmEntry::Disk)
 }
@@ -144,6 +168,8 @@ mod tests {
         let vm: VmContextId = "vm-1".parse().unwrap();
         let name = |path: PathBuf| path.file_name().unwrap().to_owned();
         assert_eq!(parse_vm_entry(&name(manifest(&vm, &id))), VmEntry::Manifest(id.clone()));
+        assert_eq!(parse_vm_entry(&name(hold(&vm, &id))), VmEntry::Hold(id.clone()));
+        assert_eq!(parse_vm_entry(&name(hold_half(&vm, &id))), VmEntry::HoldHalf(id.clone()));
         assert_eq!(parse_vm_entry(&name(draft_dir(&vm, &id))), VmEntry::Draft(id.clone()));
         assert_eq!(parse_vm_entry(&name(delete_dir(&vm, &id))), VmEntry::Delete(id.clone()));
         assert_eq!(parse_vm_entry(&name(disk_dir(&vm, DiskNumber(7)))), VmEntry::Disk(DiskNumber(7)));

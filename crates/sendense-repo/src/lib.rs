@@ -1,6 +1,6 @@
 //! Images at rest: a folder of QCOW2 chains with manifests and digests, written so that power may fail at any moment.
 //!
-//! What lives here: drafts and their publication, chains, deletion, recovery at start-up, verification, the owner record,
+//! What lives here: drafts and their publication, chains, holds, deletion, recovery at start-up, verification, the owner record,
 //! locks, room and retention. What does not: SQL, HTTP, hypervisors, async, the wall clock (`now` is passed in), and how a
 //! QCOW2 file looks inside (`sendense-qcow2`). All calls block and may be made from several threads at once.
 //!
@@ -23,6 +23,7 @@ pub mod digests;
 pub mod draft;
 pub mod error;
 pub mod extract;
+pub mod hold;
 pub mod layout;
 pub mod list;
 pub mod lock;
@@ -45,6 +46,7 @@ pub use delete::DeletePlan;
 pub use detached::{Detached, Words};
 pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Sealed};
 pub use error::{Error, Kind, Result};
+pub use hold::Hold;
 pub use list::Listing;
 pub use manifest::Manifest;
 pub use probe::{Probe, probe};

@@ -84,7 +84,7 @@ impl Repository {
         }
         // Again, for what has been undone and finished is gone now.
         let mut points = BTreeSet::new();
-        let mut disks = Vec::new();
+        let (mut disks, mut holds) = (Vec::new(), Vec::new());
         for (path, entry, _) in self.vm_entries(vm)? {
             match entry {
                 VmEntry::Manifest(id) => {
@@ -94,10 +94,14 @@ impl Repository {
                     }
                 }
                 VmEntry::Disk(number) => disks.push((path, number)),
+                // The next change of the hold, or the deletion of the point, removes one that is half written.
+                VmEntry::Hold(id) | VmEntry::HoldHalf(id) => holds.push((path, id)),
                 VmEntry::Draft(_) | VmEntry::Delete(_) => {}
                 VmEntry::Stranger => report.strangers.push(path),
             }
         }
+        let is_live = |id: &BackupId| points.contains(id) || self.at(layout::delete_dir(vm, id)).exists();
+        report.strangers.extend(holds.into_iter().filter(|(_, id)| !is_live(id)).map(|(path, _)| path));
         let empty = points.is_empty() && disks.is_empty();
         for (dir, number) in disks {
             self.find_strangers(vm, dir, number, &points, report)?;

@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::{ChainGuard, ChainLocks, Claim as LockClaim, Operation};
 use crate::owner::{self, Ownership};
+use parking_lot::Mutex;
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -48,6 +49,7 @@ struct Inner {
     ownership: Option<Ownership>,
     locks: ChainLocks,
     capacity: Capacity,
+    holds_turn: Mutex<()>,
 }
 
 impl Repository {
@@ -75,6 +77,7 @@ impl Repository {
             ownership: Some(ownership),
             locks: ChainLocks::default(),
             capacity: Capacity::new(path, options.limit_bytes, held_bytes),
+            holds_turn: Mutex::new(()),
         })))
     }
 
@@ -88,6 +91,7 @@ impl Repository {
             ownership: None,
             locks: ChainLocks::default(),
             capacity: Capacity::new(path, None, 0),
+            holds_turn: Mutex::new(()),
         })))
     }
 
@@ -133,6 +137,11 @@ impl Repository {
 
     pub(crate) fn capacity(&self) -> &Capacity {
         &self.0.capacity
+    }
+
+    /// Whose turn it is to change a hold: one at a time, for all points.
+    pub(crate) fn holds_turn(&self) -> &Mutex<()> {
+        &self.0.holds_turn
     }
 
     /// Counts anew what the files take, unless somebody adds or removes some now and keeps the count himself.
@@ -181,7 +190,7 @@ impl Repository {
             .into_iter()
             .map(|(name, kind)| {
                 let entry = match (layout::parse_vm_entry(&name), kind) {
-                    (entry @ VmEntry::Manifest(_), Kindred::File)
+                    (entry @ (VmEntry::Manifest(_) | VmEntry::Hold(_) | VmEntry::HoldHalf(_)), Kindred::File)
                     | (entry @ (VmEntry::Disk(_) | VmEntry::Draft(_) | VmEntry::Delete(_)), Kindred::Directory) => {
                         entry
                     }

@@ -99,6 +99,8 @@ problems! {
     CertificateUnconfirmed = "certificate_unconfirmed", 409, Caller;
     /// Something that exists or runs is in the way.
     Conflict = "conflict", 409, Caller;
+    /// The point is protected, or held until a date.
+    BackupHeld = "backup_held", 409, Caller;
     /// Another deployment owns the repository.
     RepositoryOwned = "repository_owned", 409, Operator;
     /// The request body is too large.

@@ -173,6 +173,9 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
     if backup.partial {
         rows.push(("partial", format!("without {}", backup.excluded_disks.join(", "))));
     }
+    if let Some(held) = held(backup) {
+        rows.push(("kept", held));
+    }
     for (key, value) in &backup.tags {
         rows.push(("tag", format!("{key}={value}")));
     }
@@ -224,6 +227,16 @@ pub fn deletion(deletion: &Deletion) -> Table {
         ]);
     }
     table
+}
+
+/// What keeps a backup from being deleted.
+pub fn held(backup: &Backup) -> Option<String> {
+    let until = backup.hold_until.map(|until| format!("held until {}", moment(until)));
+    match (backup.protected, until) {
+        (true, Some(until)) => Some(format!("protected, and {until}")),
+        (true, None) => Some("protected".to_owned()),
+        (false, until) => until,
+    }
 }
 
 /// What a prune takes and leaves: each point before those it stands on.

@@ -11,7 +11,7 @@ use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
     LogEntry, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository, RestoreBackup, Source,
-    Storage, Task, TaskFilter, TestReport, Token, UpdateSource, VerifyBackup, Vm, VmFilter,
+    Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -59,6 +59,11 @@ impl Client {
     pub async fn verify_backup(&self, backup_id: &BackupId, how: &VerifyBackup) -> Result<Task> {
         let path = ["backups", backup_id.as_str(), "verify"];
         Ok(self.send::<_, TaskReply>(Method::POST, &path, how).await?.task)
+    }
+
+    /// Changes what keeps a backup from being deleted.
+    pub async fn update_backup(&self, backup_id: &BackupId, change: &UpdateBackup) -> Result<Backup> {
+        Ok(self.send::<_, BackupReply>(Method::PATCH, &["backups", backup_id.as_str()], change).await?.backup)
     }
 
     /// Starts a restore.

@@ -95,6 +95,25 @@ impl TryFrom<Loose> for CreateBackup {
     }
 }
 
+/// Changes what keeps a point from being deleted. What is left out stays as it is; at least one field is given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateBackup {
+    /// Whether it stays until somebody says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub protected: Option<bool>,
+    /// Until when it stays; null lets it go.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime, required = false)]
+    pub hold_until: Option<Option<Timestamp>>,
+}
+
+/// Tells what is null from what is left out.
+fn given<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Timestamp>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
 /// Which backups to list; the conditions are combined with AND.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -204,6 +223,11 @@ pub struct Backup {
     pub error_message: Option<String>,
     /// Free text for people and selectors.
     pub tags: BTreeMap<String, String>,
+    /// True when a person said that it stays: it is not deleted, and no rule takes it.
+    pub protected: bool,
+    /// It is not deleted before; null when there is no such date.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub hold_until: Option<Timestamp>,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,

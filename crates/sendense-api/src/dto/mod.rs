@@ -17,7 +17,9 @@ mod task;
 mod token;
 mod vm;
 
-pub use backup::{Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, DeletedBackup, Deletion, VerifyBackup};
+pub use backup::{
+    Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, DeletedBackup, Deletion, UpdateBackup, VerifyBackup,
+};
 pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::Event;
 pub use export::{CreateExport, Export};

@@ -380,6 +380,8 @@ fn pending(new: &NewBackup, vm: &entity::vm_contexts::Model, now: Timestamp) -> 
         created_at: now,
         started_at: None,
         completed_at: None,
+        protected: false,
+        hold_until: None,
         disks: Vec::new(),
     })
 }

@@ -6,6 +6,7 @@
 mod adopt;
 mod chain;
 mod delete;
+mod hold;
 mod life;
 mod list;
 mod row;
@@ -81,6 +82,10 @@ pub struct Backup {
     pub started_at: Option<Timestamp>,
     /// When it ended, one way or the other.
     pub completed_at: Option<Timestamp>,
+    /// A person said that it stays. A copy of what its repository says.
+    pub protected: bool,
+    /// It stays until then. A copy of what its repository says.
+    pub hold_until: Option<Timestamp>,
     /// Its disks by number; empty until they are planned.
     pub disks: Vec<BackupDisk>,
 }

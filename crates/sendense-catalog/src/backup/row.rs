@@ -39,6 +39,8 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
         created_at: row.created_at.into(),
         started_at: row.started_at.map(Into::into),
         completed_at: row.completed_at.map(Into::into),
+        protected: row.protected,
+        hold_until: row.hold_until.map(Into::into),
         disks: disks.into_iter().map(read_disk).collect::<Result<_>>()?,
     })
 }
@@ -99,6 +101,8 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         created_at: backup.created_at.into(),
         started_at: backup.started_at.map(Into::into),
         completed_at: backup.completed_at.map(Into::into),
+        protected: backup.protected,
+        hold_until: backup.hold_until.map(Into::into),
     })
 }
 

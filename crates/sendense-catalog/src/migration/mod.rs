@@ -6,6 +6,7 @@
 
 mod m0001_initial;
 mod m0002_counts;
+mod m0003_holds;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -15,6 +16,6 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration), Box::new(m0002_counts::Migration)]
+        vec![Box::new(m0001_initial::Migration), Box::new(m0002_counts::Migration), Box::new(m0003_holds::Migration)]
     }
 }

@@ -118,6 +118,15 @@ pub async fn create(
     manager.create_table(table.take()).await
 }
 
+/// Adds a column to a table unless it has it. One that must be there needs a default, for the rows that are there already.
+pub async fn add_column(manager: &SchemaManager<'_>, table: &'static str, mut column: ColumnDef) -> Result<(), DbErr> {
+    let name = column.get_column_name();
+    if manager.has_column(table, name).await? {
+        return Ok(());
+    }
+    manager.alter_table(Table::alter().table(table).add_column(&mut column).take()).await
+}
+
 /// Creates an index unless it exists.
 pub async fn index(
     manager: &SchemaManager<'_>,

@@ -229,6 +229,8 @@ pub fn point_of(
         created_at,
         started_at: Some(created_at),
         completed_at: Some(created_at.plus_seconds(1)),
+        protected: false,
+        hold_until: None,
         disks: done.disks,
     }
 }

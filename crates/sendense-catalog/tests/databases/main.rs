@@ -37,6 +37,7 @@ macro_rules! suite {
 
 suite! {
     open: migrating_twice_is_migrating_once, hubs_that_start_together_migrate_once,
+        a_catalog_from_before_holds_is_migrated,
         what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
         references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
@@ -47,7 +48,7 @@ suite! {
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
         a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_failed_backup_frees_the_machine,
-        steps_out_of_order_are_refused, a_plan_is_checked, filters_are_combined;
+        steps_out_of_order_are_refused, a_plan_is_checked, what_keeps_a_point_is_told, filters_are_combined;
     chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
         a_new_disk_begins_a_chain;
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,

@@ -48,6 +48,8 @@ impl App {
             let details = format!("recovery {recovery_id} runs on {held}; discard it first");
             return Err(Problem::new(ProblemCode::Conflict, "the point is in use", details));
         }
+        let (looked, vm, ids, now) = (repository.clone(), row.vm_context_id.clone(), planned, self.core.now());
+        blocking(move || looked.refuse_held(&vm, &ids, now)).await?.map_err(|error| refused(&error))?;
         let deletion = self.describe(&plan, query).await?;
         if query.dry_run {
             return Ok(deletion);
@@ -107,6 +109,10 @@ pub(super) fn refused(error: &sendense_repo::Error) -> Problem {
             let ids: Vec<&str> = ids.iter().map(BackupId::as_str).collect();
             let details = format!("needed by {}; delete these first, or with cascade=true", ids.join(", "));
             Problem::new(ProblemCode::HasDependents, "later points need this one", details)
+        }
+        Kind::Held { backup_id, hold } => {
+            let details = format!("{backup_id} is {hold}; it goes when this was lifted");
+            Problem::new(ProblemCode::BackupHeld, "the point must stay", details)
         }
         Kind::Conflict { holders } if !holders.is_empty() => {
             let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();

@@ -11,6 +11,7 @@ mod delete;
 mod exports;
 mod health;
 mod history;
+mod hold;
 mod mounts;
 mod prune;
 mod recoveries;

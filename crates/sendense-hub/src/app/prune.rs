@@ -9,9 +9,9 @@ use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
 use sendense_api::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup, Role};
 use sendense_catalog as catalog;
-use sendense_repo::Repository;
 use sendense_repo::delete::Extent;
 use sendense_repo::retention::{Coverage, Fate, Keep, Point, Policy, PrunePlan, State, judge, time_zone};
+use sendense_repo::{Hold, Repository};
 use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId, VmContextId};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,7 +77,9 @@ impl App {
     async fn plan_in(&self, vm: &VmContextId, repository_id: RepositoryId, policy: &Policy) -> Result<Place> {
         let repository = self.core.repositories.by_id(&self.core, &repository_id).await?;
         let rows = self.points_in(vm, &repository_id).await?;
-        let points: Vec<Point> = rows.values().map(point).collect();
+        let (reader, of) = (repository.clone(), vm.clone());
+        let holds = blocking(move || reader.holds(&of)).await?.or_problem()?;
+        let points: Vec<Point> = rows.values().map(|row| point(row, holds.get(&row.backup_id))).collect();
         let verdicts = judge(&points, policy, self.core.now());
         // Also by recoveries that are not served now, which claim nothing in the repository.
         let held = |id: &BackupId| self.core.recoveries.holding(std::slice::from_ref(id));
@@ -216,14 +218,14 @@ fn counted_at(row: &catalog::Backup) -> sendense_types::Timestamp {
     row.completed_at.unwrap_or(row.created_at)
 }
 
-fn point(row: &catalog::Backup) -> Point {
+fn point(row: &catalog::Backup, hold: Option<&Hold>) -> Point {
     let disks = || row.disks.iter().map(|disk| disk.disk_id).collect();
     Point {
         backup_id: row.backup_id.clone(),
         completed_at: counted_at(row),
         state: State::Good,
-        protected: false,
-        hold_until: None,
+        protected: hold.is_some_and(|hold| hold.protected),
+        hold_until: hold.and_then(|hold| hold.until),
         coverage: if row.partial { Coverage::Disks(disks()) } else { Coverage::Whole },
     }
 }

@@ -58,6 +58,8 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         error_code: row.error_code,
         error_message: row.error_message,
         tags: row.tags,
+        protected: row.protected,
+        hold_until: row.hold_until,
         created_at: row.created_at,
         started_at: row.started_at,
         completed_at: row.completed_at,
@@ -241,6 +243,8 @@ mod tests {
             created_at: at,
             started_at: Some(at),
             completed_at: None,
+            protected: false,
+            hold_until: None,
             disks: vec![sendense_catalog::BackupDisk {
                 disk_id: sendense_types::DiskNumber(0),
                 disk_key: "disk-0".to_owned(),

@@ -65,7 +65,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
         .routes(routes!(backups::backup_chain))
-        .routes(routes!(backups::get_backup, backups::delete_backup))
+        .routes(routes!(backups::get_backup, backups::update_backup, backups::delete_backup))
         .routes(routes!(backups::vm_backup_chain))
         .routes(routes!(backups::cancel_backup))
         .routes(routes!(backups::verify_backup))

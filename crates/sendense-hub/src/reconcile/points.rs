@@ -8,7 +8,7 @@ use sendense_catalog as catalog;
 use sendense_catalog::{KnownDisk, KnownVm};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::recover::{Catalog, Report};
-use sendense_repo::{Kind, Repository};
+use sendense_repo::{Hold, Kind, Repository};
 use sendense_types::{BackupId, BackupStatus, RepositoryId, SourceKind, VmContextId};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -161,10 +161,22 @@ pub(crate) async fn adopt_machine(
         adopted.problems.push(format!("{}: {}", problem.path.display(), chain(&problem.error)));
     }
     for manifest in listing.points.iter().filter(|point| wanted(&point.backup_id)) {
-        let (known, point) = (machine(manifest), point(row, manifest));
+        let (reader, of, id) = (repository.clone(), vm.clone(), manifest.backup_id.clone());
+        let hold = blocking(move || reader.hold(&of, &id)).await?.unwrap_or_else(|error| {
+            // The repository lets no point go whose hold it cannot read; the catalog's copy is for lists.
+            adopted.problems.push(format!("{}: {}", manifest.backup_id, chain(&error)));
+            Hold::default()
+        });
+        let (known, point) = (machine(manifest), point(row, manifest, hold));
         match core.catalog.backups().adopt(&known, &point, core.now()).await {
             Ok(true) => adopted.added += 1,
-            Ok(false) => adopted.known += 1,
+            Ok(false) => {
+                adopted.known += 1;
+                let held = core.catalog.backups().set_hold(&manifest.backup_id, hold.protected, hold.until).await;
+                if let Err(error) = held {
+                    adopted.problems.push(format!("{}: {}", manifest.backup_id, chain(&error)));
+                }
+            }
             // Its task is at work in this moment and will complete the row itself.
             Err(catalog::Error::Conflict(catalog::Conflict::WrongState { .. })) => adopted.known += 1,
             Err(error) if error.kind() == catalog::Kind::Unavailable => return Err(error).or_problem(),
@@ -194,7 +206,7 @@ fn machine(manifest: &Manifest) -> KnownVm {
     }
 }
 
-fn point(row: &catalog::Repository, manifest: &Manifest) -> catalog::Backup {
+fn point(row: &catalog::Repository, manifest: &Manifest, hold: Hold) -> catalog::Backup {
     let done = crate::jobs::backup::completed(manifest);
     catalog::Backup {
         backup_id: manifest.backup_id.clone(),
@@ -225,6 +237,8 @@ fn point(row: &catalog::Repository, manifest: &Manifest) -> catalog::Backup {
         created_at: manifest.created_at,
         started_at: None,
         completed_at: Some(manifest.created_at),
+        protected: hold.protected,
+        hold_until: hold.until,
         disks: done.disks,
     }
 }

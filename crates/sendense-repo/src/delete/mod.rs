@@ -4,7 +4,7 @@
 //!
 //! 1. `.delete-<backup_id>/` is made with the list of the point's files; file, then folders synced;
 //! 2. the manifest is moved into it, the VM's folder synced: **the point exists no more**;
-//! 3. the files are removed, folders synced; the folder is removed.
+//! 3. the files are removed, its hold among them, folders synced; the folder is removed.
 //!
 //! A process that dies before 2 leaves a point and a folder that start-up removes; one that dies after 2 leaves a deletion
 //! that start-up finishes. Done twice is done once.
@@ -36,11 +36,13 @@ impl Repository {
     /// Deletes what the plan says. `who` is told to those who meet it.
     ///
     /// # Errors
-    /// [`Kind::Conflict`] when a point of it is in use, or a new point has come to stand on one since it was planned;
+    /// [`Kind::Held`] when a point of it must stay; [`Kind::Conflict`] when a point of it is in use, or a new point has come to stand on one since it was planned;
     /// [`Kind::Fenced`]. What was deleted before an error stays deleted; the same plan may be executed again.
     pub fn execute_delete(&self, plan: DeletePlan, who: &str, now: Timestamp) -> Result<()> {
         let ids: BTreeSet<BackupId> = plan.points.iter().map(|point| point.backup_id.clone()).collect();
         let _guard = self.lock(Operation::Delete, &plan.vm_context_id, ids.clone(), who)?;
+        // Under the lock, so that nobody protects a point between this look and its end.
+        self.refuse_held(&plan.vm_context_id, &ids, now)?;
         let listed = self.list(&plan.vm_context_id)?.complete()?;
         let still_there: BTreeSet<BackupId> =
             listed.iter().map(|point| point.backup_id.clone()).filter(|id| ids.contains(id)).collect();

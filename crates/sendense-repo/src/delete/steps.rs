@@ -68,6 +68,9 @@ pub(crate) fn finish(repository: &Repository, vm: &VmContextId, backup: &BackupI
         crashsafe::sync_dir(fs, &repository.at(&disk_dir))?;
         crashsafe::remove_dir_if_empty(fs, &repository.at(&disk_dir))?;
     }
+    for file in [layout::hold(vm, backup), layout::hold_half(vm, backup)] {
+        crashsafe::remove_file_if_there(fs, &repository.at(file))?;
+    }
     crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
     clear(repository, vm, &dir)?;
     Ok(Finished::Deleted)

@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod golden;
+mod holds;
 mod leftovers;
 mod model;
 mod pairs;

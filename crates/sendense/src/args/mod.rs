@@ -11,7 +11,7 @@ pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
 pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use sendense_types::{BackupId, BackupType, Compression, ExportId, OnTrackingLoss, TaskId};
+use sendense_types::{BackupId, BackupType, Compression, ExportId, OnTrackingLoss, TaskId, Timestamp};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -309,6 +309,28 @@ pub enum BackupCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Protect a backup: nothing deletes it until it is unprotected.
+    Protect {
+        /// Its id.
+        backup_id: BackupId,
+    },
+    /// Let a protected backup go. A date until which it is held stays.
+    Unprotect {
+        /// Its id.
+        backup_id: BackupId,
+    },
+    /// Hold a backup until a date: nothing deletes it before.
+    #[command(group = clap::ArgGroup::new("how").required(true))]
+    Hold {
+        /// Its id.
+        backup_id: BackupId,
+        /// Until when: 2027-01-31 (the beginning of that day in UTC) or 2027-01-31T18:00:00+01:00.
+        #[arg(long, value_name = "DATE", value_parser = date, group = "how")]
+        until: Option<Timestamp>,
+        /// Let it go now. Protection stays.
+        #[arg(long, group = "how")]
+        release: bool,
+    },
     /// Delete a backup. Shows the plan and asks first.
     Delete {
         /// Its id.
@@ -333,6 +355,13 @@ pub enum BackupCommand {
         /// Its id.
         backup_id: BackupId,
     },
+}
+
+/// A date means its beginning in UTC.
+fn date(text: &str) -> Result<Timestamp, String> {
+    let whole_day = text.len() == "2027-01-31".len();
+    let moment = if whole_day { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    moment.parse().map_err(|error| format!("{error}; write 2027-01-31 or 2027-01-31T18:00:00+01:00"))
 }
 
 #[derive(Debug, ClapArgs)]
@@ -578,6 +607,11 @@ mod tests {
             "sendense backup chain web --disk 1 --json",
             "sendense backup verify bk-1 --deep",
             "sendense backup delete bk-1 --cascade --dry-run",
+            "sendense backup protect bk-1",
+            "sendense backup unprotect bk-1",
+            "sendense backup hold bk-1 --until 2030-01-31",
+            "sendense backup hold bk-1 --until 2030-01-31T12:00:00+01:00",
+            "sendense backup hold bk-1 --release",
             "sendense prune web --keep-last 3 --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --time-zone Europe/Berlin --dry-run",
             "sendense prune web --repo R --keep-hourly 24 --keep-yearly 9 --minimum-age-hours 48 --plan 0f --yes",
             "sendense retention simulate --keep-daily 14 --keep-monthly 12 --full 40GiB --incremental 2GB",
@@ -611,6 +645,9 @@ mod tests {
             "sendense prune web --dry-run",
             "sendense retention simulate --full 1GiB --incremental 1GiB",
             "sendense retention simulate --keep-last 1 --full 1GiB --incremental 1GiB --every 0d",
+            "sendense backup hold bk-1",
+            "sendense backup hold bk-1 --until tomorrow",
+            "sendense backup hold bk-1 --until 2030-01-31 --release",
             "sendense backup show ../x",
             "sendense backup start w --repo r --type big",
             "sendense source add nbd --name N --uri nbds://h/e --tls-cert C",

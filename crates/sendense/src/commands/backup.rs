@@ -9,7 +9,8 @@ use crate::{progress, tables};
 use anyhow::{Result, bail};
 use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, TaskReply};
 use sendense_api::{
-    Backup, BackupFilter, ChainQuery, Client, CreateBackup, DeleteQuery, Deletion, Limit, ListQuery, VerifyBackup,
+    Backup, BackupFilter, ChainQuery, Client, CreateBackup, DeleteQuery, Deletion, Limit, ListQuery, UpdateBackup,
+    VerifyBackup,
 };
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::io::{BufRead, IsTerminal, Write};
@@ -66,6 +67,19 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
                 Ok(task) => verdict("ok", task.summary.unwrap_or_default()),
             }
+        }
+        BackupCommand::Protect { backup_id } => {
+            let change = UpdateBackup { protected: Some(true), hold_until: None };
+            return hold(context, &backup_id, &change).await;
+        }
+        BackupCommand::Unprotect { backup_id } => {
+            let change = UpdateBackup { protected: Some(false), hold_until: None };
+            return hold(context, &backup_id, &change).await;
+        }
+        // Without a date it was asked to let go: the grammar takes one of the two.
+        BackupCommand::Hold { backup_id, until, release: _ } => {
+            let change = UpdateBackup { protected: None, hold_until: Some(until) };
+            return hold(context, &backup_id, &change).await;
         }
         BackupCommand::Delete { backup_id, cascade, dry_run, yes } => {
             return delete(context, &backup_id, DeleteQuery { cascade, dry_run }, yes).await;
@@ -186,6 +200,16 @@ async fn delete(context: &Context, backup_id: &BackupId, query: DeleteQuery, yes
     }
     let done = client.delete_backup(backup_id, &query).await?;
     print_deletion(context, done)?;
+    Ok(0)
+}
+
+async fn hold(context: &Context, backup_id: &BackupId, change: &UpdateBackup) -> Result<u8> {
+    let backup = context.client.update_backup(backup_id, change).await?;
+    if context.json {
+        json(&BackupReply::new(backup))?;
+    } else {
+        say(format!("{backup_id} is {}", tables::held(&backup).unwrap_or_else(|| "not held".to_owned())));
+    }
     Ok(0)
 }
 

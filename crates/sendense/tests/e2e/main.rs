@@ -13,6 +13,7 @@ mod exports;
 mod files;
 mod guests;
 mod history;
+mod holds;
 mod hub;
 mod identity;
 mod journey;

@@ -229,3 +229,28 @@ pub async fn filters_are_combined(db: TestDb) {
         assert_eq!((&tasks, total), (&expected.collect(), tasks.len() as u64));
     }
 }
+
+pub async fn what_keeps_a_point_is_told(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let point = world.point(&world.vms[0], None, 1, at(10)).await;
+    let held = async || {
+        let row = backups.get(&point).await.expect("get");
+        (row.protected, row.hold_until)
+    };
+    assert_eq!(held().await, (false, None));
+    for (protected, until) in [(true, None), (true, None), (true, Some(at(50))), (false, Some(at(50))), (false, None)] {
+        backups.set_hold(&point, protected, until).await.expect("hold");
+        assert_eq!(held().await, (protected, until));
+    }
+    assert_eq!(backups.set_hold(&id("bk-none"), true, None).await.expect_err("unknown").kind(), Kind::NotFound);
+    // A point that is taken in brings its own along.
+    let known = known_vm("vm-9", "far", 1);
+    let imported = Backup {
+        protected: true,
+        hold_until: Some(at(70)),
+        ..point_of(&known, &world.repository_id, "bk-9", None, at(20))
+    };
+    assert!(backups.adopt(&known, &imported, at(30)).await.expect("adopt"));
+    assert_eq!(backups.get(&imported.backup_id).await.expect("get"), imported);
+}

@@ -7,6 +7,8 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
+const MIGRATIONS: [&str; 3] = ["m0001_initial", "m0002_counts", "m0003_holds"];
+
 async fn migrations(url: &str) -> Vec<String> {
     let raw = Database::connect(url).await.expect("connect");
     let statement = Statement::from_string(raw.get_database_backend(), "SELECT version FROM seaql_migrations");
@@ -20,7 +22,7 @@ pub async fn migrating_twice_is_migrating_once(db: TestDb) {
     let repository = add_repository(&first, "repo").await;
     let second = db.open().await;
     assert_eq!(second.repositories().get(&repository.repository_id).await.expect("get"), repository);
-    assert_eq!(migrations(db.url()).await, ["m0001_initial", "m0002_counts"]);
+    assert_eq!(migrations(db.url()).await, MIGRATIONS);
     second.ping().await.expect("ping");
     let version = second.database_version().await.expect("version");
     assert!(version.contains(|digit: char| digit.is_ascii_digit()), "{version}");
@@ -37,7 +39,29 @@ pub async fn hubs_that_start_together_migrate_once(db: TestDb) {
     }
     let ids = hubs.join_all().await.into_iter().collect::<Result<Vec<_>>>().expect("all open");
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    assert_eq!(migrations(db.url()).await, ["m0001_initial", "m0002_counts"]);
+    assert_eq!(migrations(db.url()).await, MIGRATIONS);
+}
+
+/// A catalog of a release that knew nothing of holds, with what it held.
+pub async fn a_catalog_from_before_holds_is_migrated(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let point = world.point(&world.vms[0], None, 2, at(10)).await;
+    let before = world.catalog.backups().get(&point).await.expect("get");
+    let raw = Database::connect(db.url()).await.expect("connect");
+    for statement in [
+        "ALTER TABLE backups DROP COLUMN protected",
+        "ALTER TABLE backups DROP COLUMN hold_until",
+        "DELETE FROM seaql_migrations WHERE version = 'm0003_holds'",
+    ] {
+        raw.execute_unprepared(statement).await.expect(statement);
+    }
+    raw.close().await.expect("close");
+    let catalog = db.open().await;
+    assert_eq!(migrations(db.url()).await, MIGRATIONS);
+    let after = catalog.backups().get(&point).await.expect("get");
+    assert_eq!((after.protected, after.hold_until), (false, None));
+    assert_eq!(after, before);
+    catalog.backups().set_hold(&point, true, Some(at(99))).await.expect("hold");
 }
 
 pub async fn what_was_committed_is_there_after_reopening(db: TestDb) {

@@ -9,7 +9,8 @@ use axum::{Extension, Json};
 use http::StatusCode;
 use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, LogReply, TaskReply};
 use sendense_api::{
-    BackupFilter, ChainQuery, CreateBackup, DeleteQuery, ListQuery, ProblemBody, RestoreBackup, VerifyBackup,
+    BackupFilter, ChainQuery, CreateBackup, DeleteQuery, ListQuery, ProblemBody, RestoreBackup, UpdateBackup,
+    VerifyBackup,
 };
 use sendense_types::{BackupId, VmContextId};
 
@@ -67,6 +68,30 @@ pub(in crate::http) async fn get_backup(
     Ok(Json(BackupReply::new(app.get_backup(&backup_id).await?)))
 }
 
+/// Protect a backup, hold it until a date, or let it go.
+///
+/// Neither a deletion nor a rule takes it meanwhile. An operator may keep a backup; to let it go earlier takes an admin.
+#[utoipa::path(
+    patch, path = "/backups/{backup_id}", tag = "backups", request_body = UpdateBackup,
+    params(("backup_id" = String, Path, description = "The backup.")),
+    responses(
+        (status = 200, description = "The backup as it is now.", body = BackupReply),
+        (status = 409, description = "It holds no point, or is being deleted.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("operator"))),
+)]
+pub(in crate::http) async fn update_backup(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Id(backup_id): Id<BackupId>,
+    Body(request): Body<UpdateBackup>,
+) -> Result<Json<BackupReply>> {
+    if request == UpdateBackup::default() {
+        return Err(Failure::invalid("there is nothing to change", "give at least one field"));
+    }
+    Ok(Json(BackupReply::done("the backup was changed", app.update_backup(&caller, &backup_id, request).await?)))
+}
+
 /// Delete a backup.
 ///
 /// Its files and its rows. With `dry_run=true` only the plan is shown.
@@ -75,7 +100,7 @@ pub(in crate::http) async fn get_backup(
     params(("backup_id" = String, Path, description = "The backup."), DeleteQuery),
     responses(
         (status = 200, description = "What was deleted, or would be.", body = DeletionReply),
-        (status = 409, description = "Later points need it (they are named), or it is in use.", body = ProblemBody),
+        (status = 409, description = "Later points need it (they are named), it is in use, or it must stay.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("admin"))),
 )]
