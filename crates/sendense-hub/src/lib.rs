@@ -30,6 +30,7 @@ mod reconcile;
 mod recoveries;
 mod repositories;
 mod restore;
+pub mod schedule;
 mod secrets;
 
 pub use app::{App, Caller};
