@@ -20,7 +20,20 @@ use std::time::SystemTime;
 /// no table names.
 pub const MODULES: [(&str, &[&str]); 4] = [
     ("disk", &["virtio_blk"]),
-    ("lvm", &["dm-mod", "dm-snapshot", "dm-thin-pool", "dm-mirror", "dm-raid", "dm-cache-smq", "dm-cache"]),
+    (
+        "lvm",
+        &[
+            "dm-mod",
+            "dm-snapshot",
+            "dm-thin-pool",
+            "dm-mirror",
+            "raid1",
+            "raid10",
+            "dm-raid",
+            "dm-cache-smq",
+            "dm-cache",
+        ],
+    ),
     ("names", &["nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1"]),
     ("files", &["vfat", "isofs", "udf", "crc32_generic", "f2fs", "nilfs2", "hfsplus", "squashfs"]),
 ];

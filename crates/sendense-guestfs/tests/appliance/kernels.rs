@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub const TESTS: &[Test] = &[
     ("file_systems_filled_by_a_guest", file_systems_filled_by_a_guest),
     ("file_systems_that_were_not_unmounted", file_systems_that_were_not_unmounted),
+    ("the_log_of_an_old_xfs", the_log_of_an_old_xfs),
+    ("thin_and_mirrored_logical_volumes", thin_and_mirrored_logical_volumes),
     ("hfsplus_of_another_maker", hfsplus_of_another_maker),
 ];
 
@@ -53,13 +55,19 @@ fn fill(dir: &Path, (kind, make, modules): (&str, &str, &[&str]), unmounted: boo
             _ => "seq 1 5000 | dd of=/at/late/synced conv=fsync",
         }
     };
+    let script = format!("{load}mount -t {kind} /dev/ubda /at\ncp -a /tree/. /at/\nsync\n{end}\n");
+    run(dir, &script);
+    if !unmounted {
+        sh(dir, "seq 1 5000 > tree/late/synced");
+    }
+}
+
+/// Runs a shell script in a guest whose root is `dir/guest` and whose disk is `dir/disk.img`.
+fn run(dir: &Path, script: &str) {
+    let tools = "sh mount insmod cp sync seq dd umount poweroff echo true mke2fs mkdir";
+    sh(dir, &format!("for tool in {tools}; do ln -sf busybox guest/$tool; done"));
     let script = format!(
-        "#!/busybox sh\nset -e\nPATH=/\ntrap 'poweroff -n -f' EXIT\nmount -t proc proc /proc\n{load}
-         mount -t {kind} /dev/ubda /at\ncp -a /tree/. /at/\nsync\n{end}\necho filled > /filled\n"
-    );
-    sh(
-        dir,
-        "for tool in sh mount insmod cp sync seq dd umount poweroff echo true; do ln -sf busybox guest/$tool; done",
+        "#!/busybox sh\nset -e\nPATH=/\ntrap 'poweroff -n -f' EXIT\nmount -t proc proc /proc\n{script}\necho filled > /filled\n"
     );
     let init = dir.join("guest/init");
     std::fs::write(&init, script).unwrap();
@@ -73,10 +81,7 @@ fn fill(dir: &Path, (kind, make, modules): (&str, &str, &[&str]), unmounted: boo
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("linux.uml: {error}: install the Debian package user-mode-linux"));
-    assert!(dir.join("guest/filled").exists(), "{kind}: {}", String::from_utf8_lossy(&run.stdout));
-    if !unmounted {
-        sh(dir, "seq 1 5000 > tree/late/synced");
-    }
+    assert!(dir.join("guest/filled").exists(), "{}", String::from_utf8_lossy(&run.stdout));
 }
 
 /// What is in the volume, without the file system's own file.
@@ -135,6 +140,74 @@ fn file_systems_that_were_not_unmounted() {
         Box::new(session).close();
         assert_eq!(digest(&image), before, "{}", kind.0);
     }
+}
+
+/// The readers read version 4 of XFS, but not its log.
+fn the_log_of_an_old_xfs() {
+    let dir = folder();
+    let make = "truncate -s 320M disk.img
+        mkfs.xfs -q -f -m crc=0,finobt=0,reflink=0,rmapbt=0,bigtime=0,inobtcount=0 disk.img";
+    for unmounted in [true, false] {
+        fill(dir.path(), ("xfs", make, &[]), unmounted);
+        let image = dir.path().join("disk.img");
+        let served = Arc::new(Served::raw(&image));
+        let session = open(&image, &served);
+        let volume = session.volumes().unwrap().remove(0);
+        let consistency = if unmounted { Consistency::Clean } else { Consistency::Replayed };
+        assert_eq!((&volume.state, volume.consistency), (&State::Readable, Some(consistency)), "{volume:?}");
+        assert_eq!(session.is_taken(&volume.id), !unmounted, "{volume:?}");
+        same(told(&session), dir.path(), "xfs");
+    }
+}
+
+/// One group over two partitions, with a volume of either kind.
+fn thin_and_mirrored_logical_volumes() {
+    let dir = folder();
+    let at = dir.path();
+    sh(at, &format!("{TREE}; rm -r tree/sparse tree/fifo tree/many"));
+    let script = r#"truncate -s 300M disk.img
+        printf 'label: gpt\nsize=128M, type=lvm\nsize=128M, type=lvm\n' | sfdisk -q disk.img
+        mkdir -p guest/proc guest/dev guest/sys guest/run guest/etc guest/at guest/modules guest/sbin
+        cp /bin/busybox guest/; cp -a tree guest/tree; cp /sbin/lvm guest/sbin/
+        for library in $(ldd /sbin/lvm | grep -o '/[^ ]*'); do mkdir -p "guest${library%/*}"; cp "$library" "guest$library"; done
+        folder=$(echo /usr/lib/uml/modules/*/); : > order
+        for module in dm-mod raid1 dm-raid dm-thin-pool; do
+            needs=$(sed -n "s#^\(.*/$module\.ko\): *\(.*\)#\2 \1#p" $folder/modules.dep)
+            # What is needed by others stands behind them.
+            for file in $(echo ${needs% *} | tr ' ' '\n' | tac) ${needs##* }; do
+                grep -qx "${file##*/}" order || { cp $folder/$file guest/modules/; echo "${file##*/}" >> order; }
+            done
+        done"#;
+    sh(at, script);
+    let order = std::fs::read_to_string(at.join("order")).unwrap();
+    let load: String = order.lines().map(|module| format!("insmod /modules/{module}\n")).collect();
+    let script = r#"mount -t sysfs sys /sys
+        config='activation{udev_sync=0 udev_rules=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source="none"} global{use_lvmpolld=0 thin_check_executable=""} backup{backup=0 archive=0}'
+        lvm() { command=$1; shift; /sbin/lvm $command --config "$config" "$@"; }
+        lvm pvcreate /dev/ubda1 /dev/ubda2
+        lvm vgcreate vg /dev/ubda1 /dev/ubda2
+        lvm lvcreate -y --type raid1 --mirrors 1 --size 40M --name mirrored vg
+        lvm lvcreate -y --type thin-pool --size 60M --name pool vg
+        lvm lvcreate -y --type thin --virtualsize 500M --thinpool pool --name thin vg
+        for name in mirrored thin; do
+            mke2fs /dev/vg/$name; mount -t ext2 /dev/vg/$name /at; cp -a /tree/. /at/; umount /at
+        done
+        lvm vgchange --activate n vg"#;
+    run(at, &format!("{load}{script}"));
+    let image = at.join("disk.img");
+    let before = digest(&image);
+    let served = Arc::new(Served::raw(&image));
+    let session = open(&image, &served);
+    let volumes = session.volumes().unwrap();
+    for name in ["lvm:vg/mirrored", "lvm:vg/thin"] {
+        let volume = volumes.iter().find(|volume| volume.id.as_str() == name).unwrap_or_else(|| panic!("{volumes:#?}"));
+        assert_eq!((&volume.state, session.is_taken(&volume.id)), (&State::Readable, true), "{volume:?}");
+        let mut told = digests(&session, name);
+        told.retain(|path, _| !path.starts_with(b"/lost+found"));
+        same(told, at, name);
+    }
+    Box::new(session).close();
+    assert_eq!(digest(&image), before);
 }
 
 /// No tool of Debian makes one alone; xorriso puts one into an ISO, where it begins at a fixed place.
