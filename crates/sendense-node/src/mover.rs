@@ -8,7 +8,7 @@ use crate::budget::LaneBudget;
 use parking_lot::Mutex;
 use sendense_block::codec::Level;
 use sendense_block::copy::{self, Mode, Options, Progress, Summary, Survey};
-use sendense_block::{BlockSink, Cancel, ChangeMap, DigestMap, Disk};
+use sendense_block::{BlockSink, ByteLen, Cancel, ChangeMap, DigestMap, Disk};
 use sendense_source::{Changes, FreezeRequest, Frozen, FrozenDisk, FrozenFacts, Journal, Source};
 use sendense_types::{BackupId, BackupType, DiskNumber, OnTrackingLoss, Phase};
 use std::collections::VecDeque;
@@ -73,6 +73,8 @@ pub struct DiskStart<'a> {
     pub parent: Option<&'a BackupId>,
     /// Why a full, or a full read, is made.
     pub type_reason: Option<&'a str>,
+    /// Bytes that will be read of it.
+    pub read: ByteLen,
 }
 
 /// Where the blocks go and who is told. Called from threads of the mover.
@@ -248,6 +250,7 @@ fn copy_all(
             backup_type: disk.backup_type(),
             parent: disk.parent(),
             type_reason: disk.type_reason.as_deref(),
+            read: disk.survey.read,
         };
         let sink = landing.begin_disk(&start).map_err(|source| copy_error(disk.assignment, source))?;
         progress.plan(disk.survey.read);

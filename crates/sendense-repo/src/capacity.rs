@@ -110,6 +110,17 @@ impl Capacity {
     }
 }
 
+impl Capacity {
+    /// Promises so much of it as there is room; says how much that is.
+    fn promise_up_to(&self, bytes: u64) -> Result<u64> {
+        let free = file_system(&self.root)?;
+        let mut state = self.state.lock();
+        let promised = bytes.min(self.available(&state, free.available_bytes));
+        state.promised_bytes += promised;
+        Ok(promised)
+    }
+}
+
 /// Room promised to one backup. What was written is deducted; what is left is given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
@@ -126,6 +137,16 @@ struct Left {
 }
 
 impl Reservation {
+    /// Promises what the backup may become, all told, as far as there is room; what is missing is returned. Others then find
+    /// only what is left. This one goes on: nobody knows yet how far its data shrinks.
+    pub(crate) fn expect(&self, bytes: u64) -> Result<u64> {
+        let mut left = self.left.lock();
+        let more = bytes.saturating_sub(left.promised_bytes.saturating_add(left.written_bytes));
+        let promised = self.capacity.promise_up_to(more)?;
+        left.promised_bytes += promised;
+        Ok(more - promised)
+    }
+
     /// Counts bytes that are about to be written. Grows the promise when it was too small, if there is room.
     pub(crate) fn spend(&self, bytes: u64) -> Result<()> {
         let mut left = self.left.lock();
@@ -182,6 +203,23 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_is_expected_is_kept_from_others_as_far_as_there_is_room() {
+        let (_dir, capacity) = limited(100, 0);
+        let first = capacity.reserve(10 * MIB).unwrap();
+        first.spend(10 * MIB).unwrap();
+        assert_eq!(first.expect(60 * MIB).unwrap(), 0);
+        assert_eq!(capacity.storage().unwrap().available_bytes, 40 * MIB);
+        // Less than before changes nothing, and the same again neither.
+        assert_eq!(first.expect(MIB).unwrap(), 0);
+        assert_eq!(first.expect(60 * MIB).unwrap(), 0);
+        let second = capacity.reserve(0).unwrap();
+        assert_eq!(second.expect(50 * MIB).unwrap(), 10 * MIB);
+        assert_eq!(capacity.reserve(MIB).unwrap_err().kind, Kind::NoSpace);
+        drop((first, second));
+        assert_eq!(capacity.storage().unwrap().available_bytes, 100 * MIB);
+    }
 
     fn limited(limit_mib: u64, held_mib: u64) -> (tempfile::TempDir, Capacity) {
         let dir = tempfile::tempdir().unwrap();

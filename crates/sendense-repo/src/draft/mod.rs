@@ -176,6 +176,12 @@ impl Draft {
         Ok(disk)
     }
 
+    /// Says what the point may become, all told, as soon as that is known: room for it is kept from others as far as there is
+    /// any. Returns how much is missing; the draft goes on all the same, and fails with [`Kind::NoSpace`] if it must.
+    pub fn expect(&self, bytes: u64) -> Result<u64> {
+        self.core.reservation.expect(bytes)
+    }
+
     /// The disk with this number, once it was begun.
     pub fn disk(&self, number: sendense_types::DiskNumber) -> Option<&Arc<DiskDraft>> {
         self.disks.get(&number)

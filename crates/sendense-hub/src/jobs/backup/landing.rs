@@ -8,7 +8,7 @@ use sendense_block::BlockSink;
 use sendense_catalog::{BackupDisk, BackupPlan, Conflict, Error};
 use sendense_node::mover::{DiskStart, Landing};
 use sendense_repo::{DiskSpec, Draft};
-use sendense_types::{Phase, Timestamp};
+use sendense_types::{Compression, Phase, Timestamp};
 use std::sync::Arc;
 
 /// A draft as the mover sees it.
@@ -25,6 +25,8 @@ struct State {
     planned: Vec<BackupDisk>,
     /// When the machine stood still: known when the first disk begins.
     frozen_at: Option<Timestamp>,
+    /// What the disks that become fulls may take.
+    expected_bytes: u64,
 }
 
 impl<'a> DraftLanding<'a> {
@@ -35,7 +37,7 @@ impl<'a> DraftLanding<'a> {
         draft: Draft,
         runtime: &'a tokio::runtime::Handle,
     ) -> Self {
-        let state = State { draft, planned: Vec::new(), frozen_at: None };
+        let state = State { draft, planned: Vec::new(), frozen_at: None, expected_bytes: 0 };
         Self { core, handle, prepared, runtime, state: Mutex::new(state) }
     }
 
@@ -43,6 +45,19 @@ impl<'a> DraftLanding<'a> {
     pub fn into_draft(self) -> (Draft, Timestamp) {
         let state = self.state.into_inner();
         (state.draft, state.frozen_at.unwrap_or_else(|| self.core.now()))
+    }
+
+    /// Keeps the room that the point may need from those that begin later.
+    fn keep_room(&self) {
+        let state = self.state.lock();
+        match state.draft.expect(state.expected_bytes) {
+            Ok(0) => {}
+            Ok(missing_bytes) => self.handle.warn(format!(
+                "it may not fit: the disks may take {} bytes, and {missing_bytes} of them are not free in the repository",
+                state.expected_bytes
+            )),
+            Err(error) => self.handle.warn(format!("room could not be kept: {error}")),
+        }
     }
 
     /// Tells the catalog what is being made. The point does not depend on it: people do.
@@ -79,6 +94,11 @@ impl Landing for DraftLanding<'_> {
             parent: start.parent.cloned(),
         };
         let disk = state.draft.begin_disk(spec)?;
+        if start.parent.is_none() {
+            // Raw blocks lie as they are read; of others nobody knows, and half is what disks of machines come to.
+            let halved = self.prepared.work.compression != Compression::Off;
+            state.expected_bytes += if halved { start.read.0 / 2 } else { start.read.0 };
+        }
         state.planned.push(facts::planned(start));
         let what = match (start.parent, start.type_reason) {
             (Some(parent), None) => format!("disk {} goes onto {parent}", start.number),
@@ -93,6 +113,7 @@ impl Landing for DraftLanding<'_> {
     fn phase(&self, phase: Phase) {
         self.handle.set_phase(phase);
         if phase == Phase::Transferring {
+            self.keep_room();
             self.tell_plan();
         }
     }
