@@ -137,6 +137,7 @@ backups = "backups" {
     completed_at: Option<Ts>,
     protected: bool,
     hold_until: Option<Ts>,
+    consistency_note: Option<String>,
 }}
 
 entity! { /// What a restore point holds of each disk.

@@ -47,6 +47,10 @@ pub struct CreateBackup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<schema::OnTrackingLoss>)]
     pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// Seconds after its begin at which it is ended, whatever it has reached. Left out: it may take as long as it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 31_536_000)]
+    pub time_limit_seconds: Option<u32>,
     /// Disks to leave out, by id, key or label. The point then says that it is partial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_disks: Vec<String>,
@@ -69,15 +73,22 @@ struct Loose {
     quiesce: bool,
     compression: Option<Compression>,
     on_tracking_loss: Option<OnTrackingLoss>,
+    time_limit_seconds: Option<u32>,
     #[serde(default)]
     exclude_disks: Vec<String>,
 }
+
+/// The longest time that may be set: a year. What takes longer is not ended by a clock.
+const TIME_LIMIT_SECONDS_MAX: u32 = 365 * 24 * 3600;
 
 impl TryFrom<Loose> for CreateBackup {
     type Error = String;
     fn try_from(loose: Loose) -> Result<Self, String> {
         if loose.vm_name.is_none() && loose.vm_context_id.is_none() {
             return Err("vm_name is required".to_owned());
+        }
+        if loose.time_limit_seconds.is_some_and(|limit| limit == 0 || limit > TIME_LIMIT_SECONDS_MAX) {
+            return Err(format!("time_limit_seconds is 1 to {TIME_LIMIT_SECONDS_MAX}"));
         }
         Ok(Self {
             vm_name: loose.vm_name,
@@ -90,6 +101,7 @@ impl TryFrom<Loose> for CreateBackup {
             quiesce: loose.quiesce,
             compression: loose.compression,
             on_tracking_loss: loose.on_tracking_loss,
+            time_limit_seconds: loose.time_limit_seconds,
             exclude_disks: loose.exclude_disks,
         })
     }
@@ -210,7 +222,7 @@ pub struct Backup {
     /// What the guest was told before the freeze; null until it is known.
     #[schema(value_type = Option<schema::Consistency>)]
     pub consistency: Option<Consistency>,
-    /// Why the consistency is less than was asked for.
+    /// What must be known of the point: why its consistency is less than was asked for, what of the machine could not be read.
     pub consistency_note: Option<String>,
     /// True when disks of the VM were left out.
     pub partial: bool,

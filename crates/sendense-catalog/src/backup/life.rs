@@ -125,6 +125,8 @@ pub struct Completed {
     pub bytes_stored: u64,
     /// What the guest was told.
     pub consistency: Option<Consistency>,
+    /// What must be known of it: why its consistency is less than was asked for, what of the machine could not be read.
+    pub consistency_note: Option<String>,
     /// Whether disks are left out.
     pub partial: bool,
     /// The disks as the manifest has them; their status is set to completed.
@@ -296,6 +298,7 @@ impl Backups<'_> {
                     bytes_transferred: Set(value::store_u64("bytes_transferred", done.bytes_transferred)?),
                     bytes_stored: Set(value::store_u64("bytes_stored", done.bytes_stored)?),
                     consistency: Set(done.consistency.map(|word| word.as_str().to_owned())),
+                    consistency_note: Set(done.consistency_note.as_deref().map(row::note)),
                     partial: Set(done.partial),
                     ..Default::default()
                 };
@@ -352,6 +355,7 @@ impl Backups<'_> {
 
 fn pending(new: &NewBackup, vm: &entity::vm_contexts::Model, now: Timestamp) -> Result<Backup> {
     Ok(Backup {
+        consistency_note: None,
         backup_id: new.backup_id.clone(),
         vm_context_id: new.vm_context_id.clone(),
         vm_name: value::read("vm_name", &vm.vm_name)?,

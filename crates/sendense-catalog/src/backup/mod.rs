@@ -58,6 +58,8 @@ pub struct Backup {
     pub total_bytes: u64,
     /// What the guest was told; `None` before the freeze.
     pub consistency: Option<Consistency>,
+    /// What must be known of it: why that is less than was asked for, what of the machine could not be read.
+    pub consistency_note: Option<String>,
     /// Why it failed.
     pub error_code: Option<ProblemCode>,
     /// Why it failed, for people.

@@ -6,6 +6,9 @@ use crate::{entity, task, value};
 use sendense_types::{BackupId, DiskNumber, RepositoryId, TrackingToken, VmContextId};
 use std::collections::BTreeMap;
 
+/// The longest note that is kept, in bytes: a few sentences with names in them.
+const NOTE_BYTES_MAX: usize = 4000;
+
 /// A row with its disks as a value.
 pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks::Model>) -> Result<Backup> {
     let tags: BTreeMap<String, String> = serde_json::from_value(row.tags)
@@ -27,6 +30,7 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
         bytes_stored: value::read_u64("bytes_stored", row.bytes_stored)?,
         total_bytes: value::read_u64("total_bytes", row.total_bytes)?,
         consistency: value::read_opt("consistency", row.consistency.as_deref())?,
+        consistency_note: row.consistency_note,
         error_code: task::problem_code(row.error_code.as_deref())?,
         error_message: row.error_message,
         tags,
@@ -103,7 +107,13 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         completed_at: backup.completed_at.map(Into::into),
         protected: backup.protected,
         hold_until: backup.hold_until.map(Into::into),
+        consistency_note: backup.consistency_note.as_deref().map(note),
     })
+}
+
+/// A note as it is kept: the manifest has all of it.
+pub(super) fn note(text: &str) -> String {
+    value::trim_text(text, NOTE_BYTES_MAX)
 }
 
 /// A disk as a row.

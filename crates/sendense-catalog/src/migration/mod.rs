@@ -7,6 +7,7 @@
 mod m0001_initial;
 mod m0002_counts;
 mod m0003_holds;
+mod m0004_notes;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -16,6 +17,11 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration), Box::new(m0002_counts::Migration), Box::new(m0003_holds::Migration)]
+        vec![
+            Box::new(m0001_initial::Migration),
+            Box::new(m0002_counts::Migration),
+            Box::new(m0003_holds::Migration),
+            Box::new(m0004_notes::Migration),
+        ]
     }
 }

@@ -132,6 +132,7 @@ pub fn completed(backup_id: &BackupId, parent: Option<&BackupId>, disks: u32) ->
         bytes_transferred: 1000,
         bytes_stored: 500,
         consistency: Some(Consistency::Filesystem),
+        consistency_note: Some("no guest agent".to_owned()),
         partial: false,
         disks: (0..disks).map(|number| backup_disk(backup_id, parent, number)).collect(),
     }
@@ -217,6 +218,7 @@ pub fn point_of(
         bytes_stored: done.bytes_stored,
         total_bytes: done.total_bytes,
         consistency: done.consistency,
+        consistency_note: done.consistency_note,
         error_code: None,
         error_message: None,
         tags: Default::default(),

@@ -50,6 +50,7 @@ impl App {
             quiesce: false,
             compression: None,
             on_tracking_loss: None,
+            time_limit_seconds: None,
             exclude_disks: Vec::new(),
         };
         let source_id = source_of(&vm)?;
@@ -78,6 +79,7 @@ impl App {
             policy_id: asked.policy_id.clone(),
             tags: asked.tags.clone(),
             recovery_id,
+            time_limit_seconds: asked.time_limit_seconds,
         });
         let new = catalog::NewBackup {
             backup_id,

@@ -25,6 +25,8 @@ pub(crate) enum Stop {
     Shutdown,
     /// It moved nothing for too long.
     Deadline,
+    /// It took longer than whoever asked for it allows.
+    TimeLimit,
     /// Another hub has taken it over: it must not even be ended by us.
     LeaseLost,
     /// Another hub has taken its repository.
@@ -177,6 +179,11 @@ impl Stop {
                 ProblemCode::DeadlineExceeded,
                 "no progress for too long",
                 "nothing was read or written within the deadline; look at the source and the repository",
+            ),
+            Self::TimeLimit => Problem::new(
+                ProblemCode::DeadlineExceeded,
+                "it took longer than it may",
+                "the time limit that it was asked for with has passed; every earlier point is as it was",
             ),
             Self::RepositoryLost => Problem::new(
                 ProblemCode::RepositoryOwned,

@@ -70,6 +70,7 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     tracing::info!(task_id = %task.task_id, kind = %task.kind, "task begins");
     let began = core.now();
     let claim = task.claim();
+    let time_limit_s = work.time_limit_seconds();
     crate::app::tell::task(core, &task.task_id).await;
     let mut job = tokio::spawn(job(core.clone(), handle.clone(), claim.clone(), work));
     let mut reporter = Reporter::default();
@@ -79,7 +80,14 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     let ended = loop {
         tokio::select! {
             ended = &mut job => break ended,
-            _ = tick.tick() => report(core, handle, &claim, &mut reporter, &mut lease).await,
+            _ = tick.tick() => {
+                if time_limit_s.is_some_and(|limit| core.now().seconds_since(began) > f64::from(limit))
+                    && handle.stop(Stop::TimeLimit)
+                {
+                    handle.log(LogLevel::Error, "the time limit has passed; the task is ended", serde_json::json!({}));
+                }
+                report(core, handle, &claim, &mut reporter, &mut lease).await;
+            }
         }
     };
     // A panic of the job is a fault of ours and ends the task like any other.

@@ -31,6 +31,9 @@ pub(crate) enum Work {
 /// A backup to make.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BackupWork {
+    /// Seconds after which it is ended, whatever it has reached.
+    #[serde(default)]
+    pub time_limit_seconds: Option<u32>,
     pub backup_id: BackupId,
     pub vm_context_id: VmContextId,
     pub vm_name: String,
@@ -115,6 +118,11 @@ impl Work {
     /// The form that a task's row keeps.
     pub fn write(&self) -> Result<serde_json::Value> {
         serde_json::to_value(self).map_err(|error| internal("a task's request cannot be written", error.to_string()))
+    }
+
+    /// How long it may take, all told, where whoever asked for it says so.
+    pub fn time_limit_seconds(&self) -> Option<u32> {
+        if let Self::Backup(work) = self { work.time_limit_seconds } else { None }
     }
 
     /// The kind of task that does it.

@@ -225,6 +225,7 @@ fn point(row: &catalog::Repository, manifest: &Manifest, hold: Hold) -> catalog:
         bytes_stored: done.bytes_stored,
         total_bytes: done.total_bytes,
         consistency: done.consistency,
+        consistency_note: done.consistency_note,
         error_code: None,
         error_message: None,
         tags: manifest.tags.clone(),

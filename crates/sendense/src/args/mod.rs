@@ -386,6 +386,9 @@ pub struct BackupStart {
     /// What to do when change tracking is lost.
     #[arg(long, value_name = "compare|full|fail")]
     pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// End it when it has taken so long, whatever it has reached.
+    #[arg(long = "time-limit", value_name = "90m|6h|2d", value_parser = seconds)]
+    pub time_limit_seconds: Option<u32>,
     /// Ask the guest to bring its file systems into order first.
     #[arg(long)]
     pub quiesce: bool,
@@ -571,6 +574,21 @@ pub enum OfflineCommand {
     },
 }
 
+/// A span of time in whole seconds: `90s`, `90m`, `6h`, `2d`.
+fn seconds(text: &str) -> Result<u32, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err("write a number and s, m, h or d, as in 90m".into()),
+    };
+    let seconds =
+        digits.parse::<u32>().ok().and_then(|number| number.checked_mul(factor)).filter(|seconds| *seconds > 0);
+    seconds.ok_or_else(|| "write a number from 1 up that a year can hold".into())
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -586,6 +604,14 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_of_time_are_read() {
+        assert_eq!(["90s", "90m", "6h", "2d"].map(seconds), [Ok(90), Ok(5400), Ok(21_600), Ok(172_800)]);
+        for wrong in ["", "6", "h", "0h", "-1h", "6 h", "1w", "99999999999s", "99999d9"] {
+            assert!(seconds(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -114,6 +114,7 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
         quiesce: start.quiesce,
         compression: start.compression,
         on_tracking_loss: start.on_tracking_loss,
+        time_limit_seconds: start.time_limit_seconds,
         exclude_disks: start.exclude_disk,
     };
     let backup = client.create_backup(&body).await?;

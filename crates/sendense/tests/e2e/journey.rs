@@ -139,8 +139,15 @@ fn an_empty_catalog_is_rebuilt_and_the_chain_goes_on() {
     let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 9_000_000, &mut random);
     let hub = Hub::start(dir);
     hub.set_up_images(dir);
-    let full = hub.backup("web", &[]);
+    let full = hub.backup("web", &["--quiesce"]);
     let first = disk.bytes.clone();
+    // An image has nobody to be asked, and the point says so, also when the catalog was rebuilt.
+    let says = |hub: &Hub| {
+        let shown = hub.json(&["backup", "show", field(&full, "backup_id")])["backup"].clone();
+        assert_eq!(field(&shown, "consistency"), "crash");
+        assert!(field(&shown, "consistency_note").contains("no guest that could be asked"), "{shown:#}");
+    };
+    says(&hub);
     assert_eq!(hub.stop(), Some(0));
 
     // The hub's folder is lost. The repository's owner record names the deployment that is gone; its lease is
@@ -151,6 +158,7 @@ fn an_empty_catalog_is_rebuilt_and_the_chain_goes_on() {
     hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&repository)]);
     hub.ok(&["repo", "import", "main"]);
     assert_eq!(hub.json(&["backup", "list"])["total"], 1);
+    says(&hub);
     let out = dir.join("out-imported");
     restore(&hub, field(&full, "backup_id"), &out, &[]);
     assert_holds(&out, &first);

@@ -7,11 +7,12 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 3] = ["m0001_initial", "m0002_counts", "m0003_holds"];
+const MIGRATIONS: [&str; 4] = ["m0001_initial", "m0002_counts", "m0003_holds", "m0004_notes"];
 
 async fn migrations(url: &str) -> Vec<String> {
     let raw = Database::connect(url).await.expect("connect");
-    let statement = Statement::from_string(raw.get_database_backend(), "SELECT version FROM seaql_migrations");
+    let statement =
+        Statement::from_string(raw.get_database_backend(), "SELECT version FROM seaql_migrations ORDER BY version");
     let rows = raw.query_all_raw(statement).await.expect("read the migrations");
     raw.close().await.expect("close");
     rows.iter().map(|row| row.try_get("", "version").expect("a version")).collect()

@@ -19,6 +19,7 @@ fn backup(vm_name: &str, backup_type: BackupType) -> CreateBackup {
         quiesce: false,
         compression: None,
         on_tracking_loss: None,
+        time_limit_seconds: None,
         exclude_disks: Vec::new(),
     }
 }

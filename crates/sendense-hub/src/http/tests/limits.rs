@@ -97,6 +97,10 @@ impl House {
     }
 
     async fn start(&self, vm: &str, repository: &str) -> Result<Backup, ClientError> {
+        self.start_limited(vm, repository, None).await
+    }
+
+    async fn start_limited(&self, vm: &str, repository: &str, limit: Option<u32>) -> Result<Backup, ClientError> {
         let request = CreateBackup {
             vm_name: None,
             vm_context_id: Some(vm.parse().unwrap()),
@@ -108,6 +112,7 @@ impl House {
             quiesce: false,
             compression: None,
             on_tracking_loss: None,
+            time_limit_seconds: limit,
             exclude_disks: Vec::new(),
         };
         self.client.create_backup(&request).await
@@ -290,6 +295,28 @@ async fn what_moves_nothing_for_four_hours_is_ended() {
     assert_eq!(task.error.as_ref().map(|error| error.code), Some(ProblemCode::DeadlineExceeded), "{task:?}");
     let ended = house.client.get_backup(&backup.backup_id).await.unwrap();
     assert_eq!((ended.status, ended.error_code), (BackupStatus::Failed, Some(ProblemCode::DeadlineExceeded)));
+    assert_eq!(house.left_of(&backup.backup_id), [""; 0]);
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_longer_than_it_may_is_ended() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| config.clock = given).await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
+    for wrong in [0, u32::MAX] {
+        let refused = house.start_limited(&vm, "two", Some(wrong)).await.unwrap_err();
+        assert_eq!(refused.status(), Some(400), "{refused:?}");
+    }
+    let backup = house.start_limited(&vm, "two", Some(600)).await.unwrap();
+    house.until_running(&backup.backup_id).await;
+    clock.advance_seconds(601);
+    let task = house.client.wait_for_task(&backup.task_id.clone().unwrap(), |_| {}).await.unwrap();
+    let error = task.error.as_ref().expect("it failed");
+    assert_eq!(error.code, ProblemCode::DeadlineExceeded, "{task:?}");
+    assert!(error.message.starts_with("it took longer than it may"), "{task:?}");
     assert_eq!(house.left_of(&backup.backup_id), [""; 0]);
     house.fixture.hub.shutdown().await;
 }

@@ -89,6 +89,7 @@ pub(crate) fn completed(manifest: &Manifest) -> Completed {
         bytes_transferred: disks.iter().map(|disk| disk.bytes_transferred).sum(),
         bytes_stored: disks.iter().map(|disk| disk.bytes_stored).sum(),
         consistency: Some(manifest.consistency),
+        consistency_note: Some(manifest.notes.join("; ")).filter(|notes| !notes.is_empty()),
         partial: manifest.partial,
         disks,
     }

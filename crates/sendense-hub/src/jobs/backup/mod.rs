@@ -217,6 +217,7 @@ fn make(
         return Err(crate::fault::of_block("finish the backup", &error));
     }
     let facts = facts::of_point(prepared, &outcome, frozen_at);
+    facts.notes.iter().for_each(|note| handle.warn(note.as_str()));
     let manifest = sealed.publish(facts, core.now()).map_err(|error| of_repo(&error))?;
     handle.info(format!("published as {}", manifest.backup_id));
     crate::metrics::backup_bytes(handle.progress.snapshot().done.0, manifest.file_bytes());
