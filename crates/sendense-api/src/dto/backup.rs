@@ -337,4 +337,7 @@ pub struct VerifyBackup {
     /// Decode every block and check its digest too, not only the files' digests.
     #[schema(required = false)]
     pub deep: bool,
+    /// Check what this point has stored, and not the points that it builds on. A restore reads those too.
+    #[schema(required = false)]
+    pub own_files_only: bool,
 }

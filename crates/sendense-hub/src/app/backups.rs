@@ -70,6 +70,7 @@ impl App {
             vm_name: row.vm_name.into(),
             repository_id: row.repository_id,
             deep: how.deep,
+            own_files_only: how.own_files_only,
         };
         self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
     }

@@ -4,7 +4,7 @@ use super::handle::Handle;
 use super::work::VerifyWork;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
-use sendense_repo::verify::{Depth, Options, Report};
+use sendense_repo::verify::{Depth, Options, Report, Scope};
 use sendense_types::{Problem, ProblemCode};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
     let verified = blocking(move || {
         let options = Options {
             depth: if work.deep { Depth::Deep } else { Depth::AtRest },
+            scope: if work.own_files_only { Scope::Point } else { Scope::Chain },
             threads: THREADS,
             who: worker.task_id.to_string(),
         };
@@ -46,6 +47,11 @@ fn judge(backup_id: &sendense_types::BackupId, report: &Report) -> Result<serde_
         let message = format!("{backup_id} could not be read completely");
         return Err(Problem::new(ProblemCode::RepositoryUnavailable, message, details));
     }
-    let summary = format!("{backup_id} is sound: {} bytes checked", report.checked_bytes);
+    let below = match report.checked_points {
+        0 | 1 => String::new(),
+        2 => " with the point below it".to_owned(),
+        points => format!(" with the {} points below it", points - 1),
+    };
+    let summary = format!("{backup_id} is sound{below}: {} bytes checked", report.checked_bytes);
     Ok(serde_json::json!({ "summary": summary, "checked_bytes": report.checked_bytes }))
 }

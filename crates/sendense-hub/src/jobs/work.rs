@@ -92,6 +92,9 @@ pub(crate) struct VerifyWork {
     pub repository_id: RepositoryId,
     /// Decode every block too.
     pub deep: bool,
+    /// Leave out the points that it builds on.
+    #[serde(default)]
+    pub own_files_only: bool,
 }
 
 /// A repository to read.
@@ -192,6 +195,7 @@ mod tests {
             vm_name: "web".to_owned(),
             repository_id: RepositoryId::generate(),
             deep: true,
+            own_files_only: false,
         });
         let row = work.write().unwrap();
         assert_eq!(row["work"], "verify");

@@ -124,7 +124,7 @@ impl Repository {
     }
 
     /// The points and everything they stand on.
-    fn below(&self, vm: &VmContextId, points: &BTreeSet<BackupId>) -> Result<BTreeSet<BackupId>> {
+    pub(crate) fn below(&self, vm: &VmContextId, points: &BTreeSet<BackupId>) -> Result<BTreeSet<BackupId>> {
         let mut found = BTreeSet::new();
         let mut open: Vec<BackupId> = points.iter().cloned().collect();
         // Disks of one point may have different parents, so this is a walk over a graph: bounded by what a VM may have of

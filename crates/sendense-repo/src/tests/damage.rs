@@ -7,7 +7,7 @@ use crate::repository::Repository;
 use crate::testing::before::Before;
 use crate::testing::world::{self, Point};
 use crate::testing::{Dice, now};
-use crate::verify::{Depth, Finding, Options, Progress, Report};
+use crate::verify::{Depth, Finding, Options, Progress, Report, Scope};
 use crate::{DiskSpec, DraftSpec};
 use sendense_block::{Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
 use sendense_types::{DiskBinding, DiskNumber};
@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 fn verify(repository: &Repository, point: &Point, depth: Depth) -> crate::Result<Report> {
-    let options = Options { depth, threads: 2, who: "test".into() };
+    let options = Options { depth, scope: Scope::Point, threads: 2, who: "test".into() };
     repository.verify(&point.vm, &point.id, None, &options, &Progress::default(), &Cancel::new())
 }
 
@@ -54,6 +54,32 @@ fn a_flipped_bit_is_found_and_named_and_nothing_else_is() {
         }
         assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound(), "nobody remembers damage that is gone");
     }
+}
+
+#[test]
+fn a_point_is_sound_when_all_that_it_builds_on_is() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let point = &before.second;
+    let of = |disk, depth| {
+        let options = Options { depth, scope: Scope::Chain, threads: 2, who: "test".into() };
+        repository.verify(&point.vm, &point.id, disk, &options, &Progress::default(), &Cancel::new()).unwrap()
+    };
+    let sound = of(None, Depth::Deep);
+    assert!(sound.is_sound() && sound.checked_points == 2, "{sound:?}");
+    // The parent's image of disk 0 rots: a restore of the child would meet it, one of its disk 1 would not.
+    let file = layout::image(&before.first.vm, DiskNumber(0), &before.first.id);
+    flip(&before.root().join(&file), 70_000, 1);
+    for (disk, depth, found) in [
+        (None, Depth::AtRest, true),
+        (Some(DiskNumber(0)), Depth::AtRest, true),
+        (Some(DiskNumber(0)), Depth::Deep, true),
+        (Some(DiskNumber(1)), Depth::Deep, false),
+    ] {
+        let report = of(disk, depth);
+        assert_eq!(report.damaged.iter().any(|damaged| damaged.file == file), found, "{disk:?} {depth:?} {report:?}");
+    }
+    assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound(), "its own files are as they were written");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::repository::Repository;
 use crate::testing::before::{Before, delete};
 use crate::testing::now;
 use crate::testing::world::{self, Point};
-use crate::verify::{Depth, Options, Progress};
+use crate::verify::{Depth, Options, Progress, Scope};
 use expect_test::expect;
 use sendense_block::Cancel;
 use sendense_types::DiskNumber;
@@ -44,7 +44,7 @@ fn begin(repository: &Repository, operation: Operation, point: &Point, who: &str
 fn run(repository: &Repository, operation: Operation, point: &Point) -> Result<()> {
     match operation {
         Operation::Verify => {
-            let options = Options { depth: Depth::Deep, threads: 1, who: "second".into() };
+            let options = Options { depth: Depth::Deep, scope: Scope::Point, threads: 1, who: "second".into() };
             let report =
                 repository.verify(&point.vm, &point.id, None, &options, &Progress::default(), &Cancel::new())?;
             assert!(report.is_sound());

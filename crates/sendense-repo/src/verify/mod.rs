@@ -18,7 +18,7 @@ use crate::repository::Repository;
 use parking_lot::Mutex;
 use sendense_block::{Cancel, Extent};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +32,8 @@ const THREADS_MAX: usize = 16;
 pub struct Options {
     /// Whether blocks are decoded too.
     pub depth: Depth,
+    /// Whether the points below it are checked too.
+    pub scope: Scope,
     /// Reads in flight, 1 to 16.
     pub threads: usize,
     /// Who does it, for messages to those who meet it.
@@ -45,6 +47,15 @@ pub enum Depth {
     AtRest,
     /// Also every block, against its digest.
     Deep,
+}
+
+/// Whose files are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The point's own.
+    Point,
+    /// Also those of every point that it builds on: all that a restore of it reads.
+    Chain,
 }
 
 /// Told of the work as it is done. Shared with whoever shows it.
@@ -72,6 +83,8 @@ pub struct Finding {
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
+    /// Points whose files were looked at.
+    pub checked_points: usize,
     /// Bytes that were read and compared.
     pub checked_bytes: u64,
     /// What is not as it was written.
@@ -125,10 +138,10 @@ impl Check<'_> {
 }
 
 impl Repository {
-    /// Verifies a point: its own files, those of all its disks or of one.
+    /// Verifies a point, of all its disks or of one: its own files, or those of all that it builds on too.
     ///
     /// # Errors
-    /// [`Kind::Cancelled`], [`Kind::NotFound`], [`Kind::Corrupt`] when its manifest is damaged. Damaged files are no error
+    /// [`Kind::Cancelled`], [`Kind::NotFound`], [`Kind::Corrupt`] when a manifest is damaged. Damaged files are no error
     /// but a finding.
     pub fn verify(
         &self,
@@ -139,24 +152,72 @@ impl Repository {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Report> {
-        let _guard = self.lock(Operation::Verify, vm, BTreeSet::from([backup.clone()]), &options.who)?;
-        let mut manifest = self.manifest(vm, backup)?;
-        if let Some(number) = disk {
-            manifest.disks.retain(|disk| disk.disk_id == number);
-            if manifest.disks.is_empty() {
-                return Err(Error::new(Kind::NotFound, format!("{backup} has no disk {number}")));
-            }
+        let claimed = match options.scope {
+            Scope::Point => BTreeSet::from([backup.clone()]),
+            Scope::Chain => self.below(vm, &BTreeSet::from([backup.clone()]))?,
+        };
+        let _guard = self.lock(Operation::Verify, vm, claimed, &options.who)?;
+        // Read under the claim: what stands below a point does not change, but it could have gone in between.
+        let manifests = self.manifests_to_verify(vm, backup, disk, options.scope)?;
+        if manifests.is_empty() {
+            let what = disk.map(|number| format!("disk {number}")).unwrap_or_else(|| "disks".to_owned());
+            return Err(Error::new(Kind::NotFound, format!("{backup} has no {what}")));
         }
-        progress.total_bytes.store(total_bytes(&manifest, options.depth), Ordering::Relaxed);
+        let total = manifests.iter().map(|manifest| total_bytes(manifest, options.depth));
+        progress.total_bytes.store(total.fold(0, u64::saturating_add), Ordering::Relaxed);
         progress.done_bytes.store(0, Ordering::Relaxed);
         let check = Check { progress, cancel, report: Mutex::default() };
-        let threads = options.threads.clamp(1, THREADS_MAX);
+        for manifest in &manifests {
+            self.verify_files(vm, manifest, options, &check)?;
+        }
+        let mut report = check.report.into_inner();
+        report.checked_points = manifests.len();
+        report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
+        report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
+        Ok(report)
+    }
+
+    /// The point's manifest and those below it, each with the disks that are asked for, or that a disk asked for builds on.
+    fn manifests_to_verify(
+        &self,
+        vm: &VmContextId,
+        backup: &BackupId,
+        disk: Option<DiskNumber>,
+        scope: Scope,
+    ) -> Result<Vec<Manifest>> {
+        let mut found: BTreeMap<BackupId, Manifest> = BTreeMap::new();
+        let mut wanted: BTreeMap<BackupId, BTreeSet<DiskNumber>> = BTreeMap::new();
+        let mut open: Vec<(BackupId, Option<DiskNumber>)> = vec![(backup.clone(), disk)];
+        while let Some((id, disk)) = open.pop() {
+            if !found.contains_key(&id) {
+                found.insert(id.clone(), self.manifest(vm, &id)?);
+            }
+            let Some(manifest) = found.get(&id) else { continue };
+            for of_disk in manifest.disks.iter().filter(|of_disk| disk.is_none_or(|disk| of_disk.disk_id == disk)) {
+                let is_new = wanted.entry(id.clone()).or_default().insert(of_disk.disk_id);
+                if let (true, Scope::Chain, Some(parent)) = (is_new, scope, &of_disk.parent_backup_id) {
+                    open.push((parent.clone(), Some(of_disk.disk_id)));
+                }
+            }
+        }
+        Ok(wanted
+            .into_iter()
+            .filter_map(|(id, disks)| {
+                let mut manifest = found.remove(&id)?;
+                manifest.disks.retain(|disk| disks.contains(&disk.disk_id));
+                Some(manifest)
+            })
+            .collect())
+    }
+
+    fn verify_files(&self, vm: &VmContextId, manifest: &Manifest, options: &Options, check: &Check<'_>) -> Result<()> {
+        let (backup, threads) = (&manifest.backup_id, options.threads.clamp(1, THREADS_MAX));
         for disk in &manifest.disks {
-            rest::image(self, &check, vm, backup, disk, threads)?;
-            let digests = rest::digests(self, &check, vm, backup, disk)?;
+            rest::image(self, check, vm, backup, disk, threads)?;
+            let digests = rest::digests(self, check, vm, backup, disk)?;
             if options.depth == Depth::Deep {
                 match digests {
-                    Some(digests) => deep::image(self, &check, vm, backup, disk, &digests, threads)?,
+                    Some(digests) => deep::image(self, check, vm, backup, disk, &digests, threads)?,
                     None => check.unreadable(Finding {
                         file: layout::image(vm, disk.disk_id, backup),
                         segment: None,
@@ -166,10 +227,7 @@ impl Repository {
                 }
             }
         }
-        let mut report = check.report.into_inner();
-        report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
-        report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
-        Ok(report)
+        Ok(())
     }
 }
 

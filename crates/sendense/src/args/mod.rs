@@ -305,6 +305,9 @@ pub enum BackupCommand {
         /// Decode every block too.
         #[arg(long)]
         deep: bool,
+        /// Leave out the points that it builds on.
+        #[arg(long)]
+        own_files_only: bool,
         /// Start it and return at once.
         #[arg(long)]
         no_wait: bool,

@@ -52,8 +52,8 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
                 say(format!("{} points, {}", chain.backup_count, bytes(chain.total_size_bytes)));
             }
         }
-        BackupCommand::Verify { backup_id, deep, no_wait } => {
-            let task = client.verify_backup(&backup_id, &VerifyBackup { deep }).await?;
+        BackupCommand::Verify { backup_id, deep, own_files_only, no_wait } => {
+            let task = client.verify_backup(&backup_id, &VerifyBackup { deep, own_files_only }).await?;
             if no_wait {
                 if context.json {
                     json(&TaskReply::new(task))?

@@ -10,7 +10,7 @@ use sendense_block::copy::Progress;
 use sendense_repo::Repository;
 use sendense_repo::extract::{self, How, extract};
 use sendense_repo::manifest::Manifest;
-use sendense_repo::verify::{Depth, Options, Progress as VerifyProgress, Report};
+use sendense_repo::verify::{Depth, Options, Progress as VerifyProgress, Report, Scope};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use serde_json::json as value;
 use std::path::{Path, PathBuf};
@@ -85,6 +85,8 @@ fn list(path: &Path, as_json: bool) -> Result<u8> {
 
 fn verify(path: &Path, backup_id: Option<BackupId>, deep: bool, as_json: bool) -> Result<u8> {
     let repository = open(path)?;
+    // All points have each their own files; of one, all that a restore of it reads.
+    let scope = if backup_id.is_some() { Scope::Chain } else { Scope::Point };
     let (wanted, problems) = match backup_id {
         Some(id) => (vec![(repository.find(&id)?, id)], 0),
         None => {
@@ -94,6 +96,7 @@ fn verify(path: &Path, backup_id: Option<BackupId>, deep: bool, as_json: bool) -
     };
     let options = Options {
         depth: if deep { Depth::Deep } else { Depth::AtRest },
+        scope,
         // Enough reads to keep a disk busy, no more than an old machine on the worst day can take.
         threads: 4,
         who: WHO.into(),

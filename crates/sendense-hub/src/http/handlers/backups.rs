@@ -195,13 +195,14 @@ pub(in crate::http) async fn cancel_backup(
 
 /// Verify a backup.
 ///
-/// Checks the digests of what is stored; `deep` also decodes every block, down the chain. `deep` may stand in the body or
-/// in the query.
+/// Checks the digests of all files that a restore of it reads, down the chain; `deep` also decodes every block. What is asked
+/// may stand in the body or in the query.
 #[utoipa::path(
     post, path = "/backups/{backup_id}/verify", tag = "backups",
     params(
         ("backup_id" = String, Path, description = "The backup."),
         ("deep" = Option<bool>, Query, description = "As in the body."),
+        ("own_files_only" = Option<bool>, Query, description = "As in the body."),
     ),
     request_body = Option<VerifyBackup>,
     responses(
@@ -217,7 +218,8 @@ pub(in crate::http) async fn verify_backup(
     Query(query): Query<VerifyBackup>,
     Body(body): Body<VerifyBackup>,
 ) -> Result<(StatusCode, Json<TaskReply>)> {
-    let how = VerifyBackup { deep: query.deep || body.deep };
+    let how =
+        VerifyBackup { deep: query.deep || body.deep, own_files_only: query.own_files_only || body.own_files_only };
     let task = app.verify_backup(&caller, &backup_id, how).await?;
     Ok((StatusCode::ACCEPTED, Json(TaskReply::done("verification started", task))))
 }

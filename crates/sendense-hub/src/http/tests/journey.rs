@@ -96,7 +96,10 @@ async fn a_disk_goes_in_and_comes_back() {
     assert_eq!(points, [full.backup_id.clone(), incremental.backup_id.clone()]);
     assert_eq!(chain.repository_id, repository.repository_id);
 
-    let verify = client.verify_backup(&incremental.backup_id, &VerifyBackup { deep: true }).await.unwrap();
+    let verify = client
+        .verify_backup(&incremental.backup_id, &VerifyBackup { deep: true, own_files_only: false })
+        .await
+        .unwrap();
     let verify = client.wait_for_task(&verify.task_id, |_| {}).await.unwrap();
     assert_eq!((verify.state, verify.error), (TaskState::Completed, None));
 

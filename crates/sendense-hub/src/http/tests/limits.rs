@@ -248,7 +248,11 @@ async fn a_restore_and_a_verification_that_run_are_cancelled() {
     // A file system cannot be made to stand still, so a fast machine may be done before the cancellation comes.
     let mut cancelled = false;
     for _ in 0..20 {
-        let verify = house.client.verify_backup(&backup.backup_id, &VerifyBackup { deep: true }).await.unwrap();
+        let verify = house
+            .client
+            .verify_backup(&backup.backup_id, &VerifyBackup { deep: true, own_files_only: false })
+            .await
+            .unwrap();
         let running = async || house.client.get_task(&verify.task_id).await.unwrap().state != TaskState::Pending;
         until("the verification begins", running).await;
         let begun = Instant::now();
