@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub const TESTS: &[Test] = &[
     ("file_systems_filled_by_a_guest", file_systems_filled_by_a_guest),
@@ -100,11 +101,25 @@ fn same(told: BTreeMap<Vec<u8>, String>, dir: &Path, kind: &str) {
     assert!(told == expected, "{kind}: read {:?}, put there {:?}", shown(&told, &expected), shown(&expected, &told));
 }
 
+/// A job for each kind, two at a time: a guest mostly waits.
+fn for_each_kind(job: impl Fn(&Path, (&str, &str, &[&str])) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let dir = folder();
+                while let Some(kind) = KINDS.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    job(dir.path(), *kind);
+                }
+            });
+        }
+    });
+}
+
 fn file_systems_filled_by_a_guest() {
-    let dir = folder();
-    for kind in KINDS {
-        fill(dir.path(), kind, true);
-        let image = dir.path().join("disk.img");
+    for_each_kind(|dir, kind| {
+        fill(dir, kind, true);
+        let image = dir.join("disk.img");
         let before = digest(&image);
         let served = Arc::new(Served::raw(&image));
         let session = open(&image, &served);
@@ -112,17 +127,16 @@ fn file_systems_filled_by_a_guest() {
         assert_eq!((&*volume.kind, &volume.state), (kind.0, &State::Readable), "{volume:?}");
         assert_eq!(volume.consistency, Some(Consistency::Clean), "{volume:?}");
         assert!(session.is_taken(&volume.id));
-        same(told(&session), dir.path(), kind.0);
+        same(told(&session), dir, kind.0);
         Box::new(session).close();
         assert_eq!(digest(&image), before, "{}", kind.0);
-    }
+    });
 }
 
 fn file_systems_that_were_not_unmounted() {
-    let dir = folder();
-    for kind in KINDS {
-        fill(dir.path(), kind, false);
-        let image = dir.path().join("disk.img");
+    for_each_kind(|dir, kind| {
+        fill(dir, kind, false);
+        let image = dir.join("disk.img");
         let before = digest(&image);
         let served = Arc::new(Served::raw(&image));
         let session = open(&image, &served);
@@ -131,15 +145,15 @@ fn file_systems_that_were_not_unmounted() {
             // Its kernel would read past the log without a word.
             let State::Unsupported(why) = &volume.state else { panic!("{volume:?}") };
             assert!(why.0.contains("repair tool"), "{why:?}");
-            continue;
+            return;
         }
         assert_eq!((&*volume.kind, &volume.state), (kind.0, &State::Readable), "{volume:?}");
         let expected = if kind.0 == "udf" { Consistency::LogNotReplayed } else { Consistency::Replayed };
         assert_eq!(volume.consistency, Some(expected), "{volume:?}");
-        same(told(&session), dir.path(), kind.0);
+        same(told(&session), dir, kind.0);
         Box::new(session).close();
         assert_eq!(digest(&image), before, "{}", kind.0);
-    }
+    });
 }
 
 /// The readers read version 4 of XFS, but not its log.
