@@ -29,7 +29,7 @@ release:
 test:
 	scripts/deps.sh build test
 	scripts/rust.sh
-	cargo test --locked --workspace --no-fail-fast
+	scripts/test.sh
 
 check: fmt lint doc tidy test
 
