@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod fencing;
 mod golden;
 mod holds;
 mod leftovers;
