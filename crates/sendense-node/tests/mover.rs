@@ -8,8 +8,8 @@ use sendense_block::backend::{Fault, Faulty, Memory, Operation};
 use sendense_block::codec::Level;
 use sendense_block::copy::Progress;
 use sendense_block::{
-    Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Cancel, ChangeMap, Digest, DigestMap, Disk, Extent, ExtentSet,
-    Known, WriteAt,
+    AllocationMap, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Cancel, ChangeMap, Digest, DigestMap, Disk,
+    Extent, ExtentSet, Known, MappedExtent, ReadAt, WriteAt,
 };
 use sendense_node::{
     Assignment, DiskAssignment, DiskStart, Error, FileJournal, Landing, LaneBudget, Outcome, Parent, Parentage, mover,
@@ -22,8 +22,9 @@ use sendense_types::{
     BackupId, BackupType, Consistency, DeploymentId, DiskBinding, DiskNumber, OnTrackingLoss, Phase, SourceKind,
     TaskId, TrackingToken,
 };
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 const B: usize = 65536;
 
@@ -292,6 +293,50 @@ fn one_disk_that_fails_ends_the_backup_and_is_named() {
     });
     let error = compare(&script(vec![filled(1, 2), Arc::new(bad)], None), &Place::default(), None).unwrap_err();
     assert!(matches!(error, Error::Copy { number: DiskNumber(1), .. }), "{error:?}");
+}
+
+/// A disk whose first read waits until as many disks are being read as the meeting wants.
+struct Meeting {
+    disk: Arc<Memory>,
+    barrier: Arc<Barrier>,
+    met: AtomicBool,
+}
+
+impl ReadAt for Meeting {
+    fn size(&self) -> ByteLen {
+        self.disk.size()
+    }
+
+    fn read_at(&self, at: ByteOffset, buf: &mut [u8]) -> sendense_block::Result<()> {
+        if !self.met.swap(true, Ordering::SeqCst) {
+            self.barrier.wait();
+        }
+        self.disk.read_at(at, buf)
+    }
+}
+
+impl AllocationMap for Meeting {
+    fn allocation(&self, within: Extent) -> sendense_block::Result<Vec<MappedExtent>> {
+        self.disk.allocation(within)
+    }
+}
+
+#[test]
+fn several_disks_are_read_at_the_same_time() {
+    // The first read of each waits for the other's: a mover that takes one disk after the other never comes back.
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let barrier = Arc::new(Barrier::new(2));
+        let meeting = |byte, blocks| -> Arc<dyn Disk> {
+            Arc::new(Meeting { disk: filled(byte, blocks), barrier: barrier.clone(), met: AtomicBool::new(false) })
+        };
+        let place = Place::default();
+        let outcome = compare(&script(vec![meeting(1, 5), meeting(2, 3)], None), &place, None);
+        let stored = outcome.map(|outcome| outcome.disks.iter().map(|disk| disk.summary.stored.0).collect::<Vec<_>>());
+        done.send(stored).unwrap();
+    });
+    let stored = ended.recv_timeout(Duration::from_secs(60)).expect("the disks are read one after the other");
+    assert_eq!(stored.unwrap(), [5 * B as u64, 3 * B as u64]);
 }
 
 #[test]
