@@ -2,6 +2,7 @@
 # A libvirt daemon of its own in a folder: beside the system's, unprivileged, with nothing shared but the programs.
 #
 #   lab/libvirt.sh start DIR    starts it and prints its URI; DIR must not exist and its path must be short (sockets lie in it)
+#   lab/libvirt.sh restart DIR  starts the daemon of DIR again, after it died; its domains have gone on meanwhile
 #   lab/libvirt.sh stop DIR     ends its domains and the daemon, and removes DIR
 #   lab/libvirt.sh run DIR      start, then wait for the end of standard input, then stop: nothing outlives the caller
 #
@@ -11,7 +12,7 @@
 set -eu
 
 usage() {
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 64
 }
 
@@ -24,26 +25,15 @@ environment() {
     export HOME="$dir" LC_ALL=C
 }
 
-start() {
-    PATH="$PATH:/usr/sbin:/sbin"
-    need libvirtd libvirt-daemon-system
-    need virsh libvirt-clients
-    need qemu-system-x86_64 qemu-system-x86
-    mkdir -m 755 "$dir"
-    environment
-    mkdir -p "$dir/run" "$dir/config/libvirt" "$dir/cache" "$dir/data" "$dir/images" "$dir/scratch"
-    # No log daemon beside it, and no authentication but that of the folder.
-    echo 'stdio_handler = "file"' >"$dir/config/libvirt/qemu.conf"
-    cat >"$dir/config/libvirt/libvirtd.conf" <<-END
-	auth_unix_rw = "none"
-	log_outputs = "3:file:$dir/libvirtd.log"
-	END
-    if [ -d "${LIBVIRT_CAPABILITIES:-}/libvirt" ]; then cp -r "$LIBVIRT_CAPABILITIES/libvirt" "$dir/cache/"; fi
+qemu_user() {
+    if id libvirt-qemu >/dev/null 2>&1; then echo libvirt-qemu; else echo nobody; fi
+}
+
+# Starts the daemon and waits until it answers.
+daemon() {
     as=
     if [ "$(id -u)" = 0 ]; then
-        user=libvirt-qemu
-        id "$user" >/dev/null 2>&1 || user=nobody
-        chown -R "$user" "$dir"
+        user=$(qemu_user)
         as="setpriv --reuid=$(id -u "$user") --regid=$(id -g "$user") --clear-groups --no-new-privs --"
     fi
     # shellcheck disable=SC2086 # $as is words
@@ -61,6 +51,31 @@ start() {
         fi
         sleep 0.05
     done
+}
+
+restart() {
+    PATH="$PATH:/usr/sbin:/sbin"
+    environment
+    daemon
+}
+
+start() {
+    PATH="$PATH:/usr/sbin:/sbin"
+    need libvirtd libvirt-daemon-system
+    need virsh libvirt-clients
+    need qemu-system-x86_64 qemu-system-x86
+    mkdir -m 755 "$dir"
+    environment
+    mkdir -p "$dir/run" "$dir/config/libvirt" "$dir/cache" "$dir/data" "$dir/images" "$dir/scratch"
+    # No log daemon beside it, and no authentication but that of the folder.
+    echo 'stdio_handler = "file"' >"$dir/config/libvirt/qemu.conf"
+    cat >"$dir/config/libvirt/libvirtd.conf" <<-END
+	auth_unix_rw = "none"
+	log_outputs = "3:file:$dir/libvirtd.log"
+	END
+    if [ -d "${LIBVIRT_CAPABILITIES:-}/libvirt" ]; then cp -r "$LIBVIRT_CAPABILITIES/libvirt" "$dir/cache/"; fi
+    if [ "$(id -u)" = 0 ]; then chown -R "$(qemu_user)" "$dir"; fi
+    daemon
     if [ -n "${LIBVIRT_CAPABILITIES:-}" ] && [ ! -d "$LIBVIRT_CAPABILITIES" ]; then
         # Another one may do the same just now; whoever is first wins.
         copy=$(mktemp -d "$LIBVIRT_CAPABILITIES.XXXXXX")
@@ -86,6 +101,7 @@ stop() {
 case $2 in /*) dir=$2 ;; *) dir=$PWD/$2 ;; esac
 case $1 in
 start) start ;;
+restart) restart ;;
 stop) stop ;;
 run)
     trap '' INT TERM HUP

@@ -66,6 +66,19 @@ impl Lab {
         std::fs::read_to_string(self.dir.join("libvirtd.pid")).unwrap().trim().parse().unwrap()
     }
 
+    /// The daemon dies as in a crash.
+    pub fn kill_daemon(&self) {
+        let pid = rustix::process::Pid::from_raw(self.daemon_pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// It is started again; the domains have gone on meanwhile.
+    pub fn restart_daemon(&self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../lab/libvirt.sh");
+        let status = Command::new(script).arg("restart").arg(&self.dir).stdout(Stdio::null()).status().unwrap();
+        assert!(status.success(), "libvirtd does not start again");
+    }
+
     pub fn try_virsh(&self, args: &[&str]) -> Result<String, String> {
         let output = Command::new("virsh")
             .args(["--quiet", "--connect", &self.uri])

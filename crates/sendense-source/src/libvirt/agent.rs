@@ -28,17 +28,22 @@ const SURE: Duration = Duration::from_secs(WATCH_SECONDS - 1);
 /// How long the agent may take to thaw; it is one ioctl per file system.
 const THAW_SECONDS: u64 = 3;
 
-/// `$1` seconds, `$2` virsh, `$3` URI, `$4` domain, `$5` the thaw command. Ten tries, since libvirt may be busy ending the
-/// freeze that we were killed in, or be restarting: at most 70 s. Signals to our group or from a service manager that
-/// tidies up after our death are ignored; the child's inherit that.
+/// How long it tries. libvirt may be busy ending the freeze that we were killed in, or be dead: a service manager has
+/// started it again long before, and if nobody does, the journal's entry stays and the guest is thawed at the next start.
+const TRY_SECONDS: u64 = 120;
+
+/// `$1` seconds, `$2` virsh, `$3` URI, `$4` domain, `$5` the thaw command, `$6` seconds of trying. A dead daemon refuses at
+/// once, a hung one costs a try's 6 s. Signals to our group or from a service manager that tidies up after our death are
+/// ignored; the child's inherit that.
 const WATCHER: &str = r#"trap "" HUP INT TERM
 word=$(timeout -s KILL "$1" head -n 1)
 [ "$word" = thawed ] && exit 0
-tries=0
-while [ "$tries" -lt 10 ]; do
+read -r now rest </proc/uptime
+end=$((${now%.*} + $6))
+while [ "${now%.*}" -lt "$end" ]; do
     timeout -s KILL 6 "$2" --quiet --connect "$3" qemu-agent-command --timeout 3 "$4" "$5" && exit 0
-    tries=$((tries + 1))
     sleep 1
+    read -r now rest </proc/uptime
 done"#;
 
 const FREEZE: &str = r#"{"execute":"guest-fsfreeze-freeze"}"#;
@@ -136,7 +141,7 @@ impl Watcher {
         find_tool(OsStr::new("timeout"), "coreutils")?;
         let mut command = Command::new("/bin/sh");
         command.args(["-c", WATCHER, "thaw-watcher", &WATCH_SECONDS.to_string()]).arg(program);
-        command.args([&virsh.uri, domain, THAW]).env("LC_ALL", "C").current_dir("/");
+        command.args([&virsh.uri, domain, THAW, &TRY_SECONDS.to_string()]).env("LC_ALL", "C").current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let failed = |error| Error::new(Kind::Failed, "start the watcher that thaws the guest").caused_by(error);
         let mut child = command.spawn().map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use crate::lab::agent::{Event, start_with_agent};
 use crate::lab::child::{Victim, play};
-use crate::lab::{Guest, MIB, Memory, Points, lab, until};
+use crate::lab::{Guest, Lab, MIB, Memory, Points, lab, until};
 use rustix::process::{Pid, Signal, kill_process};
 use sendense_block::Cancel;
 use sendense_source::{ArtefactKind, Frozen, FrozenFacts, Source};
@@ -117,4 +117,36 @@ fn a_guest_is_thawed_when_we_are_killed() {
 fn a_guest_is_thawed_when_we_hang() {
     play();
     a_guest_is_thawed_after("agent::a_guest_is_thawed_when_we_hang", Signal::STOP);
+}
+
+/// libvirt is the only road to the agent: while its daemon is dead nobody can thaw. The watcher goes on trying, so that the
+/// guest is thawed as soon as there is a daemon again.
+#[test]
+fn a_guest_is_thawed_when_libvirt_dies_and_comes_back() {
+    let lab = Lab::new();
+    let (guest, agent) = start_with_agent(&lab);
+    let (source, journal) = (lab.source(), Memory::new());
+    agent.manners.freeze_delay_ms.store(1000, Ordering::SeqCst);
+    let mut request = guest.request(&*source, &Points::new());
+    request.quiesce = true;
+    let door = journal.door();
+    let frozen = std::thread::scope(|scope| {
+        let freeze = scope.spawn(|| source.freeze(&request, &door, &Cancel::new()).map(drop));
+        until("the guest is frozen", || agent.is_frozen().then_some(()));
+        lab.kill_daemon();
+        // Far longer than ten tries at a dead socket take.
+        until("the source gives up", || freeze.is_finished().then_some(()));
+        freeze.join().unwrap()
+    });
+    let error = frozen.unwrap_err();
+    assert!(error.kind.is_transient(), "{error:?}");
+    assert!(agent.is_frozen(), "there is no road to the agent");
+    lab.restart_daemon();
+    let back = Instant::now();
+    until("the guest is thawed", || (!agent.is_frozen()).then_some(()));
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?} after libvirt came back", back.elapsed());
+    for artefact in journal.open() {
+        until("it is reaped", || source.reap(&artefact, &Cancel::new()).ok().filter(|gone| *gone));
+    }
+    assert!(!agent.is_frozen());
 }
