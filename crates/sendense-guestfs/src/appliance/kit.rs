@@ -10,7 +10,8 @@ use super::elf;
 use crate::error::{Error, Result};
 use crate::wire::codec::{self, Decoder, Encoder};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -111,11 +112,12 @@ impl Kit {
         libraries.sort();
         libraries.dedup();
         let first_files = folder.join("appliance-files.cpio");
-        let archive = archive(&modules_folder(&kernel)?)?;
-        let keep = |error: std::io::Error| Error::Io(format!("write {}: {error}", first_files.display()));
+        let keep = |error: io::Error| Error::Io(format!("write {}: {error}", first_files.display()));
         // An appliance may start from the old file meanwhile: a new one takes its place whole.
         let partial = folder.join("appliance-files.partial");
-        fs::write(&partial, archive).and_then(|()| fs::rename(&partial, &first_files)).map_err(keep)?;
+        let to = BufWriter::new(File::create(&partial).map_err(keep)?);
+        archive(&modules_folder(&kernel)?, to)?;
+        fs::rename(&partial, &first_files).map_err(keep)?;
         Ok(Kit { kernel, daemon, libraries, first_files })
     }
 
@@ -173,38 +175,51 @@ fn modules_folder(kernel: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn archive(modules: &Path) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
+/// Writes the guest's first files. They are copied and never held: a hub's memory does not grow with its own program.
+fn archive(modules: &Path, to: impl Write) -> Result<()> {
+    let fault = |what: &Path, error: io::Error| Error::Io(format!("pack {} for the guest: {error}", what.display()));
+    let own = |error| fault(Path::new("folders"), error);
+    let mut archive = Archive::new(to);
     for folder in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc/lvm"] {
-        archive.folder(folder);
+        archive.folder(folder).map_err(own)?;
     }
     // The kernel opens it for the first process before anything is mounted.
-    archive.device("/dev/console", 5, 1);
-    let mut programs = vec![(PathBuf::from(format!("/proc/{}/exe", std::process::id())), "/init")];
-    programs.extend(find(&LVM_PLACES, "lvm2").ok().map(|lvm| (lvm, LVM)));
+    archive.device("/dev/console", 5, 1).map_err(own)?;
+    let mut programs = vec![(PathBuf::from(format!("/proc/{}/exe", std::process::id())), "/init".to_owned())];
+    programs.extend(find(&LVM_PLACES, "lvm2").ok().map(|lvm| (lvm, LVM.to_owned())));
     let mut libraries = BTreeSet::new();
-    for (program, place) in programs {
-        archive.file(place, &elf::loaded_part(read(&program)?));
-        libraries.extend(elf::libraries(&program)?);
+    for (program, _) in &programs {
+        libraries.extend(elf::libraries(program)?);
     }
     for library in libraries {
-        let place = library.to_str().ok_or_else(|| Error::unsupported("a library's path is not text"))?;
-        archive.file(place, &elf::loaded_part(read(&library)?));
+        let place = library.to_str().ok_or_else(|| Error::unsupported("a library's path is not text"))?.to_owned();
+        programs.push((library, place));
     }
-    let table = String::from_utf8_lossy(&read(&modules.join("modules.dep"))?).into_owned();
+    for (program, place) in programs {
+        let packed = File::open(&program).and_then(elf::loaded_part);
+        packed.and_then(|(part, size)| archive.file(&place, part, size)).map_err(|error| fault(&program, error))?;
+    }
+    let table = modules.join("modules.dep");
+    let table = fs::read(&table).map_err(|error| fault(&table, error))?;
+    let table = String::from_utf8_lossy(&table);
     let mut packed = BTreeSet::new();
     for (reason, names) in MODULES {
         let mut order = String::new();
         for file in names.iter().flat_map(|name| with_dependencies(&table, name)) {
             let name = file.rsplit('/').next().unwrap_or(&file).to_owned();
             if packed.insert(name.clone()) {
-                archive.file(&format!("{MODULES_FOLDER}/{name}"), &read(&modules.join(&file))?);
+                let module = modules.join(&file);
+                let content = File::open(&module).and_then(|content| Ok((content.metadata()?.len(), content)));
+                content
+                    .and_then(|(size, content)| archive.file(&format!("{MODULES_FOLDER}/{name}"), content, size))
+                    .map_err(|error| fault(&module, error))?;
             }
             order += &format!("{name}\n");
         }
-        archive.file(&format!("{MODULES_FOLDER}/{reason}.list"), order.as_bytes());
+        let size = order.len() as u64;
+        archive.file(&format!("{MODULES_FOLDER}/{reason}.list"), order.as_bytes(), size).map_err(own)?;
     }
-    Ok(archive.finish())
+    archive.finish().map(|_| ()).map_err(own)
 }
 
 /// A module's file behind those it needs, as `modules.dep` lists them: the last in a line is needed by those before it. Empty
@@ -218,10 +233,6 @@ fn with_dependencies(table: &str, name: &str) -> Vec<String> {
     let mut order: Vec<String> = needs.split_whitespace().rev().map(str::to_owned).collect();
     order.push((*file).to_owned());
     order
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::Io(format!("read {}: {error}", path.display())))
 }
 
 #[cfg(test)]
