@@ -1,7 +1,7 @@
 # make demo   build, back up a disk full and incremental, restore it, compare: the main job in a few minutes
 # make test   all tests
 # make check  the whole gate: format, lints, tests, docs, tidiness
-# make bench  side by side with cp, qemu-img, nbdcopy, virtnbdbackup, restic; rewrites docs/benchmarks.md
+# make bench  side by side with cp, qemu-img, nbdcopy, virtnbdbackup, restic, the kernel's mounts; rewrites docs/benchmarks.md
 # make fuzz   every fuzz target for a minute, and damaged file systems
 SHELL := /bin/bash
 .ONESHELL:

@@ -10,7 +10,8 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-ONLY=${ONLY:-all} # all, or words of: raw zstd incremental restore export libvirt memory
+# all, or words of: raw zstd incremental restore onto export libvirt memory files. The rows of the others stay in the table as they are.
+ONLY=${ONLY:-all}
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
 work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sd.XXXX")
@@ -161,6 +162,23 @@ if wants restore; then
     drop_chain
 fi
 
+if wants onto; then
+    chain
+    target=$work/out/o.raw
+    sd restore disk "$id" --to "$target" --wait > /dev/null
+    for round in $(seq "$ROUNDS"); do
+        say "differential restore, round $round"
+        time_one onto ours "$sendense restore disk $id --onto $target --wait"
+        time_one onto cat "cat $target > /dev/null"
+        time_one onto b2sum "b2sum $target"
+    done
+    cmp "$target" "$disk"
+    rm "$target"
+    row onto ours cat "differential restore with nothing to change — \`cat\` of the target" 1
+    row onto ours b2sum "the same — \`b2sum\` of the target (BLAKE2, one thread)" 1
+    drop_chain
+fi
+
 if wants export; then
     chain
     export=$(sd export "$id" --json | jq -r '.export.export_id') uri=$(sd exports --json | jq -r '.exports[0].uri')
@@ -244,6 +262,25 @@ if wants memory; then
     limit "peak memory of the hub over all of this, four backups at once" "$(awk '/VmHWM/ {print $2 / 1024}' "/proc/$hub/status")" MiB 256
 fi
 
+if wants files; then
+    if [ "$(id -u)" = 0 ]; then
+        ROUNDS=$ROUNDS SENDENSE=$sendense bench/files.sh > "$work/last.out"
+        mapfile -t -O "${#rows[@]}" rows < "$work/last.out"
+    else
+        say "files: left out, because the kernel's mounts need root"
+    fi
+fi
+
+# The new rows, and where not all was measured, those of the file that nothing new was measured for, in their place.
+table() {
+    printf '%s\n' "${rows[@]}" > "$work/rows"
+    if [ "$ONLY" = all ] || [ ! -e "$OUT" ]; then cat "$work/rows"; return; fi
+    awk -F ' [|] ' 'NR == FNR {fresh[$1] = $0; order[++n] = $1; next}
+        /^[|] / && !/^[|] work / {if ($1 in fresh) {print fresh[$1]; delete fresh[$1]} else print}
+        END {for (i = 1; i <= n; i++) if (order[i] in fresh) print fresh[order[i]]}' "$work/rows" "$OUT"
+}
+OUT=${OUT:-docs/benchmarks.md}
+table > "$work/table"
 {
     cat <<X
 # Benchmarks
@@ -256,6 +293,6 @@ digests included. $(qemu-img --version | head -1); restic $(restic version 2>/de
 | work — beside | Sendense | peer | ratio | target | |
 |---|---|---|---|---|---|
 X
-    printf '%s\n' "${rows[@]}"
-} > "${OUT:-docs/benchmarks.md}"
-say "written: ${OUT:-docs/benchmarks.md}"
+    cat "$work/table"
+} > "$OUT"
+say "written: $OUT"

@@ -13,7 +13,7 @@ packages() {
                       udftools jfsutils reiserfsprogs nilfs-tools genisoimage xorriso f2fs-tools squashfs-tools curl unzip fdisk lvm2 user-mode-linux busybox-static cryptsetup-bin mount util-linux procps jq python3 \
                       golang-go golang-github-vmware-govmomi-dev python3-pyvmomi tzdata ;;
         bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
-                      virtnbdbackup jq time ;;
+                      virtnbdbackup jq time curl e2fsprogs xfsprogs f2fs-tools fdisk mount procps user-mode-linux lvm2 ;;
         fuzz)    echo g++ e2fsprogs btrfs-progs dosfstools mtools genisoimage ntfs-3g xfsprogs ;;
         *)       echo "deps.sh: no group '$1'" >&2; exit 2 ;;
     esac
