@@ -22,7 +22,8 @@ pub struct InstantVm<'a> {
     pub disks: &'a [(String, String)],
     /// Where they are served.
     pub socket: &'a Path,
-    /// By the old network's name, or a card's MAC address: the new network, or none for a card that is not plugged in.
+    /// By the name of the network or bridge that a card was in, or the card's MAC address: the new network, `bridge:` and the
+    /// name of a bridge, or none. Cards that are not named are not plugged in.
     pub networks: &'a BTreeMap<String, Option<String>>,
 }
 

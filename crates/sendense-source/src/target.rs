@@ -44,7 +44,8 @@ pub struct NewVm<'a> {
     pub folder: &'a Path,
     /// Their format.
     pub format: DiskFormat,
-    /// By the old network's name, or a card's MAC address: the new network, or none for a card that is not plugged in.
+    /// By the name of the network or bridge that a card was in, or the card's MAC address: the new network, `bridge:` and the
+    /// name of a bridge, or none. Cards that are not named are not plugged in.
     pub networks: &'a BTreeMap<String, Option<String>>,
     /// Take the recorded UUID and MAC addresses: for the only one of its kind, not for a copy.
     pub keep_identity: bool,

@@ -19,8 +19,9 @@ pub struct CreateRecovery {
     /// A libvirt source, by id or name, that gets a machine of that name from the recorded configuration, started on the disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_id: Option<String>,
-    /// By the name of the network that a card was in, or the card's MAC address: the network that the machine's card is in,
-    /// or null for a card that is not plugged in. Cards that are not named stay in the network of that name.
+    /// By the name of the network or bridge that a card was in, or by the card's MAC address: the network that the new card is
+    /// in, `bridge:NAME` for a bridge of the host, or null. All other cards are not plugged in: the recorded configuration does
+    /// not decide which network a machine reaches.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, Option<String>>,
 }

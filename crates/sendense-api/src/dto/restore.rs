@@ -62,8 +62,9 @@ pub enum RestoreTarget {
         /// The disks' format: raw or qcow2.
         #[serde(default = "qcow2")]
         format: ImageFormat,
-        /// By the name of the network that a card was in, or the card's MAC address: the network that the new card is in,
-        /// or null for a card that is not plugged in. Cards that are not named stay in the network of that name.
+        /// By the name of the network or bridge that a card was in, or by the card's MAC address: the network that the new card is
+        /// in, `bridge:NAME` for a bridge of the host, or null. All other cards are not plugged in: the recorded configuration does
+        /// not decide which network a machine reaches.
         #[serde(default)]
         networks: BTreeMap<String, Option<String>>,
         /// Keep the UUID and the MAC addresses: for a VM that is gone, not for a copy of one that is there.

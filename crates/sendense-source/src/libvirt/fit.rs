@@ -7,16 +7,13 @@ use super::virsh::Virsh;
 use super::xml::Element;
 use crate::error::{Error, Kind, Result};
 use sendense_block::Cancel;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-/// Refuses a definition that this host cannot run, and tells of what must be mended before it starts. `networks` are those
-/// that the caller asked for.
-pub(super) fn check(
-    virsh: &Virsh,
-    definition: &Element,
-    networks: &BTreeMap<String, Option<String>>,
-    cancel: &Cancel,
-) -> Result<Vec<String>> {
+/// The longest name of a network device that Linux takes.
+const BRIDGE_BYTES_MAX: usize = 15;
+
+/// Refuses a definition that this host cannot run. Its networks are those that the caller asked for: no others are in it.
+pub(super) fn check(virsh: &Virsh, definition: &Element, cancel: &Cancel) -> Result<()> {
     let kind = definition.attribute("type").unwrap_or("qemu");
     let machine = definition.child("os").and_then(|os| os.child("type"));
     let mut question = vec!["domcapabilities", "--virttype", kind];
@@ -32,24 +29,27 @@ pub(super) fn check(
             .hint("restore its disks by themselves and define a machine around them, or restore it to another source"),
         _ => error,
     })?;
-    let used = used_networks(definition);
-    if used.is_empty() {
-        return Ok(Vec::new());
+    for bridge in places(definition, "bridge") {
+        let letters = bridge.chars().all(|letter| letter.is_ascii_graphic() && letter != '/');
+        if bridge.is_empty() || bridge.len() > BRIDGE_BYTES_MAX || !letters || bridge.starts_with('.') {
+            return Err(Error::new(Kind::Unsupported, format!("{bridge:?} is no name of a bridge")));
+        }
+    }
+    let networks = places(definition, "network");
+    if networks.is_empty() {
+        return Ok(());
     }
     let text = virsh.ask(&["net-list", "--all", "--name"], cancel)?;
     let known: BTreeSet<_> = text.lines().map(str::trim).collect();
-    let mut notes = Vec::new();
-    for network in used.into_iter().filter(|network| !known.contains(network)) {
-        if networks.values().flatten().any(|asked| asked == network) {
-            return Err(Error::new(Kind::Unsupported, format!("libvirt has no network {network}")));
-        }
-        notes.push(format!("libvirt has no network {network} here: define it before the machine is started"));
+    match networks.into_iter().find(|network| !known.contains(network)) {
+        Some(network) => Err(Error::new(Kind::Unsupported, format!("libvirt has no network {network}"))
+            .hint("a bridge of the host is named bridge:NAME")),
+        None => Ok(()),
     }
-    Ok(notes)
 }
 
-/// The networks that its cards are in.
-fn used_networks(definition: &Element) -> BTreeSet<&str> {
+/// The networks, or bridges, that its cards are in.
+fn places<'a>(definition: &'a Element, kind: &str) -> BTreeSet<&'a str> {
     let cards = definition.child("devices").map(|devices| devices.children("interface")).into_iter().flatten();
-    cards.filter_map(|card| card.child("source")?.attribute("network")).collect()
+    cards.filter_map(|card| card.child("source")?.attribute(kind)).collect()
 }

@@ -134,10 +134,9 @@ pub(super) fn plan(settings: &Settings, new: &InstantVm<'_>, cancel: &Cancel) ->
         keep_macs: false,
     };
     let rebuilt = rebuild::rebuild(recorded, &wanted)?;
-    let mut notes = rebuilt.notes;
     let definition = xml::parse(&rebuilt.document, "domain")?;
-    notes.extend(fit::check(&settings.virsh, &definition, new.networks, cancel)?);
-    Ok(PlannedInstant { vm, definition: rebuilt.document, notes })
+    fit::check(&settings.virsh, &definition, cancel)?;
+    Ok(PlannedInstant { vm, definition: rebuilt.document, notes: rebuilt.notes })
 }
 
 pub(super) fn start(virsh: &Virsh, planned: &PlannedInstant, cancel: &Cancel) -> Result<()> {

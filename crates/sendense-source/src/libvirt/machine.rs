@@ -73,6 +73,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
         return Err(Error::new(Kind::Unsupported, format!("{} is a daemon on another host", settings.virsh.uri)));
     }
     check_name("machine", new.name)?;
+    xml::check_path(new.folder)?;
     let document = |kind: &str| new.documents.iter().find(|document| document.kind == kind)?.content.as_deref();
     let Some(recorded) = document("libvirt-domain-xml") else {
         return Err(Error::new(Kind::Unsupported, "the point holds no configuration of a libvirt domain")
@@ -114,7 +115,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
     let rebuilt = rebuild::rebuild(recorded, &wanted)?;
     notes.extend(rebuilt.notes);
     let definition = xml::parse(&rebuilt.document, "domain")?;
-    notes.extend(fit::check(&settings.virsh, &definition, new.networks, cancel)?);
+    fit::check(&settings.virsh, &definition, cancel)?;
     Ok(Planned { vm, disks, nvram, definition: rebuilt.document, notes })
 }
 

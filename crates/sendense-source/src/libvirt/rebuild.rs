@@ -14,9 +14,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Sentences about what was left out. A hostile document has thousands; a person reads fewer.
-const NOTES_MAX: usize = 40;
+const NOTES_MAX: usize = 60;
 /// The longest value that is taken over.
 const VALUE_BYTES_MAX: usize = 128;
+/// The longest title or description: a page of text.
+const TEXT_LETTERS_MAX: usize = 4096;
+/// Threads for disks: one for each of the disks that a virtio-scsi bus commonly has is more than anybody configures.
+const IOTHREADS_MAX: u16 = 256;
 /// What a guest's crash or a watchdog's bite may ask for: its whole memory in a file of the host's.
 const FILLS_THE_HOST: [&str; 3] = ["dump", "coredump-destroy", "coredump-restart"];
 /// Where distributions put firmware.
@@ -89,7 +93,6 @@ const DOMAIN: &[Keep] = &[
     Keep("memory", &["unit"], &[]),
     Keep("currentMemory", &["unit"], &[]),
     Keep("vcpu", &["current"], &[]),
-    Keep("iothreads", &[], &[]),
     Keep(
         "features",
         &[],
@@ -164,21 +167,33 @@ pub(super) fn rebuild(recorded: &str, wanted: &Wanted<'_>) -> Result<Rebuilt> {
     new.children.push(Element::new("name").with_text(wanted.name));
     new.children.push(Element::new("uuid").with_text(wanted.uuid));
     for name in ["title", "description"] {
-        // Free text, which nobody interprets.
+        // Free text, which nobody interprets. libvirt refuses a title of several lines.
         if let Some(text) = old.child_text(name) {
-            let text: String = text.chars().filter(|letter| !letter.is_control()).take(4096).collect();
+            let is_kept = |letter: &char| !letter.is_control() || (*letter == '\n' && name == "description");
+            let text: String = text.chars().filter(is_kept).take(TEXT_LETTERS_MAX).collect();
             new.children.push(Element::new(name).with_text(&text));
         }
     }
     for child in &old.children {
         match child.name.as_str() {
             "name" | "uuid" | "title" | "description" | "metadata" => {}
+            // The host starts one for each before the guest runs, and libvirt knows no bound.
+            "iothreads" => match child.text().and_then(|text| text.parse::<u16>().ok()).filter(|n| *n <= IOTHREADS_MAX)
+            {
+                Some(number) => new.children.push(Element::new("iothreads").with_text(&number.to_string())),
+                None => notes.left_out("iothreads"),
+            },
             "os" => new.children.push(os(child, wanted, &mut notes)),
             "devices" => new.children.push(devices::devices(child, wanted, &mut notes)),
             name => match DOMAIN.iter().find(|keep| keep.0 == name) {
                 Some(keep) => new.children.push(copy(child, keep, "", &mut notes)),
                 None => notes.left_out(name),
             },
+        }
+    }
+    for key in wanted.networks.keys() {
+        if !old.children("devices").any(|devices| devices::has_card(devices, key)) {
+            notes.add(format!("no network card of the machine is meant by {key:?}, for which a network was given"));
         }
     }
     let Some(devices) = new.child("devices") else {
@@ -201,8 +216,10 @@ struct Notes(Vec<String>);
 
 impl Notes {
     fn add(&mut self, note: String) {
-        if self.0.len() < NOTES_MAX && !self.0.contains(&note) {
-            self.0.push(note);
+        match self.0.len() {
+            held if held < NOTES_MAX && !self.0.contains(&note) => self.0.push(note),
+            NOTES_MAX if !self.0.contains(&note) => self.0.push("more was left out than is told here".to_owned()),
+            _ => {}
         }
     }
 
@@ -389,14 +406,68 @@ mod tests {
         assert!(!text.contains("native") && !text.contains("report") && !text.contains("/pool"), "{text}");
     }
 
+    /// The only card of a definition: its place, and whether it is unplugged.
+    fn card(found: &Rebuilt) -> (Option<String>, bool) {
+        let new = xml::parse(&found.document, "domain").unwrap();
+        let card = new.child("devices").unwrap().child("interface").unwrap();
+        let source = card.child("source").and_then(|source| source.attributes.first());
+        let link = card.child("link").and_then(|link| link.attribute("state"));
+        (source.map(|(kind, name)| format!("{kind} {name}")), link == Some("down"))
+    }
+
     #[test]
-    fn networks_are_mapped_or_unplugged() {
-        let card = |networks: &[(&str, Option<&str>)]| run(ORDINARY, networks, false).document;
-        assert!(card(&[]).contains("network=\"lan\""));
-        assert!(card(&[("lan", Some("lab"))]).contains("network=\"lab\""));
-        assert!(card(&[("52:54:00:aa:bb:cc", Some("lab"))]).contains("network=\"lab\""));
-        let off = card(&[("lan", None)]);
-        assert!(off.contains("<link state=\"down\"/>") && !off.contains("lan"), "{off}");
+    fn a_card_is_plugged_in_only_where_the_caller_says_so() {
+        let bridged = ORDINARY.replace("type='network'", "type='bridge'").replace("network='lan'", "bridge='lan'");
+        let direct = ORDINARY.replace("type='network'", "type='direct'").replace("network='lan'", "dev='lan'");
+        for document in [ORDINARY, &bridged, &direct] {
+            let found = run(document, &[], false);
+            assert_eq!(card(&found), (None, true));
+            assert!(found.notes.iter().any(|note| note.contains("is unplugged")), "{:?}", found.notes);
+            assert!(!found.document.contains("lan"), "{}", found.document);
+            let named = run(document, &[("52:54:00:aa:bb:cc", Some("lab"))], false);
+            assert_eq!(card(&named), (Some("network lab".into()), false));
+            assert!(!named.notes.iter().any(|note| note.contains("plugged")), "{:?}", named.notes);
+        }
+        for document in [ORDINARY, &bridged] {
+            assert_eq!(card(&run(document, &[("lan", Some("lab"))], false)), (Some("network lab".into()), false));
+            assert_eq!(card(&run(document, &[("lan", Some("bridge:br0"))], false)), (Some("bridge br0".into()), false));
+            let off = run(document, &[("lan", None)], false);
+            assert_eq!(card(&off), (None, true));
+            assert!(!off.notes.iter().any(|note| note.contains("unplugged")), "it was asked for: {:?}", off.notes);
+        }
+        // One card's mapping says nothing of the others, and one that fits no card is told.
+        let found = run(ORDINARY, &[("lam", Some("lab"))], false);
+        assert_eq!(card(&found), (None, true));
+        assert!(found.notes.iter().any(|note| note.contains("\"lam\"")), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn free_text_with_letters_that_no_document_may_hold_breaks_nothing() {
+        let title = "a&#xFFFE;b&#x1;c&#10;d\u{ffff}&lt;e&#x1F600;";
+        let text = format!("<title>{title}</title><description>{title}</description>");
+        let document = ORDINARY.replace("<title>the &lt;web&gt; server</title>", &text);
+        assert_ne!(document, ORDINARY);
+        let found = run(&document, &[], false).document;
+        assert!(found.chars().all(xml::is_letter), "{found:?}");
+        let new = xml::parse(&found, "domain").unwrap();
+        assert_eq!(new.child_text("title"), Some("a\u{fffd}bcd\u{fffd}<e\u{1F600}"));
+        assert_eq!(new.child_text("description"), Some("a\u{fffd}bc\nd\u{fffd}<e\u{1F600}"));
+    }
+
+    #[test]
+    fn a_disk_that_is_there_twice_is_taken_once() {
+        let disk = "<disk type='file' device='disk'><target dev='vda' bus='sata'/></disk>";
+        let found = run(&ORDINARY.replace("</devices>", &format!("{disk}</devices>")), &[], false);
+        assert_eq!(found.document.matches("dev=\"vda\"").count(), 1, "{}", found.document);
+        assert!(found.notes.iter().any(|note| note.contains("another one has")), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn a_person_is_told_when_more_was_left_out_than_can_be_read() {
+        let many: String = (0..500).map(|number| format!("<evil{number}/>")).collect();
+        let found = run(&ORDINARY.replace("<devices>", &format!("{many}<devices>")), &[], false);
+        assert_eq!(found.notes.len(), NOTES_MAX + 1);
+        assert!(found.notes.last().is_some_and(|note| note.starts_with("more was")), "{:?}", found.notes);
     }
 
     #[test]
@@ -431,7 +502,8 @@ mod tests {
     const HOSTILE: &str = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>--evil</name><uuid>x</uuid>
         <memory unit='KiB'>65536</memory><memoryBacking><source type='file'/></memoryBacking>
         <os><type arch='x86_64' machine='pc,dumpdtb=/tmp/x'>hvm</type><loader>/etc/shadow</loader><loader readonly='no' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader><kernel>/etc/shadow</kernel><initrd>/etc/shadow</initrd><cmdline>x</cmdline></os>
-        <sysinfo type='fwcfg'><entry name='opt/x' file='/etc/shadow'/></sysinfo>
+        <launchSecurity type='sev'/><cputune><emulatorpin cpuset='0'/></cputune><numatune><memory nodeset='0'/></numatune><genid>x</genid><bootloader>/etc/x</bootloader>
+        <iothreads>4000000000</iothreads><sysinfo type='fwcfg'><entry name='opt/x' file='/etc/shadow'/></sysinfo>
         <on_crash>coredump-destroy</on_crash><seclabel type='none'/><resource><partition>/x</partition></resource>
         <features><acpi>/etc/shadow</acpi><acpi2/></features>
         <qemu:commandline><qemu:arg value='-chardev'/><qemu:env name='LD_PRELOAD' value='/tmp/x.so'/></qemu:commandline>
@@ -448,6 +520,18 @@ mod tests {
         <interface type='user'><mac address='52:54:00:00:00:01'/></interface><watchdog model='i6300esb' action='dump'/>
         <interface type='vhostuser'><source type='unix' path='/run/x.sock' mode='client'/></interface>
         <interface type='bridge'><source bridge='/../x'/></interface>
+        <interface type='bridge'><source bridge='mgmt0'/><virtualport type='openvswitch'/></interface>
+        <interface type='network'><source network='mgmt1' portgroup='mgmt2'/><link state='up'/></interface>
+        <interface type='direct'><source dev='mgmt3' mode='passthrough'/></interface>
+        <interface type='hostdev'><source><address type='pci' slot='1'/></source></interface>
+        <interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>
+        <interface type='server'><source address='0.0.0.0' port='1'/></interface>
+        <sound model='ich9'><audio id='1'/></sound><audio id='1' type='file' path='/etc/x'/>
+        <console type='tcp'><source mode='bind' host='0.0.0.0' service='1'/><protocol type='telnet'/><log file='/etc/x'/></console>
+        <channel type='tcp'><source mode='connect' host='10.0.0.1' service='1'/><target type='virtio' name='com.redhat.spice.0'/></channel>
+        <tpm model='tpm-crb'><backend type='emulator' persistent_state='yes'><encryption secret='x'/><source type='dir' path='/etc/x'/></backend></tpm>
+        <tpm model='tpm-crb'><backend type='external'><source type='unix' path='/run/x'/></backend></tpm>
+        <crypto model='virtio' type='qemu'><backend model='lkcf'/></crypto><iommu model='intel'/>
         <serial type='file'><source path='/etc/cron.d/x'/><target port='0'/></serial>
         <console type='unix'><source mode='connect' path='/run/docker.sock'/></console>
         <parallel type='dev'><source path='/dev/parport0'/></parallel>
@@ -505,6 +589,20 @@ mod tests {
             "memoryBacking",
             "vsock",
             "dump",
+            "mgmt",
+            "portgroup",
+            "direct",
+            "vdpa",
+            "10.0.0.1",
+            "persistent_state",
+            "encryption",
+            "external",
+            "lkcf",
+            "launchSecurity",
+            "tune",
+            "bootloader",
+            "telnet",
+            "4000000000",
             "readonly=\"no\"",
         ] {
             assert!(!text.contains(evil), "{evil} is in {text}");
@@ -522,9 +620,11 @@ mod tests {
             let known = value.starts_with("/pool/new-") || value == "/dev/urandom" || is_firmware(value);
             assert!(known, "{value} in {text}");
         }
-        // Neither QEMU's own network nor a card of an unknown kind is plugged in.
+        // No card is plugged in, whatever it was plugged into.
         let new = xml::parse(text, "domain").unwrap();
+        assert_eq!(new.child("devices").unwrap().children("interface").count(), 10);
         for card in new.child("devices").unwrap().children("interface") {
+            assert!(card.attribute("type") == Some("user") && card.child("source").is_none(), "{card:?}");
             assert_eq!(card.child("link").and_then(|link| link.attribute("state")), Some("down"), "{card:?}");
         }
         for told in ["qemu:commandline", "hostdev", "filesystem", "os/kernel", "ethernet", "parallel", "vsock", "user"]

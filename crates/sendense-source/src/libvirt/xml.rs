@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
 use quick_xml::events::{BytesStart, Event};
+use std::path::Path;
 
 /// The longest document. A domain with 60 disks of 20 layers each has 600 KB.
 pub(super) const DOCUMENT_BYTES_MAX: usize = 4 << 20;
@@ -162,9 +163,24 @@ pub(super) fn parse(document: &str, root: &str) -> Result<Element> {
     found.filter(|element| element.name == root).ok_or_else(|| bad("it is something else".into()))
 }
 
-/// Text made fit for an attribute in quotes or for the inside of an element.
+/// Text made fit for an attribute in quotes or for the inside of an element. What no document may hold, not even escaped, is
+/// replaced: one such letter in a title would make libvirt refuse the whole document.
 pub(super) fn escaped(text: &str) -> String {
-    quick_xml::escape::escape(text).into_owned()
+    let text: String = text.chars().map(|letter| if is_letter(letter) { letter } else { '\u{fffd}' }).collect();
+    quick_xml::escape::escape(&text).into_owned()
+}
+
+/// A path that a document can hold as it is. Readers of documents make spaces of tabs and lines' ends in attributes.
+pub(super) fn check_path(path: &Path) -> Result<()> {
+    match path.to_str() {
+        Some(text) if text.chars().all(|letter| is_letter(letter) && !letter.is_control()) => Ok(()),
+        _ => Err(Error::new(Kind::Invalid, format!("{path:?} holds letters that libvirt's documents cannot hold"))),
+    }
+}
+
+/// What XML 1.0 calls a character.
+pub(super) fn is_letter(letter: char) -> bool {
+    matches!(letter, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
 fn begin(start: &BytesStart<'_>) -> Result<Element, String> {
@@ -205,6 +221,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn paths_that_a_document_would_change_are_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        for path in ["/pool", "/a b/\u{e9}&<'\"\u{1F600}"] {
+            check_path(Path::new(path)).unwrap();
+            let found = Element::new("a").with("x", path).document();
+            assert_eq!(parse(&found, "a").unwrap().attribute("x"), Some(path));
+        }
+        for path in [&b"/a\tb"[..], b"/a\nb", b"/a\x01b", b"/a\xffb", "/a\u{fffe}b".as_bytes()] {
+            let path = Path::new(std::ffi::OsStr::from_bytes(path));
+            assert_eq!(check_path(path).unwrap_err().kind, Kind::Invalid, "{path:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "[<>/a!&;'=\\[\\] #x0-9?-]{0,60}") {
@@ -212,7 +242,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_escaped_comes_back(text in "[^\u{0}-\u{1f}]{0,40}") {
+        fn what_is_escaped_comes_back(text in "[^\u{0}-\u{1f}\u{fffe}\u{ffff}]{0,40}") {
             let found = parse(&format!("<a x='{0}'>{0}</a>", escaped(&text)), "a").unwrap();
             prop_assert_eq!(found.attribute("x"), Some(text.as_str()));
             prop_assert_eq!(found.text().unwrap_or_default(), text.trim());

@@ -36,8 +36,14 @@ fn what_the_host_cannot_run_is_refused_before_anything_is_copied() {
     let card = "<interface type='network'><source network='lan'/><model type='virtio'/></interface>";
     let guest = Guest::define_with(lab, &[("vda", "qcow2", MIB)], card, "");
     let document = lab.virsh(&["dumpxml", "--inactive", &guest.name]);
+    // The recorded network is nobody's business until the caller names one.
     let planned = plan(&document, None).unwrap();
-    assert!(planned.notes.iter().any(|note| note.contains("no network lan here")), "{:?}", planned.notes);
+    assert!(planned.notes.iter().any(|note| note.contains("was in the network lan")), "{:?}", planned.notes);
+    for (place, told) in [("bridge:", "no name of a bridge"), ("bridge:../x", "no name of a bridge")] {
+        let error = plan(&document, Some(place)).unwrap_err();
+        assert!(error.kind == Kind::Unsupported && error.to_string().contains(told), "{error}");
+    }
+    assert!(plan(&document, Some("bridge:br0")).unwrap().definition.contains("bridge=\"br0\""));
 
     let error = plan(&document, Some("lam")).unwrap_err();
     assert!(error.kind == Kind::Unsupported && error.to_string().contains("no network lam"), "{error}");

@@ -450,7 +450,8 @@ pub enum RestoreCommand {
         /// The disks' format.
         #[arg(long, value_enum, default_value_t = Format::Qcow2)]
         format: Format,
-        /// Put cards of a network (or the card with this MAC address) into another network; `none` leaves them unplugged.
+        /// Plug cards that were in a network or bridge (or the card with this MAC address) into this network of libvirt's, or
+        /// into a bridge of the host (`bridge:NAME`); all others come unplugged, as with `none`.
         #[arg(long = "network", value_name = "OLD=NEW", value_parser = key_value)]
         networks: Vec<(String, String)>,
         /// Keep UUID and MAC addresses, for a VM that is gone.

@@ -18,7 +18,8 @@ pub enum RecoverCommand {
         /// start it on the disks.
         #[arg(long, value_name = "SOURCE|URI")]
         libvirt: Option<String>,
-        /// Put cards of a network (or the card with this MAC address) into another network; `none` leaves them unplugged.
+        /// Plug cards that were in a network or bridge (or the card with this MAC address) into this network of libvirt's, or
+        /// into a bridge of the host (`bridge:NAME`); all others come unplugged, as with `none`.
         #[arg(long = "network", value_name = "OLD=NEW", value_parser = super::key_value, requires = "libvirt")]
         networks: Vec<(String, String)>,
     },

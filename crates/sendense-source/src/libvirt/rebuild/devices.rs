@@ -5,6 +5,8 @@
 use super::{ADDRESS, BOOT, Keep, Medium, Notes, Wanted, copy, plain, take};
 use crate::libvirt::xml::Element;
 
+/// What a place begins with that is a bridge of the host, and no network of libvirt's.
+const BRIDGE: &str = "bridge:";
 /// Devices that are taken over as they are.
 const DEVICES: &[Keep] = &[
     Keep(
@@ -35,6 +37,10 @@ pub(super) fn devices(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> 
     let mut new = Element::new("devices");
     for device in &old.children {
         let built = match device.name.as_str() {
+            "disk" if is_twice(&new, device) => {
+                notes.left_out("a disk whose target another one has");
+                continue;
+            }
             "disk" => match disk(device, wanted, notes) {
                 Some(disk) => Some(disk),
                 // It was told by its name.
@@ -60,6 +66,12 @@ pub(super) fn devices(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> 
         }
     }
     new
+}
+
+/// Whether a disk with this one's target is there already: both would write to one file.
+fn is_twice(new: &Element, disk: &Element) -> bool {
+    let target = |disk: &Element| disk.child("target")?.attribute("dev").map(str::to_owned);
+    target(disk).is_some_and(|name| new.children("disk").any(|known| target(known).as_ref() == Some(&name)))
 }
 
 fn disk(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Option<Element> {
@@ -118,10 +130,12 @@ fn disk(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Option<Element
     Some(new)
 }
 
+/// A card is plugged in only where the caller says so: the name of a network in a recorded document is a wish of whoever wrote
+/// it, and every host has networks that not every guest may reach.
 fn interface(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Element {
     let attribute = |child: &str, name: &str| old.child(child).and_then(|child| child.attribute(name));
     let old_mac = attribute("mac", "address").filter(|mac| is_mac(mac));
-    let kind = old.attribute("type").unwrap_or_default();
+    let kind = old.attribute("type").filter(|kind| plain(kind)).unwrap_or_default();
     let named = match kind {
         "network" => attribute("source", "network"),
         "bridge" => attribute("source", "bridge"),
@@ -134,44 +148,47 @@ fn interface(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Element {
         Some(mac) if wanted.keep_macs => mac.to_owned(),
         _ => random_mac(),
     };
-    let mut unplugged = false;
-    let mut source = None;
-    match told(old_mac).or_else(|| told(named)) {
-        Some(Some(network)) => source = Some(("network", network.as_str())),
-        Some(None) => unplugged = true,
-        None => match (kind, named) {
-            ("network", Some(name)) => source = Some(("network", name)),
-            ("bridge", Some(name)) => source = Some(("bridge", name)),
-            // QEMU's own network is among these: through it a guest reaches what listens on this host's loopback address.
-            _ => {
-                unplugged = true;
-                let kind = if plain(kind) { kind } else { "" };
-                notes.add(format!(
-                    "the network card {mac} of type {kind} was unplugged: 'virsh domif-setlink' plugs it in"
-                ));
-            }
-        },
-    }
-    match source {
-        Some((kind, name)) => {
-            new = new.with("type", kind);
-            new.children.push(Element::new("source").with(kind, name));
+    let plugged = match told(old_mac).or_else(|| told(named)) {
+        Some(place) => place.as_deref(),
+        None => {
+            let (was, key) = match (named, old_mac) {
+                (Some(name), _) => (format!("was in the {kind} {name}"), name),
+                (None, Some(mac)) => (format!("had the address {mac} and was of type {kind}"), mac),
+                (None, None) => (format!("was of type {kind}"), ""),
+            };
+            let how = if key.is_empty() { String::new() } else { format!(": '--network {key}=NEW' would plug it in") };
+            notes.add(format!("the network card {mac}, which {was}, is unplugged{how}"));
+            None
+        }
+    };
+    match plugged.map(|place| (place.strip_prefix(BRIDGE), place)) {
+        Some((Some(bridge), _)) => {
+            new = new.with("type", "bridge").child_of("source", &[("bridge", bridge)]);
             // Open vSwitch needs to be told apart from the kernel's bridge.
-            if kind == "bridge" && attribute("virtualport", "type") == Some("openvswitch") {
-                new.children.push(Element::new("virtualport").with("type", "openvswitch"));
+            if attribute("virtualport", "type") == Some("openvswitch") {
+                new = new.child_of("virtualport", &[("type", "openvswitch")]);
             }
         }
+        Some((None, network)) => new = new.with("type", "network").child_of("source", &[("network", network)]),
         // QEMU's own network needs nothing of the host to start.
         None => new = new.with("type", "user"),
     }
     new.children.push(Element::new("mac").with("address", &mac));
     take(&mut new, old, &[Keep("model", &["type"], &[]), Keep("mtu", &["size"], &[]), BOOT, ADDRESS]);
-    if unplugged {
-        new.children.push(Element::new("link").with("state", "down"));
-    } else {
-        take(&mut new, old, &[Keep("link", &["state"], &[])]);
+    match plugged {
+        Some(_) => take(&mut new, old, &[Keep("link", &["state"], &[])]),
+        // Through QEMU's own network a guest reaches what listens on this host's loopback address.
+        None => new.children.push(Element::new("link").with("state", "down")),
     }
     new
+}
+
+/// Whether a card of the recorded machine is meant by this key: its address, or its network's name.
+pub(super) fn has_card(devices: &Element, key: &str) -> bool {
+    devices.children("interface").any(|card| {
+        let is = |child: &str, name: &str| card.child(child).and_then(|child| child.attribute(name)) == Some(key);
+        is("mac", "address") || is("source", "network") || is("source", "bridge")
+    })
 }
 
 fn is_mac(text: &str) -> bool {
