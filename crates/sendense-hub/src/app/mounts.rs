@@ -69,7 +69,7 @@ impl App {
     /// Closes an open point.
     pub async fn delete_mount(&self, caller: &Caller, id: &MountId) -> Result<()> {
         caller.require(Role::Operator)?;
-        self.core.mounts.close(id)?;
+        self.core.mounts.close(id).await?;
         tracing::info!(mount_id = %id, by = %caller.identity, "restore point closed");
         Ok(())
     }

@@ -155,19 +155,19 @@ impl Mounts {
     ) -> Result<Arc<Mount>> {
         // Kept until the point is open or its process is gone, also when the one who asked for it is gone before.
         let place = self.take_place()?;
-        let open = self.open.clone();
+        let (open, asked) = (self.open.clone(), volume.clone());
         let (reader, volumes, guard, _place) = blocking(move || {
             let Detached { files, words, guard } = detach()?;
             let reader = open(files, words_of(&words)?).map_err(|error| fault::of_guestfs(&error))?;
             let volumes = reader.volumes().map_err(|error| fault::of_guestfs(&error))?;
-            Ok::<_, Problem>((reader, volumes, guard, place))
+            match &asked {
+                Some(asked) if !volumes.iter().any(|known| known.id == *asked) => {
+                    Err(fault::no_volume(asked.as_str(), &volumes))
+                }
+                _ => Ok((reader, volumes, guard, place)),
+            }
         })
         .await??;
-        if let Some(asked) = &volume
-            && !volumes.iter().any(|known| known.id == *asked)
-        {
-            return Err(fault::no_volume(asked.as_str(), &volumes));
-        }
         let mount = Arc::new(Mount::new(id.clone(), point, volume, reader, volumes, guard, self.clock.clone()));
         self.table.lock().mounts.insert(id, mount.clone());
         Ok(mount)
@@ -202,21 +202,20 @@ impl Mounts {
         last.plus_seconds(i64::try_from(self.idle_seconds).unwrap_or(i64::MAX))
     }
 
-    /// Closes a point: its process ends, its chain is free.
-    pub fn close(&self, id: &MountId) -> Result<()> {
+    /// Closes a point: its process ends, its chain is free. It is closed also when nobody waits for that.
+    pub async fn close(&self, id: &MountId) -> Result<()> {
         let mount = self.table.lock().mounts.remove(id).ok_or_else(|| not_open(id))?;
-        mount.close();
-        Ok(())
+        end(vec![mount]).await
     }
 
     /// Closes all.
-    pub fn close_all(&self) {
+    pub async fn close_all(&self) {
         let all = std::mem::take(&mut self.table.lock().mounts);
-        all.values().for_each(|mount| mount.close());
+        told(end(all.into_values().collect()).await);
     }
 
     /// Closes the points that nobody has used for too long; gives their ids.
-    pub fn clean_up(&self) -> Vec<MountId> {
+    pub async fn clean_up(&self) -> Vec<MountId> {
         let now = self.clock.now();
         let idle = {
             let mut table = self.table.lock();
@@ -230,8 +229,9 @@ impl Mounts {
             table.mounts.values().for_each(|mount| mount.forget_old_listing(now));
             ids.into_iter().filter_map(|id| table.mounts.remove(&id)).collect::<Vec<_>>()
         };
-        idle.iter().for_each(|mount| mount.close());
-        idle.iter().map(|mount| mount.id.clone()).collect()
+        let ids = idle.iter().map(|mount| mount.id.clone()).collect();
+        told(end(idle).await);
+        ids
     }
 
     /// How many are open and may be.
@@ -261,6 +261,17 @@ impl Mounts {
     }
 }
 
+/// Ends points on a thread where it does not matter how long killing processes and dropping claims takes.
+async fn end(mounts: Vec<Arc<Mount>>) -> Result<()> {
+    blocking(move || mounts.iter().for_each(|mount| mount.close())).await
+}
+
+fn told(ended: Result<()>) {
+    if let Err(problem) = ended {
+        tracing::error!(error = %problem.message, details = %problem.details, "close open points");
+    }
+}
+
 fn not_open(id: &MountId) -> Problem {
     let details = format!("no open point has the id {id}; it may have been closed after an hour without use");
     Problem::new(ProblemCode::MountNotFound, "mount not found", details)
@@ -280,9 +291,9 @@ pub(crate) async fn keep(core: Arc<Core>) {
             () = core.stop.cancelled() => break,
             _ = tick.tick() => {}
         }
-        for id in core.mounts.clean_up() {
+        for id in core.mounts.clean_up().await {
             tracing::info!(mount_id = %id, "nobody used the open point; it is closed");
         }
     }
-    core.mounts.close_all();
+    core.mounts.close_all().await;
 }

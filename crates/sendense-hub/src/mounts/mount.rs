@@ -207,7 +207,7 @@ impl Mount {
         Ok(Task { mount: self.clone(), _requests: permit })
     }
 
-    /// Ends it: the process is killed, whoever reads from it is cut off, and its chain is free.
+    /// Ends it: the process is killed, whoever reads from it is cut off, and its chain is free. Blocks.
     pub(super) fn close(&self) {
         self.closed.cancel();
         self.reader.stop();

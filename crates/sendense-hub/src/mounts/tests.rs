@@ -11,10 +11,14 @@ use sendense_types::{BackupId, DiskNumber, ManualClock};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+type StoppedOn = Arc<Mutex<Vec<std::thread::ThreadId>>>;
+
 /// One volume, whose root holds `files` files.
 struct Paper {
     files: u64,
     stopped: AtomicBool,
+    /// The threads that stopped it and its like.
+    stopped_on: StoppedOn,
 }
 
 fn meta(file_type: FileType) -> Meta {
@@ -79,6 +83,7 @@ impl Reader for Paper {
         self.stopped.load(Ordering::SeqCst).then(|| Error::WorkerDied("stopped".into()))
     }
     fn stop(&self) {
+        self.stopped_on.lock().push(std::thread::current().id());
         self.stopped.store(true, Ordering::SeqCst);
     }
     fn backend(&self, _: &VolumeId) -> dto::Backend {
@@ -93,15 +98,18 @@ struct World {
     clock: Arc<ManualClock>,
     locks: ChainLocks,
     mounts: Mounts,
+    stopped_on: StoppedOn,
 }
 
 fn world(files: u64) -> World {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(0)));
+    let stopped_on = StoppedOn::default();
+    let noted = stopped_on.clone();
     let open = move |_: Vec<OwnedFd>, _: Vec<u8>| -> sendense_guestfs::Result<Arc<dyn Reader>> {
-        Ok(Arc::new(Paper { files, stopped: AtomicBool::new(false) }))
+        Ok(Arc::new(Paper { files, stopped: AtomicBool::new(false), stopped_on: noted.clone() }))
     };
     let mounts = Mounts::new(Arc::new(open), clock.clone(), 8, 3600);
-    World { clock, locks: ChainLocks::default(), mounts }
+    World { clock, locks: ChainLocks::default(), mounts, stopped_on }
 }
 
 impl World {
@@ -140,8 +148,8 @@ async fn the_ninth_is_told_to_wait_and_an_end_makes_room() {
     assert_eq!(problem.code, ProblemCode::Busy);
     assert!(problem.details.contains(open[0].id.as_str()), "{problem:?}");
     assert_eq!(world.mounts.resources().available_slots, 0);
-    world.mounts.close(&open[3].id).unwrap();
-    assert_eq!(world.mounts.close(&open[3].id).unwrap_err().code, ProblemCode::MountNotFound);
+    world.mounts.close(&open[3].id).await.unwrap();
+    assert_eq!(world.mounts.close(&open[3].id).await.unwrap_err().code, ProblemCode::MountNotFound);
     world.open().await.unwrap();
     assert_eq!(world.mounts.resources().device_utilization_percent, 100.0);
 }
@@ -154,11 +162,11 @@ async fn a_place_is_taken_until_the_process_is_gone_and_not_only_while_somebody_
     let open = move |_: Vec<OwnedFd>, _: Vec<u8>| -> sendense_guestfs::Result<Arc<dyn Reader>> {
         begun.lock().send(()).unwrap();
         let _ = wait.lock().recv();
-        Ok(Arc::new(Paper { files: 1, stopped: AtomicBool::new(false) }))
+        Ok(Arc::new(Paper { files: 1, stopped: AtomicBool::new(false), stopped_on: StoppedOn::default() }))
     };
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(0)));
     let mounts = Mounts::new(Arc::new(open), clock.clone(), 8, 3600);
-    let world = Arc::new(World { clock, locks: ChainLocks::default(), mounts });
+    let world = Arc::new(World { clock, locks: ChainLocks::default(), mounts, stopped_on: StoppedOn::default() });
     let asked = tokio::spawn({
         let world = world.clone();
         async move { world.open().await.map(drop) }
@@ -184,21 +192,21 @@ async fn an_hour_without_use_closes_and_a_stream_is_use() {
         (world.open().await.unwrap(), world.open().await.unwrap(), world.open().await.unwrap());
     let stream = streaming.begin(1).unwrap();
     world.clock.advance_seconds(3599);
-    assert!(world.mounts.clean_up().is_empty());
+    assert!(world.mounts.clean_up().await.is_empty());
     let root = VolumeId::parse("disk").unwrap();
     used.ask(move |reader| reader.stat(&root, &GuestPath::root())).await.unwrap();
     assert_eq!(world.mounts.expires_at(&used).as_micros(), (3599 + 3600) * 1_000_000);
     world.clock.advance_seconds(1);
-    assert_eq!(world.mounts.clean_up(), vec![idle.id.clone()]);
+    assert_eq!(world.mounts.clean_up().await, vec![idle.id.clone()]);
     assert!(idle.closed.is_cancelled());
     assert_eq!(world.mounts.get(&idle.id).map(drop).unwrap_err().code, ProblemCode::MountNotFound);
     world.clock.advance_seconds(100_000);
-    assert_eq!(world.mounts.clean_up(), vec![used.id.clone()], "a stream in progress is not idle");
+    assert_eq!(world.mounts.clean_up().await, vec![used.id.clone()], "a stream in progress is not idle");
     drop(stream);
     world.clock.advance_seconds(3599);
-    assert!(world.mounts.clean_up().is_empty(), "the hour begins at the stream's end");
+    assert!(world.mounts.clean_up().await.is_empty(), "the hour begins at the stream's end");
     world.clock.advance_seconds(1);
-    assert_eq!(world.mounts.clean_up(), vec![streaming.id.clone()]);
+    assert_eq!(world.mounts.clean_up().await, vec![streaming.id.clone()]);
     assert_eq!(world.mounts.cleanup_status(true).total_cleaned, 3);
 }
 
@@ -210,8 +218,14 @@ async fn an_open_point_keeps_its_chain_and_a_closed_one_does_not() {
     assert!(error.to_string().contains("mount mnt-1"), "{error}");
     // Also while somebody still holds it.
     let held = mount.begin(1).unwrap();
-    world.mounts.close(&mount.id).unwrap();
+    world.mounts.close(&mount.id).await.unwrap();
     world.claim(Operation::Delete).unwrap();
+    let last = world.open().await.unwrap();
+    world.mounts.close_all().await;
+    // A test's runtime has one thread, which answers everybody: killing processes there would take its time.
+    let stopped_on = world.stopped_on.lock().clone();
+    assert!(stopped_on.len() == 2 && !stopped_on.contains(&std::thread::current().id()), "{stopped_on:?}");
+    assert_eq!(last.status().0, sendense_api::MountStatus::Failed);
     assert_eq!(mount.status().0, sendense_api::MountStatus::Failed);
     let root = VolumeId::parse("disk").unwrap();
     let problem = mount.ask(move |reader| reader.stat(&root, &GuestPath::root())).await.unwrap_err();
