@@ -9,12 +9,16 @@ use super::Reader;
 use parking_lot::Mutex;
 use sendense_guestfs::meta::Entry;
 use sendense_guestfs::session::PAGE_ENTRIES_MAX;
-use sendense_guestfs::{GuestPath, Result, VolumeId};
+use sendense_guestfs::{Error, GuestPath, Result, VolumeId};
 use sendense_types::Timestamp;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The largest folder that is kept: some 150,000 entries. With eight open points the hub stays below its 256 MiB.
 const FOLDER_BYTES_MAX: usize = 24 << 20;
+/// The most entries that a folder has: more than ext4 (10 million and a bit) and NTFS in use have. Only a reader that was taken
+/// over gives pages without end, and whoever asked would never be answered.
+const ENTRIES_MAX: u64 = 32 << 20;
 /// How long a folder is kept after it was asked for; a person who turns pages is quicker.
 const KEPT_SECONDS: f64 = 120.0;
 
@@ -30,7 +34,16 @@ pub(crate) struct Folder {
 impl Folder {
     /// Reads all of a folder; `offset` and `limit` count only when it is too large to be kept.
     pub fn read(reader: &dyn Reader, volume: &VolumeId, path: &GuestPath, offset: u64, limit: usize) -> Result<Folder> {
-        let asked = offset..offset.saturating_add(limit as u64);
+        Self::read_bounded(reader, volume, path, offset..offset.saturating_add(limit as u64), ENTRIES_MAX)
+    }
+
+    fn read_bounded(
+        reader: &dyn Reader,
+        volume: &VolumeId,
+        path: &GuestPath,
+        asked: Range<u64>,
+        entries_max: u64,
+    ) -> Result<Folder> {
         let (mut all, mut bytes, mut asked_part, mut total) = (Vec::new(), 0usize, Vec::new(), 0u64);
         let mut after = None;
         loop {
@@ -53,9 +66,12 @@ impl Folder {
             if after.is_none() {
                 break;
             }
+            if total > entries_max {
+                return Err(Error::Limit(format!("the folder has more than {entries_max} entries")));
+            }
         }
         if bytes > FOLDER_BYTES_MAX {
-            return Ok(Folder { entries: asked_part, part: Some(offset), total });
+            return Ok(Folder { entries: asked_part, part: Some(asked.start), total });
         }
         all.sort_by(|one: &Entry, other| one.name.cmp(&other.name));
         Ok(Folder { entries: all, part: None, total })
@@ -109,4 +125,10 @@ impl Listing {
     pub fn forget_old(&self, now: Timestamp) {
         self.kept.lock().take_if(|kept| now.seconds_since(kept.asked_at).abs() > KEPT_SECONDS);
     }
+}
+
+/// The same with another bound, for tests.
+#[cfg(test)]
+pub(super) fn read_at_most(reader: &dyn Reader, volume: &VolumeId, entries_max: u64) -> Result<u64> {
+    Folder::read_bounded(reader, volume, &GuestPath::root(), 0..1, entries_max).map(|folder| folder.total)
 }

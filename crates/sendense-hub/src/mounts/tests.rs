@@ -323,3 +323,12 @@ async fn a_look_ends_with_the_one_who_waits_for_it() {
     assert_eq!((heard.recv().unwrap(), heard.recv().unwrap()), ("begun", "stopped"));
     drop(other);
 }
+
+#[test]
+fn a_folder_without_end_ends() {
+    let paper = |files| Paper { files, stopped: AtomicBool::new(false), stopped_on: StoppedOn::default() };
+    let (volume, bound) = (VolumeId::parse("disk").unwrap(), 10_000);
+    assert_eq!(listing::read_at_most(&paper(9_999), &volume, bound).unwrap(), 9_999);
+    let error = listing::read_at_most(&paper(u64::from(u32::MAX)), &volume, bound).unwrap_err();
+    assert!(matches!(error, Error::Limit(_)), "{error}");
+}

@@ -260,6 +260,24 @@ fn a_download_is_what_any_client_expects() {
 }
 
 #[test]
+fn a_guests_link_cannot_lead_our_own_entry_of_an_archive_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ext4(dir, 16, "", "mkfifo pipe; ln -s stolen SENDENSE-LEFT-OUT.txt; ln -s stolen sendense-left-out.TXT");
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let mount = open(&hub, &point(&hub));
+    for (format, unpack) in [("tar.gz", "tar -C out -xzf all.tar.gz"), ("zip", "unzip -qo all.zip -d out")] {
+        let archive = dir.join(format!("all.{format}"));
+        let from = format!("/restore/{mount}/download-directory?path=/&format={format}");
+        assert!(curl(&hub, &["-o", path(&archive)], &from).status.success());
+        let told =
+            sh(dir, &format!("rm -rf out; mkdir out; {unpack}; test ! -e out/stolen; cat out/SENDENSE-LEFT-OUT-*.txt"));
+        assert!(told.contains("/pipe: a device, pipe or socket"), "{told}");
+    }
+}
+
+#[test]
 fn hostile_names_stay_names() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

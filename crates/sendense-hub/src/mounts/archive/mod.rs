@@ -25,6 +25,9 @@ use std::sync::Arc;
 
 /// The name of the entry that says what is not in the archive.
 const MANIFEST: &str = "SENDENSE-LEFT-OUT.txt";
+/// Its parts, for one with something between them.
+const MANIFEST_START: &str = "SENDENSE-LEFT-OUT";
+const MANIFEST_END: &str = ".txt";
 /// The longest text of that entry; what is more is counted.
 const MANIFEST_BYTES_MAX: usize = 1 << 20;
 /// The most symbolic links of one archive: 16 MiB of marks.
@@ -67,15 +70,17 @@ impl Content<'_> {
         const PARTS_MAX: usize = 65_536;
         let whole = std::iter::once(0..self.meta.size_bytes).collect();
         let Source::Guest { reader, volume, path } = self.source else { return Ok(whole) };
-        let (mut parts, mut from) = (Vec::new(), Some(0));
+        let (mut parts, mut from, mut pages) = (Vec::new(), Some(0), 0);
         while let Some(at) = from {
+            pages += 1;
             let page = match reader.data_ranges(volume, path, at) {
                 Ok(page) if page.file_size_bytes == self.meta.size_bytes => page,
                 Ok(_) | Err(Error::Unsupported(_)) => return Ok(whole),
                 Err(error) => return Err(broken(&error)),
             };
             parts.extend(page.ranges);
-            if parts.len() > PARTS_MAX {
+            // A reader that was taken over could also go on with pages that hold nothing.
+            if parts.len() > PARTS_MAX || pages > PARTS_MAX {
                 return Ok(whole);
             }
             from = page.next;
@@ -100,6 +105,11 @@ impl Content<'_> {
             }
         }
     }
+}
+
+/// Whether a name is that of our entry, also where it is unpacked on a file system that does not tell `a` from `A`.
+fn is_manifest(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(MANIFEST.as_bytes())
 }
 
 fn broken(error: &Error) -> io::Error {
@@ -136,6 +146,7 @@ pub(crate) fn pack(
         links: HashSet::new(),
         hasher: RandomState::new(),
         left_out: LeftOut::default(),
+        manifest_is_taken: false,
     };
     packer.begin(&root)?;
     while let Some(batch) = walk.next_batch().map_err(|error| broken(&error))? {
@@ -159,6 +170,8 @@ struct Packer<'a> {
     links: HashSet<u64>,
     hasher: RandomState,
     left_out: LeftOut,
+    /// The guest has something under the name of the entry that says what was left out.
+    manifest_is_taken: bool,
 }
 
 impl Packer<'_> {
@@ -167,6 +180,7 @@ impl Packer<'_> {
         if self.prefix.is_empty() {
             return Ok(());
         }
+        self.manifest_is_taken |= is_manifest(&self.prefix);
         match self.reader.stat(&self.volume, root) {
             Ok(meta) => self.pack.folder(&self.prefix.clone(), &meta),
             Err(error) => Err(broken(&error)),
@@ -201,6 +215,7 @@ impl Packer<'_> {
             above = above.parent();
         }
         let name = self.name(&found.path);
+        self.manifest_is_taken |= is_manifest(&name);
         self.put(&found.path, &name, entry)
     }
 
@@ -252,7 +267,12 @@ impl Packer<'_> {
             };
             let mut unbounded = u64::MAX;
             let mut content = Content { meta, source: Source::Text(text.as_bytes()), bytes_left: &mut unbounded };
-            self.pack.file(MANIFEST.as_bytes(), &mut content)?;
+            // A guest's link of that name would lead whoever unpacks our entry after it anywhere. Nobody foresees the other name.
+            let name = match self.manifest_is_taken {
+                true => format!("{MANIFEST_START}-{:016x}{MANIFEST_END}", self.hasher.hash_one(MANIFEST_START)),
+                false => MANIFEST.to_owned(),
+            };
+            self.pack.file(name.as_bytes(), &mut content)?;
         }
         self.pack.finish()
     }
