@@ -73,6 +73,15 @@ impl Rude {
         bytes
     }
 
+    /// All that comes until the server hangs up.
+    fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self.0.read_to_end(&mut bytes) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => panic!("{error}"),
+            _ => bytes,
+        }
+    }
+
     fn option(&mut self, option: u32, payload: &[u8]) {
         self.give(&frame::encode_option(option, payload));
     }
@@ -156,6 +165,10 @@ fn handshakes_that_break_the_rules_end() {
     let mut rude = Rude::greeted(&house);
     rude.option(option::EXPORT_NAME, b"unknown");
     rude.must_be_cut_off();
+    let mut rude = Rude::greeted(&house);
+    // Too long to be a name, but short enough to be read away: any answer would be taken for an export's size.
+    rude.option(option::EXPORT_NAME, &[b'x'; 100_000]);
+    assert_eq!(rude.rest(), b"");
     let mut rude = Rude::greeted(&house);
     for _ in 0..100 {
         rude.option(option::LIST, &[]);

@@ -275,7 +275,8 @@ impl<'a> Haggling<'a> {
     }
 
     fn skip(&mut self, option: u32, len: u32) -> Result<(), End> {
-        if len > SKIPPED_MAX {
+        // A choice of an export has no answer but the export.
+        if len > SKIPPED_MAX || option == option::EXPORT_NAME {
             return Err(End::Refused(format!("option {option} of {len} bytes")));
         }
         let mut left = len as usize;
