@@ -162,3 +162,65 @@ fn a_sparse_file_stays_sparse_and_its_holes_are_not_read() {
     assert!(std::fs::read(&path).unwrap() == want);
     assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 8 * BLOCK_BYTES);
 }
+
+#[test]
+fn a_target_that_is_right_is_only_read() {
+    for size in [4 * B, 3 * B + 4321] {
+        let mut want: Vec<u8> = (0..size).map(|at| (at / B) as u8 + 1).collect();
+        want[B..2 * B].fill(0);
+        let target = Faulty::new(Arc::new(Memory::from_bytes(want.clone())), true, |_, _| None);
+        let marked = Marked::new(&target, "test");
+        let found = run(&Memory::from_bytes(want.clone()), &Digests::of(&want), &marked, &Cancel::new()).unwrap();
+        marked.finish().unwrap();
+        assert_eq!(found.differing, ByteLen(0));
+        let asked = target.operations();
+        assert!(!asked.is_empty() && asked.iter().all(|asked| matches!(asked, Operation::Read(_))), "{asked:?}");
+    }
+}
+
+#[test]
+fn bad_sectors_of_the_target_are_written_whatever_they_held() {
+    let mut want: Vec<u8> = (0..7 * B + 4321).map(|at| (at / B) as u8 + 1).collect();
+    want[5 * B..6 * B].fill(0);
+    // The first block, one in the middle, one that shall be zero, and the tail, each until it is written to.
+    let bad = [0, 2 * B + 512, 5 * B + 4096, 7 * B];
+    let healed: Arc<[AtomicUsize; 4]> = Arc::default();
+    let heal = healed.clone();
+    // A hole has no sectors, so nothing of it is bad.
+    let mut had = want.clone();
+    had[5 * B] = 9;
+    let target = Faulty::new(Arc::new(Memory::from_bytes(had)), true, move |_, operation| {
+        let covers = |start: u64, len: u64, at: usize| (start..start + len).contains(&(at as u64));
+        for (at, healed) in bad.into_iter().zip(heal.iter()) {
+            match operation {
+                Operation::Read(extent)
+                    if covers(extent.start().0, extent.len().0, at) && healed.load(Ordering::SeqCst) == 0 =>
+                {
+                    return Some(Fault::Fail(Kind::Io));
+                }
+                Operation::Write(start, bytes) if covers(start.0, bytes.len() as u64, at) => {
+                    healed.fetch_add(1, Ordering::SeqCst);
+                }
+                Operation::Zero(extent) if covers(extent.start().0, extent.len().0, at) => {
+                    healed.fetch_add(1, Ordering::SeqCst);
+                }
+                _ => {}
+            }
+        }
+        None
+    });
+    let (disk, digests) = (Memory::from_bytes(want.clone()), Digests::of(&want));
+    let marked = Marked::new(&target, "test");
+    let found = run(&disk, &digests, &marked, &Cancel::new()).unwrap();
+    marked.finish().unwrap();
+    let blocks = |count: usize| ByteLen((count * B) as u64);
+    // The mark may have healed the first block before it was looked at.
+    assert!([blocks(3), blocks(4)].contains(&found.unreadable), "{found:?}");
+    assert_eq!((found.differing, found.zeroed), (blocks(4), blocks(1)));
+    assert!(healed.iter().all(|healed| healed.load(Ordering::SeqCst) > 0));
+    assert_eq!(run(&disk, &digests, &target, &Cancel::new()).unwrap().differing, ByteLen(0));
+
+    // A target that neither gives nor takes anything is no target.
+    let dead = Faulty::new(Arc::new(Memory::from_bytes(want.clone())), false, |_, _| Some(Fault::Fail(Kind::Io)));
+    assert_eq!(run(&disk, &digests, &dead, &Cancel::new()).unwrap_err().kind, Kind::Io);
+}

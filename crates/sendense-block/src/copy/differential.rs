@@ -67,6 +67,8 @@ pub struct Difference {
     pub written: ByteLen,
     /// Of those, made zero.
     pub zeroed: ByteLen,
+    /// Of those, could not be read before: a bad sector, which a disk replaces when it is written to.
+    pub unreadable: ByteLen,
 }
 
 /// Makes the target hold the disk and flushes it. A target that holds it already is only read.
@@ -195,17 +197,28 @@ impl<'a> Lane<'a> {
         totals.differing.0 += self.sum.differing.0;
         totals.written.0 += self.sum.written.0;
         totals.zeroed.0 += self.sum.zeroed.0;
+        totals.unreadable.0 += self.sum.unreadable.0;
         Ok(())
     }
 
     fn compare(&mut self, chunk: &Chunk) -> Result<()> {
         let on_disk = chunk.extent.intersect(Extent::whole(self.shared.size));
         let (read, padded) = (on_disk.len().0 as usize, chunk.extent.len().0 as usize);
-        self.shared.job.target.read_at(on_disk.start(), &mut self.here[..read])?;
+        let lost = match self.shared.job.target.read_at(on_disk.start(), &mut self.here[..read]) {
+            Ok(()) => Vec::new(),
+            Err(error) if error.kind == Kind::Io => self.read_each(on_disk)?,
+            Err(error) => return Err(error),
+        };
         self.here[read..padded].fill(0);
         self.sum.compared.0 += padded as u64;
-        let blocks = chunk.extent.block_indices().zip(self.here[..padded].chunks_exact(BLOCK));
-        let acts: Vec<Act> = blocks.map(|(index, block)| act(block, known(chunk, index))).collect();
+        let blocks = chunk.extent.block_indices().zip(self.here[..padded].chunks_exact(BLOCK)).enumerate();
+        let acts: Vec<Act> = blocks
+            .map(|(number, (index, block))| match (lost.get(number), known(chunk, index)) {
+                (Some(true), Known::Zero) => Act::Zero,
+                (Some(true), Known::Data(_)) => Act::Write,
+                (_, known) => act(block, known),
+            })
+            .collect();
         let kept = acts.iter().filter(|act| **act == Act::Keep).count() as u64;
         add(&self.shared.job.progress.same, kept * BLOCK_BYTES);
         let mut first = 0;
@@ -222,6 +235,23 @@ impl<'a> Lane<'a> {
         }
         add(&self.shared.job.progress.done, on_disk.len().0);
         Ok(())
+    }
+
+    /// Reads what can be read of a range that holds something unreadable; gives for each block whether it is lost. A target
+    /// that is gone altogether shows when the first of them is written.
+    fn read_each(&mut self, range: Extent) -> Result<Vec<bool>> {
+        let mut lost = Vec::new();
+        for (piece, here) in range.pieces(ByteLen(BLOCK_BYTES)).zip(self.here.chunks_mut(BLOCK)) {
+            match self.shared.job.target.read_at(piece.start(), &mut here[..piece.len().0 as usize]) {
+                Ok(()) => lost.push(false),
+                Err(error) if error.kind == Kind::Io => {
+                    self.sum.unreadable.0 += BLOCK_BYTES;
+                    lost.push(true);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(lost)
     }
 
     /// Reads whole blocks from the chain, checks each, and writes them.

@@ -71,12 +71,27 @@ impl<T: Existing> Marked<T> {
         Ok(())
     }
 
+    /// What the first block holds. Bad sectors of it are lost, and heal when they are written to.
+    fn read_head(&self, head: &mut [u8]) -> Result<()> {
+        match self.target.read_at(ByteOffset(0), head) {
+            Err(error) if error.kind == Kind::Io => {}
+            read => return read,
+        }
+        for (sector, at) in head.chunks_mut(SECTOR_BYTES).zip((0..).step_by(SECTOR_BYTES)) {
+            match self.target.read_at(ByteOffset(at), sector) {
+                Err(error) if error.kind == Kind::Io => sector.fill(0),
+                read => read?,
+            }
+        }
+        Ok(())
+    }
+
     fn with_head<R>(&self, act: impl FnOnce(&mut Vec<u8>) -> R) -> Result<R> {
         let mut held = self.head.lock();
         if held.is_none() {
             let len = self.target.size().0.min(BLOCK_BYTES) as usize;
             let mut head = vec![0; len];
-            self.target.read_at(ByteOffset(0), &mut head)?;
+            self.read_head(&mut head)?;
             let mut mark = self.text.clone().into_bytes();
             mark.resize(len, 0);
             self.target.write_at(ByteOffset(0), &mark)?;

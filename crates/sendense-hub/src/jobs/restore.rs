@@ -113,13 +113,20 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
             None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
             Some(found) => serde_json::json!({
                 "summary": format!(
-                    "{restored}: {} differed, {} were written and {} made zero",
-                    found.differing, found.written, found.zeroed
+                    "{restored}: {} differed, {} were written and {} made zero{}",
+                    found.differing,
+                    found.written,
+                    found.zeroed,
+                    match found.unreadable.0 {
+                        0 => String::new(),
+                        _ => format!("; {} could not be read before, look after the disk", found.unreadable),
+                    },
                 ),
                 "compared_bytes": found.compared.0,
                 "differing_bytes": found.differing.0,
                 "written_bytes": found.written.0,
                 "zeroed_bytes": found.zeroed.0,
+                "unreadable_bytes": found.unreadable.0,
             }),
         })
     })

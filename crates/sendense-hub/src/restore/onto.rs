@@ -85,6 +85,7 @@ mod tests {
     use sendense_block::backend::Memory;
     use sendense_block::copy::{MARK, Progress};
     use sendense_block::{BlockIndex, ByteLen, ByteOffset, Cancel, Digest, Known, WriteAt};
+    use std::os::unix::fs::MetadataExt;
     use std::sync::Arc;
 
     /// A disk of four blocks and a bit: data, zeros, data, zeros, data.
@@ -129,8 +130,16 @@ mod tests {
                 assert_eq!(run(&path, false, &go).unwrap_err().code, ProblemCode::Conflict);
                 assert!(std::fs::read(&path).unwrap() == had, "a refused target is untouched");
             }
+            let times = || {
+                let found = std::fs::metadata(&path).unwrap();
+                (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec())
+            };
+            let before = times();
             let found = run(&path, true, &go).unwrap().unwrap();
             assert!(std::fs::read(&path).unwrap() == want);
+            if had == want {
+                assert_eq!(times(), before, "a target that is right is not touched");
+            }
             assert_eq!(found.differing == ByteLen(0), had == want);
         }
     }
