@@ -99,7 +99,9 @@ pub fn remove_parts(path: &Path, suffix: &str) -> Result<Vec<OsString>> {
     let (folder, name) = split(path)?;
     let folder = Folder::open(folder)?;
     let mut removed = Vec::new();
-    for suffix in [suffix.to_owned(), format!("{suffix}.tables")] {
+    // The last one is the raw copy that a restore to VMDK made until it read the chain itself: as large as the disk, it may
+    // lie there since a hub of that time was killed.
+    for suffix in [suffix.to_owned(), format!("{suffix}.tables"), format!("{suffix}.raw")] {
         let part = part_name(name, &suffix);
         match rustix::fs::unlinkat(&folder.handle, &part, AtFlags::empty()) {
             Ok(()) => removed.push(part),
@@ -339,13 +341,14 @@ mod tests {
     #[test]
     fn what_a_dead_extraction_left_is_removed_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["disk", ".disk.task-1", ".disk.task-1.tables", ".disk.task-2", ".disc.task-1"] {
+        let parts = [".disk.task-1", ".disk.task-1.tables", ".disk.task-1.raw"];
+        for name in parts.into_iter().chain(["disk", ".disk.task-2", ".disk.task-2.raw", ".disc.task-1"]) {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
         let path = folder.path().join("disk");
-        assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 2);
+        assert_eq!(remove_parts(&path, "task-1").unwrap(), parts);
         assert_eq!(remove_parts(&path, "task-1").unwrap().len(), 0);
-        assert_eq!(names(folder.path()), [".disc.task-1", ".disk.task-2", "disk"]);
+        assert_eq!(names(folder.path()), [".disc.task-1", ".disk.task-2", ".disk.task-2.raw", "disk"]);
     }
 
     #[test]
