@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::exit;
 use crate::output::{bytes, line, moment, raw, say};
 use crate::plain::plain;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use sendense_api::{ClientError, FileKind, GuestFile};
 use sendense_types::{BackupId, ProblemCode, VmContextId};
 use similar::udiff::UnifiedHunkHeader;
@@ -17,6 +17,8 @@ use similar::{Algorithm, ChangeTag, DiffOp, capture_diff_slices_deadline, group_
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// The largest file that is compared: a person reads the outcome, and both are held in memory.
 const TEXT_BYTES_MAX: u64 = 8 << 20;
@@ -25,16 +27,8 @@ const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub async fn run(context: &Context, args: DiffArgs) -> Result<u8> {
-    let vm = context.client.get_vm(&args.vm).await?;
-    let path = path_of(&args.path);
-    let old = version(context, &vm.vm_context_id, &args.from, &args, &path).await?;
-    if matches!(old, Version::Interrupted) {
-        return Ok(exit::INTERRUPTED);
-    }
-    let new = version(context, &vm.vm_context_id, &args.to, &args, &path).await?;
-    if matches!(new, Version::Interrupted) {
-        return Ok(exit::INTERRUPTED);
-    }
+    let mut interrupt = Interrupt::new()?;
+    let Some((path, old, new)) = both(context, &args, &mut interrupt).await? else { return Ok(exit::INTERRUPTED) };
     let name = |point: &BackupId, version: &Version| match version {
         Version::Text(file, _) | Version::Binary(file, _) => {
             let time = file.modified_time.map(|time| format!("\t{}", moment(time))).unwrap_or_default();
@@ -69,14 +63,41 @@ enum Version {
     Missing,
     Text(Box<GuestFile>, Vec<u8>),
     Binary(Box<GuestFile>, Vec<u8>),
-    Interrupted,
+}
+
+/// Ctrl-C, asked for before a point is opened, so that none stays open whenever it comes. Pressed once more it ends the program
+/// at once: a hub that does not answer holds nobody.
+struct Interrupt(watch::Receiver<bool>);
+
+impl Interrupt {
+    fn new() -> Result<Self> {
+        let mut pressed = signal(SignalKind::interrupt()).context("ask for Ctrl-C")?;
+        let (sender, receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            pressed.recv().await;
+            // Nobody listens any more when the command has ended.
+            let _ = sender.send(true);
+            pressed.recv().await;
+            std::process::exit(exit::INTERRUPTED.into());
+        });
+        Ok(Self(receiver))
+    }
+
+    /// What comes of the work, or none when it was interrupted before or meanwhile.
+    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            _ = self.0.wait_for(|pressed| *pressed) => None,
+            done = work => Some(done),
+        }
+    }
 }
 
 impl Version {
     fn content(&self) -> &[u8] {
         match self {
             Self::Text(_, content) | Self::Binary(_, content) => content,
-            Self::Missing | Self::Interrupted => &[],
+            Self::Missing => &[],
         }
     }
 
@@ -85,27 +106,47 @@ impl Version {
     }
 }
 
-/// Opens a point, fetches the file, closes it, also when something fails or the person has seen enough.
+/// The path and what both points hold there, unless interrupted.
+async fn both(
+    context: &Context,
+    args: &DiffArgs,
+    interrupt: &mut Interrupt,
+) -> Result<Option<(String, Version, Version)>> {
+    let Some(vm) = interrupt.unless(context.client.get_vm(&args.vm)).await.transpose()? else { return Ok(None) };
+    let (vm, path) = (vm.vm_context_id, path_of(&args.path));
+    let Some(old) = version(context, &vm, &args.from, args, &path, interrupt).await? else { return Ok(None) };
+    let Some(new) = version(context, &vm, &args.to, args, &path, interrupt).await? else { return Ok(None) };
+    Ok(Some((path, old, new)))
+}
+
+/// Opens a point, fetches the file, closes it, also when something fails or the person has seen enough; none then.
 async fn version(
     context: &Context,
     vm: &VmContextId,
     point: &BackupId,
     args: &DiffArgs,
     path: &str,
-) -> Result<Version> {
+    interrupt: &mut Interrupt,
+) -> Result<Option<Version>> {
     let client = &context.client;
-    let backup = client.get_backup(point).await?;
+    let Some(backup) = interrupt.unless(client.get_backup(point)).await.transpose()? else { return Ok(None) };
     if backup.vm_context_id != *vm {
         bail!("{point} is a backup of {}, not of {}", backup.vm_name, args.vm);
     }
-    let mount = open(client, MountArgs { point: point.clone(), disk: args.disk, volume: args.volume.clone() }).await?;
-    let browser = Browser::new(client, mount.mount_id.clone(), args.volume.clone());
-    let fetched = tokio::select! {
-        fetched = fetch(&browser, path) => fetched,
-        _ = tokio::signal::ctrl_c() => Ok(Version::Interrupted),
+    let opening = open(client, MountArgs { point: point.clone(), disk: args.disk, volume: args.volume.clone() });
+    let mut opening = std::pin::pin!(opening);
+    let mount = match interrupt.unless(&mut opening).await {
+        Some(mount) => mount?,
+        // The hub opens it whether or not somebody waits, and only its answer says what to close.
+        None => {
+            say(format!("{point} is closed as soon as it is open; Ctrl-C once more does not wait for that"));
+            opening.await?
+        }
     };
+    let browser = Browser::new(client, mount.mount_id.clone(), args.volume.clone());
+    let fetched = interrupt.unless(fetch(&browser, path)).await;
     let closed = client.delete_mount(&mount.mount_id).await;
-    let fetched = fetched?;
+    let fetched = fetched.transpose()?;
     closed?;
     Ok(fetched)
 }
@@ -155,6 +196,8 @@ fn is_not_found(error: &anyhow::Error) -> bool {
 /// The differences as `diff -u` writes them.
 fn unified(old: &[u8], new: &[u8], names: [&str; 2], context: usize) -> Vec<u8> {
     let (old, new) = (lines_of(old), lines_of(new));
+    // More lines than there are change nothing, and the library doubles the number.
+    let context = context.min(old.len().max(new.len()));
     let deadline = Some(Instant::now() + SEARCH_TIME_MAX);
     let ops = capture_diff_slices_deadline(Algorithm::Myers, &old, &new, deadline);
     let mut text = format!("--- {}\n+++ {}\n", names[0], names[1]).into_bytes();
@@ -215,6 +258,16 @@ mod tests {
         let shown = String::from_utf8(harmless(&text)).unwrap();
         assert_eq!(shown, want.replace("\r\x1b", "\\r\\u{1b}"));
         assert_eq!(harmless(b"\ta\xff\n"), "\ta\u{fffd}\n".as_bytes());
+    }
+
+    #[test]
+    fn however_many_lines_are_asked_for_all_are_shown_at_most() {
+        let (old, new) = (b"a\nb\nc\n", b"a\nb\nC\n");
+        let all = unified(old, new, ["x", "y"], 3);
+        assert!(all.ends_with(b"@@ -1,3 +1,3 @@\n a\n b\n-c\n+C\n"));
+        for context in [usize::MAX, usize::MAX / 2 + 1] {
+            assert_eq!(unified(old, new, ["x", "y"], context), all);
+        }
     }
 
     proptest! {

@@ -3,8 +3,14 @@
 use crate::files::{ask, ext4, json, point, sh, sha256, workers};
 use crate::hub::{Hub, PATIENCE, field, text};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// States and numbers of points of a history, newest first.
@@ -160,4 +166,88 @@ fn a_file_is_followed_over_the_points_of_its_vm() {
     assert_eq!(hub.json(&["mounts"])["total"], 0, "each point was closed again");
     hub.ok(&["backup", "delete", &points[5], "--yes"]);
     assert_eq!(told(&hub.json(&["history", "web", "/etc/app.conf"])).len(), 4);
+}
+
+/// A way to a hub that holds one answer back: that to the `nth` point that is opened through it.
+struct Gate {
+    url: String,
+    /// Told when that point is asked for.
+    asked: Receiver<()>,
+    /// Lets the answer through.
+    go: Sender<()>,
+}
+
+impl Gate {
+    fn start(hub: &str, nth: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let hub = hub.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let (tell, asked) = channel();
+        let (go, wait) = channel();
+        let state = Arc::new((AtomicUsize::new(0), Mutex::new(wait)));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&hub).unwrap());
+                let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                let held = Arc::new(AtomicBool::new(false));
+                let (state, hold, tell) = (state.clone(), held.clone(), tell.clone());
+                let seen = state.clone();
+                std::thread::spawn(move || {
+                    relay(&mut client, &mut server, |bytes| {
+                        if bytes.starts_with(b"POST /api/v1/restore/mount ") && seen.0.fetch_add(1, SeqCst) + 1 == nth {
+                            hold.store(true, SeqCst);
+                            tell.send(()).unwrap();
+                        }
+                    });
+                });
+                std::thread::spawn(move || {
+                    relay(&mut answers, &mut back, |_| {
+                        if held.swap(false, SeqCst) {
+                            state.1.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                        }
+                    });
+                });
+            }
+        });
+        Self { url, asked, go }
+    }
+}
+
+/// Passes bytes on, each piece after it was looked at, until one side is gone.
+fn relay(from: &mut TcpStream, to: &mut TcpStream, mut look: impl FnMut(&[u8])) {
+    let mut piece = [0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut piece) {
+        look(&piece[..count]);
+        if to.write_all(&piece[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Write);
+}
+
+#[test]
+fn a_comparison_that_is_interrupted_while_a_point_opens_leaves_none_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ext4(dir, 16, "", "echo one > file");
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let points = [point(&hub), point(&hub)];
+    for nth in [1, 2] {
+        let gate = Gate::start(&hub.url, nth);
+        let mut command = crate::hub::cli(&gate.url, Some(&hub.data_dir.join("admin-token")));
+        command.args(["diff", "web", "/file", &points[0], &points[1]]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        gate.asked.recv_timeout(PATIENCE).unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        // Only when it has taken notice does the point open.
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        let told = said.next().unwrap().unwrap();
+        assert!(told.contains("is closed as soon as it is open"), "{told}");
+        gate.go.send(()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(130), String::new()));
+        assert_eq!(hub.json(&["mounts"])["total"], 0, "opening number {nth}");
+    }
 }
