@@ -34,11 +34,19 @@ pub(super) fn open(path: &Path) -> Result<Repository> {
     Repository::open_read_only(path).with_context(|| format!("open the repository {}", path.display()))
 }
 
-/// All points, and how many manifests could not be read.
+/// All points, and how many manifests, or folders of machines, could not be read.
 pub(super) fn points(repository: &Repository) -> Result<(Vec<Manifest>, usize)> {
     let (mut points, mut problems) = (Vec::new(), 0);
     for vm in repository.vms()? {
-        let listing = repository.list(&vm)?;
+        let listing = match repository.list(&vm) {
+            Ok(listing) => listing,
+            // The other machines' points are wanted all the more.
+            Err(error) => {
+                say(format!("warning: {vm}: {}", sendense_block::error::chain(&error)));
+                problems += 1;
+                continue;
+            }
+        };
         for problem in &listing.problems {
             say(format!("warning: {}: {}", problem.path.display(), sendense_block::error::chain(&problem.error)));
         }

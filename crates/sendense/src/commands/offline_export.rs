@@ -6,10 +6,12 @@ use anyhow::{Context as _, Result};
 use sendense_block::nbd::Uri;
 use sendense_block::nbd::server::{Device, ExportGuard, ExportOptions, Exports, Listen, Options, Server};
 use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset, Extent, MappedExtent, ReadAt};
-use sendense_repo::{ChainReader, Repository};
+use sendense_repo::manifest::Manifest;
+use sendense_repo::{ChainReader, Repository, layout};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use serde_json::json as value;
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,37 +25,51 @@ const OPTIONS_PER_EXPORT: usize = 4;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Images that are open at once, three chains of the greatest depth: below the usual limit of 1024 open files.
 const IMAGES_MAX: usize = 3 * sendense_repo::CHAIN_DEPTH_MAX;
+/// Disks that are left out and named one by one; a terminal shows as many.
+const LEFT_OUT_TOLD_MAX: usize = 40;
 
 /// Serves until it is told to end.
 pub fn run(repo_path: &Path, socket: Option<PathBuf>, as_json: bool) -> Result<u8> {
     let repository = Arc::new(open(repo_path)?);
     let socket = super::absolute(&socket.unwrap_or_else(|| SOCKET.into()))?;
-    let (points, problems) = points(&repository)?;
+    let (points, mut problems) = points(&repository)?;
+    let unreadable = problems;
+    let known = Known::new(&repository, &points);
     let (exports, chains) = (Exports::new(), Arc::new(Chains::default()));
     let mut guards: Vec<(String, ExportGuard)> = Vec::new();
-    'all: for point in &points {
-        for disk in &point.disks {
-            let name = format!("{}/{}/disk-{}", point.vm_context_id, point.backup_id, disk.disk_id);
-            let description = format!("{}, disk {}, {}", point.vm.name, disk.disk_id, point.created_at);
-            let device = Lazy {
-                number: guards.len(),
-                chains: chains.clone(),
-                repository: repository.clone(),
-                vm: point.vm_context_id.clone(),
-                backup: point.backup_id.clone(),
-                disk: disk.disk_id,
-                size: disk.capacity(),
-            };
-            let options = ExportOptions { description, ..ExportOptions::default() };
-            match exports.add(&name, Device::read_only(device), options) {
-                Ok(guard) => guards.push((name, guard)),
-                Err(error) if error.kind == block::Kind::Unavailable => {
-                    say(format!("warning: points from {} on are left out: {error}", point.backup_id));
-                    break 'all;
+    let mut left_out = Vec::new();
+    // On the day that this is needed something is broken: what is whole is served all the same.
+    for (point, disk) in points.iter().flat_map(|point| point.disks.iter().map(move |disk| (point, disk))) {
+        let name = format!("{}/{}/disk-{}", point.vm_context_id, point.backup_id, disk.disk_id);
+        let description = format!("{}, disk {}, {}", point.vm.name, disk.disk_id, point.created_at);
+        let device = Lazy {
+            number: guards.len(),
+            chains: chains.clone(),
+            repository: repository.clone(),
+            vm: point.vm_context_id.clone(),
+            backup: point.backup_id.clone(),
+            disk: disk.disk_id,
+            size: disk.capacity(),
+        };
+        let options = ExportOptions { description, ..ExportOptions::default() };
+        let offered = match known.lacks(&point.vm_context_id, &point.backup_id, disk.disk_id) {
+            Some(why) => Err(why),
+            None => exports.add(&name, Device::read_only(device), options).map_err(|error| block::error::chain(&error)),
+        };
+        match offered {
+            Ok(guard) => guards.push((name, guard)),
+            Err(why) => {
+                problems += 1;
+                // With a repository that is in ruins the list would hide everything else.
+                if left_out.len() < LEFT_OUT_TOLD_MAX {
+                    say(format!("warning: {name} is left out: {why}"));
                 }
-                Err(error) => return Err(error).with_context(|| format!("offer {name}")),
+                left_out.push(value!({ "name": name, "reason": why }));
             }
         }
+    }
+    if left_out.len() > LEFT_OUT_TOLD_MAX {
+        say(format!("warning: {} disks are left out; --json lists them all", left_out.len()));
     }
     let options = Options {
         list_names: true,
@@ -70,7 +86,10 @@ pub fn run(repo_path: &Path, socket: Option<PathBuf>, as_json: bool) -> Result<u
         if as_json {
             let row = |((name, _), uri): (&(String, _), &Uri)| value!({ "name": name, "uri": uri.to_string() });
             let rows: Vec<_> = guards.iter().zip(&uris).map(row).collect();
-            json(&value!({ "success": problems == 0, "exports": rows, "unreadable_manifests": problems }))?;
+            let told = value!({
+                "success": problems == 0, "exports": rows, "left_out": left_out, "unreadable_manifests": unreadable,
+            });
+            json(&told)?;
         } else {
             for uri in &uris {
                 line(uri.to_string());
@@ -85,6 +104,47 @@ pub fn run(repo_path: &Path, socket: Option<PathBuf>, as_json: bool) -> Result<u
         anyhow::Ok(())
     })?;
     Ok(u8::from(problems > 0))
+}
+
+/// The points that the folder holds, and which of their images are there.
+struct Known<'a> {
+    repository: &'a Repository,
+    points: HashMap<(&'a VmContextId, &'a BackupId), &'a Manifest>,
+    /// What was found of an image, looked at once: many points stand on it.
+    images: RefCell<HashMap<PathBuf, Option<String>>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(repository: &'a Repository, points: &'a [Manifest]) -> Self {
+        let points = points.iter().map(|point| ((&point.vm_context_id, &point.backup_id), point)).collect();
+        Self { repository, points, images: RefCell::default() }
+    }
+
+    /// What a disk needs and does not have. That it can be read is not said: its images are opened by whoever reads it.
+    fn lacks(&self, vm: &VmContextId, backup: &BackupId, disk: DiskNumber) -> Option<String> {
+        let mut next = Some(backup);
+        for _ in 0..sendense_repo::CHAIN_DEPTH_MAX {
+            let id = next?;
+            let Some(point) = self.points.get(&(vm, id)) else { return Some(format!("there is no point {id}")) };
+            let Some(held) = point.disks.iter().find(|held| held.disk_id == disk) else {
+                return Some(format!("the point {id} has no disk {disk}"));
+            };
+            if let Some(why) = self.image(layout::image(vm, disk, id)) {
+                return Some(why);
+            }
+            next = held.parent_backup_id.as_ref();
+        }
+        next.map(|_| format!("its chain has more than {} points", sendense_repo::CHAIN_DEPTH_MAX))
+    }
+
+    fn image(&self, path: PathBuf) -> Option<String> {
+        let look = |path: &Path| match self.repository.root().join(path).symlink_metadata() {
+            Ok(found) if found.is_file() => None,
+            Ok(_) => Some(format!("{} is no file", path.display())),
+            Err(error) => Some(format!("{}: {error}", path.display())),
+        };
+        self.images.borrow_mut().entry(path).or_insert_with_key(|path| look(path)).clone()
+    }
 }
 
 /// The chains that were read last: a repository holds far more points than a process may open files, and nobody looks at

@@ -182,6 +182,34 @@ fn beyond_this_machine_clients_show_certificates() {
 /// `sendense offline export`, until it is dropped.
 struct Rescue(Child);
 
+impl Rescue {
+    fn start(repo: &Path, socket: &Path) -> Self {
+        let mut command = Command::new(SENDENSE);
+        command.args(["offline", "export", "--repo-path", path(repo), "--socket", path(socket)]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    fn lines(&mut self) -> impl Iterator<Item = std::io::Result<String>> + use<> {
+        BufReader::new(self.0.stdout.take().unwrap()).lines()
+    }
+
+    /// Ends it with Ctrl-C; gives its exit code and what it said.
+    fn interrupted(mut self) -> (Option<i32>, String) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let patience = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < patience, "it does not end");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        (status.code(), std::io::read_to_string(self.0.stderr.take().unwrap()).unwrap())
+    }
+}
+
 impl Drop for Rescue {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -202,14 +230,8 @@ fn a_repository_folder_is_served_with_no_hub() {
     assert_eq!(hub.stop(), Some(0));
 
     let socket = dir.join("rescue.sock");
-    let mut child = Command::new(SENDENSE)
-        .args(["offline", "export", "--repo-path", path(&dir.join("repo")), "--socket", path(&socket)])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut rescue = Rescue(child);
+    let mut rescue = Rescue::start(&dir.join("repo"), &socket);
+    let mut lines = rescue.lines();
     let uris: Vec<String> = lines.by_ref().take(3).map(Result::unwrap).collect();
     let list = tool("libnbd-bin", "nbdinfo", &["--list", &format!("nbd+unix:///?socket={}", path(&socket))]);
     for (id, bytes) in &points {
@@ -218,16 +240,22 @@ fn a_repository_folder_is_served_with_no_hub() {
         let uri = uris.iter().find(|uri| uri.contains(id.as_str())).unwrap();
         assert_copies(uri, dir, bytes);
     }
-    let pid = rustix::process::Pid::from_child(&rescue.0);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let patience = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = rescue.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < patience, "it does not end");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(rescue.interrupted().0, Some(0));
     assert!(!socket.exists());
+
+    // Of a chain of three the middle image is gone and the last manifest is torn.
+    let repo = dir.join("repo");
+    std::fs::remove_file(repo.join(&vm).join("disk-0").join(format!("{}.qcow2", points[1].0))).unwrap();
+    let manifest = repo.join(&vm).join(format!("{}.json", points[2].0));
+    let text = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    let mut rescue = Rescue::start(&repo, &socket);
+    let mut lines = rescue.lines();
+    let uri = lines.next().unwrap().unwrap();
+    assert!(uri.contains(points[0].0.as_str()), "{uri}");
+    assert_copies(&uri, dir, &points[0].1);
+    let (code, said) = rescue.interrupted();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("warning: {vm}/{}/disk-0 is left out", points[1].0)), "{said}");
+    assert!(said.contains(points[2].0.as_str()) && said.contains("1 disks are on offer"), "{said}");
 }
