@@ -81,6 +81,21 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// Undoes what an artefact left on this host, for one whose source nobody knows any more: its children. True when nothing of
+/// it remains; false when only its hypervisor could undo it.
+pub fn reap_here(artefact: &Artefact) -> Result<bool> {
+    match artefact.kind {
+        ArtefactKind::ChildProcess if artefact.details.get("socket").is_some() => image::reap_child(artefact),
+        ArtefactKind::ChildProcess => vsphere::reap_child(artefact),
+        ArtefactKind::BackupJob
+        | ArtefactKind::Checkpoint
+        | ArtefactKind::FrozenGuest
+        | ArtefactKind::File
+        | ArtefactKind::Snapshot
+        | ArtefactKind::Machine => Ok(false),
+    }
+}
+
 /// Disks held at one moment. Dropping it without [`Frozen::release`] must still free everything, as well as it can.
 pub trait Frozen: Send + Sync {
     /// What was frozen and how.

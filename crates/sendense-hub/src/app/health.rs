@@ -13,6 +13,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Repositories that are looked at; more than anybody has on one hub.
 const REPOSITORIES_MAX: u64 = 100;
 
+/// Left-over things that are named; a page of text.
+const LEFT_OVER_TOLD_MAX: usize = 20;
+
 impl App {
     /// Whether the hub serves: for everybody, so it says little.
     pub async fn health(&self) -> Health {
@@ -98,21 +101,18 @@ impl App {
         check("journal", async {
             let journal = self.core.journal.clone();
             let open = crate::core::blocking(move || journal.open_entries()).await;
-            let running: Vec<_> = self.core.running.all();
             match open {
                 Ok(Ok(entries)) => {
-                    let orphans = entries
-                        .iter()
-                        .filter(|(_, artefact)| running.iter().all(|handle| handle.task_id != artefact.task_id))
-                        .count();
-                    if orphans == 0 {
-                        Ok(format!("{} entries of running tasks", entries.len()))
-                    } else {
-                        Err((
-                            CheckStatus::Degraded,
-                            format!("{orphans} things of ended tasks could not be removed yet"),
-                        ))
+                    let left = crate::reconcile::left_over(&self.core, &entries).await;
+                    if left.is_empty() {
+                        return Ok(format!("{} entries of running tasks", entries.len()));
                     }
+                    let mut detail = format!("{} things of ended tasks could not be removed yet: ", left.len());
+                    detail.push_str(&left.iter().take(LEFT_OVER_TOLD_MAX).cloned().collect::<Vec<_>>().join("; "));
+                    if left.len() > LEFT_OVER_TOLD_MAX {
+                        detail.push_str("; …");
+                    }
+                    Err((CheckStatus::Degraded, detail))
                 }
                 Ok(Err(error)) => Err((CheckStatus::Failed, error.to_string())),
                 Err(problem) => Err((CheckStatus::Failed, problem.message)),

@@ -3,8 +3,9 @@
 use crate::core::{Core, blocking};
 use parking_lot::Mutex;
 use sendense_block::Cancel;
+use sendense_catalog::Kind;
 use sendense_source::{Artefact, ArtefactKind};
-use sendense_types::TaskId;
+use sendense_types::{SourceId, TaskId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 const REAP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Undoes what ended tasks left.
-pub(super) async fn reap_orphans(core: &Arc<Core>) {
+pub(crate) async fn reap_orphans(core: &Arc<Core>) {
     reap(core, |task_id| core.running.get(task_id).is_none()).await;
 }
 
@@ -41,6 +42,7 @@ async fn reap(core: &Arc<Core>, is_orphan: impl Fn(&TaskId) -> bool) {
     futures::future::join_all(by_source.into_iter().map(|(source_id, orphans)| async move {
         let row = match core.catalog.sources().get(&source_id).await {
             Ok(row) => row,
+            Err(error) if error.kind() == Kind::NotFound => return without_source(core, &source_id, orphans).await,
             Err(error) => return tracing::warn!(source_id = %source_id, error = %error, "find the source of an orphan"),
         };
         let source = match core.open_source(&row) {
@@ -80,10 +82,77 @@ async fn reap(core: &Arc<Core>, is_orphan: impl Fn(&TaskId) -> bool) {
     .await;
 }
 
+/// Undoes what ended tasks left on this host, when nobody knows any more how to reach the rest: their source was removed. The
+/// rest is told once in the hub's life, and its record stays, because it may still be there.
+async fn without_source(core: &Arc<Core>, source_id: &SourceId, orphans: Vec<(u64, Artefact)>) {
+    let (journal, reaping) = (core.journal.clone(), core.reaping.clone());
+    let left = blocking(move || {
+        orphans.into_iter().filter(|(entry, artefact)| {
+            let Some(_underway) = Underway::begin(&reaping, *entry) else { return false };
+            let undone = sendense_source::reap_here(artefact).and_then(|undone| match undone {
+                true => journal.close(*entry).map(|()| true),
+                false => Ok(false),
+            });
+            match undone {
+                Ok(undone) => !undone,
+                Err(error) => {
+                    let error = sendense_block::error::chain(&error);
+                    tracing::warn!(entry, kind = ?artefact.kind, %error, "remove an orphan whose source was removed");
+                    false
+                }
+            }
+        }).map(|(entry, _)| entry).collect::<Vec<_>>()
+    });
+    match left.await {
+        Ok(entries) if !entries.is_empty() && core.reaping.tell(source_id) => {
+            tracing::warn!(%source_id, ?entries, "the source of orphans was removed; what is left of them on its hypervisor \
+                has to be looked after there");
+        }
+        _ => {}
+    }
+}
+
+/// What is left of ended tasks and could not be undone yet, in words.
+pub(crate) async fn left_over(core: &Core, entries: &[(u64, Artefact)]) -> Vec<String> {
+    let mut gone: HashMap<&SourceId, bool> = HashMap::new();
+    let mut told = Vec::new();
+    for (entry, artefact) in entries.iter().filter(|(_, artefact)| core.running.get(&artefact.task_id).is_none()) {
+        let source_id = &artefact.source_id;
+        if !gone.contains_key(source_id) {
+            let found = core.catalog.sources().get(source_id).await;
+            gone.insert(source_id, matches!(found, Err(error) if error.kind() == Kind::NotFound));
+        }
+        let what = match artefact.kind {
+            ArtefactKind::BackupJob => "a backup job",
+            ArtefactKind::Checkpoint => "a checkpoint",
+            ArtefactKind::FrozenGuest => "a frozen guest",
+            ArtefactKind::ChildProcess => "a process",
+            ArtefactKind::File => "a file",
+            ArtefactKind::Snapshot => "a snapshot",
+            ArtefactKind::Machine => "a restored machine",
+        };
+        let of = if artefact.vm_key.is_empty() { String::new() } else { format!(" of {}", artefact.vm_key) };
+        let removed = if gone[source_id] { ", which was removed" } else { "" };
+        told.push(format!("{what}{of} on {source_id}{removed} (entry {entry}, {})", artefact.task_id));
+    }
+    told
+}
+
 /// Entries that a thread is at, each by one: where a share hangs, so does whoever removes a file there, long after nobody
 /// waits for him, and each pass would send another one after him.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reaping(Arc<Mutex<HashSet<u64>>>);
+pub(crate) struct Reaping {
+    underway: Arc<Mutex<HashSet<u64>>>,
+    /// Sources that are gone, and of whose orphans that was said.
+    told: Arc<Mutex<HashSet<SourceId>>>,
+}
+
+impl Reaping {
+    /// True the first time.
+    fn tell(&self, source_id: &SourceId) -> bool {
+        self.told.lock().insert(source_id.clone())
+    }
+}
 
 /// The right to undo an entry.
 struct Underway(Reaping, u64);
@@ -91,13 +160,13 @@ struct Underway(Reaping, u64);
 impl Underway {
     /// None while somebody has it.
     fn begin(reaping: &Reaping, entry: u64) -> Option<Self> {
-        reaping.0.lock().insert(entry).then(|| Self(reaping.clone(), entry))
+        reaping.underway.lock().insert(entry).then(|| Self(reaping.clone(), entry))
     }
 }
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.0.lock().remove(&self.1);
+        self.0.underway.lock().remove(&self.1);
     }
 }
 
@@ -113,5 +182,12 @@ mod tests {
         assert!(Underway::begin(&reaping, 2).is_some(), "another entry is free");
         drop(first);
         assert!(Underway::begin(&reaping, 1).is_some());
+    }
+
+    #[test]
+    fn a_source_that_is_gone_is_told_once() {
+        let (reaping, gone) = (Reaping::default(), "src-1".parse().unwrap());
+        assert!(reaping.tell(&gone) && !reaping.tell(&gone));
+        assert!(reaping.tell(&"src-2".parse().unwrap()));
     }
 }

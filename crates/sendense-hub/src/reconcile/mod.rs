@@ -13,7 +13,9 @@ mod journal;
 mod points;
 mod tasks;
 
-pub(crate) use journal::{Reaping, reap_task};
+#[cfg(test)]
+pub(crate) use journal::reap_orphans;
+pub(crate) use journal::{Reaping, left_over, reap_task};
 pub(crate) use points::{adopt_machine, repository};
 
 use crate::core::Core;

@@ -29,6 +29,7 @@ mod vm_toml;
 mod vmdk;
 
 pub use locks::Writers;
+pub(crate) use server::reap as reap_child;
 
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};

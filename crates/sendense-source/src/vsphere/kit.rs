@@ -267,7 +267,7 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 /// Ends the nbdkit of a dead process of ours, and removes its folder.
-pub(super) fn reap(artefact: &Artefact) -> Result<bool> {
+pub(crate) fn reap(artefact: &Artefact) -> Result<bool> {
     let wrong = || Error::new(Kind::Invalid, "the journal's entry is not one of a vsphere source");
     let folder = artefact.details.get("folder").and_then(|folder| folder.as_str()).map(Path::new).ok_or_else(wrong)?;
     let name = folder.file_name().and_then(OsStr::to_str).ok_or_else(wrong)?;

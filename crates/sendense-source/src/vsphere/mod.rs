@@ -37,6 +37,7 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use kit::reap as reap_child;
 pub use session::certificate;
 
 /// Sessions that a source's machines may hold at once unless told otherwise. A vCenter gives 52 in all (VDDK's guide), other

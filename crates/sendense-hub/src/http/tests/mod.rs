@@ -4,6 +4,7 @@ mod contract;
 mod failures;
 mod gate;
 mod journey;
+mod left_over;
 mod limits;
 mod listener;
 

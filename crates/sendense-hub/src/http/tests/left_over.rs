@@ -1,0 +1,51 @@
+//! What tasks of a removed source left behind: ended where that is possible, kept and shown where it is not.
+
+use super::{Fixture, PATIENCE};
+use crate::reconcile;
+use sendense_api::Role;
+use sendense_source::{Artefact, ArtefactKind};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_removed_source_left_ends_here_and_stays_in_the_list_elsewhere() {
+    let fixture = Fixture::new().await;
+    let core = fixture.hub.app().core.clone();
+    // A child as an image source starts them: its socket's path is one of its arguments. It waits for a line.
+    let socket = fixture.folder.path().join("nbd-left.sock");
+    let mut command = Command::new("sh");
+    command.args(["-c", "read line; exit 1"]).arg(&socket).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let artefact = |kind, vm_key: &str, details| Artefact {
+        source_id: "src-removed".parse().unwrap(),
+        task_id: "task-ended".parse().unwrap(),
+        kind,
+        vm_key: vm_key.to_owned(),
+        details,
+    };
+    let details = serde_json::json!({ "socket": socket });
+    core.journal.record(&artefact(ArtefactKind::ChildProcess, "", details)).unwrap();
+    let job = artefact(ArtefactKind::BackupJob, "23b7165e", serde_json::json!({}));
+    let entry = core.journal.record(&job).unwrap();
+
+    let patience = Instant::now() + PATIENCE;
+    let kept = loop {
+        // The hub does the same by itself, every few seconds.
+        reconcile::reap_orphans(&core).await;
+        let kept = core.journal.open_entries().unwrap();
+        if kept.len() < 2 {
+            break kept;
+        }
+        assert!(Instant::now() < patience, "{kept:?}");
+    };
+    assert_eq!(kept, [(entry, job)], "what its hypervisor still holds is on record");
+    assert!(child.wait().unwrap().code().is_none(), "it was killed");
+    let answer = fixture.call("GET", "/api/v1/debug/health", Some(Role::Viewer)).await;
+    let checks = answer.body["checks"].as_array().unwrap();
+    let journal = checks.iter().find(|check| check["name"] == "journal").unwrap();
+    let detail = journal["detail"].as_str().unwrap();
+    assert_eq!(journal["status"], "degraded");
+    for told in ["1 things", "a backup job of 23b7165e on src-removed, which was removed", "task-ended"] {
+        assert!(detail.contains(told), "{told}: {detail}");
+    }
+}
