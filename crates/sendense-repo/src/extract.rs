@@ -4,7 +4,7 @@
 //! anything unless asked: a file of that name is whole. On an error or a cancellation what was begun is removed.
 
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{AtFlags, CWD, Mode as FileMode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode as FileMode, OFlags, RenameFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use sendense_block::backend::File;
 use sendense_block::codec::Level;
@@ -38,6 +38,19 @@ pub struct How<'a> {
     pub disk_name: &'a str,
     /// Put the file in the place of one that exists.
     pub overwrite: bool,
+    /// Whose it will be.
+    pub owner: Owner,
+}
+
+/// Whose the file will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Ours, and nobody else's.
+    Us,
+    /// Its folder's owner and group: a hypervisor's user must open it. It is given away by the handle that it was written
+    /// through, before it has its name, so that nothing which that user puts in its place is ever given away. Where we may
+    /// not (we are not root), it stays ours.
+    OfFolder,
 }
 
 /// Bytes per read: enough that a spinning repository streams, little enough to stay in a core's cache.
@@ -73,6 +86,7 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
         }
     }
     cancel.check()?;
+    part.give(how.owner)?;
     part.publish(name, path, how.overwrite)
 }
 
@@ -91,6 +105,7 @@ pub fn extract_with(path: &Path, how: How<'_>, cancel: &Cancel, fill: &dyn Fn(&P
     fill(&folder.join(&part.name))?;
     cancel.check()?;
     part.file.flush()?;
+    part.give(how.owner)?;
     part.publish(name, path, how.overwrite)
 }
 
@@ -200,6 +215,22 @@ impl<'a> Part<'a> {
         Ok(Self { folder, name: part, file, published: false })
     }
 
+    /// Lets its owner have it.
+    fn give(&self, owner: Owner) -> Result<()> {
+        if owner == Owner::Us {
+            return Ok(());
+        }
+        let given = rustix::fs::fstat(&self.folder.handle).and_then(|folder| {
+            let (user, group) = (Uid::from_raw(folder.st_uid), Gid::from_raw(folder.st_gid));
+            rustix::fs::fchown(self.file.as_std(), Some(user), Some(group))
+        });
+        match given {
+            // A system's hypervisor takes it itself when it starts a machine, and elsewhere the owner is the same.
+            Ok(()) | Err(Errno::PERM) => Ok(()),
+            Err(errno) => Err(Error::io(format!("give a file to the owner of {}", self.folder.shown), errno.into())),
+        }
+    }
+
     /// Gives the file its name, unless something bears it by now, and makes that durable.
     fn publish(mut self, name: &OsStr, path: &Path, overwrite: bool) -> Result<()> {
         let handle = &self.folder.handle;
@@ -250,7 +281,7 @@ mod tests {
     }
 
     fn run(disk: &dyn Disk, path: &Path, format: Format, cancel: &Cancel) -> Result<()> {
-        let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false };
+        let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false, owner: Owner::Us };
         extract(disk, path, how, &Progress::default(), cancel)
     }
 
@@ -281,6 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_its_folders_owners_when_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        // Only root can give anything away; whoever else runs this is the owner of the folder and of the file.
+        let owner = if rustix::process::geteuid().is_root() { 1234 } else { rustix::process::geteuid().as_raw() };
+        std::os::unix::fs::chown(folder.path(), Some(owner), None).unwrap();
+        for (name, format, whose, expected) in [
+            ("given.raw", Format::Raw, Owner::OfFolder, owner),
+            ("given.qcow2", Format::Qcow2, Owner::OfFolder, owner),
+            ("kept.raw", Format::Raw, Owner::Us, rustix::process::geteuid().as_raw()),
+        ] {
+            let path = folder.path().join(name);
+            let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false, owner: whose };
+            extract(&disk(), &path, how, &Progress::default(), &Cancel::new()).unwrap();
+            let found = std::fs::metadata(&path).unwrap();
+            assert_eq!((found.uid(), found.mode() & 0o777), (expected, 0o600), "{name}");
+        }
+    }
+
+    #[test]
     fn what_exists_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
@@ -299,7 +349,14 @@ mod tests {
         let (path, link) = (folder.path().join("mine"), folder.path().join("link.raw"));
         std::fs::write(&path, "mine").unwrap();
         std::os::unix::fs::symlink("mine", &link).unwrap();
-        let how = How { format: Format::Raw, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: true };
+        let how = How {
+            format: Format::Raw,
+            lanes: 2,
+            suffix: "part",
+            disk_name: "disk 0",
+            overwrite: true,
+            owner: Owner::Us,
+        };
         extract(&disk(), &link, how, &Progress::default(), &Cancel::new()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         assert_eq!(std::fs::read(&link).unwrap(), disk().to_bytes());
@@ -322,7 +379,14 @@ mod tests {
     fn what_another_program_filled_gets_its_name_when_it_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.x");
-        let how = How { format: Format::Raw, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false };
+        let how = How {
+            format: Format::Raw,
+            lanes: 2,
+            suffix: "part",
+            disk_name: "disk 0",
+            overwrite: false,
+            owner: Owner::Us,
+        };
         let run = |fill: &dyn Fn(&Path) -> Result<()>| extract_with(&path, how, &Cancel::new(), fill);
         let failed = run(&|part| {
             assert_eq!(std::fs::read(part).unwrap(), b"");

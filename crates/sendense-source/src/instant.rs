@@ -34,6 +34,8 @@ pub struct PlannedInstant {
     pub vm: VmRef,
     /// What the hypervisor is told.
     pub definition: String,
+    /// The firmware's variables.
+    pub nvram: Option<Vec<u8>>,
     /// What is not as it was, for people.
     pub notes: Vec<String>,
 }
@@ -77,8 +79,8 @@ pub trait Instant: Send + Sync {
     /// Decides everything without making anything. [`crate::Kind::Busy`] when the name is taken.
     fn plan(&self, new: &InstantVm<'_>, cancel: &Cancel) -> Result<PlannedInstant>;
 
-    /// Makes the machine known and starts it. Its disks are served.
-    fn start(&self, planned: &PlannedInstant, cancel: &Cancel) -> Result<()>;
+    /// Makes the machine known and starts it. Its disks are served. Gives what could not be done on the way, for people.
+    fn start(&self, planned: &PlannedInstant, cancel: &Cancel) -> Result<Vec<String>>;
 
     /// How it is.
     fn look(&self, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Standing>;

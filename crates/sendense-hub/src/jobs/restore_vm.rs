@@ -12,7 +12,7 @@ use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
 use crate::restore::{Job, LANES, documents};
 use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
-use sendense_repo::extract::{Format, How, extract};
+use sendense_repo::extract::{Format, How, Owner, extract};
 use sendense_repo::manifest::Manifest;
 use sendense_source::Source;
 use sendense_source::target::{DiskFormat, NewVm, Planned};
@@ -52,8 +52,12 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
         if made.is_err() {
             // A cancelled task tidies up all the same.
             match source.reap(&artefact, &Cancel::new()) {
+                Ok(true) if planned.files().all(|file| file.exists()) => {
+                    let (name, uuid) = (&planned.vm.name, &planned.vm.instance_uuid);
+                    handle.warn(format!("the machine {name} ({uuid}) is there all the same, whole and switched off"));
+                }
                 Ok(true) => {}
-                // The journal keeps it, and it is tried again.
+                // The journal keeps it, and it is looked at once more.
                 Ok(false) => return made,
                 Err(error) => {
                     handle.warn(format!("remove what was restored: {}", sendense_block::error::chain(&error)));
@@ -126,7 +130,8 @@ fn make(
         let chain = Arc::new(chain);
         let job =
             Job { name: &name, disk: chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
-        let how = How { format, lanes: job.lanes, suffix: who, disk_name: job.name, overwrite: false };
+        let (lanes, owner) = (job.lanes, Owner::OfFolder);
+        let how = How { format, lanes, suffix: who, disk_name: job.name, overwrite: false, owner };
         extract(&job.disk, path, how, job.progress, job.cancel)
             .map_err(|error| crate::restore::target_problem(path, &error))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));

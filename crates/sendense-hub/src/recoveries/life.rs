@@ -56,11 +56,11 @@ pub(crate) async fn create(
     })
     .await??;
     let (recovery, _turn) = core.recoveries.enter(record)?;
-    let notes = planned.as_ref().map(|planned| planned.notes.clone()).unwrap_or_default();
+    let mut notes = planned.as_ref().map(|planned| planned.notes.clone()).unwrap_or_default();
     let made = async {
         serve(core, &recovery, repository, Begin::Create).await?;
         if let Some((door, planned)) = door.zip(planned) {
-            blocking(move || door.start(&planned)).await??;
+            notes.extend(blocking(move || door.start(&planned)).await??);
         }
         core.recoveries.advance(&recovery, |record| record.state = State::Ready)
     };

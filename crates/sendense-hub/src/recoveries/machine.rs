@@ -81,7 +81,8 @@ impl Door {
         self.instant()?.admit(&machine.socket).or_problem()
     }
 
-    pub fn start(&self, planned: &PlannedInstant) -> Result<()> {
+    /// Makes the machine known and starts it; gives what could not be done on the way, for people.
+    pub fn start(&self, planned: &PlannedInstant) -> Result<Vec<String>> {
         self.instant()?.start(planned, &Cancel::new()).or_problem()
     }
 

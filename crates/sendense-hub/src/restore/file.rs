@@ -3,7 +3,7 @@
 use super::Job;
 use crate::fault::{Result, of_repo};
 use sendense_api::{ImageFormat, VmdkSubformat};
-use sendense_repo::extract::{self, Format, How, extract};
+use sendense_repo::extract::{self, Format, How, Owner, extract};
 use sendense_types::{Problem, ProblemCode, TaskId};
 use std::path::Path;
 
@@ -17,7 +17,8 @@ pub(crate) fn restore_file(
     overwrite: bool,
     task_id: &TaskId,
 ) -> Result<()> {
-    let how = |format| How { format, lanes: job.lanes, suffix: task_id.as_str(), disk_name: job.name, overwrite };
+    let (lanes, suffix, owner) = (job.lanes, task_id.as_str(), Owner::Us);
+    let how = |format| How { format, lanes, suffix, disk_name: job.name, overwrite, owner };
     match format {
         ImageFormat::Raw => extract(&job.disk, path, how(Format::Raw), job.progress, job.cancel),
         ImageFormat::Qcow2 => extract(&job.disk, path, how(Format::Qcow2), job.progress, job.cancel),

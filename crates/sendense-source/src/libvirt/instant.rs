@@ -5,10 +5,10 @@
 //! belongs to QEMU's user: what is given away is reached through a handle of a folder that is known to be ours.
 
 use super::document::Document;
-use super::machine::{DEFINING, check_free, check_key, check_name};
-use super::rebuild::{self, Medium, Wanted};
+use super::machine::{DEFINING, check_free, check_key, check_name, write_new};
+use super::rebuild::{self, Medium, Variables, Wanted};
 use super::virsh::{CHANGE, Virsh};
-use super::{Settings, fit, scratch, uuid_of, xml};
+use super::{Settings, config, fit, scratch, uuid_of, xml};
 use crate::error::{Error, Kind, Result};
 use crate::instant::{InstantVm, Moving, PlannedInstant, Standing};
 use crate::model::VmRef;
@@ -124,29 +124,66 @@ pub(super) fn plan(settings: &Settings, new: &InstantVm<'_>, cancel: &Cancel) ->
     check_free(&settings.virsh, &vm, cancel)?;
     new.disks.iter().try_for_each(|(key, _)| check_key(key))?;
     let disks = new.disks.iter().map(|(key, name)| (key.as_str(), Medium::Export { socket: new.socket, name }));
+    let mut notes = Vec::new();
+    let nvram = match config::variables(new.documents) {
+        Some(Ok(bytes)) => Some(bytes),
+        Some(Err(note)) => {
+            notes.push(note);
+            None
+        }
+        None => None,
+    };
     let wanted = Wanted {
         name: new.name,
         uuid: &vm.instance_uuid,
         disks: disks.collect(),
-        // They would have to lie somewhere and be moved with the disks; libvirt makes new ones and takes them away again.
-        nvram: None,
+        // Where libvirt keeps them they stay when the disks move, and go when the machine does.
+        variables: if nvram.is_some() { Variables::Usual } else { Variables::New },
         networks: new.networks,
         keep_macs: false,
     };
     let rebuilt = rebuild::rebuild(recorded, &wanted)?;
+    notes.extend(rebuilt.notes);
     let definition = xml::parse(&rebuilt.document, "domain")?;
     fit::check(&settings.virsh, &definition, cancel)?;
-    Ok(PlannedInstant { vm, definition: rebuilt.document, notes: rebuilt.notes })
+    let nvram = nvram.filter(|_| rebuilt.has_variables);
+    Ok(PlannedInstant { vm, definition: rebuilt.document, nvram, notes })
 }
 
-pub(super) fn start(virsh: &Virsh, planned: &PlannedInstant, cancel: &Cancel) -> Result<()> {
-    let document = Document::new(&planned.definition)?;
+pub(super) fn start(virsh: &Virsh, planned: &PlannedInstant, cancel: &Cancel) -> Result<Vec<String>> {
+    let (document, uuid) = (Document::new(&planned.definition)?, uuid_of(&planned.vm)?);
     {
         let _defining = DEFINING.lock().unwrap_or_else(PoisonError::into_inner);
         check_free(virsh, &planned.vm, cancel)?;
         virsh.call(&["define", &document.path()], CHANGE, cancel)?;
     }
-    virsh.call(&["start", uuid_of(&planned.vm)?], CHANGE, cancel).map(drop)
+    let mut notes = Vec::new();
+    if let Some(bytes) = &planned.nvram
+        && let Err(error) = put_variables(virsh, uuid, bytes, cancel)
+    {
+        // A machine that is needed now is worth more than its boot entries.
+        let error = sendense_block::error::chain(&error);
+        notes.push(format!("the firmware's variables are not restored, it looks for a boot loader itself: {error}"));
+    }
+    virsh.call(&["start", uuid], CHANGE, cancel)?;
+    Ok(notes)
+}
+
+/// Puts the variables where libvirt will look for them. What is there already is another machine's, and stays.
+fn put_variables(virsh: &Virsh, uuid: &str, bytes: &[u8], cancel: &Cancel) -> Result<()> {
+    let document = virsh.ask(&["dumpxml", "--inactive", uuid], cancel)?;
+    let root = xml::parse(&document, "domain")?;
+    let Some(path) = root.child("os").and_then(|os| os.child_text("nvram")).map(Path::new) else {
+        let why = "libvirt chooses the firmware when the machine starts, and says only then where they are";
+        return Err(Error::new(Kind::Unsupported, why));
+    };
+    // The daemon's own path may have links of the administrator's on the way.
+    let resolved = path.parent().map(Path::canonicalize).transpose();
+    let resolved = resolved.map_err(|error| failed("find the folder of", path, error))?;
+    let (Some(folder), Some(name)) = (resolved, path.file_name()) else {
+        return Err(Error::new(Kind::Failed, format!("{} is no file", path.display())));
+    };
+    write_new(&folder.join(name), bytes).map_err(|error| failed("write", path, error))
 }
 
 pub(super) fn look(virsh: &Virsh, vm: &VmRef, socket: &Path, cancel: &Cancel) -> Result<Standing> {

@@ -8,6 +8,7 @@
 //! ```
 
 use super::agent;
+use super::config::Places;
 use super::discover::Found;
 use super::domain::Domain;
 use super::job::{self, Begun, DiskPlan, Owner};
@@ -94,7 +95,7 @@ pub(super) fn freeze(
             disks: Vec::new(),
             consistency: Consistency::Crash,
             consistency_note: None,
-            config: super::config::documents(document),
+            config: super::config::documents(document, &Places::new(settings, &domain)),
             // QEMU answers from one thread: two lanes keep it busy through one connection, more contend with it.
             hints: ReadHints { lanes: 2, request_bytes: READ_BYTES },
         },

@@ -7,14 +7,13 @@
 use super::document::Document;
 use super::domain::{Domain, Place};
 use super::fit;
-use super::rebuild::{self, Medium, Wanted};
+use super::rebuild::{self, Medium, Variables, Wanted};
 use super::virsh::CHANGE;
-use super::{Settings, virsh::Virsh, xml};
+use super::{Settings, config, virsh::Virsh, xml};
 use crate::error::{Error, Kind, Result};
 use crate::model::VmRef;
 use crate::target::{NewVm, Planned};
-use base64::Engine;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use sendense_block::Cancel;
 use serde::Deserialize;
 use std::ffi::OsStr;
@@ -23,9 +22,17 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Longer names make file names that some file systems refuse.
 const NAME_BYTES_MAX: usize = 100;
+
+/// How long a definition whose answer did not come is looked for: as long as libvirt was waited for, once more.
+const SETTLE_TIMEOUT: Duration = CHANGE;
+/// How often an answering daemon is asked for it: one that was stopped and goes on answers us and works at what it had before
+/// at the same time.
+const SETTLE_LOOKS: u32 = 3;
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Held from the last look for a domain of the same identity until ours is defined: `virsh define` replaces a domain that
 /// has the same name *and* UUID, which only `keep_identity` can bring about.
@@ -74,8 +81,8 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
     }
     check_name("machine", new.name)?;
     xml::check_path(new.folder)?;
-    let document = |kind: &str| new.documents.iter().find(|document| document.kind == kind)?.content.as_deref();
-    let Some(recorded) = document("libvirt-domain-xml") else {
+    let recorded = new.documents.iter().find(|document| document.kind == "libvirt-domain-xml");
+    let Some(recorded) = recorded.and_then(|document| document.content.as_deref()) else {
         return Err(Error::new(Kind::Unsupported, "the point holds no configuration of a libvirt domain")
             .hint("restore its disks by themselves and define a machine around them"));
     };
@@ -94,10 +101,10 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
         disks.push(file(key, new.format.as_str()));
     }
     let mut notes = Vec::new();
-    let nvram = match document("nvram").map(|text| base64::engine::general_purpose::STANDARD.decode(text)) {
+    let nvram = match config::variables(new.documents) {
         Some(Ok(bytes)) => Some((file("nvram", "fd"), bytes)),
-        Some(Err(_)) => {
-            notes.push("the recorded variables of the firmware cannot be read; it starts with its own".to_owned());
+        Some(Err(note)) => {
+            notes.push(note);
             None
         }
         None => None,
@@ -108,7 +115,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
         name: new.name,
         uuid: &vm.instance_uuid,
         disks: new.disks.iter().map(String::as_str).zip(media).collect(),
-        nvram: nvram.as_ref().map(|(path, _)| path.as_path()),
+        variables: nvram.as_ref().map_or(Variables::New, |(path, _)| Variables::File(path)),
         networks: new.networks,
         keep_macs: new.keep_identity,
     };
@@ -116,6 +123,7 @@ pub(super) fn plan(settings: &Settings, new: &NewVm<'_>, cancel: &Cancel) -> Res
     notes.extend(rebuilt.notes);
     let definition = xml::parse(&rebuilt.document, "domain")?;
     fit::check(&settings.virsh, &definition, cancel)?;
+    let nvram = nvram.filter(|_| rebuilt.has_variables);
     Ok(Planned { vm, disks, nvram, definition: rebuilt.document, notes })
 }
 
@@ -135,24 +143,36 @@ pub(super) fn finish(settings: &Settings, planned: &Planned, cancel: &Cancel) ->
         write_new(path, bytes)
             .map_err(|error| Error::new(Kind::Failed, format!("write {}", path.display())).caused_by(error))?;
     }
-    for path in planned.files() {
-        // A system daemon does it itself when it starts a domain, and where we may not, the owner is the same anyway.
-        if let Err(error) = give(path) {
-            tracing::debug!(path = %path.display(), %error, "give a disk to its folder's owner");
-        }
-    }
     let (virsh, document) = (&settings.virsh, Document::new(&planned.definition)?);
     let _defining = DEFINING.lock().unwrap_or_else(PoisonError::into_inner);
     check_free(virsh, &planned.vm, cancel)?;
     // From here on it cannot be cancelled: the daemon may already be at it, and must not have it without its disks.
-    let last = Cancel::new();
-    match virsh.call(&["define", &document.path()], CHANGE, &last) {
+    match virsh.call(&["define", &document.path()], CHANGE, &Cancel::new()) {
         Ok(_) => Ok(()),
-        // A daemon that was slow to answer may have done it.
-        Err(error) => match is_defined(virsh, &planned.vm.instance_uuid, &planned.disks, &last) {
-            Ok(true) => Ok(()),
-            _ => Err(error),
-        },
+        Err(error) => settle(virsh, planned, error),
+    }
+}
+
+/// A definition that failed, or whose answer did not come: the daemon may have made it all the same, or be about to.
+fn settle(virsh: &Virsh, planned: &Planned, error: Error) -> Result<()> {
+    let began = Instant::now();
+    let mut looks = 0;
+    loop {
+        match is_defined(virsh, &planned.vm.instance_uuid, &planned.disks, &Cancel::new()) {
+            Ok(true) => {
+                let error = sendense_block::error::chain(&error);
+                tracing::warn!(machine = planned.vm.name, %error, "libvirt defined a machine, and said that it failed");
+                return Ok(());
+            }
+            // An answer that it is not there, after a clear no, is certain; after silence it is a moment's view.
+            Ok(false) if error.kind != Kind::Unavailable => return Err(error),
+            Ok(false) => looks += 1,
+            Err(_) => {}
+        }
+        if looks == SETTLE_LOOKS || began.elapsed() > SETTLE_TIMEOUT {
+            return Err(error);
+        }
+        std::thread::sleep(SETTLE_PAUSE);
     }
 }
 
@@ -167,27 +187,22 @@ fn place(path: &Path) -> io::Result<(File, &OsStr)> {
     Ok((File::from(folder), name))
 }
 
-/// A new file and its name, on stable storage.
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// A new file and its name, on stable storage. It is its folder's owner's: a session's QEMU must open it. Given away is what
+/// was written, whatever that owner puts in its place.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (folder, name) = place(path)?;
+    let owner = folder.metadata()?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?);
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    folder.sync_all()
-}
-
-/// Lets the folder's owner have the file, as a session's QEMU needs. That owner may have put something else in its place
-/// meanwhile, so what is given away is a file that has no other name.
-fn give(path: &Path) -> io::Result<()> {
-    let (folder, name) = place(path)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(&folder, name, flags, Mode::empty())?);
-    let (held, folder) = (file.metadata()?, folder.metadata()?);
-    if !held.is_file() || held.nlink() != 1 {
-        return Err(io::Error::other("it is no longer the file that was made"));
+    let written = file.write_all(bytes).and_then(|()| match fchown(&file, Some(owner.uid()), Some(owner.gid())) {
+        // A system's daemon takes it itself when it starts a domain, and elsewhere the owner is the same.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => file.sync_all(),
+    });
+    if written.is_err() {
+        rustix::fs::unlinkat(&folder, name, AtFlags::empty())?;
     }
-    fchown(&file, Some(folder.uid()), Some(folder.gid()))
+    written.and_then(|()| folder.sync_all())
 }
 
 /// What the journal says of a machine.
@@ -209,24 +224,35 @@ fn is_defined(virsh: &Virsh, uuid: &str, files: &[PathBuf], cancel: &Cancel) -> 
     }
 }
 
-/// Takes away the files of a domain that was not finished.
+/// Takes away the files of a domain that was not finished. True when there is nothing left to look at: a daemon that was asked
+/// to define it may do so after the first look, so what was removed is looked for once more in the next pass.
 pub(super) fn reap(virsh: &Virsh, uuid: &str, details: &serde_json::Value, cancel: &Cancel) -> Result<bool> {
     let details = Details::deserialize(details)
         .map_err(|error| Error::new(Kind::Invalid, "the journal tells nothing of a machine").caused_by(error))?;
+    let is_there = |file: &PathBuf| file.symlink_metadata().is_ok();
     if is_defined(virsh, uuid, &details.files, cancel)? {
-        tracing::info!(domain = uuid, "a machine was restored before the restore was interrupted; it stays");
-        return Ok(true);
+        if details.files.iter().any(is_there) {
+            tracing::warn!(domain = uuid, "a machine was restored before its restore was cut off; it stays");
+            return Ok(true);
+        }
+        // It came after its files had gone: nobody can have used it, and it would only mislead.
+        tracing::warn!(domain = uuid, "a machine was defined after its restore was given up; it is undefined");
+        return match virsh.call(&["undefine", uuid, "--nvram"], CHANGE, cancel) {
+            Err(error) if error.kind != Kind::NotFound => Err(error),
+            _ => Ok(true),
+        };
     }
+    let mut removed = false;
     for file in &details.files {
         match std::fs::remove_file(file) {
-            Ok(()) => {}
+            Ok(()) => removed = true,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 return Err(Error::new(Kind::Failed, format!("remove {}", file.display())).caused_by(error));
             }
         }
     }
-    Ok(true)
+    Ok(!removed)
 }
 
 #[cfg(test)]
@@ -254,8 +280,115 @@ mod tests {
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
         write_new(&elsewhere.join("new-nvram.fd"), b"x").unwrap();
         assert!(write_new(&elsewhere.join("new-nvram.fd"), b"y").is_err(), "nothing is replaced");
-        assert!(give(&granted.join("new-nvram.fd")).is_err());
-        give(&elsewhere.join("new-nvram.fd")).unwrap();
         assert_eq!(std::fs::read(elsewhere.join("new-nvram.fd")).unwrap(), b"x");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&elsewhere, Some(1234), Some(1235)).unwrap();
+            write_new(&elsewhere.join("given.fd"), b"x").unwrap();
+            let given = std::fs::metadata(elsewhere.join("given.fd")).unwrap();
+            assert_eq!((given.uid(), given.gid()), (1234, 1235));
+        }
+    }
+
+    /// A daemon behind a `virsh` of paper: it knows the domains whose documents lie in its folder. What it does when it is
+    /// asked to define one is told by the word in `mood`.
+    struct Paper {
+        dir: tempfile::TempDir,
+        settings: Settings,
+        planned: Planned,
+    }
+
+    const VIRSH: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" && shift 3
+case $1 in
+list) ;;
+define)
+    case $(cat mood) in
+    refuses) echo "error: internal error: no" >&2; exit 1 ;;
+    lies) cat "$2" >domain.xml; echo "error: End of file while reading data: Input/output error" >&2; exit 1 ;;
+    silent) cat "$2" >late.xml; echo "error: client socket is closed" >&2; exit 1 ;;
+    *) cat "$2" >domain.xml ;;
+    esac ;;
+dumpxml)
+    # What was asked for late comes with the second look after it.
+    if [ -f domain.xml ]; then cat domain.xml; exit; fi
+    echo "error: failed to get domain 'x'" >&2
+    [ "$(cat mood)" = silent ] && [ -f late.xml ] && { [ -f asked ] && mv late.xml domain.xml; touch asked; }
+    exit 1 ;;
+undefine) rm domain.xml ;;
+esac
+"#;
+
+    impl Paper {
+        fn new(mood: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().canonicalize().unwrap();
+            std::fs::write(path.join("mood"), mood).unwrap();
+            std::fs::write(path.join("virsh"), VIRSH).unwrap();
+            std::fs::set_permissions(path.join("virsh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let mut settings = Settings::for_tests();
+            settings.virsh.program = path.join("virsh").into();
+            let disk = path.join("new-vda.qcow2");
+            std::fs::write(&disk, "disk").unwrap();
+            let vm = VmRef { name: "new".into(), instance_uuid: "11111111-2222-4333-8444-555555555555".into() };
+            let definition = format!(
+                "<domain type='kvm'><name>new</name><uuid>{}</uuid><memory>1024</memory><vcpu>1</vcpu><os><type>hvm</type></os>
+                 <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>
+                 <target dev='vda'/></disk></devices></domain>",
+                vm.instance_uuid,
+                disk.display()
+            );
+            let planned = Planned { vm, disks: vec![disk], nvram: None, definition, notes: Vec::new() };
+            Self { dir, settings, planned }
+        }
+
+        fn finish(&self) -> Result<()> {
+            finish(&self.settings, &self.planned, &Cancel::new())
+        }
+
+        fn reap(&self) -> bool {
+            let artefact = self.planned.artefact("src-1".parse().unwrap(), "task-1".parse().unwrap(), []);
+            reap(&self.settings.virsh, &artefact.vm_key, &artefact.details, &Cancel::new()).unwrap()
+        }
+
+        fn is_defined(&self) -> bool {
+            self.dir.path().join("domain.xml").exists()
+        }
+
+        fn has_disk(&self) -> bool {
+            self.planned.disks[0].exists()
+        }
+    }
+
+    #[test]
+    fn a_machine_that_libvirt_refuses_leaves_nothing() {
+        let paper = Paper::new("refuses");
+        assert!(paper.finish().unwrap_err().to_string().contains("internal error: no"));
+        assert!(!paper.reap(), "it is looked at once more");
+        assert!(!paper.has_disk() && paper.reap());
+    }
+
+    #[test]
+    fn a_machine_that_is_there_although_libvirt_said_an_error_is_restored() {
+        let paper = Paper::new("lies");
+        paper.finish().unwrap();
+        assert!(paper.is_defined() && paper.has_disk());
+    }
+
+    #[test]
+    fn a_machine_that_libvirt_makes_after_it_was_silent_is_found_while_somebody_waits() {
+        let paper = Paper::new("silent");
+        paper.finish().unwrap();
+        assert!(paper.is_defined() && paper.has_disk());
+        assert!(paper.reap() && paper.is_defined() && paper.has_disk(), "it is somebody's");
+    }
+
+    #[test]
+    fn a_machine_that_libvirt_makes_after_its_files_have_gone_goes_too() {
+        let paper = Paper::new("silent");
+        // Nobody waited: the hub was killed when it had asked for the machine.
+        assert!(!paper.reap() && !paper.has_disk() && !paper.is_defined());
+        std::fs::write(paper.dir.path().join("domain.xml"), &paper.planned.definition).unwrap();
+        assert!(paper.reap());
+        assert!(!paper.is_defined(), "a machine without disks stays");
     }
 }

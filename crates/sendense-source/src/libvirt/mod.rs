@@ -67,6 +67,8 @@ struct Settings {
     virsh: Virsh,
     /// The daemon is on this host, so QEMU's sockets and images can be reached.
     local: bool,
+    /// It is the system's and not a person's own.
+    system: bool,
     scratch_dir: PathBuf,
     scratch_floor_bytes: u64,
     agent_timeout_s: u64,
@@ -95,6 +97,7 @@ impl Settings {
         Ok(Self {
             source_id: context.source_id,
             deployment_id: context.deployment_id,
+            system,
             local: host.is_empty() && matches!(scheme, "qemu" | "qemu+unix"),
             virsh: Virsh { uri: config.uri, program: "virsh".into() },
             scratch_dir,
@@ -286,7 +289,7 @@ impl Instant for LibvirtSource {
         instant::plan(&self.settings, new, cancel)
     }
 
-    fn start(&self, planned: &PlannedInstant, cancel: &Cancel) -> Result<()> {
+    fn start(&self, planned: &PlannedInstant, cancel: &Cancel) -> Result<Vec<String>> {
         instant::start(&self.settings.virsh, planned, cancel)
     }
 

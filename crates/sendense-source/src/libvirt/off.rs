@@ -8,6 +8,7 @@
 //! from there, and the next changes are those since the parent, some of which the point has already.
 
 use super::Settings;
+use super::config::Places;
 use super::discover::Found;
 use super::domain::{Disk as DomainDisk, Domain, Layer, Place, cleaned};
 use super::name::Checkpoint;
@@ -228,7 +229,7 @@ pub(super) fn freeze(
         // Nobody writes: the disks are as the guest left them. Whether it shut down or was cut off is not known.
         consistency: Consistency::Crash,
         consistency_note: request.quiesce.then(|| "the domain is off".to_owned()),
-        config: super::config::documents(document),
+        config: super::config::documents(document, &Places::new(settings, &domain)),
         hints: ReadHints { lanes: 2, request_bytes: 1 << 20 },
     };
     let off = Off { settings: settings.clone(), domain, facts, disks, files };

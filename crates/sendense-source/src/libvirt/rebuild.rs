@@ -43,13 +43,24 @@ pub(super) enum Medium<'a> {
     Export { socket: &'a Path, name: &'a str },
 }
 
+/// The firmware's variables.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Variables<'a> {
+    /// There are none: the firmware begins with its own.
+    New,
+    /// In this file.
+    File(&'a Path),
+    /// They are put where libvirt keeps them, once it knows the domain.
+    Usual,
+}
+
 /// What the new domain shall be.
 pub(super) struct Wanted<'a> {
     pub name: &'a str,
     pub uuid: &'a str,
     /// The disks, by target.
     pub disks: BTreeMap<&'a str, Medium<'a>>,
-    pub nvram: Option<&'a Path>,
+    pub variables: Variables<'a>,
     pub networks: &'a BTreeMap<String, Option<String>>,
     pub keep_macs: bool,
 }
@@ -58,6 +69,8 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Rebuilt {
     pub document: String,
     pub notes: Vec<String>,
+    /// Its firmware keeps variables.
+    pub has_variables: bool,
 }
 
 /// An element that is taken over: these attributes, its text, these children.
@@ -208,7 +221,11 @@ pub(super) fn rebuild(recorded: &str, wanted: &Wanted<'_>) -> Result<Rebuilt> {
         let message = format!("the recorded configuration has no disk {target}, which the point holds");
         return Err(Error::new(Kind::Unsupported, message).hint("restore the disks by themselves"));
     }
-    Ok(Rebuilt { document: new.document(), notes: notes.0 })
+    Ok(Rebuilt {
+        document: new.document(),
+        notes: notes.0,
+        has_variables: old.child("os").is_some_and(keeps_variables),
+    })
 }
 
 #[derive(Default)]
@@ -299,19 +316,26 @@ fn os(old: &Element, wanted: &Wanted<'_>, notes: &mut Notes) -> Element {
             name => notes.left_out(&format!("os/{name}")),
         }
     }
-    let efi = old.attribute("firmware") == Some("efi") || old.child("nvram").is_some();
+    let efi = keeps_variables(old);
     if efi && !has_loader {
         new = new.with("firmware", "efi");
     } else {
         // They choose a firmware, and libvirt refuses them where it is chosen.
         new.children.retain(|child| child.name != "firmware");
     }
-    match wanted.nvram {
-        Some(path) => new.children.push(Element::new("nvram").with_text(&path.to_string_lossy())),
-        None if efi => notes.add("the firmware's variables are not restored: it looks for a boot loader itself".into()),
-        None => {}
+    match wanted.variables {
+        Variables::File(path) if efi => new.children.push(Element::new("nvram").with_text(&path.to_string_lossy())),
+        Variables::New if efi => {
+            notes.add("the firmware's variables are not restored: it looks for a boot loader itself".into());
+        }
+        _ => {}
     }
     new
+}
+
+/// Whether a firmware keeps variables: UEFI does.
+fn keeps_variables(os: &Element) -> bool {
+    os.attribute("firmware") == Some("efi") || os.child("nvram").is_some()
 }
 
 fn is_firmware(path: &str) -> bool {
@@ -337,7 +361,7 @@ mod tests {
             name: "new",
             uuid: "11111111-2222-4333-8444-555555555555",
             disks: BTreeMap::from([("vda", file())]),
-            nvram: Some(Path::new("/pool/new-nvram.fd")),
+            variables: Variables::File(Path::new("/pool/new-nvram.fd")),
             networks: &networks,
             keep_macs,
         };
@@ -389,7 +413,7 @@ mod tests {
             name: "new",
             uuid: "11111111-2222-4333-8444-555555555555",
             disks: BTreeMap::from([("vda", Medium::Export { socket, name: "secret" })]),
-            nvram: None,
+            variables: Variables::New,
             networks: &BTreeMap::new(),
             keep_macs: false,
         };
@@ -477,7 +501,7 @@ mod tests {
             name: "new",
             uuid: "11111111-2222-4333-8444-555555555555",
             disks: BTreeMap::from([("vda", file())]),
-            nvram: None,
+            variables: Variables::New,
             networks: &BTreeMap::new(),
             keep_macs: false,
         };

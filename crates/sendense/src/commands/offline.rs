@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use sendense_block::Cancel;
 use sendense_block::copy::Progress;
 use sendense_repo::Repository;
-use sendense_repo::extract::{self, How, extract};
+use sendense_repo::extract::{self, How, Owner, extract};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::verify::{Depth, Options, Progress as VerifyProgress, Report, Scope};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
@@ -162,7 +162,7 @@ fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: For
     let lanes = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let suffix = format!("sendense-{}", std::process::id());
     let disk_name = format!("disk {number} of {id}");
-    let how = How { format, lanes, suffix: &suffix, disk_name: &disk_name, overwrite: false };
+    let how = How { format, lanes, suffix: &suffix, disk_name: &disk_name, overwrite: false, owner: Owner::Us };
     extract(&chain, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
     say(format!("restored disk {number} of {id} to {}", to.display()));
     Ok(0)
