@@ -11,6 +11,7 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Trust};
+pub use dto::{Alert, AlertKind, CbtAudit};
 pub use dto::{
     ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
     CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,

@@ -49,6 +49,7 @@ fn backup() -> Backup {
         transfer_speed_bps: 200_000_000,
         eta_seconds: Some(35),
         change_id: None,
+        cbt_audit: None,
         consistency: Some(Consistency::Crash),
         consistency_note: Some("no guest agent".to_owned()),
         partial: false,
@@ -73,6 +74,7 @@ fn backup() -> Backup {
             bytes_stored: 0,
             backing_file: Some("bk-1.qcow2".to_owned()),
             change_id: None,
+            cbt_audit: None,
             status: BackupStatus::Running,
         }],
     }
@@ -142,6 +144,7 @@ fn a_backup_has_every_field_also_when_it_is_null() {
             "transfer_speed_bps": 200000000,
             "eta_seconds": 35,
             "change_id": null,
+            "cbt_audit": null,
             "consistency": "crash",
             "consistency_note": "no guest agent",
             "partial": false,
@@ -169,6 +172,7 @@ fn a_backup_has_every_field_also_when_it_is_null() {
                 "bytes_stored": 0,
                 "backing_file": "bk-1.qcow2",
                 "change_id": null,
+                "cbt_audit": null,
                 "status": "running"
               }
             ]
@@ -247,6 +251,7 @@ fn a_chain_stands_beside_success() {
               "transfer_speed_bps": 200000000,
               "eta_seconds": 35,
               "change_id": null,
+              "cbt_audit": null,
               "consistency": "crash",
               "consistency_note": "no guest agent",
               "partial": false,

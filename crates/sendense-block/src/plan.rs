@@ -58,6 +58,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The first contradiction, if there is one. Then the disk must be read completely and compared.
     pub doubt: Option<Doubt>,
+    /// Data that is not read because the source calls it unchanged: what an audit of its word picks from.
+    pub untouched: ExtentSet,
 }
 
 impl Plan {
@@ -108,6 +110,7 @@ pub fn window(
             let changed = changed.to_blocks(end);
             let untouched_holes = holes.difference(&changed);
             plan.doubt = first_data(window, &untouched_holes, parent).map(Doubt);
+            plan.untouched = data.difference(&changed);
             (data.intersection(&changed), holes.intersection(&changed))
         }
     };

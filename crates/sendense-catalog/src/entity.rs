@@ -160,6 +160,8 @@ backup_disks = "backup_disks" {
     change_id: Option<String>,
     status: String,
     parent_backup_id: Option<String>,
+    audit_blocks_checked: Option<i64>,
+    audit_blocks_different: Option<i64>,
 }}
 
 entity! { /// The newest point of each disk in each repository.

@@ -114,6 +114,9 @@ pub struct Limits {
     pub archive_entries_max: u64,
     /// Bytes of content of one archive; a disk larger than this is restored whole.
     pub archive_bytes_max: u64,
+    /// Of a million blocks that change tracking calls unchanged, those that are read and compared all the same (and 64 of a
+    /// disk at the least); 0 believes it.
+    pub audit_per_million: u32,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
 }
@@ -131,6 +134,7 @@ impl Default for Limits {
             mount_idle_seconds: 3600,
             archive_entries_max: 2_000_000,
             archive_bytes_max: 4 << 40,
+            audit_per_million: 1000,
             progress_deadline_s: 4 * 3600,
         }
     }

@@ -4,7 +4,7 @@
 //! next one, because each event carries the whole object.
 
 use futures::{Stream, StreamExt};
-use sendense_api::{Backup, Event, Task};
+use sendense_api::{Alert, Backup, Event, Task};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -33,6 +33,11 @@ impl Events {
     /// Tells of a backup.
     pub fn backup(&self, backup: Backup) {
         self.tell(Event::Backup { backup: Box::new(backup) });
+    }
+
+    /// Tells of something that somebody should look at.
+    pub fn alert(&self, alert: Alert) {
+        self.tell(Event::Alert { alert });
     }
 
     /// True when telling is worth the work of making the event.

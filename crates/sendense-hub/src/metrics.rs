@@ -56,6 +56,7 @@ fn describe() {
     describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
     describe_counter!("sendense_backup_read_bytes_total", "Bytes read from sources");
     describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
+    describe_counter!("sendense_tracking_wrong_total", "Disks whose change tracking an audit found wrong");
     describe_gauge!("sendense_repository_bytes", "Space of a repository, by what it is");
     describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
     describe_counter!("sendense_http_requests_total", "Calls of the API, by method, route and status");
@@ -90,6 +91,11 @@ pub(crate) fn task_ended(kind: TaskKind, state: TaskState, seconds: f64) {
 pub(crate) fn backup_bytes(read: u64, stored: u64) {
     counter!("sendense_backup_read_bytes_total").increment(read);
     counter!("sendense_backup_stored_bytes_total").increment(stored);
+}
+
+/// An audit found the change tracking of a disk wrong.
+pub(crate) fn tracking_wrong() {
+    counter!("sendense_tracking_wrong_total").increment(1);
 }
 
 /// Tasks now.

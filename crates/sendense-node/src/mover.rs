@@ -2,15 +2,16 @@
 //!
 //! What each disk's backup becomes is decided here, disk by disk, because only here both the parent (from the hub) and the
 //! changes (from the source) are known: a lost checkpoint costs that disk a full read, not the machine a full backup, and
-//! the reason goes into the point where people see it.
+//! the reason goes into the point where people see it. Tracking that is used is audited: a sample of what it calls unchanged
+//! is read again, and where one block differs, that disk is compared as a whole and its tracking begun anew.
 
 use crate::budget::LaneBudget;
 use parking_lot::Mutex;
 use sendense_block::codec::Level;
-use sendense_block::copy::{self, Mode, Options, Progress, Summary, Survey};
+use sendense_block::copy::{self, Mode, Options, Progress, Sampling, Summary, Survey};
 use sendense_block::{BlockSink, ByteLen, Cancel, ChangeMap, DigestMap, Disk};
-use sendense_source::{Changes, FreezeRequest, Frozen, FrozenDisk, FrozenFacts, Journal, Source};
-use sendense_types::{BackupId, BackupType, DiskNumber, OnTrackingLoss, Phase};
+use sendense_source::{Changes, FreezeRequest, Frozen, FrozenDisk, FrozenFacts, Journal, Source, TrackingReset};
+use sendense_types::{BackupId, BackupType, DiskNumber, OnTrackingLoss, Phase, TrackingAudit};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub struct Assignment {
     pub on_tracking_loss: OnTrackingLoss,
     /// Disks that are copied at once.
     pub parallel_disks: usize,
+    /// How many of the blocks that tracking calls unchanged are looked at all the same.
+    pub audit: Sampling,
 }
 
 /// One disk of an assignment.
@@ -75,6 +78,8 @@ pub struct DiskStart<'a> {
     pub type_reason: Option<&'a str>,
     /// Bytes that will be read of it.
     pub read: ByteLen,
+    /// What the audit of its change tracking found, where one was made.
+    pub audit: Option<TrackingAudit>,
 }
 
 /// Where the blocks go and who is told. Called from threads of the mover.
@@ -87,6 +92,9 @@ pub trait Landing: Send + Sync {
 
     /// Something worth a line in the task's log.
     fn note(&self, message: &str);
+
+    /// Change tracking of a disk was found wrong: somebody should look at it, also where nobody reads logs.
+    fn tracking_is_wrong(&self, disk: DiskNumber, message: &str);
 }
 
 /// What a disk's backup became.
@@ -100,6 +108,8 @@ pub struct DiskOutcome {
     pub type_reason: Option<String>,
     /// The parent, for an incremental.
     pub parent: Option<BackupId>,
+    /// What the audit of its change tracking found, where one was made.
+    pub audit: Option<TrackingAudit>,
     /// What was read and stored.
     pub summary: Summary,
 }
@@ -171,6 +181,7 @@ struct Prepared<'a> {
     disk: Arc<dyn Disk>,
     against: Against,
     type_reason: Option<String>,
+    audit: Option<TrackingAudit>,
     survey: Survey,
 }
 
@@ -205,7 +216,8 @@ pub fn run(
         .freeze(&assignment.freeze, journal, cancel)
         .map_err(source_error(format!("freeze {vm}")))
         .map_err(|e| cancelled(e, cancel))?;
-    let copied = copy_all(assignment, &*frozen, landing, budget, progress, cancel)
+    let wrong = Mutex::new(Vec::new());
+    let copied = copy_all(assignment, &*frozen, landing, &wrong, budget, progress, cancel)
         // Only a frozen state that nobody disturbed is a point.
         .and_then(|disks| {
             frozen.check().map(|()| disks).map_err(source_error(format!("check that {vm} stayed frozen")))
@@ -215,14 +227,55 @@ pub fn run(
             (Error::Copy { .. }, Err(source)) => Error::Source { what: format!("read {vm}"), source },
             (error, _) => error,
         });
-    let facts = frozen.facts().clone();
+    let mut facts = frozen.facts().clone();
     let released = frozen.release();
+    // Also where no point came of it: the next backup must not believe what this one found to be wrong.
+    let wrong = wrong.into_inner();
+    if !wrong.is_empty() {
+        begin_tracking_anew(assignment, source, landing, journal, &wrong, copied.is_ok().then_some(&mut facts));
+    }
     let disks = copied.map_err(|error| cancelled(error, cancel))?;
     // The data is whole: what could not be released is journaled and reaped later, and is no reason to lose the point.
     if let Err(error) = released {
         landing.note(&format!("release {vm}: {}", sendense_block::error::chain(&error)));
     }
     Ok(Outcome { facts, disks })
+}
+
+/// Has the source begin change tracking anew, and takes the tokens out of `facts` that must not be believed after it.
+fn begin_tracking_anew(
+    assignment: &Assignment,
+    source: &dyn Source,
+    landing: &dyn Landing,
+    journal: &Arc<dyn Journal>,
+    wrong: &[DiskNumber],
+    facts: Option<&mut FrozenFacts>,
+) {
+    let tokens = facts.iter().flat_map(|facts| &facts.disks).filter_map(|disk| disk.token.clone());
+    let tokens: Vec<_> = tokens.collect();
+    // Nobody can stop it: whoever stops a backup wants the next one to be right, too.
+    let reset = source.reset_tracking(&assignment.freeze, &tokens, journal, &Cancel::new());
+    let vm = &assignment.freeze.vm.name;
+    match &reset {
+        Ok(TrackingReset::FreshMarks) => return landing.note(&format!("change tracking of {vm} was begun anew")),
+        Ok(TrackingReset::Begun) => {
+            landing.note(&format!("change tracking of {vm} is begun anew with the next backup"))
+        }
+        Ok(TrackingReset::NotOurs) => {
+            landing
+                .note(&format!("change tracking of {vm} is not ours to begin anew: look at who records the changes"));
+        }
+        Err(error) => {
+            let error = sendense_block::error::chain(error);
+            landing.note(&format!("change tracking of {vm} could not be begun anew: {error}"));
+        }
+    }
+    let lied = |position: usize| assignment.disks.get(position).is_some_and(|disk| wrong.contains(&disk.number));
+    for (position, disk) in facts.into_iter().flat_map(|facts| &mut facts.disks).enumerate() {
+        if lied(position) {
+            disk.token = None;
+        }
+    }
 }
 
 fn cancelled(error: Error, cancel: &Cancel) -> Error {
@@ -233,6 +286,7 @@ fn copy_all(
     assignment: &Assignment,
     frozen: &dyn Frozen,
     landing: &dyn Landing,
+    wrong: &Mutex<Vec<DiskNumber>>,
     budget: &LaneBudget,
     progress: &Progress,
     cancel: &Cancel,
@@ -240,7 +294,11 @@ fn copy_all(
     let facts = frozen.facts();
     let mut prepared = Vec::new();
     for disk in &assignment.disks {
-        prepared.push(prepare(disk, frozen, assignment.on_tracking_loss, cancel)?);
+        let found_wrong = |message: &str| {
+            wrong.lock().push(disk.number);
+            landing.tracking_is_wrong(disk.number, message);
+        };
+        prepared.push(prepare(disk, frozen, assignment, &found_wrong, cancel)?);
     }
     let mut work = VecDeque::new();
     for (position, disk) in prepared.iter().enumerate() {
@@ -251,6 +309,7 @@ fn copy_all(
             parent: disk.parent(),
             type_reason: disk.type_reason.as_deref(),
             read: disk.survey.read,
+            audit: disk.audit,
         };
         let sink = landing.begin_disk(&start).map_err(|source| copy_error(disk.assignment, source))?;
         progress.plan(disk.survey.read);
@@ -307,16 +366,18 @@ fn copy_all(
 fn prepare<'a>(
     assignment: &'a DiskAssignment,
     frozen: &dyn Frozen,
-    on_tracking_loss: OnTrackingLoss,
+    all: &Assignment,
+    found_wrong: &dyn Fn(&str),
     cancel: &Cancel,
 ) -> Result<Prepared<'a>, Error> {
-    let (number, key) = (assignment.number, &assignment.key);
+    let (number, key, on_tracking_loss) = (assignment.number, &assignment.key, all.on_tracking_loss);
     let source_error =
         |what: &'static str| move |source| Error::Source { what: format!("{what} disk {number}"), source };
     let disk = frozen.open(key, cancel).map_err(source_error("open"))?;
     let name = format!("disk {number}");
     let survey = |against: &Against| {
-        copy::survey(&name, &disk, against.mode(), cancel).map_err(|source| Error::Copy { number, source })
+        copy::survey_and_sample(&name, &disk, against.mode(), all.audit, cancel)
+            .map_err(|source| Error::Copy { number, source })
     };
     let (mut against, mut type_reason) = match &assignment.parentage {
         Parentage::None { reason } => (Against::Nothing, reason.clone()),
@@ -331,7 +392,25 @@ fn prepare<'a>(
         (against, type_reason) = without_tracking(parent, reason, number, on_tracking_loss)?;
         surveyed = survey(&against)?;
     }
-    Ok(Prepared { assignment, name, disk, against, type_reason, survey: surveyed })
+    let mut audit = None;
+    if let (Against::Changes(..), Parentage::Parent(parent)) = (&against, &assignment.parentage)
+        && all.audit != Sampling::NONE
+    {
+        let found = copy::audit(&name, &disk, &surveyed.sample, frozen.facts().hints.lanes, cancel)
+            .map_err(|source| Error::Copy { number, source })?;
+        audit = Some(TrackingAudit { blocks_checked: found.blocks_checked, blocks_different: found.blocks_different });
+        if let Some(first) = found.first_different {
+            let reason = format!(
+                "change tracking is wrong: {} of {} blocks checked had changed although it called them unchanged, the \
+                 first is block {}",
+                found.blocks_different, found.blocks_checked, first.0
+            );
+            found_wrong(&reason);
+            (against, type_reason) = without_tracking(parent, reason, number, on_tracking_loss)?;
+            surveyed = survey(&against)?;
+        }
+    }
+    Ok(Prepared { assignment, name, disk, against, type_reason, audit, survey: surveyed })
 }
 
 fn without_tracking(
@@ -355,6 +434,7 @@ fn outcome(disk: &Prepared<'_>, summary: Summary) -> DiskOutcome {
         backup_type: disk.backup_type(),
         type_reason: disk.type_reason.clone(),
         parent: disk.parent().cloned(),
+        audit: disk.audit,
         summary,
     }
 }

@@ -6,7 +6,7 @@
 use parking_lot::Mutex;
 use sendense_block::backend::{Fault, Faulty, Memory, Operation};
 use sendense_block::codec::Level;
-use sendense_block::copy::Progress;
+use sendense_block::copy::{Progress, SAMPLE_BLOCKS_MIN, Sampling};
 use sendense_block::{
     AllocationMap, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Cancel, ChangeMap, Digest, DigestMap, Disk,
     Extent, ExtentSet, Known, MappedExtent, ReadAt, WriteAt,
@@ -16,11 +16,11 @@ use sendense_node::{
 };
 use sendense_source::{
     Artefact, Changes, DiscoveredVm, DiskRequest, FreezeRequest, Frozen, FrozenDisk, FrozenFacts, Journal, Kind,
-    ReadHints, Source, TestReport, VmRef,
+    ReadHints, Source, TestReport, TrackingReset, VmRef,
 };
 use sendense_types::{
     BackupId, BackupType, Consistency, DeploymentId, DiskBinding, DiskNumber, OnTrackingLoss, Phase, SourceKind,
-    TaskId, TrackingToken,
+    TaskId, TrackingAudit, TrackingToken,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -36,6 +36,10 @@ struct Script {
     changed: Option<Vec<(u64, u64)>>,
     disturbed: bool,
     released: Arc<AtomicUsize>,
+    /// What it says when tracking is to begin anew.
+    reset: Result<TrackingReset, &'static str>,
+    /// The tokens that were called fresh, each time it was asked to.
+    resets: Arc<Mutex<Vec<Vec<TrackingToken>>>>,
 }
 
 struct Changed(ExtentSet);
@@ -120,6 +124,17 @@ impl Source for Script {
     ) -> sendense_source::Result<Vec<TrackingToken>> {
         unreachable!("the mover does not retire")
     }
+    fn reset_tracking(
+        &self,
+        _: &FreezeRequest,
+        fresh: &[TrackingToken],
+        _: &Arc<dyn Journal>,
+        _: &Cancel,
+    ) -> sendense_source::Result<TrackingReset> {
+        assert_eq!(self.released.load(Ordering::SeqCst), 1, "the machine is let go first");
+        self.resets.lock().push(fresh.to_vec());
+        self.reset.map_err(|why| sendense_source::Error::new(Kind::Busy, why))
+    }
     fn reap(&self, _: &Artefact, _: &Cancel) -> sendense_source::Result<bool> {
         unreachable!("the mover does not reap")
     }
@@ -131,6 +146,8 @@ struct Place {
     starts: Mutex<Vec<(u32, BackupType, Option<String>)>>,
     blocks: Arc<Mutex<Vec<(u32, u64)>>>,
     phases: Mutex<Vec<Phase>>,
+    notes: Mutex<Vec<String>>,
+    alerts: Mutex<Vec<(u32, String)>>,
 }
 
 struct DiskSink(u32, Arc<Mutex<Vec<(u32, u64)>>>);
@@ -150,7 +167,12 @@ impl Landing for Place {
     fn phase(&self, phase: Phase) {
         self.phases.lock().push(phase);
     }
-    fn note(&self, _: &str) {}
+    fn note(&self, message: &str) {
+        self.notes.lock().push(message.into());
+    }
+    fn tracking_is_wrong(&self, disk: DiskNumber, message: &str) {
+        self.alerts.lock().push((disk.0, message.into()));
+    }
 }
 
 /// A parent whose every block is `byte`s.
@@ -171,7 +193,8 @@ fn filled(byte: u8, blocks: usize) -> Arc<Memory> {
 }
 
 fn script(disks: Vec<Arc<dyn Disk>>, changed: Option<Vec<(u64, u64)>>) -> Script {
-    Script { disks, changed, disturbed: false, released: Arc::default() }
+    let reset = Ok(TrackingReset::Begun);
+    Script { disks, changed, disturbed: false, released: Arc::default(), reset, resets: Arc::default() }
 }
 
 fn run(
@@ -179,6 +202,17 @@ fn run(
     place: &Place,
     parent: Option<u64>,
     loss: OnTrackingLoss,
+    cancel: &Cancel,
+) -> Result<Outcome, Error> {
+    run_audited(script, place, parent, loss, Sampling::NONE, cancel)
+}
+
+fn run_audited(
+    script: &Script,
+    place: &Place,
+    parent: Option<u64>,
+    loss: OnTrackingLoss,
+    audit: Sampling,
     cancel: &Cancel,
 ) -> Result<Outcome, Error> {
     let dir = tempfile::tempdir().unwrap();
@@ -216,6 +250,7 @@ fn run(
         level: Level::Off,
         on_tracking_loss: loss,
         parallel_disks: 2,
+        audit,
     };
     let outcome = mover::run(&assignment, script, place, &journal, &LaneBudget::new(4), &Progress::default(), cancel);
     assert_eq!(script.released.load(Ordering::SeqCst), 1, "the source is let go exactly once");
@@ -345,4 +380,87 @@ fn a_cancelled_backup_says_so() {
     cancel.cancel();
     let error = run(&script(vec![filled(1, 2)], None), &Place::default(), None, OnTrackingLoss::Compare, &cancel);
     assert!(matches!(error.unwrap_err(), Error::Cancelled));
+}
+
+const ALL: Sampling = Sampling { per_million: 1_000_000, blocks_min: 0, seed: 0 };
+
+/// Two disks like the parent, whose tracking names block 1 of each; the second had a write to block 5 that it forgot.
+fn lying() -> Script {
+    let disks = [filled(1, 8), filled(1, 8)];
+    disks.iter().for_each(|disk| disk.write_at(ByteOffset(B as u64), &[9]).unwrap());
+    disks[1].write_at(ByteOffset(5 * B as u64), &[9]).unwrap();
+    script(disks.map(|disk| disk as Arc<dyn Disk>).to_vec(), Some(vec![(B as u64, B as u64 + 1)]))
+}
+
+#[test]
+fn tracking_that_is_wrong_costs_that_disk_a_comparison_and_is_begun_anew() {
+    let (script, place) = (lying(), Place::default());
+    let outcome = run_audited(&script, &place, Some(8), OnTrackingLoss::Compare, ALL, &Cancel::new()).unwrap();
+    let mut blocks = place.blocks.lock().clone();
+    blocks.sort_unstable();
+    assert_eq!(blocks, [(0, 1), (1, 1), (1, 5)], "what tracking forgot is in the point");
+    let [told, untrue] = &outcome.disks[..] else { panic!("{outcome:?}") };
+    assert_eq!(told.audit, Some(TrackingAudit { blocks_checked: 7, blocks_different: 0 }));
+    assert_eq!((told.type_reason.as_deref(), told.summary.read), (None, ByteLen(B as u64)));
+    assert_eq!(untrue.audit, Some(TrackingAudit { blocks_checked: 7, blocks_different: 1 }));
+    assert_eq!((untrue.backup_type, untrue.summary.read), (BackupType::Incremental, ByteLen(8 * B as u64)));
+    let reason = untrue.type_reason.as_deref().unwrap();
+    assert!(reason.contains("1 of 7 blocks checked had changed") && reason.ends_with("is block 5"), "{reason}");
+    let [(1, alert)] = &place.alerts.lock()[..] else { panic!("{:?}", place.alerts) };
+    assert!(reason.ends_with(alert.as_str()), "{alert}");
+    assert_eq!(*script.resets.lock(), [[TrackingToken("new".into()), TrackingToken("new".into())]]);
+    let tokens: Vec<_> = outcome.facts.disks.iter().map(|disk| disk.token.is_some()).collect();
+    assert_eq!(tokens, [true, false], "nothing is asked against what was not tracked rightly");
+}
+
+#[test]
+fn what_becomes_of_the_marks_is_the_sources_word() {
+    for (reset, kept, note) in [
+        (Ok(TrackingReset::FreshMarks), true, "was begun anew"),
+        (Ok(TrackingReset::NotOurs), false, "not ours"),
+        (Err("it has snapshots"), false, "it has snapshots"),
+    ] {
+        let (script, place) = (Script { reset, ..lying() }, Place::default());
+        let outcome = run_audited(&script, &place, Some(8), OnTrackingLoss::Compare, ALL, &Cancel::new()).unwrap();
+        assert_eq!(outcome.facts.disks[1].token.is_some(), kept, "{reset:?}");
+        assert!(place.notes.lock().iter().any(|told| told.contains(note)), "{reset:?}: {:?}", place.notes);
+    }
+}
+
+#[test]
+fn tracking_is_begun_anew_also_where_no_point_comes_of_it() {
+    let (script, place) = (lying(), Place::default());
+    let error = run_audited(&script, &place, Some(8), OnTrackingLoss::Fail, ALL, &Cancel::new()).unwrap_err();
+    assert!(matches!(error, Error::TrackingLost { number: DiskNumber(1), .. }), "{error:?}");
+    assert_eq!(*script.resets.lock(), [[]; 1]);
+    assert_eq!(place.alerts.lock().len(), 1);
+}
+
+#[test]
+fn a_sample_finds_what_it_looks_at() {
+    // 1024 blocks of data, of which 128 were written and not tracked: a look at 64 misses them all once in five thousand
+    // times. Which 64 is the seed's choice, so these two always find them.
+    for seed in [1, 2] {
+        let disk = filled(1, 1024);
+        for block in (0..1024).step_by(8) {
+            disk.write_at(ByteOffset(block * B as u64), &[9]).unwrap();
+        }
+        let (script, place) = (script(vec![disk], Some(vec![])), Place::default());
+        let sampling = Sampling { per_million: 1000, blocks_min: SAMPLE_BLOCKS_MIN, seed };
+        let outcome =
+            run_audited(&script, &place, Some(1024), OnTrackingLoss::Compare, sampling, &Cancel::new()).unwrap();
+        let audit = outcome.disks[0].audit.unwrap();
+        assert!(audit.blocks_checked == 64 && audit.blocks_different > 0, "{audit:?}");
+        assert_eq!(place.blocks.lock().len(), 128, "and then all of them are backed up");
+    }
+}
+
+#[test]
+fn a_comparison_and_a_full_are_not_audited() {
+    for parent in [None, Some(4)] {
+        let script = script(vec![filled(1, 4)], None);
+        let outcome =
+            run_audited(&script, &Place::default(), parent, OnTrackingLoss::Compare, ALL, &Cancel::new()).unwrap();
+        assert_eq!((outcome.disks[0].audit, script.resets.lock().len()), (None, 0));
+    }
 }

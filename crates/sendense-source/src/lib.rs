@@ -65,6 +65,19 @@ pub trait Source: Send + Sync {
         cancel: &Cancel,
     ) -> Result<Vec<TrackingToken>>;
 
+    /// Change tracking of the machine has called blocks unchanged that had changed: begins it anew, as far as that can be
+    /// done. Called after the freeze of `request`, which found it out, is released; `fresh` are the tokens that it gave,
+    /// none when its point did not come to be.
+    fn reset_tracking(
+        &self,
+        _request: &FreezeRequest,
+        _fresh: &[TrackingToken],
+        _journal: &Arc<dyn Journal>,
+        _cancel: &Cancel,
+    ) -> Result<TrackingReset> {
+        Ok(TrackingReset::NotOurs)
+    }
+
     /// Undoes what a dead process left: ends the job, thaws the guest, ends the child, removes the file. Idempotent;
     /// `Ok(true)` when nothing of it remains and the journal's entry can be closed, `Ok(false)` when it must be tried
     /// again later. Marks a chain may need (checkpoints) are not deleted here but by [`Source::retire`].
@@ -124,6 +137,17 @@ pub enum Changes {
         /// Why.
         reason: String,
     },
+}
+
+/// What became of a machine's change tracking after it was found wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrackingReset {
+    /// What the last freeze began is new, and counts from its moment on: its tokens hold.
+    FreshMarks,
+    /// It begins anew with the next freeze; no token of before means anything.
+    Begun,
+    /// It is somebody else's, who must be told; no token of before should be believed.
+    NotOurs,
 }
 
 impl std::fmt::Debug for Changes {

@@ -131,6 +131,22 @@ words! {
     }
 }
 
+/// What an audit of change tracking found: blocks that tracking calls unchanged, read again and compared with the parent's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TrackingAudit {
+    /// Blocks that were looked at.
+    pub blocks_checked: u64,
+    /// Those of them that are not what the parent holds. One is enough to believe nothing of it.
+    pub blocks_different: u64,
+}
+
+impl std::ops::AddAssign for TrackingAudit {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks_checked = self.blocks_checked.saturating_add(other.blocks_checked);
+        self.blocks_different = self.blocks_different.saturating_add(other.blocks_different);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ mod source;
 mod task;
 mod vm;
 
-pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase};
+pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase, TrackingAudit};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use id::{
     BackupId, DeploymentId, DiskNumber, ExportId, HubId, IdError, MountId, NodeId, RecoveryId, RepositoryId, SourceId,

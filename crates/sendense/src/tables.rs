@@ -4,7 +4,9 @@ use crate::output::{Mood, bytes, duration, moment, mood, or_dash, stdout_takes_c
 use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
-use sendense_api::{Backup, Chain, Deletion, Export, NbdOptions, Prune, Recovery, Repository, Source, Task, Token, Vm};
+use sendense_api::{
+    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Prune, Recovery, Repository, Source, Task, Token, Vm,
+};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -164,6 +166,7 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
         ("error", backup.error_message.clone().unwrap_or_default()),
         ("consistency", backup.consistency.map(|word| word.to_string()).unwrap_or_default()),
         ("", backup.consistency_note.clone().unwrap_or_default()),
+        ("audit", backup.cbt_audit.map(audit).unwrap_or_default()),
         ("parent", backup.parent_backup_id.as_ref().map(|id| id.to_string()).unwrap_or_default()),
         ("sent", bytes(backup.bytes_transferred)),
         ("stored", bytes(backup.bytes_stored)),
@@ -193,6 +196,14 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
         ]);
     }
     vec![facts(rows), disks]
+}
+
+fn audit(found: CbtAudit) -> String {
+    let CbtAudit { blocks_checked, blocks_different } = found;
+    match blocks_different {
+        0 => format!("{blocks_checked} blocks that change tracking calls unchanged were checked, and are"),
+        _ => format!("{blocks_different} of {blocks_checked} blocks that change tracking calls unchanged had changed"),
+    }
 }
 
 /// A chain, oldest first.

@@ -219,6 +219,8 @@ pub struct Backup {
     pub eta_seconds: Option<u64>,
     /// The tracking token of the disk; null when there are several disks or none is kept.
     pub change_id: Option<String>,
+    /// What the audit of change tracking found, over all disks; null where no disk was backed up by change tracking.
+    pub cbt_audit: Option<CbtAudit>,
     /// What the guest was told before the freeze; null until it is known.
     #[schema(value_type = Option<schema::Consistency>)]
     pub consistency: Option<Consistency>,
@@ -281,9 +283,21 @@ pub struct BackupDisk {
     pub backing_file: Option<String>,
     /// The tracking token that the next incremental asks changes against.
     pub change_id: Option<String>,
+    /// What the audit of this disk's change tracking found; null where it was not used, or not audited.
+    pub cbt_audit: Option<CbtAudit>,
     /// Its state.
     #[schema(value_type = schema::BackupStatus)]
     pub status: BackupStatus,
+}
+
+/// A sample of the blocks that change tracking calls unchanged, read again and compared with the parent's digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CbtAudit {
+    /// Blocks of 64 KiB that were checked.
+    pub blocks_checked: u64,
+    /// Those of them that had changed all the same. With one, the disk was read completely and compared, and its change
+    /// tracking begun anew.
+    pub blocks_different: u64,
 }
 
 /// How to delete.

@@ -2,6 +2,7 @@
 
 use super::backup::Backup;
 use super::task::Task;
+use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -19,6 +20,11 @@ pub enum Event {
         /// The backup as it is now.
         backup: Box<Backup>,
     },
+    /// Something that somebody should look at. It is in the task's log, too.
+    Alert {
+        /// What it is.
+        alert: Alert,
+    },
     /// The reader was too slow and missed events; it should ask for what it watches.
     Lagged {
         /// How many were missed.
@@ -32,7 +38,39 @@ impl Event {
         match self {
             Self::Task { .. } => "task",
             Self::Backup { .. } => "backup",
+            Self::Alert { .. } => "alert",
             Self::Lagged { .. } => "lagged",
         }
     }
+}
+
+/// Something that somebody should look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Alert {
+    /// What sort it is. More may come; none is ever renamed.
+    pub kind: AlertKind,
+    /// The backup that met it.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// The machine.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// The machine's name.
+    pub vm_name: String,
+    /// The disk.
+    #[schema(value_type = u32)]
+    pub disk_id: DiskNumber,
+    /// What was found and what was done, for people.
+    pub message: String,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+/// Sorts of alerts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertKind {
+    /// Change tracking called blocks unchanged that had changed.
+    ChangeTrackingWrong,
 }

@@ -18,10 +18,11 @@ mod token;
 mod vm;
 
 pub use backup::{
-    Backup, BackupDisk, BackupFilter, CreateBackup, DeleteQuery, DeletedBackup, Deletion, UpdateBackup, VerifyBackup,
+    Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup, Deletion, UpdateBackup,
+    VerifyBackup,
 };
 pub use chain::{Chain, ChainBackup, ChainQuery};
-pub use event::Event;
+pub use event::{Alert, AlertKind, Event};
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};

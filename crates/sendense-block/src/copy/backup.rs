@@ -1,5 +1,6 @@
 //! From a disk into a sink: read, find zeros, digest, compare with the parent, compress, store.
 
+use super::audit::{Sample, Sampling};
 use super::feed::{Chunk, Feed, Span, Windows};
 use super::{Options, Progress, Stop, add, run_lanes};
 use crate::cancel::Cancel;
@@ -70,6 +71,8 @@ pub struct Survey {
     pub read: ByteLen,
     /// The first contradiction between change tracking and the parent. The delta must not be used: compare instead.
     pub doubt: Option<Doubt>,
+    /// Blocks to try change tracking by; empty unless it is used and a sample was asked for.
+    pub sample: Sample,
     /// What the source said, so that it is not asked twice; part of it on disks with very many extents.
     kept: Vec<Arc<Span>>,
 }
@@ -91,13 +94,26 @@ pub struct Summary {
 
 /// Plans the whole disk without reading any of it.
 pub fn survey(name: &str, disk: &dyn Disk, mode: Mode<'_>, cancel: &Cancel) -> Result<Survey> {
+    survey_and_sample(name, disk, mode, Sampling::NONE, cancel)
+}
+
+/// The same, and picks blocks among those that will not be read because the source calls them unchanged, for
+/// [`super::audit()`].
+pub fn survey_and_sample(
+    name: &str,
+    disk: &dyn Disk,
+    mode: Mode<'_>,
+    sampling: Sampling,
+    cancel: &Cancel,
+) -> Result<Survey> {
     let size = disk.size();
     let mut windows = Windows::new(disk, size, mode).keeping();
-    let mut survey = Survey::default();
-    while let Some((plan, _)) = windows.next().map_err(|error| error.within(format!("plan {name}")))? {
+    let mut survey = Survey { sample: Sample::new(sampling), ..Survey::default() };
+    while let Some((plan, known)) = windows.next().map_err(|error| error.within(format!("plan {name}")))? {
         cancel.check()?;
         survey.read.0 += plan.read_len(size).0;
         survey.doubt = survey.doubt.or(plan.doubt);
+        survey.sample.offer(&plan.untouched, |index| known.as_ref().map_or(Known::Zero, |known| known.get(index)));
     }
     survey.kept = windows.kept();
     Ok(survey)

@@ -10,13 +10,15 @@
 //!
 //! Cancelling takes effect at the next chunk; reads that may hang register with [`Cancel`] themselves.
 
+mod audit;
 mod backup;
 mod differential;
 mod feed;
 mod marked;
 mod restore;
 
-pub use backup::{Backup, Mode, Summary, Survey, backup, survey};
+pub use audit::{Audit, SAMPLE_BLOCKS_MIN, Sample, Sampling, audit};
+pub use backup::{Backup, Mode, Summary, Survey, backup, survey, survey_and_sample};
 pub use differential::{Difference, Differential, Existing, differential};
 pub use marked::{MARK, Marked};
 pub use restore::{Restore, restore};

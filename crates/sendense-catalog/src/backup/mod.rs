@@ -19,7 +19,7 @@ pub(crate) use row::active_conflict;
 use crate::Catalog;
 use sendense_types::{
     BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, Name, OnTrackingLoss, Phase, ProblemCode,
-    RepositoryId, TaskId, Timestamp, TrackingToken, VmContextId,
+    RepositoryId, TaskId, Timestamp, TrackingAudit, TrackingToken, VmContextId,
 };
 use std::collections::BTreeMap;
 
@@ -117,6 +117,8 @@ pub struct BackupDisk {
     pub backing_file: Option<String>,
     /// The tracking token, as the manifest has it.
     pub change_id: Option<TrackingToken>,
+    /// What the audit of its change tracking found, where one was made.
+    pub tracking_audit: Option<TrackingAudit>,
     /// Where this disk stands.
     pub status: BackupStatus,
     /// The point whose image of this disk it builds on.

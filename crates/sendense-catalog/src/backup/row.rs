@@ -3,7 +3,7 @@
 use super::{Backup, BackupDisk};
 use crate::error::{Conflict, Error, Result};
 use crate::{entity, task, value};
-use sendense_types::{BackupId, DiskNumber, RepositoryId, TrackingToken, VmContextId};
+use sendense_types::{BackupId, DiskNumber, RepositoryId, TrackingAudit, TrackingToken, VmContextId};
 use std::collections::BTreeMap;
 
 /// The longest note that is kept, in bytes: a few sentences with names in them.
@@ -50,7 +50,18 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
 }
 
 fn read_disk(row: entity::backup_disks::Model) -> Result<BackupDisk> {
+    let tracking_audit = match row.audit_blocks_checked {
+        None => None,
+        Some(checked) => Some(TrackingAudit {
+            blocks_checked: value::read_u64("audit_blocks_checked", checked)?,
+            blocks_different: value::read_u64(
+                "audit_blocks_different",
+                row.audit_blocks_different.unwrap_or_default(),
+            )?,
+        }),
+    };
     Ok(BackupDisk {
+        tracking_audit,
         disk_id: DiskNumber(value::read_u32("disk_id", row.disk_id)?),
         disk_key: row.disk_key,
         label: row.label,
@@ -140,7 +151,13 @@ pub(super) fn store_disk(
         change_id: disk.change_id.as_ref().map(|token| token.0.clone()),
         status: disk.status.as_str().to_owned(),
         parent_backup_id: disk.parent_backup_id.as_ref().map(|id| id.as_str().to_owned()),
+        audit_blocks_checked: audited(disk, |audit| audit.blocks_checked)?,
+        audit_blocks_different: audited(disk, |audit| audit.blocks_different)?,
     })
+}
+
+fn audited(disk: &BackupDisk, figure: impl Fn(TrackingAudit) -> u64) -> Result<Option<i64>> {
+    disk.tracking_audit.map(|audit| value::store_u64("tracking_audit", figure(audit))).transpose()
 }
 
 /// The conflict of a VM that has this backup, which is not final.

@@ -8,6 +8,7 @@ mod m0001_initial;
 mod m0002_counts;
 mod m0003_holds;
 mod m0004_notes;
+mod m0005_tracking_audit;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_counts::Migration),
             Box::new(m0003_holds::Migration),
             Box::new(m0004_notes::Migration),
+            Box::new(m0005_tracking_audit::Migration),
         ]
     }
 }

@@ -150,6 +150,7 @@ pub fn backup_disk(backup_id: &BackupId, parent: Option<&BackupId>, number: u32)
         bytes_transferred: 500,
         bytes_stored: 250,
         backing_file: parent.map(|parent| format!("{parent}.qcow2")),
+        tracking_audit: Some(TrackingAudit { blocks_checked: 64, blocks_different: u64::from(number) }),
         change_id: Some(TrackingToken(format!("{backup_id}/{number}"))),
         status: BackupStatus::Completed,
         parent_backup_id: parent.cloned(),

@@ -5,7 +5,7 @@ use crate::jobs::report::View;
 use crate::jobs::work::Work;
 use sendense_api as dto;
 use sendense_api::TaskError;
-use sendense_types::{BackupStatus, Compression, Phase, ProblemCode, TaskState};
+use sendense_types::{BackupStatus, Compression, Phase, ProblemCode, TaskState, TrackingAudit};
 
 /// A backup; `live` is the last report of its task while it runs in this hub.
 pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::Backup {
@@ -26,6 +26,10 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         _ => view.percent().min(99.9),
     };
     let running = row.status == BackupStatus::Running;
+    let mut audit = None;
+    for disk in row.disks.iter().filter_map(|disk| disk.tracking_audit) {
+        *audit.get_or_insert_with(TrackingAudit::default) += disk;
+    }
     let single = if let [disk] = row.disks.as_slice() { Some(disk) } else { None };
     dto::Backup {
         disk_id: single.map(|disk| disk.disk_id),
@@ -51,6 +55,7 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         progress_percent,
         transfer_speed_bps: if running { view.speed_bps } else { 0 },
         eta_seconds: view.eta_seconds.filter(|_| running),
+        cbt_audit: audit.map(cbt_audit),
         consistency: row.consistency,
         consistency_note: row.consistency_note,
         partial: row.partial,
@@ -80,8 +85,13 @@ fn backup_disk(disk: sendense_catalog::BackupDisk) -> dto::BackupDisk {
         bytes_stored: disk.bytes_stored,
         backing_file: disk.backing_file,
         change_id: disk.change_id.map(|token| token.0),
+        cbt_audit: disk.tracking_audit.map(cbt_audit),
         status: disk.status,
     }
+}
+
+fn cbt_audit(found: TrackingAudit) -> dto::CbtAudit {
+    dto::CbtAudit { blocks_checked: found.blocks_checked, blocks_different: found.blocks_different }
 }
 
 /// A task; `live` is its last report while it runs in this hub.
@@ -258,6 +268,7 @@ mod tests {
                 bytes_stored: 1 << 19,
                 backing_file: None,
                 change_id: None,
+                tracking_audit: None,
                 status,
                 parent_backup_id: None,
             }],

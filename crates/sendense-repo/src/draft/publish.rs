@@ -17,7 +17,7 @@ use crate::crashsafe;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::manifest::{self, Disk, Document, Manifest, Vm};
-use sendense_types::{BackupType, Consistency, DiskNumber, Timestamp, TrackingToken};
+use sendense_types::{BackupType, Consistency, DiskNumber, Timestamp, TrackingAudit, TrackingToken};
 use std::collections::BTreeMap;
 
 /// What the manifest says beyond what the draft knows.
@@ -56,6 +56,8 @@ pub struct DiskFacts {
     pub type_reason: Option<String>,
     /// The hypervisor's word for "changed since this point".
     pub token: Option<TrackingToken>,
+    /// What the audit of its change tracking found, where one was made.
+    pub tracking_audit: Option<TrackingAudit>,
     /// Bytes read from the source for it.
     pub bytes_transferred: u64,
 }
@@ -172,6 +174,7 @@ fn compose(core: &Core, disks: &[SealedDisk], mut facts: PointFacts) -> Result<M
             type_reason: told.type_reason,
             parent_backup_id: disk.spec.parent.clone(),
             token: told.token,
+            tracking_audit: told.tracking_audit,
             bytes_transferred: told.bytes_transferred,
             image: disk.image.clone(),
             digests: disk.digests.clone(),

@@ -16,7 +16,7 @@ pub use text::{DOCUMENT_BYTES_MAX, MANIFEST_BYTES_MAX, parse, write};
 use sendense_block::{ByteLen, Digest};
 use sendense_types::{
     BackupId, BackupType, Consistency, DeploymentId, DiskBinding, DiskNumber, Name, SourceKind, Timestamp,
-    TrackingToken, VmContextId,
+    TrackingAudit, TrackingToken, VmContextId,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::BTreeMap;
@@ -117,6 +117,9 @@ pub struct Disk {
     /// The hypervisor's word for "changed since this point".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TrackingToken>,
+    /// What the audit of its change tracking found, where one was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking_audit: Option<TrackingAudit>,
     /// Bytes read from the source for it.
     pub bytes_transferred: u64,
     /// The image.

@@ -43,6 +43,7 @@ fn point() -> Manifest {
         type_reason: parent.is_none().then(|| "full: this repository holds no earlier point of this disk".into()),
         parent_backup_id: parent.map(|id| id.parse().unwrap()),
         token: parent.map(|_| TrackingToken("checkpoint-7".into())),
+        tracking_audit: None,
         bytes_transferred: 131_072,
         image: Image {
             file: format!("disk-{number}/bk-2.qcow2"),

@@ -33,7 +33,7 @@ use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
 use crate::target::{DiskFormat, NewVm, Planned, Target};
-use crate::{Frozen, Source};
+use crate::{Frozen, Source, TrackingReset};
 use domain::{Domain, Place};
 use sendense_block::Cancel;
 use sendense_types::{DeploymentId, SourceId, SourceKind, TrackingToken};
@@ -221,6 +221,23 @@ impl Source for LibvirtSource {
             Err(error) if error.kind == Kind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+
+    fn reset_tracking(
+        &self,
+        request: &FreezeRequest,
+        fresh: &[TrackingToken],
+        journal: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> Result<TrackingReset> {
+        let document = self.settings.virsh.ask(&["dumpxml", uuid_of(&request.vm)?], cancel)?;
+        if !Domain::parse(&document)?.running {
+            // Its bitmaps lie in its images and go on; the next point of the running domain makes a new one.
+            return Ok(TrackingReset::Begun);
+        }
+        // The freeze has begun a bitmap of its own. Those of before missed something, whichever chain they are for.
+        self.retire(&request.vm, fresh, journal, cancel)?;
+        Ok(TrackingReset::FreshMarks)
     }
 
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool> {

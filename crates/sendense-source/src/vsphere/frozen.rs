@@ -6,10 +6,9 @@
 use super::kit::{Access, Kit, Owner};
 use super::limits::{self, Places};
 use super::snapshot::{self, Record};
-use super::{Settings, discover, facts, session, token};
+use super::{Settings, discover, facts, session, token, tracking};
 use crate::error::{Error, Kind, Result};
-use crate::journal::{Artefact, ArtefactKind, Journal};
-use crate::libvirt::name::Checkpoint as Mark;
+use crate::journal::Journal;
 use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
 use crate::{Changes, Frozen};
 use parking_lot::Mutex;
@@ -61,17 +60,7 @@ pub(super) fn freeze(
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
 
-    let mark = Mark { deployment_id: request.deployment_id.clone(), task_id: request.task_id.clone() }.name();
-    let record = Record { mark: mark.clone(), deltas_before: machine.consolidation_needed };
-    let artefact = Artefact {
-        source_id: settings.source_id.clone(),
-        task_id: request.task_id.clone(),
-        kind: ArtefactKind::Snapshot,
-        vm_key: request.vm.instance_uuid.clone(),
-        details: serde_json::to_value(&record)
-            .map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?,
-    };
-    let entry = journal.record(&artefact)?;
+    let (entry, record) = Record::journal(settings, &machine, request, journal)?;
     // From here on dropping it undoes what was done.
     let mut frozen = FrozenVm {
         settings: settings.clone(),
@@ -87,7 +76,7 @@ pub(super) fn freeze(
         disks: BTreeMap::new(),
         kits: Mutex::default(),
         snapshot: None,
-        mark,
+        mark: record.mark,
         deltas_before: record.deltas_before,
         journal: journal.clone(),
         entry: Some(entry),
@@ -136,17 +125,7 @@ fn prepare(vim: &Vim, machine: Machine, request: &FreezeRequest, cancel: &Cancel
         wanted(&machine.devices, asked, &machine.name)?;
     }
     snapshot::sweep(vim, &machine, &request.deployment_id, cancel)?;
-    let machine = vim.machine(&machine.reference, cancel)?;
-    if machine.change_tracking || discover::can_be_switched_on(&machine).is_err() {
-        return Ok(machine);
-    }
-    match vim.set_change_tracking(&machine.reference, true, cancel) {
-        Ok(()) => tracing::info!(machine = machine.name, "change tracking is switched on"),
-        Err(sendense_vsphere::Error::Cancelled) => return Err(Error::new(Kind::Cancelled, "stopped on request")),
-        // A full needs no tracking, and the next incremental will say that there was none.
-        Err(error) => tracing::warn!(machine = machine.name, %error, "change tracking cannot be switched on"),
-    }
-    Ok(vim.machine(&machine.reference, cancel)?)
+    tracking::switch_on(vim, vim.machine(&machine.reference, cancel)?, cancel)
 }
 
 /// The disk that is asked for, if it is still that one.

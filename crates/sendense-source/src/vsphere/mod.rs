@@ -2,7 +2,7 @@
 //! nbdkit's vddk plugin.
 //!
 //! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
-//! `token` (when CBT may be believed; pure), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
+//! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
 //! (sessions at once), `frozen` (the held machine), `facts` (the configuration for the manifest). What does not: SOAP
 //! (`sendense_vsphere`), NBD.
 //!
@@ -23,12 +23,13 @@ mod limits;
 mod session;
 mod snapshot;
 mod token;
+mod tracking;
 
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
-use crate::{Frozen, Source};
+use crate::{Frozen, Source, TrackingReset};
 use library::Library;
 use sendense_block::Cancel;
 use sendense_types::{DeploymentId, SourceId, SourceKind, TrackingToken};
@@ -173,6 +174,16 @@ impl Source for VsphereSource {
     ) -> Result<Vec<TrackingToken>> {
         // A changeId is a number that the host remembers by itself: nothing of ours is there that could be deleted.
         Ok(Vec::new())
+    }
+
+    fn reset_tracking(
+        &self,
+        request: &FreezeRequest,
+        _fresh: &[TrackingToken],
+        journal: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> Result<TrackingReset> {
+        tracking::reset(&self.settings, request, journal, cancel)
     }
 
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool> {

@@ -6,13 +6,15 @@
 
 use super::{Settings, discover, session};
 use crate::error::{Error, Kind, Result};
-use crate::journal::Artefact;
+use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::libvirt::name::Checkpoint as Mark;
+use crate::model::FreezeRequest;
 use sendense_block::Cancel;
 use sendense_types::{Consistency, DeploymentId};
 use sendense_vsphere::inventory::{Machine, Power, Snapshot};
 use sendense_vsphere::{FaultKind, Ref, Vim};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The name that people see; names have at most 80 characters, so what identifies is in the description.
@@ -29,6 +31,28 @@ pub(super) struct Record {
     pub mark: String,
     /// Deltas lay about before we came: they are somebody else's to bring together.
     pub deltas_before: bool,
+}
+
+impl Record {
+    /// Writes down a snapshot of a task before it is made; gives the journal's entry and what it says.
+    pub fn journal(
+        settings: &Settings,
+        machine: &Machine,
+        request: &FreezeRequest,
+        journal: &Arc<dyn Journal>,
+    ) -> Result<(u64, Self)> {
+        let mark = Mark { deployment_id: request.deployment_id.clone(), task_id: request.task_id.clone() }.name();
+        let record = Self { mark, deltas_before: machine.consolidation_needed };
+        let artefact = Artefact {
+            source_id: settings.source_id.clone(),
+            task_id: request.task_id.clone(),
+            kind: ArtefactKind::Snapshot,
+            vm_key: request.vm.instance_uuid.clone(),
+            details: serde_json::to_value(&record)
+                .map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?,
+        };
+        Ok((journal.record(&artefact)?, record))
+    }
 }
 
 /// A snapshot that was made.
@@ -90,6 +114,30 @@ pub(super) fn make(
         let clean = remove(vim, &machine.reference, mark, true).is_ok();
         (error.into(), clean)
     })
+}
+
+/// Makes a snapshot and takes it away again, which is what a change of the change tracking waits for to take effect.
+pub(super) fn pass(
+    settings: &Settings,
+    vim: &Vim,
+    machine: &Machine,
+    request: &FreezeRequest,
+    journal: &Arc<dyn Journal>,
+    cancel: &Cancel,
+) -> Result<()> {
+    let (entry, record) = Record::journal(settings, machine, request, journal)?;
+    let made = make(vim, machine, &record.mark, false, false, cancel);
+    let ended = match made {
+        Ok(_) => remove(vim, &machine.reference, &record.mark, record.deltas_before),
+        Err((error, clean)) => {
+            if clean {
+                journal.close(entry)?;
+            }
+            return Err(error);
+        }
+    };
+    // A snapshot that stays is in the journal and removed by the next look.
+    ended.and_then(|()| journal.close(entry))
 }
 
 /// Removes what bears the mark, and brings together deltas that stay behind unless `deltas_before` says that they are

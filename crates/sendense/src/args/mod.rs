@@ -200,6 +200,10 @@ pub struct HubArgs {
     /// tasks and take its repositories over. Give all hubs of a database the same.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(3..=3600))]
     pub lease_seconds: u32,
+    /// Of a million blocks that change tracking calls unchanged, how many are read and compared all the same (64 of a disk
+    /// at the least). 0 believes change tracking; 1000000 reads all.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub audit_per_million: u32,
     /// The key file of stored credentials is lost for good: make a new one. Credentials must be set again for all sources.
     #[arg(long)]
     pub accept_new_key: bool,

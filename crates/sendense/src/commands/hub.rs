@@ -42,6 +42,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.recovery.floor_bytes = args.recovery_floor.as_u64();
     config.recovery.recoveries_max = args.recoveries_max as usize;
     config.limits.lease_seconds = args.lease_seconds;
+    config.limits.audit_per_million = args.audit_per_million;
     config.accept_new_key = args.accept_new_key;
     Ok(config)
 }

@@ -170,6 +170,24 @@ impl Hub {
         stderr
     }
 
+    /// Listens to its events from now on.
+    pub fn listen(&self, dir: &Path) -> Listener {
+        let heard = dir.join("events");
+        let token = std::fs::read_to_string(self.data_dir.join("admin-token")).unwrap();
+        let child = Command::new("curl")
+            .args(["--silent", "--show-error", "--no-buffer", "--dump-header"])
+            .args([heard.with_extension("head").as_os_str(), "--output".as_ref(), heard.as_os_str()])
+            .args(["--header", &format!("Authorization: Bearer {}", token.trim())])
+            .arg(format!("{}/api/v1/events", self.url))
+            .spawn()
+            .unwrap_or_else(|error| panic!("curl: {error}; install the Debian package curl"));
+        let listener = Listener { child, heard };
+        // Once the answer has begun, nothing is missed.
+        listener
+            .wait("the head", |_| std::fs::metadata(listener.heard.with_extension("head")).is_ok_and(|m| m.len() > 0));
+        listener
+    }
+
     /// Adds a repository `main` in `dir/repo` and an image source `images` over `dir/vms`, and discovers.
     pub fn set_up_images(&self, dir: &Path) {
         std::fs::create_dir_all(dir.join("repo")).unwrap();
@@ -182,6 +200,45 @@ impl Hub {
     pub fn backup(&self, vm: &str, more: &[&str]) -> Value {
         let args = [&["backup", "start", vm, "--repo", "main", "--wait"], more].concat();
         self.json(&args)["backup"].clone()
+    }
+}
+
+/// Somebody who listens to a hub's events.
+pub struct Listener {
+    child: Child,
+    heard: PathBuf,
+}
+
+impl Listener {
+    /// Waits for an event of this type; gives its data.
+    pub fn event(&self, name: &str) -> Value {
+        let find = |text: &str| {
+            let (_, rest) = text.split_once(&format!("event: {name}\n"))?;
+            // Its last line may not have come yet.
+            let data = rest.split("\n\n").next().filter(|_| rest.contains("\n\n"))?;
+            data.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+        };
+        let text = self.wait(name, |text| find(text).is_some());
+        find(&text).unwrap()
+    }
+
+    fn wait(&self, what: &str, heard: impl Fn(&str) -> bool) -> String {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(&self.heard).unwrap_or_default();
+            if heard(&text) {
+                return text;
+            }
+            assert!(Instant::now() < patience, "{what} was not heard, but:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

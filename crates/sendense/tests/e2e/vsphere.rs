@@ -100,6 +100,60 @@ fn a_vcenter_is_added_backed_up_and_restored_from() {
     drop(machine.vim);
 }
 
+/// An audit of all blocks, so that one block is found.
+const AUDIT_ALL: [&str; 2] = ["--audit-per-million", "1000000"];
+
+#[test]
+fn a_cbt_that_lies_is_found_out_and_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 8 * MIB);
+    machine.write(1 << 20, &[7; 2 << 20]);
+    let hub = Hub::launch(dir, "hub", &AUDIT_ALL).unwrap();
+    set_up(&hub, dir, &lab);
+    let full = hub.backup("web", &[]);
+    assert!(full["cbt_audit"].is_null(), "{full:#}");
+    machine.write(1 << 20, b"changed");
+    let honest = hub.backup("web", &[]);
+    assert_eq!(honest["type_reason"], serde_json::Value::Null);
+    assert_eq!(honest["cbt_audit"], serde_json::json!({"blocks_checked": 31, "blocks_different": 0}), "{honest:#}");
+
+    let events = hub.listen(dir);
+    lab.control("lie", "");
+    machine.write(2 << 20, b"unseen");
+    let saved = hub.backup("web", &[]);
+    lab.uncontrol("lie");
+    let id = field(&saved, "backup_id");
+    assert!(field(&saved, "type_reason").contains("change tracking is wrong: 1 of 32 blocks"), "{saved:#}");
+    assert_eq!(saved["cbt_audit"], serde_json::json!({"blocks_checked": 32, "blocks_different": 1}));
+    assert_eq!((&saved["disks"][0]["cbt_audit"], &saved["change_id"]), (&saved["cbt_audit"], &serde_json::Value::Null));
+    assert_eq!(saved["bytes_transferred"], 65536, "what CBT kept silent about is in the point");
+    let alert = &events.event("alert")["alert"];
+    assert_eq!((field(alert, "kind"), field(alert, "backup_id")), ("change_tracking_wrong", id), "{alert:#}");
+    assert!(
+        hub.ok(&["backup", "show", id]).contains("1 of 32 blocks that change tracking calls unchanged had changed")
+    );
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", id, "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &machine.bytes);
+    assert_eq!(lab.snapshots(), Vec::<String>::new(), "the snapshot that begins CBT anew is gone");
+
+    // Nothing is asked against what was before; from then on CBT is used again, and is in a new epoch.
+    machine.write(3 << 20, b"after");
+    let anew = hub.backup("web", &[]);
+    assert!(field(&anew, "type_reason").contains("without change tracking"), "{anew:#}");
+    machine.write(0, b"tracked");
+    let tracked = hub.backup("web", &[]);
+    assert_eq!((&tracked["type_reason"], &tracked["bytes_transferred"]), (&serde_json::Value::Null, &65536.into()));
+    let epoch = |point: &serde_json::Value| {
+        let mark: serde_json::Value = serde_json::from_str(field(point, "change_id")).unwrap();
+        field(&mark, "change_id").split('/').next().unwrap().to_owned()
+    };
+    assert_ne!(epoch(&honest), epoch(&tracked));
+    assert_eq!(epoch(&anew), epoch(&tracked));
+}
+
 /// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
 const ROUNDS: usize = 20;
 

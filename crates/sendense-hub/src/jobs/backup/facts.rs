@@ -19,6 +19,7 @@ pub(super) fn of_point(prepared: &Prepared, outcome: &Outcome, frozen_at: Timest
             label: frozen.label.clone(),
             type_reason: moved.type_reason.clone(),
             token: frozen.token.clone(),
+            tracking_audit: moved.audit,
             bytes_transferred: moved.summary.stored.0,
         };
         (moved.number, disk)
@@ -73,6 +74,7 @@ pub(super) fn planned(start: &DiskStart<'_>) -> BackupDisk {
         bytes_stored: 0,
         backing_file: start.parent.map(layout::image_name),
         change_id: None,
+        tracking_audit: start.audit,
         status: BackupStatus::Running,
         parent_backup_id: start.parent.cloned(),
     }
@@ -110,6 +112,7 @@ fn disks(manifest: &Manifest) -> Vec<BackupDisk> {
         bytes_stored: disk.image.file_bytes.saturating_add(disk.digests.file_bytes),
         backing_file: disk.parent_backup_id.as_ref().map(layout::image_name),
         change_id: disk.token.clone(),
+        tracking_audit: disk.tracking_audit,
         status: BackupStatus::Completed,
         parent_backup_id: disk.parent_backup_id.clone(),
     });

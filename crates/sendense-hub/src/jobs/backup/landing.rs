@@ -4,11 +4,12 @@ use super::super::handle::{Handle, Stop};
 use super::{Prepared, facts};
 use crate::core::Core;
 use parking_lot::Mutex;
+use sendense_api::{Alert, AlertKind};
 use sendense_block::BlockSink;
-use sendense_catalog::{BackupDisk, BackupPlan, Conflict, Error};
+use sendense_catalog::{BackupDisk, BackupPlan, Conflict, Error, LogLevel};
 use sendense_node::mover::{DiskStart, Landing};
 use sendense_repo::{DiskSpec, Draft};
-use sendense_types::{Compression, Phase, Timestamp};
+use sendense_types::{Compression, DiskNumber, Phase, Timestamp};
 use std::sync::Arc;
 
 /// A draft as the mover sees it.
@@ -120,5 +121,23 @@ impl Landing for DraftLanding<'_> {
 
     fn note(&self, message: &str) {
         self.handle.warn(message);
+    }
+
+    fn tracking_is_wrong(&self, disk: DiskNumber, message: &str) {
+        let (work, vm) = (&self.prepared.work, &self.prepared.vm);
+        let message = format!("disk {disk}: {message}");
+        // What is backed up now is right; what was backed up before by this tracking is what somebody should look at.
+        tracing::error!(task_id = %self.handle.task_id, vm_id = %work.vm_context_id, disk_id = %disk, message, "audit");
+        self.handle.log(LogLevel::Error, message.clone(), serde_json::json!({}));
+        crate::metrics::tracking_wrong();
+        self.core.events.alert(Alert {
+            kind: AlertKind::ChangeTrackingWrong,
+            backup_id: work.backup_id.clone(),
+            vm_context_id: work.vm_context_id.clone(),
+            vm_name: vm.vm_name.to_string(),
+            disk_id: disk,
+            message,
+            at: self.core.now(),
+        });
     }
 }

@@ -27,12 +27,14 @@ use crate::fault::{OrProblem, Result, of_mover, of_repo};
 use crate::recoveries::commit::{self, Commit};
 use landing::DraftLanding;
 use parents::Standing;
+use sendense_block::copy::{SAMPLE_BLOCKS_MIN, Sampling};
 use sendense_catalog as catalog;
 use sendense_catalog::TaskClaim;
 use sendense_node::mover::{self, Assignment, DiskAssignment, PARALLEL_DISKS_DEFAULT};
 use sendense_repo::{DraftSpec, Repository};
 use sendense_source::{DiskRequest, FreezeRequest, Source, VmRef};
 use sendense_types::{Phase, Problem, ProblemCode};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 /// What a first full is promised before its size is known: one step of the repository's own growing.
@@ -251,5 +253,16 @@ fn assignment(core: &Core, handle: &Handle, prepared: &Prepared, standings: &[St
         level: crate::app::level(work.compression),
         on_tracking_loss: work.on_tracking_loss,
         parallel_disks: PARALLEL_DISKS_DEFAULT,
+        audit: sampling(core.limits.audit_per_million),
     })
+}
+
+/// Other blocks at each backup: what one misses the next may find.
+fn sampling(per_million: u32) -> Sampling {
+    match per_million {
+        0 => Sampling::NONE,
+        per_million => {
+            Sampling { per_million, blocks_min: SAMPLE_BLOCKS_MIN, seed: RandomState::new().build_hasher().finish() }
+        }
+    }
 }

@@ -85,6 +85,7 @@ mod tests {
             bytes_stored: 0,
             backing_file: None,
             change_id: name.map(token),
+            tracking_audit: None,
             status: BackupStatus::Completed,
             parent_backup_id: None,
         }

@@ -1,5 +1,6 @@
 //! Journeys with real libvirt domains. What lives here: a hub over the lab's daemon; each journey has its file.
 
+mod audited;
 mod checkpoints;
 mod eventful;
 mod frozen;
@@ -21,8 +22,13 @@ fn scratch(lab: &Lab, guest: &Guest<'_>) -> PathBuf {
 
 /// A hub with the repositories `main` and `second` in `dir` and the lab's daemon as its source.
 fn start_hub(dir: &Path, guest: &Guest<'_>) -> Hub {
+    start_hub_with(dir, guest, &[])
+}
+
+/// The same, with more arguments for the hub.
+fn start_hub_with(dir: &Path, guest: &Guest<'_>, more: &[&str]) -> Hub {
     let lab = guest.lab;
-    let hub = Hub::start(dir);
+    let hub = Hub::launch(dir, "hub", more).unwrap_or_else(|log| panic!("the hub did not start:\n{log}"));
     for name in ["main", "second"] {
         let folder = dir.join(name);
         std::fs::create_dir(&folder).unwrap();
