@@ -3,13 +3,16 @@
 //! Invariant: nothing here touches a checkpoint whose name does not bear our deployment's id.
 
 use super::document::Document;
+use super::domain::{Disk, Domain};
+use super::layers::{self, Recorded};
 use super::name::Checkpoint;
 use super::virsh::{CHANGE, Virsh};
-use super::xml;
+use super::xml::{self, Element};
 use crate::error::{Kind, Result};
-use sendense_block::Cancel;
+use crate::model::{DiskRequest, FreezeRequest};
+use sendense_block::{ByteLen, Cancel};
 use sendense_types::{DeploymentId, TrackingToken};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The names of a domain's checkpoints, everybody's.
 pub(super) fn names(virsh: &Virsh, domain: &str, cancel: &Cancel) -> Result<BTreeSet<String>> {
@@ -17,16 +20,79 @@ pub(super) fn names(virsh: &Virsh, domain: &str, cancel: &Cancel) -> Result<BTre
     Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
-/// The targets of the disks that a checkpoint covers.
-pub(super) fn targets(virsh: &Virsh, domain: &str, name: &str, cancel: &Cancel) -> Result<BTreeSet<String>> {
-    parse(&virsh.ask(&["checkpoint-dumpxml", domain, name, "--no-domain"], cancel)?)
+/// The disks that a checkpoint covers, by target, with the layers that they had when it began.
+pub(super) type Covered = BTreeMap<String, Recorded>;
+
+/// What a checkpoint covers.
+pub(super) fn covered(virsh: &Virsh, domain: &str, name: &str, cancel: &Cancel) -> Result<Covered> {
+    parse_covered(&virsh.ask(&["checkpoint-dumpxml", domain, name], cancel)?)
+}
+
+fn parse_covered(document: &str) -> Result<Covered> {
+    let root = xml::parse(document, "domaincheckpoint")?;
+    let domain = root.child("domain").map(Domain::from_element).transpose()?;
+    let stamps = root.child_text("description").and_then(layers::read).unwrap_or_default();
+    let layers = |target: &str| {
+        let disk = domain.as_ref().and_then(|domain| domain.disk(target));
+        disk.map(|disk| disk.layers.clone()).unwrap_or_default()
+    };
+    let recorded = |target: String| {
+        let recorded = Recorded { layers: layers(&target), stamps: stamps.clone() };
+        (target, recorded)
+    };
+    Ok(targets(&root).into_iter().map(recorded).collect())
+}
+
+/// What is covered of the disks that a request asks changes of, by token: only ours, and only those that there are.
+pub(super) fn covered_by_tokens(
+    virsh: &Virsh,
+    domain: &str,
+    request: &FreezeRequest,
+    cancel: &Cancel,
+) -> Result<BTreeMap<String, Covered>> {
+    let mut found = BTreeMap::new();
+    for token in request.disks.iter().filter_map(|disk| disk.since.as_ref()) {
+        let ours = Checkpoint::parse(&token.0).is_some_and(|found| found.deployment_id == request.deployment_id);
+        if ours && !found.contains_key(&token.0) {
+            match covered(virsh, domain, &token.0, cancel) {
+                Ok(covered) => _ = found.insert(token.0.clone(), covered),
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a checkpoint knows of a disk whose changes since it are asked for, or why it cannot tell them.
+pub(super) fn believed<'a>(
+    covered: &'a BTreeMap<String, Covered>,
+    asked: &DiskRequest,
+    disk: &Disk,
+    capacity: Option<ByteLen>,
+    deployment: &DeploymentId,
+) -> Result<&'a Recorded, String> {
+    let token = asked.since.as_ref().ok_or("no change tracking at the parent")?;
+    if Checkpoint::parse(&token.0).is_none_or(|found| found.deployment_id != *deployment) {
+        return Err(format!("{:?} is no checkpoint of this deployment", token.0));
+    }
+    let covered = covered.get(&token.0).ok_or_else(|| format!("the checkpoint {token} is missing"))?;
+    let recorded = covered.get(&asked.key).ok_or_else(|| format!("the checkpoint {token} does not cover the disk"))?;
+    if asked.since_capacity != capacity.map(|size| size.0) {
+        return Err("the disk's size has changed".to_owned());
+    }
+    recorded.check_kept(disk)?;
+    Ok(recorded)
+}
+
+fn targets(root: &Element) -> BTreeSet<String> {
+    let disks = root.child("disks").into_iter().flat_map(|disks| disks.children("disk"));
+    let covered = disks.filter(|disk| disk.attribute("checkpoint") == Some("bitmap"));
+    covered.filter_map(|disk| disk.attribute("name")).map(str::to_owned).collect()
 }
 
 fn parse(document: &str) -> Result<BTreeSet<String>> {
-    let root = xml::parse(document, "domaincheckpoint")?;
-    let disks = root.child("disks").into_iter().flat_map(|disks| disks.children("disk"));
-    let covered = disks.filter(|disk| disk.attribute("checkpoint") == Some("bitmap"));
-    Ok(covered.filter_map(|disk| disk.attribute("name")).map(str::to_owned).collect())
+    Ok(targets(&xml::parse(document, "domaincheckpoint")?))
 }
 
 /// Deletes ours except `keep`. One that cannot be deleted is left for the next time; the first such error is given only

@@ -166,7 +166,11 @@ impl Disk {
 impl Domain {
     /// Reads what `virsh dumpxml` printed.
     pub fn parse(document: &str) -> Result<Self> {
-        let root = xml::parse(document, "domain")?;
+        Self::from_element(&xml::parse(document, "domain")?)
+    }
+
+    /// Reads a domain that is a part of another document.
+    pub fn from_element(root: &Element) -> Result<Self> {
         let missing = |what: &str| Error::new(Kind::Failed, format!("a domain without {what}"));
         let name = root.child_text("name").ok_or_else(|| missing("name"))?.to_owned();
         let uuid = root.child_text("uuid").ok_or_else(|| missing("UUID"))?;
@@ -178,7 +182,7 @@ impl Domain {
             running: root.attribute("id").is_some(),
             cpu_count: root.child_text("vcpu").and_then(|count| count.parse().ok()),
             memory_bytes: root.child("memory").and_then(memory_bytes),
-            guest_os: guest_os(&root).or_else(|| os.and_then(Element::text).map(str::to_owned)),
+            guest_os: guest_os(root).or_else(|| os.and_then(Element::text).map(str::to_owned)),
             agent: agent(&devices),
             disks: devices.children("disk").filter_map(disk).collect(),
             networks: devices.children("interface").enumerate().map(|(at, card)| network(at, card)).collect(),

@@ -14,7 +14,7 @@ use super::domain::{Agent, Domain};
 use super::name::Checkpoint;
 use super::scratch::Folder;
 use super::virsh::{CHANGE, Virsh};
-use super::xml;
+use super::{layers, xml};
 use crate::error::{Error, Kind, Result};
 use sendense_block::Cancel;
 use std::fmt::Write;
@@ -89,7 +89,10 @@ fn checkpoint_xml(plans: &[DiskPlan], domain: &Domain, checkpoint: &Checkpoint) 
         return None;
     }
     let name = xml::escaped(&checkpoint.name());
-    let mut text = format!("<domaincheckpoint>\n  <name>{name}</name>\n  <disks>\n");
+    let stamps = layers::stamps(domain.disks.iter().filter(|disk| tracked(&disk.target)));
+    let description = xml::escaped(&layers::write(&stamps));
+    let mut text = format!("<domaincheckpoint>\n  <name>{name}</name>\n  <description>{description}</description>\n");
+    text.push_str("  <disks>\n");
     for disk in &domain.disks {
         let what = if tracked(&disk.target) { "bitmap" } else { "no" };
         let _ = writeln!(text, "    <disk name='{}' checkpoint='{what}'/>", xml::escaped(&disk.target));

@@ -15,7 +15,7 @@ use super::job::{self, Begun, DiskPlan, Owner};
 use super::name::Checkpoint;
 use super::scratch::{self, Folder, Verdict, Watch};
 use super::virsh::Virsh;
-use super::{Settings, checkpoint};
+use super::{Settings, checkpoint, layers};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
@@ -150,35 +150,31 @@ fn plan(
     request: &FreezeRequest,
     cancel: &Cancel,
 ) -> Result<Vec<DiskPlan>> {
-    let mut covered = BTreeMap::new();
-    for token in request.disks.iter().filter_map(|disk| disk.since.as_ref()) {
-        let ours = Checkpoint::parse(&token.0).is_some_and(|found| found.deployment_id == request.deployment_id);
-        if ours && !covered.contains_key(&token.0) {
-            match checkpoint::targets(&settings.virsh, &domain.uuid, &token.0, cancel) {
-                Ok(targets) => _ = covered.insert(token.0.clone(), targets),
-                Err(error) if error.kind == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let since = |asked: &DiskRequest| {
-        let Some(token) = &asked.since else { return Err("no change tracking at the parent".to_owned()) };
-        let ours = Checkpoint::parse(&token.0).is_some_and(|found| found.deployment_id == request.deployment_id);
-        let capacity = capacities.get(&asked.key).map(|size| size.0);
-        match covered.get(&token.0) {
-            _ if !ours => Err(format!("{:?} is no checkpoint of this deployment", token.0)),
-            None => Err(format!("the checkpoint {token} is missing")),
-            Some(targets) if !targets.contains(&asked.key) => {
-                Err(format!("the checkpoint {token} does not cover the disk"))
-            }
-            _ if asked.since_capacity != capacity => Err("the disk's size has changed".to_owned()),
-            Some(_) => Ok(token.0.clone()),
-        }
+    let covered = checkpoint::covered_by_tokens(&settings.virsh, &domain.uuid, request, cancel)?;
+    let layered = |asked: &DiskRequest| domain.disk(&asked.key).is_some_and(|disk| disk.layers.len() > 1);
+    // Only where there are several: each question costs as much as a tenth of a small incremental.
+    let sizes = match request.disks.iter().any(layered) {
+        true => settings.virsh.ask(&["domstats", "--block", "--backing", &domain.uuid], cancel)?,
+        false => String::new(),
     };
+    let sizes = layers::parse_sizes(&sizes);
     let plans = request.disks.iter().map(|asked| {
-        let untracked = domain.disk(&asked.key).and_then(|disk| disk.untracked());
-        let since = untracked.clone().map_or_else(|| since(asked), Err);
-        DiskPlan { target: asked.key.clone(), since, track: untracked.map_or(Ok(()), Err) }
+        let Some(disk) = domain.disk(&asked.key) else {
+            let gone = "the disk was removed".to_owned();
+            return DiskPlan { target: asked.key.clone(), since: Err(gone.clone()), track: Err(gone) };
+        };
+        let capacity = capacities.get(&asked.key).copied();
+        let since = || {
+            checkpoint::believed(&covered, asked, disk, capacity, &request.deployment_id)?;
+            asked.since.as_ref().map(|token| token.0.clone()).ok_or_else(String::new)
+        };
+        let untracked = disk.untracked();
+        let sizes = sizes.get(&asked.key).map_or(Ok(()), |sizes| layers::check_sizes(sizes));
+        DiskPlan {
+            target: asked.key.clone(),
+            since: untracked.clone().map_or_else(since, Err),
+            track: untracked.map_or(sizes, Err),
+        }
     });
     Ok(plans.collect())
 }

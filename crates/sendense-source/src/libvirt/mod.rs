@@ -18,6 +18,7 @@ mod domain;
 mod fit;
 mod instant;
 mod job;
+mod layers;
 mod live;
 mod machine;
 pub(crate) mod name;

@@ -5,13 +5,14 @@
 //! not: the QCOW2 format.
 //!
 //! libvirt makes no checkpoint on a domain that is off, so the point keeps its parent's token: the bitmaps go on recording
-//! from there, and the next changes are those since the parent, some of which the point has already.
+//! from there, and the next changes are those since the parent, some of which the point has already. That holds only while the
+//! disk has the layers that it had at the checkpoint (see [`layers`]); else the point has no token.
 
-use super::Settings;
+use super::checkpoint::Covered;
 use super::config::Places;
 use super::discover::Found;
 use super::domain::{Disk as DomainDisk, Domain, Layer, Place, cleaned};
-use super::name::Checkpoint;
+use super::{Settings, checkpoint, layers};
 use crate::error::{Error, Kind, Result};
 use crate::model::{DiskRequest, FreezeRequest, FrozenDisk, FrozenFacts, ReadHints};
 use crate::paths::Roots;
@@ -23,6 +24,7 @@ use sendense_block::{ByteLen, Cancel, ChangeMap, Disk, Extent, ExtentSet, ReadAt
 use sendense_qcow2::bitmap::State;
 use sendense_qcow2::{BackingRef, Bitmap, Chain, Gate, Image, Opened};
 use sendense_types::Consistency;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -217,10 +219,11 @@ pub(super) fn freeze(
     cancel: &Cancel,
 ) -> Result<Box<dyn Frozen>> {
     let Found { domain, document, .. } = found;
+    let covered = checkpoint::covered_by_tokens(&settings.virsh, &domain.uuid, request, cancel)?;
     let (mut disks, mut files) = (Vec::new(), Vec::new());
     for asked in &request.disks {
         cancel.check()?;
-        let (held, opened) = hold(settings, &domain, asked, request)?;
+        let (held, opened) = hold(settings, &domain, asked, request, &covered)?;
         disks.push(held);
         files.extend(opened);
     }
@@ -243,6 +246,7 @@ fn hold(
     domain: &Domain,
     asked: &DiskRequest,
     request: &FreezeRequest,
+    covered: &BTreeMap<String, Covered>,
 ) -> Result<(Held, Vec<(PathBuf, Stamp)>)> {
     let disk = domain.disk(&asked.key).expect("the caller looked every disk up");
     if let Some(reason) = unsupported(disk) {
@@ -251,36 +255,44 @@ fn hold(
     let files = Files::new(settings, disk);
     let chain = Arc::new(Chain::open(files.top()?, &files)?);
     let capacity = chain.size();
-    let changes = bitmap(&chain, disk, asked, capacity, request);
+    let recorded = match disk.untracked() {
+        Some(reason) => Err(reason),
+        None => checkpoint::believed(covered, asked, disk, Some(capacity), &request.deployment_id),
+    };
+    let changes = recorded.clone().and_then(|_| bitmap(&chain, asked));
+    let kept = || {
+        changes.as_ref().map_err(String::clone)?;
+        // What was written to a layer that came on top since is in this point; no bitmap would tell if the layer went away.
+        if !recorded.is_ok_and(|then| then.is_same(disk)) {
+            return Err("there are other layers than when the checkpoint began".to_owned());
+        }
+        let sizes: Vec<ByteLen> = chain.layers().iter().map(layer_size).collect();
+        layers::check_sizes(&sizes)
+    };
+    let kept = kept();
+    if let Err(reason) = &kept {
+        tracing::info!(domain = domain.name, disk = asked.key, reason, "the next backup will read the whole disk");
+    }
     let frozen = FrozenDisk {
         key: asked.key.clone(),
         binding: disk.binding(),
         label: super::discover::label(disk),
         capacity,
-        token: asked.since.clone().filter(|_| changes.is_ok()),
+        token: asked.since.clone().filter(|_| kept.is_ok()),
     };
     Ok((Held { frozen, chain, changes }, files.opened.into_inner()))
 }
 
+fn layer_size(layer: &sendense_qcow2::Layer) -> ByteLen {
+    match layer {
+        sendense_qcow2::Layer::Qcow2(image) => image.size(),
+        sendense_qcow2::Layer::Raw(disk) => disk.size(),
+    }
+}
+
 /// The changes since the token, merged over all layers, or why they are not known.
-fn bitmap(
-    chain: &Chain,
-    disk: &DomainDisk,
-    asked: &DiskRequest,
-    capacity: ByteLen,
-    request: &FreezeRequest,
-) -> Result<Arc<LayeredBitmap>, String> {
-    if let Some(reason) = disk.untracked() {
-        return Err(reason);
-    }
+fn bitmap(chain: &Chain, asked: &DiskRequest) -> Result<Arc<LayeredBitmap>, String> {
     let token = asked.since.as_ref().ok_or("no change tracking at the parent")?;
-    let ours = Checkpoint::parse(&token.0).is_some_and(|found| found.deployment_id == request.deployment_id);
-    if !ours {
-        return Err(format!("{:?} is no checkpoint of this deployment", token.0));
-    }
-    if asked.since_capacity != Some(capacity.0) {
-        return Err("the disk's size has changed".into());
-    }
     LayeredBitmap::new(chain, &token.0).map(Arc::new)
 }
 

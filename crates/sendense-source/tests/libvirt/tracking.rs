@@ -1,9 +1,10 @@
 //! What becomes of change tracking when something happens between two backups: each disk says why it is read completely,
 //! and no change is ever missed.
 
-use crate::lab::{Guest, LabDisk, MIB, Memory, Points, back_up, disk_xml, lab, qemu_img};
+use crate::lab::{Guest, LabDisk, MIB, Memory, Points, back_up, back_up_beside, disk_xml, lab, qemu_img};
 use sendense_block::Cancel;
 use sendense_source::Kind;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const TWO: [(&str, &str, u64); 2] = [("vda", "qcow2", 8 * MIB), ("vdb", "qcow2", 4 * MIB)];
@@ -183,7 +184,11 @@ fn external_snapshots_and_commits_lose_nothing() {
     for round in 0..3 {
         assert_eq!(guest.inspect(&*source).disks[0].binding, binding, "another disk, in round {round}");
         points = back_up(&guest, &*source, &points);
-        assert_eq!(points["vda"].reason, None, "round {round}");
+        match round {
+            // The layer that the checkpoint began on is gone, and with it what would tell of all that it did.
+            2 => assert_reason(&points, "vda", &format!("file:{} is gone", overlay.display())),
+            _ => assert_eq!(points["vda"].reason, None, "round {round}"),
+        }
         guest.assert_points(&points);
         match round {
             0 => {
@@ -200,6 +205,123 @@ fn external_snapshots_and_commits_lose_nothing() {
             _ => {}
         }
     }
+}
+
+fn snapshot(guest: &Guest<'_>, overlay: &Path) {
+    let spec = format!("vda,snapshot=external,file={}", overlay.display());
+    let only = ["--disk-only", "--no-metadata", "--diskspec", &spec, "--diskspec", "vdb,snapshot=no"];
+    guest.lab.virsh(&[&["snapshot-create-as", &guest.uuid, "s"][..], &only].concat());
+}
+
+fn commit(guest: &Guest<'_>) {
+    guest.lab.virsh(&["blockcommit", &guest.uuid, "vda", "--active", "--pivot", "--wait"]);
+}
+
+/// Snapshots that others take and commit between two points are no business of a checkpoint's.
+#[test]
+fn a_snapshot_that_came_and_went_since_the_parent_costs_nothing() {
+    let lab = lab();
+    let mut guest = Guest::start_new(lab, &TWO);
+    let source = lab.source();
+    guest.write("vda", 1, 0, MIB);
+    let points = back_up(&guest, &*source, &Points::new());
+    guest.write("vda", 2, MIB, 100_000);
+    snapshot(&guest, &lab.dir.join("images").join(format!("{}-s1.qcow2", guest.name)));
+    guest.write("vda", 3, 2 * MIB, 100_000);
+    commit(&guest);
+    guest.write("vda", 4, 3 * MIB, 100_000);
+    let next = back_up(&guest, &*source, &points);
+    assert_eq!(next["vda"].reason, None);
+    guest.assert_points(&next);
+}
+
+/// What no bitmap tells: an overlay is shrunk below its base and committed into it, which gives the disk back its old size and
+/// what the base holds there.
+#[test]
+fn what_a_shrunk_overlay_uncovers_when_it_is_committed_is_noticed() {
+    let lab = lab();
+    let mut guest = Guest::start_new(lab, &TWO);
+    let source = lab.source();
+    guest.write("vda", 1, 0, 8 * MIB);
+    let overlay = lab.dir.join("images").join(format!("{}-s1.qcow2", guest.name));
+    snapshot(&guest, &overlay);
+    // The parent holds what the overlay says of the second half, and keeps its token however many points come between.
+    guest.write("vda", 2, 6 * MIB, MIB);
+    let parent = back_up(&guest, &*source, &Points::new());
+    guest.write("vda", 3, MIB, 4096);
+    guest.power_off();
+    let off = back_up_beside(&guest, &*source, &parent, &[&parent]);
+    assert_eq!((&off["vda"].reason, &off["vda"].token), (&None, &parent["vda"].token));
+    qemu_img(&["resize", "-q", "-f", "qcow2", "--shrink", overlay.to_str().unwrap(), "4M"]);
+    guest.model.get_mut("vda").unwrap().truncate(4 << 20);
+    // Nothing of a disk like that is handed on, off or running.
+    for running in [false, true] {
+        if running {
+            guest.start();
+        }
+        let between = back_up_beside(&guest, &*source, &parent, &[&parent]);
+        assert_reason(&between, "vda", "size has changed");
+        assert_eq!(between["vda"].token, None, "running: {running}");
+        guest.assert_points(&between);
+        assert!(running || between["vdb"].token.is_some());
+    }
+    commit(&guest);
+    guest.model.get_mut("vda").unwrap().resize(8 << 20, 1);
+    for since in [&parent, &off] {
+        let next = back_up_beside(&guest, &*source, since, &[&parent, &off]);
+        assert_reason(&next, "vda", "is gone");
+        assert_eq!(next["vdb"].reason, None);
+        guest.assert_points(&next);
+    }
+}
+
+/// The same with an overlay of the same name in its place: the name says nothing.
+#[test]
+fn another_overlay_of_the_same_name_is_not_the_one_that_was_committed() {
+    let lab = lab();
+    let mut guest = Guest::start_new(lab, &TWO);
+    let source = lab.source();
+    guest.write("vda", 1, 0, 8 * MIB);
+    let overlay = lab.dir.join("images").join(format!("{}-s1.qcow2", guest.name));
+    snapshot(&guest, &overlay);
+    guest.write("vda", 2, 6 * MIB, MIB);
+    let parent = back_up(&guest, &*source, &Points::new());
+    guest.power_off();
+    qemu_img(&["resize", "-q", "-f", "qcow2", "--shrink", overlay.to_str().unwrap(), "4M"]);
+    guest.start();
+    commit(&guest);
+    guest.model.get_mut("vda").unwrap()[4 << 20..].fill(1);
+    std::fs::remove_file(&overlay).unwrap();
+    snapshot(&guest, &overlay);
+    let next = back_up(&guest, &*source, &parent);
+    assert_reason(&next, "vda", "is another file");
+    guest.assert_points(&next);
+}
+
+/// What is written to an overlay that is younger than the checkpoint is in a point of a domain that is off; when the overlay
+/// goes away, the checkpoint's layers are all there, and yet it does not tell.
+#[test]
+fn a_point_of_a_domain_that_is_off_hands_on_no_token_that_knows_fewer_layers() {
+    let lab = lab();
+    let mut guest = Guest::start_new(lab, &TWO);
+    let source = lab.source();
+    guest.write("vda", 1, 0, 8 * MIB);
+    let parent = back_up(&guest, &*source, &Points::new());
+    let overlay = lab.dir.join("images").join(format!("{}-s1.qcow2", guest.name));
+    snapshot(&guest, &overlay);
+    guest.write("vda", 2, 6 * MIB, MIB);
+    guest.power_off();
+    let off = back_up(&guest, &*source, &parent);
+    assert_eq!((&off["vda"].reason, &off["vda"].token), (&None, &None));
+    assert_eq!(off["vdb"].token, parent["vdb"].token, "the other disk goes on");
+    guest.assert_points(&off);
+    qemu_img(&["resize", "-q", "-f", "qcow2", "--shrink", overlay.to_str().unwrap(), "4M"]);
+    guest.start();
+    commit(&guest);
+    guest.model.get_mut("vda").unwrap()[4 << 20..].fill(1);
+    let next = back_up(&guest, &*source, &off);
+    assert_reason(&next, "vda", "at the parent");
+    guest.assert_points(&next);
 }
 
 #[test]

@@ -59,6 +59,8 @@ struct Point {
     copies: BTreeMap<&'static str, PathBuf>,
     /// Disks that lost a part of themselves since, though they may have their old size again.
     cut: BTreeSet<&'static str>,
+    /// What vda consisted of.
+    layers: Vec<PathBuf>,
 }
 
 struct World<'a> {
@@ -71,11 +73,8 @@ struct World<'a> {
     /// vdb is out of the domain until this round.
     removed_until: Option<usize>,
     overlays: usize,
-    /// The highest layer of vda.
-    top: PathBuf,
-    /// That layer was made smaller than the one below it. Committing it then would give the disk back its old size with what
-    /// the lower layer holds there, which no bitmap tells: see `docs/sources.md`.
-    base_is_larger: bool,
+    /// What vda consists of, highest first.
+    layers: Vec<PathBuf>,
     deltas: usize,
 }
 
@@ -85,7 +84,7 @@ fn thirty_backups_of_an_eventful_life_restore_to_what_the_disks_held() {
     println!("SENDENSE_TEST_SEED={seed}");
     let dir = tempfile::tempdir().unwrap();
     let guest = Guest::start_new(lab(), &DISKS);
-    let (hub, top) = (start_hub(dir.path(), &guest), guest.disks[0].path.clone());
+    let (hub, layers) = (start_hub(dir.path(), &guest), vec![guest.disks[0].path.clone()]);
     let mut world = World {
         dir: dir.path(),
         guest,
@@ -95,8 +94,7 @@ fn thirty_backups_of_an_eventful_life_restore_to_what_the_disks_held() {
         running: true,
         removed_until: None,
         overlays: 0,
-        top,
-        base_is_larger: false,
+        layers,
         deltas: 0,
     };
     let mut deck: Vec<Card> = DECK.iter().flat_map(|(card, count)| std::iter::repeat_n(*card, *count)).collect();
@@ -161,23 +159,21 @@ impl World<'_> {
                 let target = self.qcow2_disk();
                 let size = self.guest.model[target].len() as u64;
                 let smaller = size - 512 * self.random.below(size / 2048);
-                let image = if target == "vda" { self.top.clone() } else { self.guest.disks[1].path.clone() };
+                let image = if target == "vda" { self.layers[0].clone() } else { self.guest.disks[1].path.clone() };
                 let resize = ["resize", "-q", "-f", "qcow2"];
                 qemu_img(&[&resize[..], &["--shrink", path(&image), &smaller.to_string()]].concat());
                 self.resized(target, smaller);
-                self.base_is_larger |= target == "vda" && self.top != self.guest.disks[0].path;
                 if card == Card::ShrinkAndGrow {
                     qemu_img(&[&resize[..], &[path(&image), &size.to_string()]].concat());
                     self.resized(target, size);
                 }
             }
             Card::Snapshot => self.snapshot(),
-            Card::Commit if self.base_is_larger => self.snapshot(),
             Card::Commit => {
                 self.snapshot();
                 self.write(round);
                 self.guest.lab.virsh(&["blockcommit", &self.guest.uuid, "vda", "--active", "--pivot", "--wait"]);
-                self.top = self.guest.disks[0].path.clone();
+                self.committed();
             }
             Card::RemoveDisk => {
                 if self.removed_until.is_none() {
@@ -246,7 +242,18 @@ impl World<'_> {
             args.extend(["--diskspec", "vdb,snapshot=no"]);
         }
         guest.lab.virsh(&args);
-        self.top = overlay;
+        self.layers.insert(0, overlay);
+    }
+
+    /// A lowest layer that is larger than what was committed into it gives the disk its size, and what it holds there.
+    fn committed(&mut self) {
+        self.layers.drain(..self.layers.len() - 1);
+        let now = self.dir.join("committed");
+        self.guest.try_qemu_io("vda", "flush");
+        qemu_img(&["convert", "-U", "-f", "qcow2", "-O", "raw", path(&self.layers[0]), path(&now)]);
+        let (now, model) = (std::fs::read(&now).unwrap(), self.guest.model.get_mut("vda").unwrap());
+        assert!(now.len() >= model.len() && now[..model.len()] == **model, "the lab's model of vda is wrong");
+        *model = now;
     }
 
     fn put_back(&mut self, round: usize) {
@@ -289,7 +296,8 @@ impl World<'_> {
         if settled(&self.hub, &self.dir.join("main"), &id, round) {
             let backup = self.hub.json(&["backup", "show", &id])["backup"].clone();
             println!("{round}: killed, and it was a point already");
-            self.points.push(Point { backup, repository: "main", copies, cut: BTreeSet::new() });
+            let layers = self.layers.clone();
+            self.points.push(Point { backup, repository: "main", copies, cut: BTreeSet::new(), layers });
         } else {
             println!("{round}: killed in the middle");
         }
@@ -307,7 +315,7 @@ impl World<'_> {
                 self.guest.try_qemu_io(target, "flush");
             }
             let disk = self.guest.disks.iter().find(|disk| disk.target == target).unwrap();
-            let image = if target == "vda" { &self.top } else { &disk.path };
+            let image = if target == "vda" { &self.layers[0] } else { &disk.path };
             let copy = self.dir.join(format!("copy-{name}-{target}"));
             qemu_img(&["convert", "-U", "-f", disk.format, "-O", "raw", path(image), path(&copy)]);
             let (bytes, model) = (std::fs::read(&copy).unwrap(), &self.guest.model[target]);
@@ -340,6 +348,9 @@ impl World<'_> {
         if disk_of(&parent.backup, target)["capacity_bytes"] != self.guest.model[target].len() {
             reasons.push("size has changed");
         }
+        if target == "vda" && !self.layers.ends_with(&parent.layers) {
+            reasons.push("no longer has the layers");
+        }
         let doubtful = reasons.is_empty() && parent.cut.contains(target);
         if doubtful {
             reasons.push("change tracking contradicts the parent");
@@ -368,7 +379,8 @@ impl World<'_> {
         }
         assert_eq!(backup["disks"].as_array().unwrap().len(), self.targets().len());
         println!("{round}: {} in {repository}: {}", field(&backup, "backup_id"), backup["type_reason"]);
-        self.points.push(Point { backup, repository, copies, cut: BTreeSet::new() });
+        let layers = self.layers.clone();
+        self.points.push(Point { backup, repository, copies, cut: BTreeSet::new(), layers });
         if self.running {
             // A domain that is off keeps what it has. What a deleted point has made go does not come back with its parent.
             let made = token(&self.points[self.points.len() - 1].backup, "vda");
