@@ -1,11 +1,12 @@
-//! What may run at once, what waits, what is refused; what a person or the clock stops.
+//! What may run at once, what waits, what is refused; what a person or the clock stops; what is told of it meanwhile.
 
 use super::{Fixture, PATIENCE};
 use crate::HubConfig;
 use crate::http::router;
+use futures::StreamExt as _;
 use sendense_api::{
-    Backup, Client, ClientError, ClientOptions, CreateBackup, CreateRepository, CreateSource, RepositoryConfig,
-    RestoreBackup, RestoreTarget, Role, Task, VerifyBackup,
+    Backup, Client, ClientError, ClientOptions, CreateBackup, CreateRepository, CreateSource, Event, RepositoryConfig,
+    RestoreBackup, RestoreTarget, Role, Task, UpdateSource, VerifyBackup,
 };
 use sendense_types::{
     BackupId, BackupStatus, BackupType, ManualClock, Phase, ProblemCode, RepositoryKind, SourceKind, TaskId, TaskState,
@@ -28,12 +29,13 @@ struct Stuck {
 }
 
 impl Stuck {
-    async fn start(folder: &Path, name: &str, plugin: &str, delay: &str) -> Self {
+    async fn start(folder: &Path, name: &str, plugin: &str, more: &[&str]) -> Self {
         let socket = folder.join(name);
         let child = Command::new("nbdkit")
             .args(["-f", "-t", "1", "-U"])
             .arg(&socket)
-            .args(["--filter=delay", plugin, "64M", delay])
+            .args(["--filter=delay", plugin])
+            .args(more)
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
@@ -80,6 +82,11 @@ impl House {
 
     /// Adds a source and gives the id of its first machine.
     async fn machine(&self, name: &str, kind: SourceKind, address: String) -> String {
+        self.machines(name, kind, address, None).await.remove(0)
+    }
+
+    /// Adds a source that bears so many tasks at once and gives the ids of its machines.
+    async fn machines(&self, name: &str, kind: SourceKind, address: String, max: Option<u32>) -> Vec<String> {
         let source = CreateSource {
             name: name.to_owned(),
             kind,
@@ -90,10 +97,11 @@ impl House {
             scratch_floor_bytes: None,
             nbd: None,
             vsphere: None,
-            running_tasks_max: None,
+            running_tasks_max: max,
         };
         self.client.create_source(&source).await.unwrap();
-        self.client.discover_source(name).await.unwrap().vms[0].vm_context_id.to_string()
+        let found = self.client.discover_source(name).await.unwrap().vms;
+        found.iter().map(|vm| vm.vm_context_id.to_string()).collect()
     }
 
     async fn start(&self, vm: &str, repository: &str) -> Result<Backup, ClientError> {
@@ -174,7 +182,7 @@ async fn limits_make_tasks_wait_and_a_full_queue_says_when_to_come_back() {
         config.limits.pending_max = 2;
     })
     .await;
-    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let mut vms = Vec::new();
     for number in 0..5 {
         vms.push(house.machine(&format!("slow{number}"), SourceKind::Nbd, stuck.uri.clone()).await);
@@ -217,6 +225,100 @@ async fn limits_make_tasks_wait_and_a_full_queue_says_when_to_come_back() {
     house.fixture.hub.shutdown().await;
 }
 
+/// A server of several exports, each as stuck as the others.
+async fn stuck_exports(folder: &Path, socket: &str, names: &[&str]) -> Stuck {
+    let exports = folder.join(format!("{socket}-exports"));
+    std::fs::create_dir(&exports).unwrap();
+    for name in names {
+        // No hole, of which nothing would be read.
+        std::fs::write(exports.join(name), vec![1; 1 << 20]).unwrap();
+    }
+    let plugin = format!("dir={}", exports.display());
+    Stuck::start(folder, socket, "file", &[&plugin, "rdelay=3600"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_with_a_limit_of_its_own_makes_its_machines_wait_and_no_others() {
+    let house = House::new(|config| config.limits.running_per_hub = 4).await;
+    let folder = house.fixture.folder.path();
+    let (narrow, wide) = (stuck_exports(folder, "n", &["a", "b"]).await, stuck_exports(folder, "w", &["c", "d"]).await);
+    let of_narrow = house.machines("narrow", SourceKind::Nbd, narrow.uri.clone(), Some(1)).await;
+    let of_wide = house.machines("wide", SourceKind::Nbd, wide.uri.clone(), None).await;
+    assert_eq!((of_narrow.len(), of_wide.len()), (2, 2));
+
+    let first = house.start(&of_narrow[0], "two").await.unwrap();
+    house.until_running(&first.backup_id).await;
+    let second = house.start(&of_narrow[1], "two").await.unwrap();
+    // Those of another source pass it by, though they came later.
+    for vm in &of_wide {
+        let other = house.start(vm, "two").await.unwrap();
+        house.until_running(&other.backup_id).await;
+    }
+    assert_eq!(house.status(&second.backup_id).await, BackupStatus::Pending);
+
+    // Its place is free when the first has ended.
+    house.cancel(first.task_id.as_ref().unwrap()).await;
+    house.until_running(&second.backup_id).await;
+    // A limit that is raised counts for those that wait already.
+    let third = house.start(&of_narrow[0], "two").await.unwrap();
+    assert_eq!(third.status, BackupStatus::Pending);
+    let change = UpdateSource { running_tasks_max: Some(2), ..UpdateSource::default() };
+    assert_eq!(house.client.update_source("narrow", &change).await.unwrap().running_tasks_max, Some(2));
+    house.until_running(&third.backup_id).await;
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_tell_how_far_a_task_is_and_every_state_it_goes_through() {
+    let house = House::new(|_| ()).await;
+    let folder = house.fixture.folder.path();
+    // It answers slowly enough that progress is seen, and one request at a time.
+    let slow = Stuck::start(folder, "s", "pattern", &["64M", "rdelay=50ms"]).await;
+    let vm = house.machine("slow", SourceKind::Nbd, slow.uri.clone()).await;
+    let mut events = house.client.events().await.unwrap();
+    let backup = house.start(&vm, "two").await.unwrap();
+    let task_id = backup.task_id.clone().unwrap();
+
+    let (mut states, mut done, mut statuses) = (Vec::new(), Vec::new(), Vec::new());
+    let told = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match events.next().await.expect("the stream goes on").unwrap() {
+                Event::Task { task } if task.task_id == task_id => {
+                    if states.last() != Some(&task.state) {
+                        states.push(task.state);
+                    }
+                    if task.state == TaskState::Running && task.bytes_done > 0 {
+                        done.push((task.bytes_done, task.progress_percent));
+                    }
+                    // Seen moving twice, it has been seen enough.
+                    if done.len() == 2 {
+                        house.client.cancel_task(&task_id).await.unwrap();
+                    }
+                }
+                Event::Backup { backup: told }
+                    if told.backup_id == backup.backup_id && statuses.last() != Some(&told.status) =>
+                {
+                    statuses.push(told.status);
+                }
+                _ => {}
+            }
+            let ended = |state: &TaskState| !matches!(state, TaskState::Pending | TaskState::Running);
+            if states.last().is_some_and(ended) && statuses.last() == Some(&BackupStatus::Cancelled) {
+                break;
+            }
+        }
+    });
+    told.await.unwrap_or_else(|_| panic!("told no more than {states:?}, {statuses:?}, {done:?}"));
+    assert_eq!(states.last(), Some(&TaskState::Cancelled), "{states:?}");
+    assert!(states.contains(&TaskState::Running), "{states:?}");
+    assert!(statuses.contains(&BackupStatus::Running), "{statuses:?}");
+    let total = 64.0 * 1024.0 * 1024.0;
+    assert!(done.is_sorted() && done[0].0 < done[1].0, "it goes on: {done:?}");
+    assert!(done.iter().all(|(bytes, percent)| (percent - *bytes as f64 * 100.0 / total).abs() < 1.0), "{done:?}");
+    drop(events);
+    house.fixture.hub.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_and_a_verification_that_run_are_cancelled() {
     let house = House::new(|_| ()).await;
@@ -233,7 +335,7 @@ async fn a_restore_and_a_verification_that_run_are_cancelled() {
     let task = house.client.wait_for_task(backup.task_id.as_ref().unwrap(), |_| {}).await.unwrap();
     assert_eq!((task.state, task.error), (TaskState::Completed, None));
 
-    let stuck = Stuck::start(house.fixture.folder.path(), "s", "memory", "wdelay=3600").await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "memory", &["64M", "wdelay=3600"]).await;
     let request = RestoreBackup { target: RestoreTarget::Nbd { uri: stuck.uri.clone() }, disk_id: None };
     let restore = house.client.restore_backup(&backup.backup_id, &request).await.unwrap();
     let is_at_work = async || {
@@ -279,7 +381,7 @@ async fn what_moves_nothing_for_four_hours_is_ended() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
     let given = clock.clone();
     let house = House::new(move |config| config.clock = given).await;
-    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     let backup = house.start(&vm, "two").await.unwrap();
     house.until_running(&backup.backup_id).await;
@@ -308,7 +410,7 @@ async fn what_takes_longer_than_it_may_is_ended() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
     let given = clock.clone();
     let house = House::new(move |config| config.clock = given).await;
-    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", "rdelay=3600").await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     for wrong in [0, u32::MAX] {
         let refused = house.start_limited(&vm, "two", Some(wrong)).await.unwrap_err();
