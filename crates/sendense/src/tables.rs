@@ -323,6 +323,7 @@ pub fn source(source: &Source) -> Table {
         ("sessions", vsphere.sessions_max.map(|count| count.to_string()).unwrap_or_default()),
         ("proxy", vsphere.proxy.unwrap_or_default()),
         ("quiesce", if vsphere.quiesce_or_fail { "or fail".into() } else { String::new() }),
+        ("tasks at once", source.running_tasks_max.map(|count| count.to_string()).unwrap_or_default()),
         ("vms", source.vm_count.to_string()),
         ("discovered", or_dash(source.discovered_at.map(moment))),
     ])

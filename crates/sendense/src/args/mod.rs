@@ -8,7 +8,9 @@ mod source;
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use recover::RecoverCommand;
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
-pub use source::{NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs};
+pub use source::{
+    LimitArgs, NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs,
+};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sendense_types::{BackupId, BackupType, Compression, ExportId, OnTrackingLoss, TaskId, Timestamp};
@@ -249,6 +251,9 @@ pub enum RepoAddCommand {
         /// How hard backups are compressed when they do not say.
         #[arg(long)]
         compression: Option<Compression>,
+        /// How many tasks may work on it at once; more wait (default 4).
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        running_tasks_max: Option<u32>,
     },
 }
 
@@ -634,6 +639,9 @@ mod tests {
             "sendense source add nbd --name N --uri nbds://h/e --tls-ca C --tls-cert C --tls-key K --tls-server-name h --connections 4",
             "sendense source add nbd --name N --uri nbd://h/e --dirty-bitmap b --trust-bitmap --bitmap-epoch 1",
             "sendense source update N --bitmap-epoch 2",
+            "sendense repo add local --name R --path P --running-tasks-max 2",
+            "sendense source add libvirt --name L --running-tasks-max 1",
+            "sendense source update N --running-tasks-max 8",
             "sendense source update N --trust-bitmap=false --forget-credentials",
             "sendense source discover I",
             "sendense vm show web",
@@ -687,6 +695,7 @@ mod tests {
             "sendense source add nbd --name N --uri nbds://h/e --tls-cert C",
             "sendense source add nbd --name N --uri nbds://h/e --connections 0",
             "sendense source update N",
+            "sendense source update N --running-tasks-max 0",
             "sendense restore disk bk-1",
             "sendense restore disk bk-1 --to f --onto g",
             "sendense restore disk bk-1 --to f --resize",

@@ -44,6 +44,8 @@ pub enum SourceAddCommand {
         /// The folder, below one of the hub's allowed paths.
         #[arg(long, value_name = "DIR")]
         path: PathBuf,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// libvirt with QEMU.
     Libvirt {
@@ -59,6 +61,8 @@ pub enum SourceAddCommand {
         /// Give a backup up before scratch space falls below this (`2GiB`).
         #[arg(long, value_name = "SIZE")]
         scratch_floor: Option<bytesize::ByteSize>,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// A vCenter, or a bare ESXi host.
     Vsphere {
@@ -78,6 +82,8 @@ pub enum SourceAddCommand {
         vsphere: VsphereArgs,
         #[command(flatten)]
         password: PasswordArgs,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// An NBD server.
     Nbd {
@@ -91,7 +97,17 @@ pub enum SourceAddCommand {
         nbd: NbdArgs,
         #[command(flatten)]
         tls: TlsArgs,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
+}
+
+/// How much at once a source bears.
+#[derive(Debug, Default, ClapArgs)]
+pub struct LimitArgs {
+    /// How many of its machines may be backed up at once; more wait (default 4).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub running_tasks_max: Option<u32>,
 }
 
 /// What an NBD server takes beside its URI.
@@ -171,7 +187,7 @@ pub struct PasswordArgs {
 #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
     "new_name", "address", "dirty_bitmap", "trust_bitmap", "bitmap_epoch", "connections", "tls_server_name", "tls_ca",
     "tls_cert", "tls_key", "username", "password_file", "forget_credentials", "thumbprint", "vddk_libdir",
-    "nbdkit_plugin", "transports", "sessions_max", "proxy", "quiesce_or_fail",
+    "nbdkit_plugin", "transports", "sessions_max", "proxy", "quiesce_or_fail", "running_tasks_max",
 ]))]
 pub struct SourceUpdate {
     /// Its name or id.
@@ -193,6 +209,8 @@ pub struct SourceUpdate {
     pub tls: TlsArgs,
     #[command(flatten)]
     pub password: PasswordArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Remove the stored credentials.
     #[arg(long, conflicts_with_all = ["tls_ca", "tls_cert", "tls_key", "username", "password_file"])]
     pub forget_credentials: bool,

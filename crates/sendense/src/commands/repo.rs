@@ -14,13 +14,13 @@ use sendense_types::RepositoryKind;
 pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
     let client = &context.client;
     match command {
-        RepoCommand::Add(RepoAddCommand::Local { name, path, compression }) => {
+        RepoCommand::Add(RepoAddCommand::Local { name, path, compression, running_tasks_max }) => {
             let body = CreateRepository {
                 name,
                 kind: RepositoryKind::Local,
                 config: RepositoryConfig { path: path_text(&path)? },
                 compression,
-                running_tasks_max: None,
+                running_tasks_max,
             };
             let repository = client.create_repository(&body).await?;
             if context.json {
@@ -53,6 +53,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                     ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
                     ("free", free.unwrap_or_default()),
                     ("compression", repository.compression.to_string()),
+                    ("tasks at once", repository.running_tasks_max.map(|count| count.to_string()).unwrap_or_default()),
                     ("created", moment(repository.created_at)),
                     ("problem", repository.problem.clone().unwrap_or_default()),
                 ]));

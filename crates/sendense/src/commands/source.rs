@@ -2,7 +2,7 @@
 
 use super::backup::confirmed;
 use super::path_text;
-use crate::args::{NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate, VsphereArgs};
+use crate::args::{LimitArgs, NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate, VsphereArgs};
 use crate::context::Context;
 use crate::output::{json, line, say, table as show};
 use crate::secret::{account, certificates, from_file};
@@ -113,7 +113,7 @@ async fn add(context: &Context, mut new: CreateSource) -> Result<Source> {
 }
 
 fn body(command: SourceAddCommand) -> Result<CreateSource> {
-    let source = |name, kind, address| CreateSource {
+    let source = |name, kind, address, limits: LimitArgs| CreateSource {
         name,
         kind,
         address,
@@ -123,16 +123,16 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
         scratch_floor_bytes: None,
         nbd: None,
         vsphere: None,
-        running_tasks_max: None,
+        running_tasks_max: limits.running_tasks_max,
     };
     Ok(match command {
-        SourceAddCommand::Image { name, path } => source(name, SourceKind::Image, path_text(&path)?),
-        SourceAddCommand::Nbd { name, uri, nbd, tls } => CreateSource {
+        SourceAddCommand::Image { name, path, limits } => source(name, SourceKind::Image, path_text(&path)?, limits),
+        SourceAddCommand::Nbd { name, uri, nbd, tls, limits } => CreateSource {
             nbd: merged(None, nbd),
             credentials: certificates(&tls)?,
-            ..source(name, SourceKind::Nbd, uri)
+            ..source(name, SourceKind::Nbd, uri, limits)
         },
-        SourceAddCommand::Vsphere { name, address, thumbprint, tls_ca, vsphere, password } => {
+        SourceAddCommand::Vsphere { name, address, thumbprint, tls_ca, vsphere, password, limits } => {
             let account = account(password)?;
             let Some(mut credentials) = account else { bail!("an account is needed: --username") };
             credentials.tls_ca = tls_ca.as_deref().map(from_file).transpose()?;
@@ -140,19 +140,19 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
                 credentials: Some(credentials),
                 thumbprint,
                 vsphere: merged_vsphere(None, vsphere),
-                ..source(name, SourceKind::Vsphere, address)
+                ..source(name, SourceKind::Vsphere, address, limits)
             }
         }
-        SourceAddCommand::Libvirt { name, uri, scratch, scratch_floor } => CreateSource {
+        SourceAddCommand::Libvirt { name, uri, scratch, scratch_floor, limits } => CreateSource {
             scratch_path: scratch.as_deref().map(path_text).transpose()?,
             scratch_floor_bytes: scratch_floor.map(|size| size.as_u64()),
-            ..source(name, SourceKind::Libvirt, uri)
+            ..source(name, SourceKind::Libvirt, uri, limits)
         },
     })
 }
 
 async fn update(context: &Context, change: SourceUpdate) -> Result<Source> {
-    let SourceUpdate { source, new_name, address, thumbprint, vsphere, nbd, tls, password, forget_credentials } =
+    let SourceUpdate { source, new_name, address, thumbprint, vsphere, nbd, tls, password, limits, forget_credentials } =
         change;
     let before = context.client.get_source(&source).await?;
     let credentials = if forget_credentials {
@@ -175,6 +175,7 @@ async fn update(context: &Context, change: SourceUpdate) -> Result<Source> {
         thumbprint,
         nbd: merged(before.nbd, nbd),
         vsphere: merged_vsphere(before.vsphere, vsphere),
+        running_tasks_max: limits.running_tasks_max,
         ..UpdateSource::default()
     };
     Ok(context.client.update_source(&source, &change).await?)
