@@ -115,12 +115,17 @@ fn verify(path: &Path, backup_id: Option<BackupId>, deep: bool, as_json: bool) -
         bad += usize::from(!report.is_sound());
         if as_json { rows.push(report_json(&id, &report)) } else { print_report(&id, &report) }
     }
+    let message = format!("{bad} points are not sound");
     if as_json {
         json(&value!({ "success": bad == 0, "points": rows, "unreadable_manifests": problems }))?;
+        if bad > 0 {
+            // The report is the answer: a program reads one document.
+            say(message);
+            return Ok(crate::exit::WORK_FAILED);
+        }
     }
     if bad > 0 {
         let what = "verification".to_owned();
-        let message = format!("{bad} points are not sound");
         return Err(WorkFailed { what, message, details: String::new(), code: "corrupt".into() }.into());
     }
     Ok(0)
