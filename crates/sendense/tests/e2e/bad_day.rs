@@ -1,11 +1,13 @@
 //! A full repository, rotten bits, a source that changes while it is read, work that is cancelled.
 
 use crate::disk::{Disk, Random, assert_holds};
-use crate::hub::{Hub, PATIENCE, field, path, tree};
+use crate::hub::{Hub, PATIENCE, field, path, tool, tree};
+use crate::servers::slow_nbd;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 /// A small tmpfs; unmounted when dropped.
@@ -52,8 +54,78 @@ fn a_full_repository_fails_the_backup_and_nothing_else() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("no space"), "{said}");
     assert_eq!(tree(&dir.join("repo")), before, "nothing is left of it");
+    let row = hub.json(&["backup", "list", "--vm", "big"])["backups"][0].clone();
+    assert_eq!((field(&row, "status"), field(&row, "error_code")), ("failed", "no_space"), "{row:#}");
 
     hub.ok(&["backup", "verify", field(&first, "backup_id"), "--deep"]);
+    let second = hub.backup("small", &[]);
+    let out = dir.join("out");
+    hub.ok(&["restore", "disk", field(&second, "backup_id"), "--to", path(&out), "--wait"]);
+    assert_holds(&out, &small.bytes);
+}
+
+/// Writes until the kernel refuses.
+fn fill(file: &Path) {
+    let mut file = fs::File::create_new(file).unwrap();
+    // Large pieces first, so that it is quick, and then to the last page.
+    for piece in [1 << 20, 4096] {
+        let zeros = vec![0; piece];
+        let error = loop {
+            if let Err(error) = file.write_all(&zeros) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    }
+}
+
+/// The status that the hub answers to a request for a backup.
+fn asked_by_curl(hub: &Hub, vm: &str) -> String {
+    let token = fs::read_to_string(hub.data_dir.join("admin-token")).unwrap();
+    let (bearer, url) = (format!("Authorization: Bearer {}", token.trim()), format!("{}/api/v1/backups", hub.url));
+    let body = format!(r#"{{"vm_name": "{vm}", "repository_id": "main", "backup_type": "full"}}"#);
+    let ask = ["-sS", "-w", "\n%{http_code}", "-H", &bearer, "-H", "Content-Type: application/json", "-d", &body, &url];
+    tool("curl", "curl", &ask)
+}
+
+#[test]
+fn a_file_system_that_fills_up_in_mid_backup_fails_it_and_the_next_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // 64 MiB are read in 64 requests, so that there is a middle, and fit when the backup begins.
+    let (_server, uri) = slow_nbd(dir, "slow", "250ms");
+    let _small = SmallDisk::mount(&dir.join("repo"), "192m");
+    let small = Disk::create(&dir.join("vms/small.raw"), 4 << 20, &mut Random::new(61));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    hub.backup("small", &[]);
+    let before = tree(&dir.join("repo"));
+    hub.ok(&["source", "add", "nbd", "--name", "slow", "--uri", &uri]);
+    let found = hub.json(&["source", "discover", "slow"]);
+    let vm = field(&found["vms"][0], "vm_context_id");
+    let started = hub.json(&["backup", "start", vm, "--repo", "main", "--compression", "off"]);
+    let id = field(&started["backup"], "backup_id");
+    let patience = Instant::now() + PATIENCE;
+    while hub.json(&["backup", "show", id])["backup"]["bytes_transferred"].as_u64() == Some(0) {
+        assert!(Instant::now() < patience, "nothing is transferred");
+    }
+    // Somebody else takes the room that was promised.
+    let ballast = dir.join("repo/ballast");
+    fill(&ballast);
+    let failed = loop {
+        let backup = hub.json(&["backup", "show", id])["backup"].clone();
+        if backup["completed_at"].is_string() {
+            break backup;
+        }
+        assert!(Instant::now() < patience, "it goes on without room: {backup:#}");
+    };
+    assert_eq!((field(&failed, "status"), field(&failed, "error_code")), ("failed", "no_space"), "{failed:#}");
+    let answer = asked_by_curl(&hub, "small");
+    assert!(answer.ends_with("\n507") && answer.contains("no_space"), "{answer}");
+    assert!(!tree(&dir.join("repo")).iter().any(|file| file.contains(id)), "something is left of it");
+
+    fs::remove_file(&ballast).unwrap();
+    assert_eq!(tree(&dir.join("repo")), before);
     let second = hub.backup("small", &[]);
     let out = dir.join("out");
     hub.ok(&["restore", "disk", field(&second, "backup_id"), "--to", path(&out), "--wait"]);
@@ -110,42 +182,14 @@ fn an_image_that_changes_while_it_is_read_gives_no_point() {
     assert_holds(&out, &disk.bytes);
 }
 
-/// An NBD server that takes its time for every read; of one thread for the reason at [`crate::servers::stuck_nbd`].
-struct SlowServer(Child);
-
-impl SlowServer {
-    fn start(socket: &Path) -> Self {
-        let child = Command::new("nbdkit")
-            .args(["-f", "-t", "1", "-U", path(socket), "--filter=delay", "pattern", "64M", "rdelay=2"])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
-        let patience = Instant::now() + PATIENCE;
-        while !socket.exists() {
-            assert!(Instant::now() < patience, "nbdkit does not serve");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        Self(child)
-    }
-}
-
-impl Drop for SlowServer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_running_backup_refuses_a_second_one_and_can_be_cancelled() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let socket = dir.join("nbd.sock");
-    let _server = SlowServer::start(&socket);
+    let (_server, uri) = slow_nbd(dir, "slow", "2");
     let quick = Disk::create(&dir.join("vms/quick.raw"), 1 << 20, &mut Random::new(9));
     let hub = Hub::start(dir);
     hub.set_up_images(dir);
-    let uri = format!("nbd+unix:///?socket={}", path(&socket));
     hub.ok(&["source", "add", "nbd", "--name", "slow", "--uri", &uri]);
     let found = hub.json(&["source", "discover", "slow"]);
     let vm = field(&found["vms"][0], "vm_context_id").to_owned();

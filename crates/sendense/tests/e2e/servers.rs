@@ -124,10 +124,18 @@ pub fn postgres(dir: &Path) -> (Server, String) {
 /// An NBD server of 64 MiB that answers no request within the life of a test; gives its URI. One thread serves a client: with
 /// several, nbdkit 1.32 may abort when a client goes away with requests in flight (`raw_send_socket` asserts that its socket is open).
 pub fn stuck_nbd(dir: &Path, name: &str, requests: &str) -> (Server, String) {
+    delayed_nbd(dir, name, &format!("{requests}=3600"))
+}
+
+/// The same that takes this long (`50ms`) for each read.
+pub fn slow_nbd(dir: &Path, name: &str, each: &str) -> (Server, String) {
+    delayed_nbd(dir, name, &format!("rdelay={each}"))
+}
+
+fn delayed_nbd(dir: &Path, name: &str, delay: &str) -> (Server, String) {
     let socket = dir.join(format!("{name}.sock"));
-    let delay = format!("{requests}=3600");
-    let plugin: &[&str] = if requests == "rdelay" { &["pattern", "64M"] } else { &["memory", "64M"] };
-    let args = [&["-f", "-t", "1", "-U", path(&socket), "--filter=delay"], plugin, &[&delay]].concat();
+    let plugin: &[&str] = if delay.starts_with("rdelay") { &["pattern", "64M"] } else { &["memory", "64M"] };
+    let args = [&["-f", "-t", "1", "-U", path(&socket), "--filter=delay"], plugin, &[delay]].concat();
     let server = Server::start(("nbdkit", "nbdkit"), &[], &args, &dir.join(format!("{name}.log")), || socket.exists());
     (server, format!("nbd+unix:///?socket={}", path(&socket)))
 }
