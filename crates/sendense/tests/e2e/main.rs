@@ -27,6 +27,7 @@ mod recover;
 mod restore_targets;
 mod security;
 mod servers;
+mod sizes;
 mod start;
 mod volumes;
 mod vsphere;
