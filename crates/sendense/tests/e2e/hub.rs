@@ -302,3 +302,13 @@ pub fn tree(folder: &Path) -> Vec<String> {
     found.sort();
     found
 }
+
+/// The files below a folder that hold these letters in clear.
+pub fn holders(folder: &Path, secret: &str) -> Vec<String> {
+    assert!(secret.len() >= 8, "{secret:?} may be anywhere by chance");
+    let holds = |name: &String| {
+        let file = folder.join(name);
+        file.is_file() && std::fs::read(file).unwrap().windows(secret.len()).any(|part| part == secret.as_bytes())
+    };
+    tree(folder).into_iter().filter(holds).collect()
+}

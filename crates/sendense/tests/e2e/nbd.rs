@@ -1,7 +1,7 @@
 //! An NBD server with certificates on both sides and a dirty bitmap, set up by the command line alone.
 
 use crate::disk::{Disk, Random, assert_holds};
-use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool};
+use crate::hub::{Hub, PATIENCE, cli, field, holders, path, text, tool, tree};
 use crate::papers::papers;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -136,6 +136,15 @@ fn an_encrypted_server_with_a_bitmap_is_set_up_backed_up_and_restored() {
     assert!(log.contains(" TRACE ") || log.contains("TRACE"), "the hub does not log all");
     for secret in key_text.lines().filter(|line| !line.starts_with("-----")).chain([token.trim()]) {
         assert!(!log.contains(secret), "the log holds a secret");
+    }
+    // Nor does it lie anywhere in the hub's folder: not in the catalog, nor in what SQLite writes beside it.
+    let files = tree(&hub.data_dir);
+    assert!(
+        files.iter().any(|name| name == "catalog.db") && files.iter().any(|name| name == "catalog.db-wal"),
+        "{files:?}"
+    );
+    for secret in key_text.lines().filter(|line| !line.starts_with("-----")) {
+        assert_eq!(holders(&hub.data_dir, secret), [""; 0], "a line of the private key is kept in clear");
     }
     hub.ok(&["source", "update", "nbd", "--forget-credentials"]);
     assert_eq!(hub.json(&["source", "show", "nbd"])["source"]["has_credentials"], false);

@@ -5,7 +5,7 @@
 mod lab;
 
 use crate::disk::{Random, assert_holds};
-use crate::hub::{Hub, PATIENCE, cli, field, path, text};
+use crate::hub::{Hub, PATIENCE, cli, field, holders, path, text};
 use lab::{Guest, Lab, MIB, PASSWORD, USERNAME, write};
 use sendense_block::Cancel;
 use sendense_vsphere::Vim;
@@ -73,6 +73,7 @@ fn a_vcenter_is_added_backed_up_and_restored_from() {
     let shown = hub.json(&["source", "show", "vc"]);
     assert_eq!(shown["source"]["vsphere"]["vddk_libdir"], path(&lab.libdir));
     assert!(!shown.to_string().contains(PASSWORD));
+    assert_eq!(holders(&hub.data_dir, PASSWORD), [""; 0], "the password is kept in clear");
     let vm = hub.json(&["vm", "show", "web"]);
     let disk = &vm["vm"]["disks"][0];
     assert_eq!((field(disk, "label"), &disk["capacity_bytes"]), ("Hard disk 1", &(16 * MIB).into()), "{vm:#}");
