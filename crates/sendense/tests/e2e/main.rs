@@ -27,6 +27,7 @@ mod recover;
 mod restore_targets;
 mod security;
 mod servers;
+mod service;
 mod sizes;
 mod start;
 mod volumes;
