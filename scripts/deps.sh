@@ -10,7 +10,7 @@ packages() {
         libvirt) echo qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients ;;
         test)    echo qemu-system-x86 ovmf qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients nbdkit libnbd-bin \
                       python3-libnbd nbd-client fio mariadb-server postgresql e2fsprogs xfsprogs btrfs-progs ntfs-3g attr dosfstools exfatprogs mtools \
-                      udftools jfsutils reiserfsprogs nilfs-tools genisoimage xorriso f2fs-tools squashfs-tools curl unzip fdisk lvm2 user-mode-linux busybox-static cryptsetup-bin mount util-linux procps jq python3 \
+                      udftools jfsutils reiserfsprogs nilfs-tools genisoimage xorriso f2fs-tools squashfs-tools curl unzip fdisk lvm2 user-mode-linux busybox-static cryptsetup-bin mount util-linux procps bsdutils jq python3 \
                       golang-go golang-github-vmware-govmomi-dev python3-pyvmomi tzdata ;;
         bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
                       virtnbdbackup jq time curl e2fsprogs xfsprogs f2fs-tools fdisk mount procps user-mode-linux lvm2 ;;

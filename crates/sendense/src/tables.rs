@@ -35,7 +35,8 @@ impl Table {
             headings: headings.iter().map(|heading| (*heading).to_owned()).collect(),
             figures: figures.to_vec(),
             rows: Vec::new(),
-            width: comfy_table::Table::new().width(),
+            // A terminal that says nothing of its width says 0.
+            width: comfy_table::Table::new().width().filter(|width| *width > 0),
             coloured: stdout_takes_colours(),
         }
     }

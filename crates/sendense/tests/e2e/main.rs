@@ -30,5 +30,6 @@ mod servers;
 mod service;
 mod sizes;
 mod start;
+mod terminal;
 mod volumes;
 mod vsphere;
