@@ -4,6 +4,7 @@ mod audited;
 mod checkpoints;
 mod eventful;
 mod frozen;
+mod imported;
 #[path = "../../../../../lab/libvirt/mod.rs"]
 mod lab;
 mod recovered;
