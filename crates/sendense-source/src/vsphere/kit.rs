@@ -35,6 +35,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 /// `sun_path` holds 108 bytes, the last one a NUL.
 const SOCKET_BYTES_MAX: usize = 107;
+/// How long is waited for what nbdkit says of a read that failed: as long as of a start.
+const COMPLAINT_MAX: Duration = Duration::from_secs(1);
+/// Nothing more in this time is the end of what it says: its lines are written at once, if not in one piece.
+const COMPLAINT_PAUSE: Duration = Duration::from_millis(50);
 const FOLDER_START: &str = "vddk-nbd-";
 const SOCKET: &str = "s";
 const PASSWORD: &str = "p";
@@ -140,8 +144,21 @@ impl Kit {
 
     /// An error with what nbdkit said about it.
     fn explained(&self, error: sendense_block::Error) -> sendense_block::Error {
-        let complaint = self.child.complaint();
-        if complaint.is_empty() || error.kind == sendense_block::Kind::Cancelled {
+        if error.kind == sendense_block::Kind::Cancelled {
+            return error;
+        }
+        // What it says comes on another way than its answer, a moment later and word by word.
+        let (until, mut complaint) = (Instant::now() + COMPLAINT_MAX, String::new());
+        loop {
+            let said = self.child.complaint();
+            let is_whole = !said.is_empty() && said == complaint;
+            complaint = said;
+            if is_whole || Instant::now() > until {
+                break;
+            }
+            std::thread::sleep(COMPLAINT_PAUSE);
+        }
+        if complaint.is_empty() {
             return error;
         }
         sendense_block::Error::new(error.kind, format!("nbdkit says: {complaint}")).caused_by(error)
