@@ -60,20 +60,8 @@ mount -o loop "$(disk dirty)" "$work/at"
 umount "$work/at"
 
 # --- the hub -------------------------------------------------------------------------------------------------------------
-"$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" > "$work/hub.out" 2> "$work/hub.log" &
-hub=$!
-pids+=("$hub")
-for _ in $(seq 300); do
-    url=$(sed -n 's/^listening on //p' "$work/hub.out"); [ -z "$url" ] || break
-    kill -0 "$hub" || { cat "$work/hub.log" >&2; exit 1; }
-    sleep 0.1
-done
-export SENDENSE_URL=$url SENDENSE_TOKEN_FILE=$work/hub/admin-token
-sd() { "$sendense" "$@"; }
+. bench/hub.sh
 api() { curl -sS --fail-with-body -H "Authorization: Bearer $(cat "$work/hub/admin-token")" "${@:2}" "$url/api/v1$1"; }
-sd repo add local --name main --path "$work/repo" > /dev/null
-sd source add image --name images --path "$work/vms" > /dev/null 2>&1
-sd source discover images > /dev/null 2>&1
 say "a full and ten incrementals of each"
 for n in $(seq 0 10); do
     if [ "$n" != 0 ]; then

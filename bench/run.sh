@@ -58,20 +58,7 @@ disk=$work/vms/web/disk0.raw
 bench/disk.py "$disk" "$SIZE_MIB" "$DATA_MIB"
 # The first touch of memory is several times slower than the second: fill what the runs will need, and free it.
 head -c "$((DATA_MIB * 2))M" /dev/zero > "$work/warm" && rm "$work/warm"
-: > "$work/hub.out" # it is looked into before the shell below has made it
-"$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" > "$work/hub.out" 2> "$work/hub.log" &
-hub=$!
-pids+=("$hub")
-for _ in $(seq 300); do
-    url=$(sed -n 's/^listening on //p' "$work/hub.out"); [ -z "$url" ] || break
-    kill -0 "$hub" || { cat "$work/hub.log" >&2; exit 1; }
-    sleep 0.1
-done
-export SENDENSE_URL=$url SENDENSE_TOKEN_FILE=$work/hub/admin-token
-sd() { "$sendense" "$@"; }
-sd repo add local --name main --path "$work/repo" > /dev/null
-sd source add image --name images --path "$work/vms" > /dev/null 2>&1
-sd source discover images > /dev/null 2>&1
+. bench/hub.sh
 newest() { sd backup list --vm "$1" --limit 1 --json | jq -r '.backups[0].backup_id'; }
 drop_newest() { sd backup delete "$(newest "$1")" --yes > /dev/null 2>&1; }
 full() { echo "$sendense backup start $1 --repo main --type full --compression $2 --wait"; }
