@@ -108,9 +108,7 @@ impl Capacity {
         state.promised_bytes += bytes;
         Ok(())
     }
-}
 
-impl Capacity {
     /// Promises so much of it as there is room; says how much that is.
     fn promise_up_to(&self, bytes: u64) -> Result<u64> {
         let free = file_system(&self.root)?;

@@ -44,3 +44,26 @@ pub use source::{
 pub use task::{LogEntry, LogLevel, Task, TaskFilter};
 pub use token::{CreateToken, NewToken, Role, Token};
 pub use vm::{LastBackup, ProtectionState, Vm, VmDisk, VmFilter, VmNetwork};
+
+/// Reads a limit that may be left out: none of 0, for what waits for its turn would wait for ever.
+fn at_least_one<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let limit: Option<std::num::NonZeroU32> = serde::Deserialize::deserialize(from)?;
+    Ok(limit.map(std::num::NonZeroU32::get))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_is_zero() {
+        let source = r#"{"name": "x", "kind": "nbd", "uri": "u", "running_tasks_max": "#;
+        let repository = r#"{"name": "x", "type": "local", "config": {"path": "/"}, "running_tasks_max": "#;
+        let refused = |error: serde_json::Error| assert!(error.to_string().contains("nonzero"), "{error}");
+        refused(serde_json::from_str::<CreateSource>(&format!("{source}0}}")).unwrap_err());
+        refused(serde_json::from_str::<CreateRepository>(&format!("{repository}0}}")).unwrap_err());
+        refused(serde_json::from_str::<UpdateSource>(r#"{"running_tasks_max": 0}"#).unwrap_err());
+        let read = serde_json::from_str::<CreateSource>(&format!("{source}2}}")).unwrap();
+        assert_eq!(read.running_tasks_max, Some(2));
+    }
+}

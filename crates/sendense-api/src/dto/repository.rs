@@ -23,7 +23,8 @@ pub struct CreateRepository {
     #[schema(value_type = Option<schema::Compression>)]
     pub compression: Option<Compression>,
     /// How many tasks may work on it at once. Left out: as the hub says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::at_least_one", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub running_tasks_max: Option<u32>,
 }
 

@@ -138,7 +138,8 @@ pub struct CreateSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsphere: Option<VsphereOptions>,
     /// How many of its machines may be backed up at once. Left out: as the hub says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::at_least_one", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub running_tasks_max: Option<u32>,
 }
 
@@ -172,7 +173,8 @@ pub struct UpdateSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsphere: Option<VsphereOptions>,
     /// A new limit of tasks at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "super::at_least_one", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub running_tasks_max: Option<u32>,
 }
 
