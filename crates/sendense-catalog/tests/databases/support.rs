@@ -130,11 +130,12 @@ impl Server {
         let install = tool("mariadb-install-db", "mariadb-server");
         let server = tool("mariadbd", "mariadb-server");
         let folder = newfolder();
-        // Durability is not what is tested, and the folder dies with the process.
+        // Durability is not what is tested, and the folder dies with the process. Temporary tables get a folder of their own: a server
+        // that starts removes all that it finds in the common one, those of another server's installation among them.
         let user = if is_root() { "--user=root" } else { "" };
         let script = format!(
-            "{install} --no-defaults {user} --datadir={0}/d --auth-root-authentication-method=normal >{0}/log 2>&1 && \
-             {server} --no-defaults {user} --datadir={0}/d --socket={0}/s --pid-file={0}/pid --skip-networking \
+            "mkdir {0}/t && {install} --no-defaults {user} --datadir={0}/d --tmpdir={0}/t --auth-root-authentication-method=normal >{0}/log 2>&1 && \
+             {server} --no-defaults {user} --datadir={0}/d --tmpdir={0}/t --socket={0}/s --pid-file={0}/pid --skip-networking \
              --innodb-flush-log-at-trx-commit=0 --innodb-use-native-aio=0 --innodb-buffer-pool-size=64M --max-connections=500 >>{0}/log 2>&1",
             folder.display()
         );

@@ -68,10 +68,22 @@ pub fn mariadb(dir: &Path) -> (Server, String) {
     );
     std::fs::write(&init, statements).unwrap();
     let datadir = format!("--datadir={}", path(&data));
+    // A folder of its own for temporary tables: a server that starts removes all that it finds in the common one, those of another
+    // server's installation among them.
+    let scratch = dir.join("mariadb.tmp");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let tmpdir = format!("--tmpdir={}", path(&scratch));
     if !data.exists() {
         let install = find("mariadb-install-db", "mariadb-server");
         let installed = Command::new(install)
-            .args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal", PLAIN_IO, &datadir])
+            .args([
+                "--no-defaults",
+                "--user=root",
+                "--auth-root-authentication-method=normal",
+                PLAIN_IO,
+                &datadir,
+                &tmpdir,
+            ])
             .output()
             .unwrap();
         assert!(installed.status.success(), "{}{}", text(&installed.stdout), text(&installed.stderr));
@@ -81,6 +93,7 @@ pub fn mariadb(dir: &Path) -> (Server, String) {
         "--no-defaults",
         "--user=root",
         &datadir,
+        &tmpdir,
         &at,
         &from,
         "--skip-networking",
