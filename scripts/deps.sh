@@ -11,7 +11,7 @@ packages() {
         test)    echo qemu-system-x86 ovmf qemu-utils qemu-block-extra libvirt-daemon-system libvirt-clients nbdkit libnbd-bin \
                       python3-libnbd nbd-client fio mariadb-server postgresql e2fsprogs xfsprogs btrfs-progs ntfs-3g attr dosfstools exfatprogs mtools \
                       udftools jfsutils reiserfsprogs nilfs-tools genisoimage xorriso f2fs-tools squashfs-tools curl unzip fdisk lvm2 user-mode-linux busybox-static cryptsetup-bin mount util-linux procps bsdutils jq python3 \
-                      golang-go golang-github-vmware-govmomi-dev python3-pyvmomi tzdata ;;
+                      openssl golang-go golang-github-vmware-govmomi-dev python3-pyvmomi tzdata ;;
         bench)   echo qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-clients libnbd-bin nbdkit hyperfine restic \
                       virtnbdbackup jq time curl e2fsprogs xfsprogs f2fs-tools fdisk mount procps user-mode-linux lvm2 ;;
         fuzz)    echo g++ e2fsprogs btrfs-progs dosfstools mtools genisoimage ntfs-3g xfsprogs ;;

@@ -26,7 +26,7 @@ allowed() {
         sendense-repo) echo sendense-types sendense-block sendense-qcow2 ;;
         sendense-catalog | sendense-api) echo sendense-types ;;
         sendense-guestfs) echo sendense-types sendense-block ;;
-        sendense-node) echo sendense-types sendense-block sendense-source ;;
+        sendense-node) echo sendense-types sendense-block sendense-source sendense-api ;;
         sendense-hub) echo sendense-types sendense-block sendense-qcow2 sendense-source sendense-repo sendense-catalog sendense-api sendense-guestfs sendense-node ;;
         sendense) echo '*' ;;
         *) echo "tidy: crate $1 has no place in the house (scripts/tidy.sh, ARCHITECTURE.md)" >&2; echo ;;

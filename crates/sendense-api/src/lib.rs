@@ -10,7 +10,7 @@ mod problem;
 pub mod reply;
 pub mod schema;
 
-pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Trust};
+pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
 pub use dto::{Alert, AlertKind, CbtAudit};
 pub use dto::{
     ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
@@ -24,6 +24,7 @@ pub use dto::{
     VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
     VsphereOptions, decode_path, encode_path,
 };
+pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };

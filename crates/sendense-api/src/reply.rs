@@ -5,6 +5,7 @@ use crate::dto::{
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
     Storage, Task, TestReport, Token, Vm, Volume,
 };
+use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -116,6 +117,7 @@ list! {
     FileListReply { files: GuestFile } "A page of a folder, by name.";
     ExportListReply { exports: Export } "A page of exports.";
     RecoveryListReply { recoveries: Recovery } "A page of recoveries.";
+    NodeListReply { nodes: Node } "A page of nodes.";
     EndpointListReply { endpoints: Endpoint } "Every call that the hub answers.";
 }
 
@@ -129,6 +131,9 @@ flat! {
     MountResourcesReply { MountResources } "How many points are open and may be.";
     FileHistoryReply { FileHistory } "A file over the restore points of its VM.";
     CleanupStatusReply { CleanupStatus } "What closes points that nobody uses.";
+    PairingReply { Pairing } "A code that lets one node in, shown once.";
+    EnrolmentReply { Enrolment } "A node that was let in, with its certificate.";
+    NodeWelcomeReply { NodeWelcome } "As whom the hub knows a node.";
     NewTokenReply { NewToken } "A token with its secret, shown once.";
 }
 

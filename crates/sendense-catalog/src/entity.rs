@@ -278,3 +278,27 @@ task_counts = "task_counts" {
     state: String,
     tasks: i64,
 }}
+
+entity! { /// Nodes.
+nodes = "nodes" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    node_id: String,
+    name: String,
+    valid_name: Option<String>,
+    certificate: Vec<u8>,
+    enrolled_by: String,
+    created_at: Ts,
+    revoked_at: Option<Ts>,
+    last_seen_at: Option<Ts>,
+    state: Option<Json>,
+}}
+
+entity! { /// Codes by which nodes enrol.
+node_codes = "node_codes" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    code_hash: String,
+    name: String,
+    created_by: String,
+    created_at: Ts,
+    expires_at: Ts,
+}}

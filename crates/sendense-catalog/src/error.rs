@@ -34,6 +34,10 @@ pub enum Noun {
     Artefact,
     /// A lease.
     Lease,
+    /// A node.
+    Node,
+    /// A pairing code.
+    NodeCode,
 }
 
 impl fmt::Display for Noun {
@@ -49,6 +53,8 @@ impl fmt::Display for Noun {
             Self::Hub => "hub",
             Self::Artefact => "artefact",
             Self::Lease => "lease",
+            Self::Node => "node",
+            Self::NodeCode => "pairing code",
         })
     }
 }
@@ -237,7 +243,8 @@ impl Error {
                 Noun::Repository => ProblemCode::RepositoryNotFound,
                 Noun::Source => ProblemCode::SourceNotFound,
                 Noun::Task => ProblemCode::TaskNotFound,
-                Noun::Token | Noun::Hub | Noun::Artefact | Noun::Lease => ProblemCode::InvalidInput,
+                Noun::Node => ProblemCode::NodeNotFound,
+                Noun::Token | Noun::Hub | Noun::Artefact | Noun::Lease | Noun::NodeCode => ProblemCode::InvalidInput,
             },
             Self::Conflict(Conflict::BackupActive { .. }) => ProblemCode::BackupRunning,
             Self::Conflict(Conflict::HasDependents { .. }) => ProblemCode::HasDependents,

@@ -23,6 +23,7 @@ mod hub;
 mod journal;
 mod lease;
 mod migration;
+mod node;
 mod repository;
 mod setting;
 mod source;
@@ -40,6 +41,7 @@ pub use error::{Conflict, Error, Kind, Noun, Result};
 pub use hub::{Hub, HubLease, Hubs};
 pub use journal::{Artefact, Journal, NewArtefact};
 pub use lease::{Lease, Leases};
+pub use node::{NewNode, NewNodeCode, Node, Nodes};
 pub use repository::{NewRepository, Repositories, Repository, RepositoryChange};
 pub use setting::Settings;
 pub use source::{NewSource, Source, SourceChange, Sources};
@@ -117,6 +119,10 @@ impl Catalog {
     /// Access tokens.
     pub fn tokens(&self) -> Tokens<'_> {
         Tokens(self)
+    }
+    /// Nodes.
+    pub fn nodes(&self) -> Nodes<'_> {
+        Nodes(self)
     }
     /// Settings.
     pub fn settings(&self) -> Settings<'_> {

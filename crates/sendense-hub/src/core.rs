@@ -11,6 +11,7 @@ use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
 use crate::mounts::Mounts;
+use crate::nodes::Nodes;
 use crate::reconcile::Reaping;
 use crate::recoveries::Recoveries;
 use crate::repositories::Repositories;
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     /// What of the journal is being undone.
     pub reaping: Reaping,
     pub mounts: Mounts,
+    pub nodes: Nodes,
     pub exports: Arc<Exports>,
     pub recoveries: Recoveries,
     /// Asked for when the hub ends: nothing new begins.

@@ -1,7 +1,7 @@
 //! Starting and stopping a hub.
 //!
 //! ```text
-//! data dir (lock) -> catalog -> key -> epoch -> admin token -> reconcile -> dispatcher -> API
+//! data dir (lock) -> catalog -> key -> authority for nodes -> epoch -> admin token -> reconcile -> dispatcher -> API
 //! ```
 //!
 //! What lives here: the order of the start and of the end. What does not: what any part does. Invariant: nothing is served
@@ -17,6 +17,8 @@ use crate::exports::{self, Exports};
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
 use crate::mounts::{self, Mounts};
+use crate::nodes::Nodes;
+use crate::nodes::authority::{self, Authority};
 use crate::reconcile;
 use crate::recoveries::{self, Recoveries};
 use crate::repositories::{self, Repositories};
@@ -51,6 +53,9 @@ pub enum Error {
     /// The key for credentials cannot be used.
     #[error("prepare the key for credentials")]
     Key(#[source] secrets::Error),
+    /// The authority for nodes cannot be used.
+    #[error("prepare the certificate authority for nodes")]
+    Authority(#[source] authority::Error),
     /// The catalog cannot be opened.
     #[error("open the catalog")]
     Catalog(#[source] sendense_catalog::Error),
@@ -114,6 +119,9 @@ impl Hub {
         let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
         let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
         let sealer = sealer(&data_dir.key_path(), &catalog, config.accept_new_key, now).await?;
+        let authority =
+            Authority::open(&catalog, &sealer, config.accept_new_key, now).await.map_err(Error::Authority)?;
+        let node_verifier = authority.verifier().map_err(Error::Authority)?;
         let deployment_id = catalog.hubs().deployment_id(now).await.map_err(Error::Catalog)?;
         let until = config.limits.lease_until(now);
         let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
@@ -141,6 +149,7 @@ impl Hub {
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,
             ),
+            nodes: Nodes::new(authority),
             recoveries: Recoveries::new(config.recovery.clone(), recovery_dir, data_dir.recoveries_path()),
             exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),
@@ -159,6 +168,7 @@ impl Hub {
             listen: config.listen,
             tls: config.tls.clone(),
             tls_dir: core.data_dir.tls_path(),
+            node_verifier,
             timeouts: crate::http::Timeouts::default(),
             clock: config.clock.clone(),
         };
@@ -173,6 +183,9 @@ impl Hub {
                 return Err(error.into());
             }
         };
+        if let Some(fingerprint) = server.fingerprint() {
+            core.nodes.served_with(fingerprint);
+        }
         tracing::info!(hub_id = %core.lease.hub_id, deployment_id = %core.deployment_id, epoch = core.lease.epoch,
             address = %server.local_addr(), "hub is ready");
         Ok(RunningHub { core, app, server })

@@ -26,6 +26,7 @@ mod hub;
 mod jobs;
 mod metrics;
 mod mounts;
+mod nodes;
 mod reconcile;
 mod recoveries;
 mod repositories;

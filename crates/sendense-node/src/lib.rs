@@ -6,9 +6,11 @@
 //! it a thread.
 
 pub mod budget;
+pub mod identity;
 pub mod journal;
 pub mod mover;
 
 pub use budget::LaneBudget;
+pub use identity::Identity;
 pub use journal::FileJournal;
 pub use mover::{Assignment, DiskAssignment, DiskOutcome, DiskStart, Error, Landing, Outcome, Parent, Parentage};

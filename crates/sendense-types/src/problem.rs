@@ -89,6 +89,8 @@ problems! {
     ExportNotFound = "export_not_found", 404, Caller;
     /// No such recovery.
     RecoveryNotFound = "recovery_not_found", 404, Caller;
+    /// No such node.
+    NodeNotFound = "node_not_found", 404, Caller;
     /// Several VMs bear the name.
     AmbiguousName = "ambiguous_name", 409, Caller;
     /// The VM is being backed up already.

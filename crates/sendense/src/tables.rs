@@ -5,7 +5,7 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Prune, Recovery, Repository, Source, Task, Token, Vm,
+    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, Prune, Recovery, Repository, Source, Task, Token, Vm,
 };
 use std::collections::HashSet;
 use std::fmt;
@@ -456,6 +456,22 @@ pub fn recoveries(recoveries: &[Recovery]) -> Table {
             or_dash(held.map(bytes)),
             recovery.disks.iter().map(|disk| disk.clients).sum::<u64>().to_string(),
             moment(recovery.created_at),
+        ]);
+    }
+    table
+}
+
+/// Nodes.
+pub fn nodes(nodes: &[Node]) -> Table {
+    let mut table = Table::new(&["NAME", "NODE", "VERSION", "MACHINE", "LAST SEEN", "ENROLLED"], &[]);
+    for node in nodes {
+        table.row([
+            node.name.clone(),
+            node.node_id.to_string(),
+            or_dash(node.version.clone()),
+            or_dash(node.host.clone()),
+            or_dash(node.last_seen_at.map(moment)),
+            moment(node.created_at),
         ]);
     }
     table

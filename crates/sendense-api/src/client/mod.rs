@@ -7,14 +7,17 @@
 mod error;
 mod events;
 mod files;
+mod nodes;
 mod operations;
+mod probe;
 mod trust;
 mod wait;
 
 pub use error::ClientError;
 pub use events::EventStream;
 pub use files::Download;
-pub use trust::Trust;
+pub use probe::fingerprint_of;
+pub use trust::{Identity, Trust};
 
 use crate::ProblemBody;
 use reqwest::{Method, RequestBuilder, Response, Url};
@@ -36,6 +39,10 @@ pub struct ClientOptions {
     pub token: Option<crate::Secret>,
     /// Whose certificate is believed.
     pub trust: Trust,
+    /// What the client shows of itself, where it is a node.
+    pub identity: Option<Identity>,
+    /// The HTTP proxy to go through (`http://proxy:3128`); absent: what the environment says, and none to this machine.
+    pub proxy: Option<String>,
     /// How long one call may take, its answer included. Streams are not bound by it.
     pub timeout: Duration,
 }
@@ -44,7 +51,14 @@ impl ClientOptions {
     /// Options for a hub at `url`, with public certificates believed and two minutes for a call: discovery of a large
     /// hypervisor is the slowest of them.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), token: None, trust: Trust::Public, timeout: Duration::from_secs(120) }
+        Self {
+            url: url.into(),
+            token: None,
+            trust: Trust::Public,
+            identity: None,
+            proxy: None,
+            timeout: Duration::from_secs(120),
+        }
     }
 
     /// The same with a token.
@@ -66,8 +80,8 @@ pub struct Client {
 impl Client {
     /// Makes a client; nothing is sent yet.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
-        let ClientOptions { url, token, trust, timeout } = options;
-        let base: Url = url.parse().map_err(|error| ClientError::Options(format!("url {url:?}: {error}")))?;
+        let ClientOptions { url, token, trust, identity, proxy, timeout } = options;
+        let base = parse(&url)?;
         let loopback = is_loopback(&base);
         match base.scheme() {
             "https" => {}
@@ -79,15 +93,7 @@ impl Client {
             }
             other => return Err(ClientError::Options(format!("url {url:?}: {other:?} is not http or https"))),
         }
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(trust.tls_config()?)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("sendense/", env!("CARGO_PKG_VERSION")));
-        if loopback {
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|error| ClientError::Options(chain(&error)))?;
+        let http = http_client(trust.tls_config(identity.as_ref())?, loopback, proxy.as_deref())?;
         Ok(Self { http, base, token, timeout })
     }
 
@@ -153,6 +159,30 @@ impl Client {
         let body = read(response).await?;
         if success { Ok(body) } else { Err(refusal(status, retry_after_seconds, &body)) }
     }
+}
+
+fn parse(url: &str) -> Result<Url, ClientError> {
+    url.parse().map_err(|error| ClientError::Options(format!("url {url:?}: {error}")))
+}
+
+fn http_client(tls: rustls::ClientConfig, loopback: bool, proxy: Option<&str>) -> Result<reqwest::Client, ClientError> {
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("sendense/", env!("CARGO_PKG_VERSION")));
+    match proxy {
+        Some(proxy) => {
+            // The address may hold a password, so it is not repeated.
+            let proxy = reqwest::Proxy::all(proxy).map_err(|error| {
+                ClientError::Options(format!("the proxy's address cannot be used: {}", chain(&error)))
+            })?;
+            builder = builder.proxy(proxy);
+        }
+        None if loopback => builder = builder.no_proxy(),
+        None => {}
+    }
+    builder.build().map_err(|error| ClientError::Options(chain(&error)))
 }
 
 /// True when the host part names this machine and nothing else.

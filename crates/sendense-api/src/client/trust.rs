@@ -5,7 +5,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -22,6 +22,15 @@ pub enum Trust {
     Fingerprint([u8; 32]),
 }
 
+/// What a client shows of itself: the certificate of a node and its key, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: crate::Secret,
+}
+
 impl Trust {
     /// Reads a SHA-256 fingerprint: 64 hex digits, colons or not, upper case or lower.
     pub fn fingerprint(text: &str) -> Result<Self, ClientError> {
@@ -35,16 +44,16 @@ impl Trust {
         Ok(Self::Fingerprint(pin))
     }
 
-    pub(super) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
+    pub(super) fn tls_config(&self, identity: Option<&Identity>) -> Result<ClientConfig, ClientError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let bad = |error: &dyn std::fmt::Display| ClientError::Options(format!("TLS: {error}"));
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| bad(&error))?;
-        let config = match self {
+        let builder = match self {
             Self::Public => {
                 let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-                builder.with_root_certificates(roots).with_no_client_auth()
+                builder.with_root_certificates(roots)
             }
             Self::CaPem(pem) => {
                 let mut roots = RootCertStore::empty();
@@ -55,14 +64,23 @@ impl Trust {
                 let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
                     .build()
                     .map_err(|error| bad(&format!("certificate file: {error}")))?;
-                builder.with_webpki_verifier(verifier).with_no_client_auth()
+                builder.with_webpki_verifier(verifier)
             }
-            Self::Fingerprint(pin) => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Pinned { pin: *pin, provider }))
-                .with_no_client_auth(),
+            Self::Fingerprint(pin) => {
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { pin: *pin, provider }))
+            }
         };
-        Ok(config)
+        match identity {
+            None => Ok(builder.with_no_client_auth()),
+            Some(Identity { certificate, key }) => {
+                let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| bad(&format!("own certificate: {error}")))?;
+                let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
+                    .map_err(|error| bad(&format!("own key: {error}")))?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| bad(&format!("own certificate: {error}")))
+            }
+        }
     }
 }
 
@@ -129,6 +147,6 @@ mod tests {
 
     #[test]
     fn a_file_without_certificates_is_refused() {
-        assert!(Trust::CaPem(b"no certificate".to_vec()).tls_config().is_err());
+        assert!(Trust::CaPem(b"no certificate".to_vec()).tls_config(None).is_err());
     }
 }

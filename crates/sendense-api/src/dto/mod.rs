@@ -7,6 +7,7 @@ mod export;
 mod health;
 mod history;
 mod mount;
+mod node;
 mod page;
 mod prune;
 mod recovery;
@@ -31,6 +32,7 @@ pub use mount::{
     GuestFileInfo, Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency,
     VolumeState, decode_path, encode_path,
 };
+pub use node::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{

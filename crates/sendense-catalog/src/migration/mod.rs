@@ -9,6 +9,7 @@ mod m0002_counts;
 mod m0003_holds;
 mod m0004_notes;
 mod m0005_tracking_audit;
+mod m0007_nodes;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_holds::Migration),
             Box::new(m0004_notes::Migration),
             Box::new(m0005_tracking_audit::Migration),
+            Box::new(m0007_nodes::Migration),
         ]
     }
 }

@@ -7,6 +7,7 @@ mod cases {
     pub mod backups;
     pub mod chains;
     pub mod model;
+    pub mod nodes;
     pub mod open;
     pub mod small;
     pub mod sources;
@@ -42,6 +43,7 @@ suite! {
         references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
         tokens_are_found_until_revoked, the_journal_keeps_what_may_exist;
+    nodes: a_code_lets_one_node_in_once, a_node_is_found_until_it_is_revoked;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,
         an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged;

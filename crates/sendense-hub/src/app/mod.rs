@@ -13,6 +13,7 @@ mod health;
 mod history;
 mod hold;
 mod mounts;
+mod nodes;
 mod prune;
 mod recoveries;
 pub(crate) mod repositories;
@@ -29,6 +30,7 @@ use sendense_api::Role;
 use sendense_types::{Problem, ProblemCode};
 use std::sync::Arc;
 
+pub use nodes::NodeCaller;
 pub use tokens::Caller;
 pub(crate) use wire::level;
 

@@ -1,11 +1,13 @@
 //! The gate: who calls, and may they.
 //!
-//! Invariant: a handler that is not public runs only after a known token of a sufficient role was shown, whatever the route.
+//! Invariant: a handler that is not public runs only after a known token of a sufficient role, or the certificate of a valid
+//! node, was shown, whatever the route.
 
 use super::operations::Access;
+use super::peer::Peer;
 use super::problem::{Failure, Result};
 use super::router::Shared;
-use crate::app::Caller;
+use crate::app::{Caller, NodeCaller};
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -33,6 +35,10 @@ pub(super) async fn gate(State(shared): State<Shared>, mut request: Request, nex
     let shown = Shown::of(&request);
     match operation.map(|operation| operation.access) {
         Some(Access::Public) => {}
+        Some(Access::Node) => {
+            let node = node(&shared, request.extensions().get::<Peer>()).await?;
+            request.extensions_mut().insert(node);
+        }
         Some(Access::Role(least)) => {
             let caller = shown.identify(&shared).await?;
             if caller.role < least {
@@ -52,6 +58,23 @@ pub(super) async fn gate(State(shared): State<Shared>, mut request: Request, nex
         refuse_unknown_parameters(&request, &operation.query)?;
     }
     Ok(next.run(request).await)
+}
+
+/// The node that sends a request. Asked at every request, so that a node that was revoked is stopped at its next one.
+async fn node(shared: &Shared, peer: Option<&Peer>) -> Result<NodeCaller> {
+    let Some(certificate) = peer.and_then(|peer| peer.0.as_ref()) else {
+        return Err(unauthorized("a node's certificate is needed", "this call is for nodes that have enrolled"));
+    };
+    let node = shared.app.authenticate_node(certificate).await?;
+    node.ok_or_else(|| unauthorized("the node is not valid", "it was revoked, or its hub's catalog is another one"))
+}
+
+/// The answer to a pairing code that is not known. Counted like wrong tokens.
+pub(super) fn unknown_code(shared: &Shared, peer: Option<IpAddr>) -> Failure {
+    if peer.is_some_and(|peer| !shared.failures.note(peer, shared.clock.now())) {
+        return Failure::new(ProblemCode::Busy, "too many wrong codes", "wait a minute, then use a valid one");
+    }
+    unauthorized("the pairing code is not valid", "it is not known, was used, or is older than a quarter of an hour")
 }
 
 /// What a request shows of who sends it.

@@ -12,7 +12,7 @@
 //! finish     problem bodies, security headers, metrics
 //! panic      a handler that panics answers 500
 //! host       names other than this machine's are refused on plain HTTP (DNS rebinding)
-//! gate       token -> caller -> role; unknown query parameters
+//! gate       token -> caller -> role, or certificate -> node; unknown query parameters
 //! limits     time and body size
 //! handler    decodes, calls one method of `App`, encodes
 //! ```
@@ -26,6 +26,7 @@ mod handlers;
 mod host;
 mod openapi;
 mod operations;
+mod peer;
 mod problem;
 mod range;
 mod router;
@@ -37,4 +38,6 @@ mod tls;
 mod tests;
 
 pub use openapi::document as openapi_document;
+pub(crate) use tls::certificate_time;
+
 pub use server::{Error, Options, Server, Timeouts};

@@ -11,10 +11,16 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 const BEARER: &str = "bearer";
+const NODE: &str = "node_certificate";
 
 /// The document before the routes say what they are.
 pub(super) fn base() -> OpenApi {
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    let node = SecurityScheme::MutualTls {
+        description: Some("The certificate that a node got when it enrolled.".to_owned()),
+        deprecated: None,
+        extensions: None,
+    };
     let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
     let info = InfoBuilder::new()
         .title("Sendense")
@@ -23,11 +29,12 @@ pub(super) fn base() -> OpenApi {
             "Agentless backup of virtual machines into plain QCOW2 chains. Every answer is JSON with `success`; a failure \
              carries `error`, `code`, `details` and `timestamp`. Lists take `limit` and `offset` and tell `total`. Where a \
              call takes the id of a VM, a repository, a source or a token it takes the unique name too. An unknown query \
-             parameter or body field is a failure. `x-role` tells the least role that a call needs.",
+             parameter or body field is a failure. `x-role` tells the least role that a call needs, or that it is for nodes.",
         ))
         .license(Some(license));
     let mut components = ComponentsBuilder::new()
         .security_scheme(BEARER, bearer)
+        .security_scheme(NODE, node)
         .schema(ProblemBody::name(), ProblemBody::schema())
         .schema("ProblemCode", sendense_api::schema::ProblemCode::schema());
     for (status, description) in FAILURES {
@@ -57,14 +64,18 @@ pub(super) fn complete(mut document: OpenApi) -> OpenApi {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let extensions = operation.extensions.as_ref();
-            let is_public = extensions.and_then(|all| all.get(ROLE_EXTENSION)).is_some_and(|role| role == "none");
-            if !is_public {
+            let role = extensions.and_then(|all| all.get(ROLE_EXTENSION)).and_then(|role| role.as_str());
+            let (is_public, is_for_nodes) = (role == Some("none"), role == Some("node"));
+            if is_for_nodes {
+                operation.security = Some(vec![SecurityRequirement::new(NODE, Vec::<String>::new())]);
+            } else if !is_public {
                 operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
             }
             let has_body = operation.request_body.is_some();
             for (status, _) in FAILURES {
                 let applies = match status {
-                    "401" | "403" => !is_public,
+                    "401" => !is_public,
+                    "403" => !is_public && !is_for_nodes,
                     "404" => path.contains('{'),
                     "413" => has_body,
                     _ => true,

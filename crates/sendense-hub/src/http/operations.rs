@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use utoipa::openapi::path::{Operation as Documented, ParameterIn};
 use utoipa::openapi::{OpenApi, PathItem, RefOr, Response};
 
-/// The extension of an operation in the OpenAPI document that tells which role it needs, or `none`.
+/// The extension of an operation in the OpenAPI document that tells which role it needs, or `none`, or `node`.
 pub(super) const ROLE_EXTENSION: &str = "x-role";
 /// The content type of an answer that is a stream without end.
 const STREAM_TYPE: &str = "text/event-stream";
@@ -17,6 +17,8 @@ const STREAM_TYPE: &str = "text/event-stream";
 pub(super) enum Access {
     /// Everybody.
     Public,
+    /// Nodes, known by their certificates.
+    Node,
     /// Bearers of a token with this role or a higher one.
     Role(Role),
 }
@@ -79,6 +81,7 @@ impl Operation {
         let extension = |name: &str| documented.extensions.as_ref().and_then(|extensions| extensions.get(name));
         let access = match extension(ROLE_EXTENSION).and_then(|role| role.as_str()) {
             Some("none") => Access::Public,
+            Some("node") => Access::Node,
             // A call that does not say what it needs is for those who may do everything.
             role => Access::Role(role.and_then(|role| role.parse().ok()).unwrap_or(Role::Admin)),
         };

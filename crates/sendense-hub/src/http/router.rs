@@ -60,7 +60,7 @@ impl axum::extract::FromRef<Shared> for App {
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
     use handlers::{
-        backups, exports, files, history, mounts, recoveries, repositories, sources, system, tasks, tokens, vms,
+        backups, exports, files, history, mounts, nodes, recoveries, repositories, sources, system, tasks, tokens, vms,
     };
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
@@ -109,6 +109,11 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(recoveries::migrate_recovery))
         .routes(routes!(tokens::create_token, tokens::list_tokens))
         .routes(routes!(tokens::revoke_token))
+        .routes(routes!(nodes::list_nodes))
+        .routes(routes!(nodes::create_pairing))
+        .routes(routes!(nodes::enrol_node))
+        .routes(routes!(nodes::revoke_node))
+        .routes(routes!(nodes::node_hello))
         .routes(routes!(system::health))
         .routes(routes!(system::debug_health))
         .routes(routes!(system::debug_endpoints))

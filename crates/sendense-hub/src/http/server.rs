@@ -1,6 +1,7 @@
 //! The listening server: from a bound socket to an orderly end.
 
 use super::capacity::Capacity;
+use super::peer::Acceptor;
 use super::router;
 use super::tls::{self, Identity};
 use crate::app::App;
@@ -8,6 +9,7 @@ use crate::config::TlsFiles;
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::TokioTimer;
+use rustls::server::danger::ClientCertVerifier;
 use sendense_types::Clock;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -45,6 +47,8 @@ pub struct Options {
     pub tls: Option<TlsFiles>,
     /// Where that certificate is kept.
     pub tls_dir: PathBuf,
+    /// Checks the certificates of clients that show one: those of nodes.
+    pub node_verifier: Arc<dyn ClientCertVerifier>,
     /// How long clients and calls may take.
     pub timeouts: Timeouts,
     /// The time.
@@ -82,8 +86,9 @@ pub struct Server {
 impl Server {
     /// Binds the address and begins to answer; a client that connects after this returns is served.
     pub fn start(app: App, options: Options) -> Result<Self, Error> {
-        let Options { listen, tls, tls_dir, timeouts, clock } = options;
-        let identity = Identity::for_listener(listen, tls.as_ref(), &tls_dir, clock.now()).map_err(Error::Tls)?;
+        let Options { listen, tls, tls_dir, node_verifier, timeouts, clock } = options;
+        let identity = Identity::for_listener(listen, tls.as_ref(), &tls_dir, &node_verifier, clock.now());
+        let identity = identity.map_err(Error::Tls)?;
         let refused = |source| Error::Listen { listen, source };
         let listener = TcpListener::bind(listen).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
@@ -101,7 +106,7 @@ impl Server {
             Some(identity) => {
                 let config = RustlsConfig::from_config(Arc::new(identity.config));
                 let acceptor = RustlsAcceptor::new(config).handshake_timeout(timeouts.head);
-                let acceptor = acceptor.acceptor(Capacity::default());
+                let acceptor = Acceptor(acceptor.acceptor(Capacity::default()));
                 tokio::spawn(server.acceptor(acceptor).http1_only().serve(service))
             }
             None => tokio::spawn(server.acceptor(Capacity::default()).http1_only().serve(service)),

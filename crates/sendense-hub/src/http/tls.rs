@@ -7,6 +7,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpos
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use sendense_types::Timestamp;
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -69,31 +70,33 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// The identity for a listener; none where plain HTTP is enough.
+    /// The identity for a listener; none where plain HTTP is enough. Clients that show a certificate must show one that
+    /// `clients` accepts.
     pub fn for_listener(
         listen: SocketAddr,
         given: Option<&TlsFiles>,
         tls_dir: &Path,
+        clients: &Arc<dyn ClientCertVerifier>,
         now: Timestamp,
     ) -> Result<Option<Self>, Error> {
         match given {
-            Some(files) => Self::load(&files.certificate, &files.key).map(Some),
+            Some(files) => Self::load(&files.certificate, &files.key, clients).map(Some),
             None if listen.ip().to_canonical().is_loopback() => Ok(None),
-            None => Self::own(listen.ip(), tls_dir, now).map(Some),
+            None => Self::own(listen.ip(), tls_dir, clients, now).map(Some),
         }
     }
 
     /// Our own certificate, made when it is not there or ends soon.
-    fn own(listen: IpAddr, dir: &Path, now: Timestamp) -> Result<Self, Error> {
+    fn own(listen: IpAddr, dir: &Path, clients: &Arc<dyn ClientCertVerifier>, now: Timestamp) -> Result<Self, Error> {
         let (certificate, key) = (dir.join("certificate.pem"), dir.join("key.pem"));
         if ends_at(&certificate).is_none_or(|end| end.seconds_since(now) < RENEW_SECONDS as f64) || !key.exists() {
             make(listen, dir, &certificate, &key, now)?;
             tracing::info!(certificate = %certificate.display(), "made a certificate");
         }
-        Self::load(&certificate, &key)
+        Self::load(&certificate, &key, clients)
     }
 
-    fn load(certificate: &Path, key: &Path) -> Result<Self, Error> {
+    fn load(certificate: &Path, key: &Path, clients: &Arc<dyn ClientCertVerifier>) -> Result<Self, Error> {
         let wrong = |path: &Path, what| {
             let path = path.to_owned();
             move |source| Error::Pem { path, what, source }
@@ -112,7 +115,7 @@ impl Identity {
         let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients.clone())
             .with_single_cert(chain, secret)
             .map_err(unusable)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -136,8 +139,8 @@ fn ends_at(path: &Path) -> Option<Timestamp> {
 /// start makes both anew.
 fn make(listen: IpAddr, dir: &Path, certificate: &Path, key: &Path, now: Timestamp) -> Result<(), Error> {
     let mut params = CertificateParams::default();
-    params.not_before = at(now.plus_seconds(-BEFORE_SECONDS));
-    params.not_after = at(now.plus_seconds(VALID_SECONDS));
+    params.not_before = certificate_time(now.plus_seconds(-BEFORE_SECONDS));
+    params.not_after = certificate_time(now.plus_seconds(VALID_SECONDS));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "Sendense hub");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -178,7 +181,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
 }
 
 /// A moment in the words of the certificate library, to the second.
-fn at(moment: Timestamp) -> time::OffsetDateTime {
+pub(crate) fn certificate_time(moment: Timestamp) -> time::OffsetDateTime {
     time::OffsetDateTime::from_unix_timestamp(moment.as_micros().div_euclid(1_000_000))
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
 }
@@ -190,9 +193,13 @@ mod tests {
 
     const NOW: i64 = 1_780_000_000;
 
+    fn nobody() -> Arc<dyn ClientCertVerifier> {
+        Arc::new(rustls::server::NoClientAuth)
+    }
+
     fn identity(listen: &str, dir: &Path, day: i64) -> Option<String> {
         let now = Timestamp::from_micros(NOW * 1_000_000).plus_seconds(day * DAY_SECONDS);
-        let identity = Identity::for_listener(listen.parse().unwrap(), None, dir, now).unwrap();
+        let identity = Identity::for_listener(listen.parse().unwrap(), None, dir, &nobody(), now).unwrap();
         identity.map(|identity| identity.fingerprint)
     }
 
@@ -221,7 +228,7 @@ mod tests {
                 // Who damaged the key has to say so; another one would change what clients know the hub by.
                 let now = Timestamp::from_micros(NOW * 1_000_000).plus_seconds(736 * DAY_SECONDS);
                 let listen = "192.0.2.1:0".parse().unwrap();
-                assert!(matches!(Identity::for_listener(listen, None, dir, now), Err(Error::Pem { .. })));
+                assert!(matches!(Identity::for_listener(listen, None, dir, &nobody(), now), Err(Error::Pem { .. })));
                 continue;
             }
             assert_ne!(identity("192.0.2.1:0", dir, 736), second, "a damaged {file} is made anew");
@@ -251,7 +258,7 @@ mod tests {
         let given = |certificate: &Path, key: &Path| {
             let files = TlsFiles { certificate: certificate.join("certificate.pem"), key: key.join("key.pem") };
             let now = Timestamp::from_micros(NOW * 1_000_000);
-            Identity::for_listener("127.0.0.1:0".parse().unwrap(), Some(&files), Path::new("/nowhere"), now)
+            Identity::for_listener("127.0.0.1:0".parse().unwrap(), Some(&files), Path::new("/nowhere"), &nobody(), now)
         };
         let used = given(one.path(), one.path()).unwrap().map(|identity| identity.fingerprint);
         assert_eq!(used, fingerprint);

@@ -2,12 +2,14 @@
 
 mod backup;
 mod files;
+mod node;
 mod recover;
 mod retention;
 mod source;
 
 pub use backup::{BackupCommand, BackupStart};
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
+pub use node::{NodeCommand, NodePlace};
 pub use recover::RecoverCommand;
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
 pub use source::{
@@ -128,6 +130,9 @@ pub enum Command {
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Nodes: data movers beside hypervisors.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Tokens: who may call the hub.
     #[command(subcommand)]
     Token(TokenCommand),

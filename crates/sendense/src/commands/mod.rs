@@ -7,6 +7,7 @@ mod fetch;
 mod files;
 mod history;
 mod hub;
+mod node;
 mod offline;
 mod offline_export;
 mod prune;
@@ -32,6 +33,7 @@ pub fn run(args: Args) -> Result<u8> {
         Command::Hub(hub) => hub::run(hub),
         Command::Offline(command) => offline::run(command, args.global.json),
         Command::Retention(command) => retention::run(command, args.global.json),
+        Command::Node(command) => node::run(&args.global, command),
         command => {
             let context = Context::new(&args.global)?;
             block_on(async move {
@@ -60,7 +62,9 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Recover(command) => recover::run(&context, command).await,
                     Command::Task(command) => task::run(&context, command).await,
                     Command::Token(command) => token::run(&context, command).await,
-                    Command::Hub(_) | Command::Offline(_) | Command::Retention(_) => unreachable!("handled above"),
+                    Command::Hub(_) | Command::Offline(_) | Command::Retention(_) | Command::Node(_) => {
+                        unreachable!("handled above")
+                    }
                 }
             })
         }

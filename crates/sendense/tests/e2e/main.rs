@@ -20,6 +20,7 @@ mod journey;
 mod kill;
 mod libvirt;
 mod nbd;
+mod nodes;
 mod offline;
 mod papers;
 mod prune;

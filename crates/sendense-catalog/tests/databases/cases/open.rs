@@ -7,7 +7,8 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 5] = ["m0001_initial", "m0002_counts", "m0003_holds", "m0004_notes", "m0005_tracking_audit"];
+const MIGRATIONS: [&str; 6] =
+    ["m0001_initial", "m0002_counts", "m0003_holds", "m0004_notes", "m0005_tracking_audit", "m0007_nodes"];
 
 async fn migrations(url: &str) -> Vec<String> {
     let raw = Database::connect(url).await.expect("connect");

@@ -6,6 +6,7 @@ pub(super) mod exports;
 pub(super) mod files;
 pub(super) mod history;
 pub(super) mod mounts;
+pub(super) mod nodes;
 pub(super) mod recoveries;
 pub(super) mod repositories;
 pub(super) mod sources;

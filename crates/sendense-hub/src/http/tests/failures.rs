@@ -1,6 +1,6 @@
 //! What callers may do wrong. [`Fixture::send`] checks the body of every failure.
 
-use super::{Fixture, calls, concrete};
+use super::{Fixture, concrete, with_tokens};
 use crate::http::extract::BODY_BYTES_MAX;
 use crate::http::operations::Operations;
 use crate::http::{openapi, router};
@@ -12,7 +12,7 @@ use std::convert::Infallible;
 #[tokio::test]
 async fn unknown_parameters_are_named() {
     let fixture = Fixture::new().await;
-    for (method, path, _, _) in calls() {
+    for (method, path, _, _) in with_tokens() {
         let answer = fixture.call(&method, &format!("{path}?bogus=1"), Some(Role::Admin)).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{method} {path}: {answer:?}");
         assert_eq!((answer.error(), answer.code()), ("unknown parameter bogus", "invalid_input"), "{method} {path}");
@@ -46,7 +46,7 @@ async fn wrong_parameters_are_named() {
 #[tokio::test]
 async fn wrong_bodies_are_named() {
     let fixture = Fixture::new().await;
-    for (method, path, _, takes_body) in calls().into_iter().filter(|(method, ..)| method != "GET") {
+    for (method, path, _, takes_body) in with_tokens().filter(|(method, ..)| method != "GET") {
         let answer = fixture.json(&method, &path, r#"{"bogus": 1}"#).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{method} {path}: {answer:?}");
         assert_eq!(answer.error(), "unknown field bogus", "{method} {path}");
@@ -104,7 +104,7 @@ async fn missing_fields_are_named() {
 #[tokio::test]
 async fn bodies_that_are_too_large_are_413_told_or_untold() {
     let fixture = Fixture::new().await;
-    for (method, path, _, _) in calls().into_iter().filter(|(method, ..)| method != "GET") {
+    for (method, path, _, _) in with_tokens().filter(|(method, ..)| method != "GET") {
         let request = || fixture.request(&method, &path, Some(Role::Admin)).header("content-type", "application/json");
         let told = request().header("content-length", BODY_BYTES_MAX + 1).body(Body::empty()).unwrap();
         let chunk = Bytes::from(vec![b' '; 64 << 10]);

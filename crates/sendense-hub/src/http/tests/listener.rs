@@ -19,6 +19,7 @@ fn serve_within(fixture: &Fixture, listen: &str, timeouts: Timeouts) -> Result<S
         listen: listen.parse::<SocketAddr>().unwrap(),
         tls: None,
         tls_dir: fixture.folder.path().join("tls"),
+        node_verifier: fixture.hub.app().core.nodes.authority.verifier().unwrap(),
         timeouts,
         clock: Arc::new(SystemClock),
     };

@@ -7,6 +7,7 @@ mod journey;
 mod left_over;
 mod limits;
 mod listener;
+mod nodes;
 
 use super::openapi;
 use super::operations::{Access, Operations};
@@ -150,6 +151,11 @@ fn calls() -> Vec<(String, String, Access, bool)> {
     }
     assert!(calls.len() >= 35, "only {} calls are documented", calls.len());
     calls
+}
+
+/// Those that somebody with a token may make.
+fn with_tokens() -> impl Iterator<Item = (String, String, Access, bool)> {
+    calls().into_iter().filter(|(_, _, access, _)| *access != Access::Node)
 }
 
 /// A path with its parameters filled in.

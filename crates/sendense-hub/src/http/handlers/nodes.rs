@@ -1,0 +1,104 @@
+//! Nodes: what people do with them, and how one comes in.
+
+use super::Who;
+use crate::app::{App, NodeCaller};
+use crate::http::auth::unknown_code;
+use crate::http::extract::{Body, NameOrId, NoBody, Query};
+use crate::http::problem::Result;
+use crate::http::router::Shared;
+use axum::extract::{ConnectInfo, State};
+use axum::{Extension, Json};
+use http::StatusCode;
+use sendense_api::reply::{DoneReply, EnrolmentReply, NodeListReply, NodeWelcomeReply, PairingReply};
+use sendense_api::{CreatePairing, EnrolNode, ListQuery, NodeHello, ProblemBody};
+use std::net::SocketAddr;
+
+/// Make a code that lets a node in.
+///
+/// It is good for a quarter of an hour and for one node, and is shown in this answer and never again.
+#[utoipa::path(
+    post, path = "/nodes/pairings", tag = "nodes", request_body = CreatePairing,
+    responses(
+        (status = 201, description = "The code.", body = PairingReply),
+        (status = 409, description = "A valid node bears the name, or the hub serves plain HTTP.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn create_pairing(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Body(request): Body<CreatePairing>,
+) -> Result<(StatusCode, Json<PairingReply>)> {
+    Ok((StatusCode::CREATED, Json(app.create_pairing(&caller, request).await?.into())))
+}
+
+/// Let a node in by its code.
+///
+/// Needs no token: the code is the secret. The node's key stays where it was made.
+#[utoipa::path(
+    post, path = "/nodes/enrol", tag = "nodes", request_body = EnrolNode,
+    responses(
+        (status = 201, description = "The node with its certificate.", body = EnrolmentReply),
+        (status = 401, description = "The code is not known, was used, or has expired.", body = ProblemBody),
+        (status = 409, description = "Another node bears the name by now.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("none"))),
+)]
+pub(in crate::http) async fn enrol_node(
+    State(shared): State<Shared>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
+    Body(request): Body<EnrolNode>,
+) -> Result<(StatusCode, Json<EnrolmentReply>)> {
+    match shared.app.enrol_node(request).await? {
+        Some(enrolment) => Ok((StatusCode::CREATED, Json(enrolment.into()))),
+        None => Err(unknown_code(&shared, peer.map(|Extension(ConnectInfo(peer))| peer.ip()))),
+    }
+}
+
+/// List nodes.
+#[utoipa::path(
+    get, path = "/nodes", tag = "nodes", params(ListQuery),
+    responses((status = 200, description = "A page of nodes that are valid, by name.", body = NodeListReply)),
+    extensions(("x-role" = json!("viewer"))),
+)]
+pub(in crate::http) async fn list_nodes(
+    State(app): State<App>,
+    Query(page): Query<ListQuery>,
+) -> Result<Json<NodeListReply>> {
+    Ok(Json(app.list_nodes(page).await?.into()))
+}
+
+/// Revoke a node.
+///
+/// Whatever it does is refused from now on, also on connections that it has. Its name is free again.
+#[utoipa::path(
+    delete, path = "/nodes/{node_id}", tag = "nodes",
+    params(("node_id" = String, Path, description = "The node's id or name.")),
+    responses((status = 200, description = "It is void.", body = DoneReply)),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn revoke_node(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(node): NameOrId,
+    _: NoBody,
+) -> Result<Json<DoneReply>> {
+    app.revoke_node(&caller, &node).await?;
+    Ok(Json(DoneReply::new(format!("node {node} is void"))))
+}
+
+/// Begin as a node.
+///
+/// For nodes, which show their certificate in the TLS handshake.
+#[utoipa::path(
+    post, path = "/node/hello", tag = "nodes", request_body = NodeHello,
+    responses((status = 200, description = "As whom the hub knows the node.", body = NodeWelcomeReply)),
+    extensions(("x-role" = json!("node"))),
+)]
+pub(in crate::http) async fn node_hello(
+    State(app): State<App>,
+    Extension(node): Extension<NodeCaller>,
+    Body(hello): Body<NodeHello>,
+) -> Result<Json<NodeWelcomeReply>> {
+    Ok(Json(app.node_hello(&node, hello).await?.into()))
+}

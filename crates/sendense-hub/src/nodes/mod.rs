@@ -1,0 +1,36 @@
+//! Nodes: data movers that run beside hypervisors and dial in.
+//!
+//! What lives here: what the hub knows of nodes beyond their rows. [`authority`] signs and checks their certificates. What
+//! does not: who may do what with them (`app`), HTTP. Invariant: whoever bears a certificate of the authority is still looked
+//! up in the catalog at every call, so that a node that was revoked can do nothing from that moment on.
+
+pub(crate) mod authority;
+
+use authority::Authority;
+use std::sync::OnceLock;
+
+/// What the hub knows of nodes.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    /// Signs their certificates.
+    pub authority: Authority,
+    /// SHA-256 of the certificate that the hub itself shows; none on plain HTTP, where no node can come.
+    fingerprint: OnceLock<String>,
+}
+
+impl Nodes {
+    pub fn new(authority: Authority) -> Self {
+        Self { authority, fingerprint: OnceLock::new() }
+    }
+
+    /// The hub is served with this certificate.
+    pub fn served_with(&self, fingerprint: &str) {
+        // A hub has one server; the first word stays.
+        let _ = self.fingerprint.set(fingerprint.to_owned());
+    }
+
+    /// The certificate by which nodes know the hub.
+    pub fn hub_fingerprint(&self) -> Option<&str> {
+        self.fingerprint.get().map(String::as_str)
+    }
+}

@@ -1,0 +1,47 @@
+//! `sendense node`.
+
+use clap::{Args as ClapArgs, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Make a code that lets a node in, once, within a quarter of an hour.
+    Pair {
+        /// What the node will be called.
+        #[arg(long)]
+        name: String,
+    },
+    /// List nodes.
+    List,
+    /// Revoke a node. Whatever it does is refused from that moment on.
+    Revoke {
+        /// Its name or id.
+        node: String,
+    },
+    /// Make this machine a node: shows the hub's certificate and asks, unless --fingerprint or --ca-file tells it.
+    Enrol {
+        /// The hub's address: `https://HOST:8082`.
+        #[arg(long, value_name = "URL")]
+        hub: String,
+        /// The code from `sendense node pair`.
+        #[arg(long, env = "SENDENSE_PAIRING_CODE", hide_env_values = true)]
+        code: String,
+        /// HTTP proxy on the way to the hub. Default: what `HTTPS_PROXY` says.
+        #[arg(long, value_name = "URL")]
+        proxy: Option<String>,
+        #[command(flatten)]
+        place: NodePlace,
+    },
+    /// Ask the hub whether it knows this node.
+    Check(NodePlace),
+    /// Take the hub's new certificate, after it was renewed. Asks like `enrol`.
+    Trust(NodePlace),
+}
+
+/// Where a node keeps what it is.
+#[derive(Debug, ClapArgs)]
+pub struct NodePlace {
+    /// Folder for the node's key and certificate. Made when missing.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/sendense-node")]
+    pub data_dir: PathBuf,
+}

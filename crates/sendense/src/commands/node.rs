@@ -1,0 +1,127 @@
+//! `sendense node`: what an administrator does with nodes at the hub, and what is done on the node's machine.
+
+use super::backup::confirmed;
+use super::{absolute, block_on};
+use crate::args::{Global, NodeCommand, NodePlace};
+use crate::context::Context;
+use crate::output::{json, line, say, table as show};
+use crate::tables;
+use anyhow::{Context as _, Result, bail};
+use sendense_api::reply::{DoneReply, NodeListReply, NodeWelcomeReply, PairingReply};
+use sendense_api::{CreatePairing, ListQuery, fingerprint_of};
+use sendense_node::identity::{self, HubAddress, HubTrust, Identity};
+
+/// Runs the command.
+pub fn run(global: &Global, command: NodeCommand) -> Result<u8> {
+    match command {
+        NodeCommand::Enrol { hub, code, proxy, place } => block_on(enrol(global, hub, code, proxy, place)),
+        NodeCommand::Check(place) => block_on(check(global, place)),
+        NodeCommand::Trust(place) => block_on(trust(global, place)),
+        command => {
+            let context = Context::new(global)?;
+            block_on(administer(context, command))
+        }
+    }
+}
+
+async fn administer(context: Context, command: NodeCommand) -> Result<u8> {
+    let client = &context.client;
+    match command {
+        NodeCommand::Pair { name } => {
+            let pairing = client.create_pairing(&CreatePairing { name }).await?;
+            if context.json {
+                json(&PairingReply::from(pairing))?;
+            } else {
+                line(&pairing.code);
+                say(format!("lets one node in as {} until {}. On its machine:", pairing.name, pairing.expires_at));
+                say(format!(
+                    "sendense node enrol --hub https://HOST:PORT --code {} --fingerprint {}",
+                    pairing.code, pairing.fingerprint
+                ));
+            }
+        }
+        NodeCommand::List => {
+            let page = client.list_nodes(&ListQuery::default()).await?;
+            if context.json {
+                json(&NodeListReply::from(page))?;
+            } else {
+                show(tables::nodes(&page.items));
+            }
+        }
+        NodeCommand::Revoke { node } => {
+            client.revoke_node(&node).await?;
+            if context.json {
+                json(&DoneReply::new(format!("node {node} revoked")))?;
+            } else {
+                say(format!("node {node} is revoked"));
+            }
+        }
+        NodeCommand::Enrol { .. } | NodeCommand::Check(_) | NodeCommand::Trust(_) => unreachable!("handled above"),
+    }
+    Ok(0)
+}
+
+async fn enrol(global: &Global, url: String, code: String, proxy: Option<String>, place: NodePlace) -> Result<u8> {
+    let folder = absolute(&place.data_dir)?;
+    let trust = known_by(global, &url, proxy.as_deref()).await?;
+    let identity = Identity::enrol(&folder, HubAddress { url, trust, proxy }, code).await.map_err(told)?;
+    // Only an answer over the new certificate shows that the next connection will work.
+    let welcome = identity::hello(&identity.client()?).await?;
+    if global.json {
+        json(&NodeWelcomeReply::from(welcome))?;
+    } else {
+        say(format!(
+            "this machine is node {} now ({}), its key lies in {}",
+            identity.name,
+            identity.node_id,
+            folder.display()
+        ));
+    }
+    Ok(0)
+}
+
+async fn check(global: &Global, place: NodePlace) -> Result<u8> {
+    let identity = Identity::open(&absolute(&place.data_dir)?)?;
+    let welcome = identity::hello(&identity.client()?).await?;
+    if global.json {
+        json(&NodeWelcomeReply::from(welcome))?;
+    } else {
+        say(format!("{} knows this machine as node {} ({})", identity.hub.url, welcome.name, welcome.node_id));
+    }
+    Ok(0)
+}
+
+async fn trust(global: &Global, place: NodePlace) -> Result<u8> {
+    let folder = absolute(&place.data_dir)?;
+    let mut identity = Identity::open(&folder)?;
+    let trust = known_by(global, &identity.hub.url, identity.hub.proxy.as_deref()).await?;
+    let hub = HubAddress { trust, ..identity.hub.clone() };
+    identity.change_hub(&folder, hub)?;
+    check(global, place).await
+}
+
+/// What the hub said is told as from any other command, with its exit code.
+fn told(error: identity::Error) -> anyhow::Error {
+    match error {
+        identity::Error::Hub(error) => error.into(),
+        error => error.into(),
+    }
+}
+
+/// By what the hub is known from now on: what the command line says, else what a person confirms.
+async fn known_by(global: &Global, url: &str, proxy: Option<&str>) -> Result<HubTrust> {
+    if let Some(path) = &global.ca_file {
+        return Ok(HubTrust::Ca(std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?));
+    }
+    if let Some(fingerprint) = &global.fingerprint {
+        return Ok(HubTrust::Fingerprint(fingerprint.clone()));
+    }
+    let shown = fingerprint_of(url, proxy).await?;
+    say(format!("{url} shows a certificate with the SHA-256 fingerprint\n{shown}"));
+    say("`sendense hub` prints its own when it starts, and `sendense node pair` does.");
+    let hint = "give the hub's fingerprint with --fingerprint, or its authority with --ca-file";
+    if !confirmed("Is it the same?", hint)? {
+        bail!("the hub was not confirmed; nothing was sent to it");
+    }
+    Ok(HubTrust::Fingerprint(shown))
+}
