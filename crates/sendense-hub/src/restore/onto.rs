@@ -14,6 +14,13 @@ use sendense_source::paths::Roots;
 use sendense_types::{Problem, ProblemCode};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a lock is asked for again. A process that the hub starts has a copy of every descriptor until it runs its own
+/// program, also of the one that a restore onto the same file has just closed; a busy machine takes some milliseconds for that.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is written onto and how.
 pub(crate) struct Onto<'a> {
@@ -73,10 +80,22 @@ fn open_file(onto: &Onto<'_>) -> Result<File> {
     if Writers::now().hold(&file) {
         return in_use("a running machine has it open for writing");
     }
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !lock(&file) {
         return in_use("another program has locked it");
     }
     File::from_std(file, onto.path.display().to_string(), true).map_err(|error| of_block("open the target", &error))
+}
+
+/// Locks a file against other restores and everybody else who asks; false when somebody else has the lock.
+fn lock(file: &std::fs::File) -> bool {
+    let until = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    true
 }
 
 #[cfg(test)]
