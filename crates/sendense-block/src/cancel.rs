@@ -4,7 +4,7 @@ use crate::error::{Error, Kind, Result};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -15,9 +15,14 @@ pub struct Cancel(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    asked: AtomicBool,
+    /// [`OPEN`], and from there once and for ever [`ASKED`] or [`COMMITTED`].
+    state: AtomicU8,
     hooks: Mutex<Hooks>,
 }
+
+const OPEN: u8 = 0;
+const ASKED: u8 = 1;
+const COMMITTED: u8 = 2;
 
 #[derive(Default)]
 struct Hooks {
@@ -31,9 +36,9 @@ impl Cancel {
         Self::default()
     }
 
-    /// Asks. The hooks run once, on this thread, in the order they were registered.
+    /// Asks. The hooks run once, on this thread, in the order they were registered. Too late after [`Cancel::commit`].
     pub fn cancel(&self) {
-        if self.0.asked.swap(true, Ordering::SeqCst) {
+        if !self.settle(ASKED) {
             return;
         }
         let hooks = std::mem::take(&mut self.0.hooks.lock().hooks);
@@ -44,7 +49,24 @@ impl Cancel {
 
     /// True once somebody has asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.asked.load(Ordering::SeqCst)
+        self.0.state.load(Ordering::SeqCst) == ASKED
+    }
+
+    /// Passes the point of no return: what makes the work's result visible comes next and is finished whatever anybody asks.
+    /// An error of kind [`Kind::Cancelled`] when somebody has asked: then it must never be made visible, however late the
+    /// thread that would do so comes back from where it was stuck.
+    pub fn commit(&self) -> Result<()> {
+        if self.settle(COMMITTED) || self.is_committed() { Ok(()) } else { self.check() }
+    }
+
+    /// True once the point of no return was passed.
+    pub fn is_committed(&self) -> bool {
+        self.0.state.load(Ordering::SeqCst) == COMMITTED
+    }
+
+    /// True for the one who decides what it is.
+    fn settle(&self, state: u8) -> bool {
+        self.0.state.compare_exchange(OPEN, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// An error of kind [`Kind::Cancelled`] once somebody has asked; for use with `?` between steps.
@@ -103,5 +125,24 @@ mod tests {
         let _late = cancel.on_cancel(counter(&count));
         assert_eq!(count.load(Ordering::SeqCst), 2);
         assert_eq!(cancel.check().unwrap_err().kind, Kind::Cancelled);
+    }
+
+    #[test]
+    fn whoever_comes_first_decides() {
+        let asked = Cancel::new();
+        asked.cancel();
+        assert_eq!(asked.commit().unwrap_err().kind, Kind::Cancelled);
+        assert!(!asked.is_committed());
+
+        let (committed, ran) = (Cancel::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = ran.clone();
+        let _kept = committed.on_cancel(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        committed.commit().unwrap();
+        committed.cancel();
+        committed.commit().unwrap();
+        assert!(committed.is_committed() && committed.check().is_ok());
+        assert_eq!(ran.load(Ordering::SeqCst), 0, "what is being finished is not disturbed");
     }
 }

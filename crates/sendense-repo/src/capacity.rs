@@ -132,6 +132,8 @@ struct Left {
     promised_bytes: u64,
     /// Written, and held under the limit until publication or abandonment.
     written_bytes: u64,
+    /// Nothing may be written any more.
+    closed: bool,
 }
 
 impl Reservation {
@@ -139,15 +141,31 @@ impl Reservation {
     /// only what is left. This one goes on: nobody knows yet how far its data shrinks.
     pub(crate) fn expect(&self, bytes: u64) -> Result<u64> {
         let mut left = self.left.lock();
+        if left.closed {
+            return Ok(0);
+        }
         let more = bytes.saturating_sub(left.promised_bytes.saturating_add(left.written_bytes));
         let promised = self.capacity.promise_up_to(more)?;
         left.promised_bytes += promised;
         Ok(more - promised)
     }
 
+    /// Gives everything back. Whoever still comes to write is refused.
+    pub(crate) fn close(&self) {
+        let mut left = self.left.lock();
+        let given = std::mem::replace(&mut *left, Left { closed: true, ..Left::default() });
+        // What was written is either published (and then settled with its true size) or removed: not held by us.
+        let mut state = self.capacity.state.lock();
+        state.promised_bytes = state.promised_bytes.saturating_sub(given.promised_bytes);
+        state.held_bytes = state.held_bytes.saturating_sub(given.written_bytes);
+    }
+
     /// Counts bytes that are about to be written. Grows the promise when it was too small, if there is room.
     pub(crate) fn spend(&self, bytes: u64) -> Result<()> {
         let mut left = self.left.lock();
+        if left.closed {
+            return Err(Error::new(Kind::Cancelled, "the draft was taken back"));
+        }
         if bytes > left.promised_bytes {
             let missing = bytes - left.promised_bytes;
             let step = missing.max(STEP_BYTES);
@@ -170,11 +188,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // What was written is either published (and then settled with its true size) or removed: not held by us.
-        let left = self.left.lock();
-        let mut state = self.capacity.state.lock();
-        state.promised_bytes = state.promised_bytes.saturating_sub(left.promised_bytes);
-        state.held_bytes = state.held_bytes.saturating_sub(left.written_bytes);
+        self.close();
     }
 }
 

@@ -40,6 +40,8 @@ pub struct How<'a> {
     pub overwrite: bool,
     /// Whose it will be.
     pub owner: Owner,
+    /// The file is all that is asked for: its name is the point of no return of the work ([`Cancel::commit`]).
+    pub is_last: bool,
 }
 
 /// Whose the file will be.
@@ -57,6 +59,11 @@ pub enum Owner {
 const REQUEST_BYTES: usize = 512 * 1024;
 
 impl How<'_> {
+    /// The last moment at which it can be stopped.
+    fn pass(&self, cancel: &Cancel) -> Result<()> {
+        Ok(if self.is_last { cancel.commit() } else { cancel.check() }?)
+    }
+
     const fn options(&self) -> Options {
         // An extracted image is for a machine to run on: compressed clusters would slow it down.
         Options { lanes: self.lanes, request_bytes: REQUEST_BYTES, level: Level::Off }
@@ -85,8 +92,8 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
             qcow2(disk, &part.file, &tables.file, how, progress, cancel)?;
         }
     }
-    cancel.check()?;
     part.give(how.owner)?;
+    how.pass(cancel)?;
     part.publish(name, path, how.overwrite)
 }
 
@@ -103,9 +110,9 @@ pub fn extract_with(path: &Path, how: How<'_>, cancel: &Cancel, fill: &dyn Fn(&P
     }
     let part = Part::create(&place, name, how.suffix)?;
     fill(&folder.join(&part.name))?;
-    cancel.check()?;
     part.file.flush()?;
     part.give(how.owner)?;
+    how.pass(cancel)?;
     part.publish(name, path, how.overwrite)
 }
 
@@ -281,7 +288,15 @@ mod tests {
     }
 
     fn run(disk: &dyn Disk, path: &Path, format: Format, cancel: &Cancel) -> Result<()> {
-        let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false, owner: Owner::Us };
+        let how = How {
+            format,
+            lanes: 2,
+            suffix: "part",
+            disk_name: "disk 0",
+            overwrite: false,
+            owner: Owner::Us,
+            is_last: true,
+        };
         extract(disk, path, how, &Progress::default(), cancel)
     }
 
@@ -323,7 +338,15 @@ mod tests {
             ("kept.raw", Format::Raw, Owner::Us, rustix::process::geteuid().as_raw()),
         ] {
             let path = folder.path().join(name);
-            let how = How { format, lanes: 2, suffix: "part", disk_name: "disk 0", overwrite: false, owner: whose };
+            let how = How {
+                format,
+                lanes: 2,
+                suffix: "part",
+                disk_name: "disk 0",
+                overwrite: false,
+                owner: whose,
+                is_last: false,
+            };
             extract(&disk(), &path, how, &Progress::default(), &Cancel::new()).unwrap();
             let found = std::fs::metadata(&path).unwrap();
             assert_eq!((found.uid(), found.mode() & 0o777), (expected, 0o600), "{name}");
@@ -356,6 +379,7 @@ mod tests {
             disk_name: "disk 0",
             overwrite: true,
             owner: Owner::Us,
+            is_last: true,
         };
         extract(&disk(), &link, how, &Progress::default(), &Cancel::new()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
@@ -386,6 +410,7 @@ mod tests {
             disk_name: "disk 0",
             overwrite: false,
             owner: Owner::Us,
+            is_last: true,
         };
         let run = |fill: &dyn Fn(&Path) -> Result<()>| extract_with(&path, how, &Cancel::new(), fill);
         let failed = run(&|part| {

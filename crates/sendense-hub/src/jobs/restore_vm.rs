@@ -131,7 +131,7 @@ fn make(
         let job =
             Job { name: &name, disk: chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let (lanes, owner) = (job.lanes, Owner::OfFolder);
-        let how = How { format, lanes, suffix: who, disk_name: job.name, overwrite: false, owner };
+        let how = How { format, lanes, suffix: who, disk_name: job.name, overwrite: false, owner, is_last: false };
         extract(&job.disk, path, how, job.progress, job.cancel)
             .map_err(|error| crate::restore::target_problem(path, &error))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));

@@ -18,7 +18,7 @@ pub(crate) fn restore_file(
     task_id: &TaskId,
 ) -> Result<()> {
     let (lanes, suffix, owner) = (job.lanes, task_id.as_str(), Owner::Us);
-    let how = |format| How { format, lanes, suffix, disk_name: job.name, overwrite, owner };
+    let how = |format| How { format, lanes, suffix, disk_name: job.name, overwrite, owner, is_last: true };
     match format {
         ImageFormat::Raw => extract(&job.disk, path, how(Format::Raw), job.progress, job.cancel),
         ImageFormat::Qcow2 => extract(&job.disk, path, how(Format::Qcow2), job.progress, job.cancel),

@@ -66,7 +66,8 @@ pub(crate) fn restore_onto(job: &Job<'_>, onto: &Onto<'_>) -> Result<Option<Diff
             None
         }
     };
-    marked.finish().map_err(failed)?;
+    // A flush may have hung until nobody counted on this restore any more: then the mark stays.
+    cancel.commit().and_then(|()| marked.finish()).map_err(failed)?;
     Ok(difference)
 }
 

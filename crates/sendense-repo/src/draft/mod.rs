@@ -35,7 +35,7 @@ use disk::SealedDisk;
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What point is begun.
 #[derive(Debug, Clone)]
@@ -62,6 +62,15 @@ pub struct Draft {
 pub struct Sealed {
     core: Core,
     disks: Vec<SealedDisk>,
+}
+
+/// The way to a draft for somebody else than who writes it, who may be stuck in a read that never ends.
+#[derive(Clone)]
+pub struct Recall {
+    repository: Repository,
+    backup_id: BackupId,
+    vm: VmContextId,
+    reservation: Weak<Reservation>,
 }
 
 /// What a draft has from its first moment to its end.
@@ -176,6 +185,17 @@ impl Draft {
         Ok(disk)
     }
 
+    /// The way to take it back from outside.
+    pub fn recall(&self) -> Recall {
+        let core = &self.core;
+        Recall {
+            repository: core.repository.clone(),
+            backup_id: core.backup_id.clone(),
+            vm: core.vm.clone(),
+            reservation: Arc::downgrade(&core.reservation),
+        }
+    }
+
     /// Says what the point may become, all told, as soon as that is known: room for it is kept from others as far as there is
     /// any. Returns how much is missing; the draft goes on all the same, and fails with [`Kind::NoSpace`] if it must.
     pub fn expect(&self, bytes: u64) -> Result<u64> {
@@ -214,6 +234,20 @@ impl Draft {
     /// Removes everything of it.
     pub fn abandon(self) -> Result<()> {
         self.core.abandon()
+    }
+}
+
+impl Recall {
+    /// Removes everything of the draft and gives its room back. Who writes it may be at it still: what it writes into files that
+    /// are gone harms nobody, no block is taken any more, and it may abandon the draft once more. It must not be publishing,
+    /// nor begin to: that is the caller's to know ([`sendense_block::Cancel::commit`]).
+    pub fn take_back(&self) -> Result<()> {
+        if let Some(reservation) = self.reservation.upgrade() {
+            reservation.close();
+        }
+        undo::undo(&self.repository, &self.vm, &self.backup_id)
+            .map(drop)
+            .map_err(|error| error.within(format!("take back the draft of {}", self.backup_id)))
     }
 }
 

@@ -69,6 +69,43 @@ fn a_fenced_hub_publishes_nothing_and_leaves_its_draft_to_the_next_owner() {
     check_bytes(&owner, &third).unwrap();
 }
 
+/// Its writer hangs in a read of its source and comes back when nobody counts on it any more.
+#[test]
+fn a_draft_that_is_taken_back_is_in_nobodys_way_and_its_writer_comes_too_late() {
+    let before = Before::new();
+    let (root, third) = (before.root(), before.third());
+    // With a limit of its own, so that nothing else on the file system counts.
+    let options = Options { limit_bytes: Some(256 << 20), ..world::options() };
+    let repository = Repository::open_on(Stage::calm(), &root, options, now()).unwrap();
+    let available = || repository.storage().unwrap().available_bytes;
+    let free = available();
+    let stuck = draft(&repository, &third);
+    let (recall, writer) = (stuck.recall(), stuck.disk(sendense_types::DiskNumber(0)).unwrap().clone());
+    assert_eq!(stuck.expect(100 << 20).unwrap(), 0);
+    assert_eq!(available(), free - (100 << 20));
+
+    recall.take_back().unwrap();
+    repository.locks().release_of("task-test");
+    assert_eq!(tree(&root), tree_of(before.points()), "its files are gone");
+    assert_eq!(available(), free);
+    // The machine's next backup, under way when the other one comes back.
+    let next = Point { id: "bk-next".parse().unwrap(), ..third };
+    let under_way = draft(&repository, &next);
+    let data = vec![1; sendense_block::BLOCK_BYTES as usize];
+    let late = sendense_block::Block {
+        index: sendense_block::BlockIndex(0),
+        digest: sendense_block::Digest::of(&data),
+        payload: sendense_block::Payload::Raw(&data),
+    };
+    let error = sendense_block::BlockSink::put(&*writer, &[late]).unwrap_err();
+    assert_eq!(error.kind, sendense_block::Kind::Cancelled, "{error:?}");
+    assert!(stuck.seal().is_err(), "there is nothing to seal any more");
+    recall.take_back().unwrap();
+    under_way.seal().unwrap().publish(world::facts(&next), now()).unwrap();
+    check_bytes(&repository, &next).unwrap();
+    assert_eq!(tree(&root), tree_of(before.points().into_iter().chain([&next])));
+}
+
 #[test]
 fn a_fenced_hub_deletes_nothing() {
     let before = Before::new();

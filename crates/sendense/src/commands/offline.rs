@@ -167,7 +167,8 @@ fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: For
     let lanes = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let suffix = format!("sendense-{}", std::process::id());
     let disk_name = format!("disk {number} of {id}");
-    let how = How { format, lanes, suffix: &suffix, disk_name: &disk_name, overwrite: false, owner: Owner::Us };
+    let (suffix, disk_name, owner) = (&*suffix, &*disk_name, Owner::Us);
+    let how = How { format, lanes, suffix, disk_name, overwrite: false, owner, is_last: true };
     extract(&chain, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
     say(format!("restored disk {number} of {id} to {}", to.display()));
     Ok(0)
