@@ -119,6 +119,9 @@ pub struct Limits {
     pub audit_per_million: u32,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
+    /// How long the job of a task that was stopped may take to come back. Copies stop within a second and tools of other people
+    /// within ten; what takes longer hangs in the kernel, and the task ends without it.
+    pub stop_grace: Duration,
 }
 
 impl Default for Limits {
@@ -136,6 +139,8 @@ impl Default for Limits {
             archive_bytes_max: 4 << 40,
             audit_per_million: 1000,
             progress_deadline_s: 4 * 3600,
+            // With what is taken back after it, less than a hub that stops waits for its tasks.
+            stop_grace: Duration::from_secs(20),
         }
     }
 }

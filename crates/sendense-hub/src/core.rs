@@ -55,7 +55,14 @@ pub(crate) struct Core {
     pub tracker: TaskTracker,
     /// Dropped last: the lock on the data directory.
     pub data_dir: DataDir,
+    /// Puts itself between the hub and the sources it opens.
+    #[cfg(test)]
+    pub between: parking_lot::Mutex<Option<Between>>,
 }
+
+/// A source made of a source.
+#[cfg(test)]
+pub(crate) type Between = Box<dyn Fn(Arc<dyn Source>) -> Arc<dyn Source> + Send + Sync>;
 
 impl Core {
     /// The time.
@@ -112,7 +119,12 @@ impl Core {
         };
         let config = crate::app::sources::Settings::read(&row.config)?.for_source(row.kind)?;
         let secret = secret.as_ref().map(|secret| secret.expose_secret());
-        sendense_source::open(row.kind, &config, secret, context).or_problem()
+        let source = sendense_source::open(row.kind, &config, secret, context).or_problem()?;
+        #[cfg(test)]
+        if let Some(between) = &*self.between.lock() {
+            return Ok(between(source));
+        }
+        Ok(source)
     }
 }
 

@@ -34,8 +34,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long running work may take to end when the hub stops. Copies end within a second; what hangs longer is left to the
-/// next start.
+/// How long running work may take to end when the hub stops. Copies end within a second, and what hangs is given up after
+/// [`crate::config::Limits::stop_grace`]; what takes longer still is left to the next start.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name of the token that a hub makes at its first start.
@@ -155,6 +155,8 @@ impl Hub {
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             data_dir,
+            #[cfg(test)]
+            between: Default::default(),
         });
         admin_token(&core).await?;
         reconcile::at_start(&core).await;

@@ -213,12 +213,14 @@ impl Repositories {
     /// Gives all leases back: the hub ends.
     pub async fn release_all(&self, core: &Core) {
         let slots: Vec<_> = self.slots.lock().drain().collect();
-        for (id, slot) in slots {
+        // Side by side: the hub's end is not held up once for each share that does not answer.
+        let released = slots.into_iter().map(|(id, slot)| async move {
             let open = slot.state.lock().open.take();
             if let Some(repository) = open {
                 release(core, &id, repository).await;
             }
-        }
+        });
+        futures::future::join_all(released).await;
     }
 
     fn lose(&self, id: &RepositoryId, problem: Problem, now: Timestamp) {

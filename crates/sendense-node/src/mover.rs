@@ -90,6 +90,10 @@ pub trait Landing: Send + Sync {
     /// The backup has come to this phase.
     fn phase(&self, phase: Phase);
 
+    /// All is read, or will not be: the source is let go next, in its own time (a snapshot's removal takes minutes). False when
+    /// nobody waits for this backup any more, because a read did not come back for too long: then nothing but that is done.
+    fn letting_go(&self) -> bool;
+
     /// Something worth a line in the task's log.
     fn note(&self, message: &str);
 
@@ -228,10 +232,11 @@ pub fn run(
             (error, _) => error,
         });
     let mut facts = frozen.facts().clone();
+    let is_awaited = landing.letting_go();
     let released = frozen.release();
     // Also where no point came of it: the next backup must not believe what this one found to be wrong.
     let wrong = wrong.into_inner();
-    if !wrong.is_empty() {
+    if !wrong.is_empty() && is_awaited {
         begin_tracking_anew(assignment, source, landing, journal, &wrong, copied.is_ok().then_some(&mut facts));
     }
     let disks = copied.map_err(|error| cancelled(error, cancel))?;

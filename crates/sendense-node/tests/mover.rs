@@ -148,6 +148,7 @@ struct Place {
     phases: Mutex<Vec<Phase>>,
     notes: Mutex<Vec<String>>,
     alerts: Mutex<Vec<(u32, String)>>,
+    given_up: bool,
 }
 
 struct DiskSink(u32, Arc<Mutex<Vec<(u32, u64)>>>);
@@ -166,6 +167,9 @@ impl Landing for Place {
     }
     fn phase(&self, phase: Phase) {
         self.phases.lock().push(phase);
+    }
+    fn letting_go(&self) -> bool {
+        !self.given_up
     }
     fn note(&self, message: &str) {
         self.notes.lock().push(message.into());
@@ -411,6 +415,14 @@ fn tracking_that_is_wrong_costs_that_disk_a_comparison_and_is_begun_anew() {
     assert_eq!(*script.resets.lock(), [[TrackingToken("new".into()), TrackingToken("new".into())]]);
     let tokens: Vec<_> = outcome.facts.disks.iter().map(|disk| disk.token.is_some()).collect();
     assert_eq!(tokens, [true, false], "nothing is asked against what was not tracked rightly");
+}
+
+/// A read did not come back for so long that the machine may be another backup's by now.
+#[test]
+fn a_backup_that_nobody_waits_for_touches_no_marks() {
+    let (script, place) = (lying(), Place { given_up: true, ..Place::default() });
+    run_audited(&script, &place, Some(8), OnTrackingLoss::Compare, ALL, &Cancel::new()).unwrap();
+    assert_eq!(script.resets.lock().len(), 0);
 }
 
 #[test]

@@ -29,6 +29,7 @@ impl App {
         let mut checks = vec![self.check_catalog().await];
         checks.extend(self.check_repositories().await);
         checks.push(self.check_journal().await);
+        checks.push(self.check_left_behind().await);
         Ok(DebugHealth {
             status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
             version: version(),
@@ -95,6 +96,22 @@ impl App {
             .await
         });
         futures::future::join_all(checks).await
+    }
+
+    async fn check_left_behind(&self) -> HealthCheck {
+        check("stuck work", async {
+            match self.core.running.left_behind() {
+                0 => Ok("none".to_owned()),
+                count => Err((
+                    CheckStatus::Degraded,
+                    format!(
+                        "{count} tasks that were ended have left work behind that hangs in the kernel: a device or a share does \
+                         not answer (see the tasks' logs)"
+                    ),
+                )),
+            }
+        })
+        .await
     }
 
     async fn check_journal(&self) -> HealthCheck {

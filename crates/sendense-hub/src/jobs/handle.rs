@@ -11,10 +11,18 @@ use sendense_types::{Clock, Phase, Problem, ProblemCode, TaskId, Timestamp};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// Lines that wait for the next report (half a second). A job tells tens in its life; what passes this is a loop that
 /// complains, and is counted instead of kept.
 const LINES_WAITING_MAX: usize = 256;
+
+/// How long a stopped job may take to let its source go, once it has stopped reading: removing the snapshot of a busy machine
+/// takes minutes. What takes longer is left behind, and the journal's reaper goes on with it.
+const LETTING_GO_MAX: Duration = Duration::from_secs(600);
+
+/// Takes away what a job that does not come back has made.
+pub(crate) type TakeBack = Box<dyn FnOnce(&Handle) + Send>;
 
 /// Why a running task is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +54,10 @@ pub(crate) struct Handle {
 }
 
 struct State {
-    stop: Option<Stop>,
+    stop: Option<(Stop, Instant)>,
+    letting_go: Option<Instant>,
+    abandoned: bool,
+    take_back: Vec<TakeBack>,
     phase: Option<Phase>,
     verify: Option<Arc<verify::Progress>>,
     lines: VecDeque<NewLogLine>,
@@ -60,6 +71,9 @@ impl Handle {
     pub fn new(task_id: TaskId, clock: Arc<dyn Clock>) -> Self {
         let state = State {
             stop: None,
+            letting_go: None,
+            abandoned: false,
+            take_back: Vec::new(),
             phase: None,
             verify: None,
             lines: VecDeque::new(),
@@ -76,7 +90,7 @@ impl Handle {
         if state.stop.is_some() {
             return false;
         }
-        state.stop = Some(why);
+        state.stop = Some((why, Instant::now()));
         // Hooks may take their time and may ask for the reason: they run without the lock.
         drop(state);
         self.cancel.cancel();
@@ -85,7 +99,41 @@ impl Handle {
 
     /// Why it is to stop, if it is.
     pub fn stopped(&self) -> Option<Stop> {
-        self.state.lock().stop
+        self.state.lock().stop.map(|(why, _)| why)
+    }
+
+    /// For how long it was to stop already.
+    pub fn stopped_for(&self) -> Duration {
+        self.state.lock().stop.map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+
+    /// The job has stopped to read and lets its source go. False when it was left behind meanwhile.
+    pub fn letting_go(&self) -> bool {
+        let mut state = self.state.lock();
+        state.letting_go = Some(Instant::now());
+        !state.abandoned
+    }
+
+    /// It was stopped, and its job should have come back by now.
+    pub fn is_overdue(&self, grace: Duration) -> bool {
+        let state = self.state.lock();
+        let Some((_, stopped)) = state.stop else { return false };
+        match state.letting_go {
+            Some(since) => since.max(stopped).elapsed() > LETTING_GO_MAX,
+            None => stopped.elapsed() > grace,
+        }
+    }
+
+    /// What is to be done if the job does not come back. It is not done when the job ends.
+    pub fn on_abandon(&self, take_back: impl FnOnce(&Self) + Send + 'static) {
+        self.state.lock().take_back.push(Box::new(take_back));
+    }
+
+    /// Nobody waits for the job any more. Gives what is to be done about that.
+    pub fn abandon(&self) -> Vec<TakeBack> {
+        let mut state = self.state.lock();
+        state.abandoned = true;
+        std::mem::take(&mut state.take_back)
     }
 
     /// The job has come to this phase.
@@ -215,6 +263,25 @@ mod tests {
         assert!(!handle.stop(Stop::Shutdown));
         assert_eq!(handle.stopped(), Some(Stop::Person));
         assert!(handle.cancel.is_cancelled());
+    }
+
+    #[test]
+    fn what_is_stopped_has_its_time_to_come_back_and_more_to_let_go() {
+        let (_, handle) = handle();
+        assert!(!handle.is_overdue(Duration::ZERO), "nobody has stopped it");
+        handle.stop(Stop::Person);
+        assert!(!handle.is_overdue(Duration::from_secs(3600)));
+        assert!(handle.is_overdue(Duration::ZERO));
+        assert!(handle.letting_go());
+        assert!(!handle.is_overdue(Duration::ZERO), "a snapshot's removal takes its time");
+        let done = Arc::new(Mutex::new(0));
+        let counted = done.clone();
+        handle.on_abandon(move |_| *counted.lock() += 1);
+        for take in handle.abandon().into_iter().chain(handle.abandon()) {
+            take(&handle);
+        }
+        assert_eq!(*done.lock(), 1);
+        assert!(!handle.letting_go(), "nobody waits for it");
     }
 
     #[test]

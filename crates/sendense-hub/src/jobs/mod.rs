@@ -7,6 +7,7 @@
 //! What lives here: the life of tasks. What does not: whether a request is allowed (app), what is left of dead hubs
 //! (reconcile). Invariant: a task ends in the catalog exactly once, by the holder of its claim, whatever its job did.
 
+mod abandon;
 pub(crate) mod backup;
 pub(crate) mod dispatcher;
 pub(crate) mod handle;
@@ -34,6 +35,8 @@ use tokio::sync::Notify;
 #[derive(Default)]
 pub(crate) struct Running {
     tasks: Mutex<HashMap<TaskId, Entry>>,
+    /// Jobs of tasks that were ended without them.
+    left_behind: Mutex<HashMap<TaskId, abandon::LeftBehind>>,
     /// Rung when a place may have become free, or work has come.
     pub wake: Notify,
 }

@@ -95,6 +95,12 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
                     difference = restore_onto(&job, &onto)?;
                 } else {
                     let subformat = subformat.unwrap_or_default();
+                    let (part_of, task_id) = (path.clone(), handle.task_id.clone());
+                    handle.on_abandon(move |handle| {
+                        if let Err(problem) = remove_parts(&part_of, &task_id) {
+                            handle.warn(format!("the unfinished file could not be removed: {}", problem.details));
+                        }
+                    });
                     restore_file(&job, &path, *format, subformat, *overwrite, &handle.task_id)?;
                 }
                 path.display().to_string()

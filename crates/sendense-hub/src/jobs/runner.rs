@@ -4,7 +4,7 @@ use super::handle::{Handle, Stop};
 use super::queue::Needs;
 use super::report::Reporter;
 use super::work::Work;
-use super::{backup, import, migrate, restore, restore_vm, verify};
+use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::reconcile;
@@ -79,7 +79,7 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     let mut lease = Lease { until: lease_until(core) };
     let ended = loop {
         tokio::select! {
-            ended = &mut job => break ended,
+            ended = &mut job => break Some(ended),
             _ = tick.tick() => {
                 if time_limit_s.is_some_and(|limit| core.now().seconds_since(began) > f64::from(limit))
                     && handle.stop(Stop::TimeLimit)
@@ -87,12 +87,22 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
                     handle.log(LogLevel::Error, "the time limit has passed; the task is ended", serde_json::json!({}));
                 }
                 report(core, handle, &claim, &mut reporter, &mut lease).await;
+                if handle.is_overdue(core.limits.stop_grace) && core.running.leave_behind(handle, task) {
+                    break None;
+                }
             }
         }
     };
-    // A panic of the job is a fault of ours and ends the task like any other.
-    let ended = ended.unwrap_or_else(|error| Err(crate::fault::internal("the task's job failed", error.to_string())));
+    let is_left_behind = ended.is_none();
     let ended = match (ended, handle.stopped()) {
+        // A panic of the job is a fault of ours and ends the task like any other.
+        (Some(ended), _) => {
+            ended.unwrap_or_else(|error| Err(crate::fault::internal("the task's job failed", error.to_string())))
+        }
+        (None, why) => Err(abandon::abandon(core, handle, task, job, why.unwrap_or(Stop::Deadline)).await),
+    };
+    let ended = match (ended, handle.stopped()) {
+        (ended, _) if is_left_behind => ended,
         // Whatever an interrupted job complains of, the reason is that it was stopped.
         (Err(problem), Some(stop)) => {
             tracing::debug!(task_id = %task.task_id, error = %problem.message, "stopped job complains");
@@ -113,7 +123,8 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     crate::metrics::task_ended(task.kind, state, core.now().seconds_since(began));
     conclude(core, handle, &claim, task.kind, ended).await;
     crate::app::tell::task(core, &task.task_id).await;
-    if task.kind == TaskKind::Backup {
+    // Where it was left behind, its source may be what hangs: then the place is not kept for that.
+    if task.kind == TaskKind::Backup && !is_left_behind {
         // A freeze, a job, a child that could not be let go: now, and not with the next pass.
         reconcile::reap_task(core, &task.task_id).await;
     }

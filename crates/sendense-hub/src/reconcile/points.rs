@@ -84,7 +84,9 @@ async fn view(core: &Core, id: &RepositoryId) -> Result<View> {
     let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
     let (rows, _) = core.catalog.backups().list(&running, page).await.or_problem()?;
     let ours = rows.into_iter().filter(|row| row.task_id.as_ref().is_some_and(|id| core.running.get(id).is_some()));
-    Ok(View { completed, at_work: ours.map(|row| row.backup_id).collect(), seen: Mutex::default() })
+    // One that hangs in its publication is nobody's to undo either.
+    let at_work = ours.map(|row| row.backup_id).chain(core.running.publishing_left_behind()).collect();
+    Ok(View { completed, at_work, seen: Mutex::default() })
 }
 
 fn tell(id: &RepositoryId, report: &Report) {

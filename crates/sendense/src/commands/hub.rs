@@ -15,8 +15,10 @@ pub fn run(args: HubArgs) -> Result<u8> {
     log_to_stderr(args.log_json);
     let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(serve(config))?;
-    Ok(0)
+    let served = runtime.block_on(serve(config));
+    // All that the hub waits for has ended. A thread that hangs in the kernel is not waited for: it ends with the process.
+    runtime.shutdown_background();
+    served.map(|()| 0)
 }
 
 fn config(args: HubArgs) -> Result<HubConfig> {

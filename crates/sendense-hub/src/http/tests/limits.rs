@@ -1,174 +1,17 @@
 //! What may run at once, what waits, what is refused; what a person or the clock stops; what is told of it meanwhile.
 
-use super::{Fixture, PATIENCE};
-use crate::HubConfig;
-use crate::http::router;
+use super::PATIENCE;
+use super::house::{House, Stuck, until};
 use futures::StreamExt as _;
-use sendense_api::{
-    Backup, Client, ClientError, ClientOptions, CreateBackup, CreateRepository, CreateSource, Event, RepositoryConfig,
-    RestoreBackup, RestoreTarget, Role, Task, UpdateSource, VerifyBackup,
-};
-use sendense_types::{
-    BackupId, BackupStatus, BackupType, ManualClock, Phase, ProblemCode, RepositoryKind, SourceKind, TaskId, TaskState,
-    Timestamp,
-};
+use sendense_api::{ClientError, Event, RestoreBackup, RestoreTarget, UpdateSource, VerifyBackup};
+use sendense_types::{BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskState, Timestamp};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A cancellation takes effect within a second on a machine of one's own. What is stuck here would take an hour, so that a
 /// busy machine may take its time without hiding a cancellation that does not work.
-const SOON: Duration = Duration::from_secs(10);
-
-/// An NBD server that answers no request of this kind within an hour. One thread serves a client: with several, nbdkit 1.32 may
-/// abort when a client goes away with requests in flight, and the next one finds no server.
-struct Stuck {
-    child: Child,
-    uri: String,
-}
-
-impl Stuck {
-    async fn start(folder: &Path, name: &str, plugin: &str, more: &[&str]) -> Self {
-        let socket = folder.join(name);
-        let child = Command::new("nbdkit")
-            .args(["-f", "-t", "1", "-U"])
-            .arg(&socket)
-            .args(["--filter=delay", plugin])
-            .args(more)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
-        let stuck = Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) };
-        until("nbdkit serves", async || socket.exists()).await;
-        stuck
-    }
-}
-
-impl Drop for Stuck {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A hub with a client, repositories `one` (one task at a time) and `two`.
-struct House {
-    fixture: Fixture,
-    client: Client,
-}
-
-impl House {
-    async fn new(configure: impl FnOnce(&mut HubConfig)) -> Self {
-        let fixture = Fixture::configured(router::documented(), configure).await;
-        let options = ClientOptions::new(fixture.hub.url()).with_token(fixture.token(Role::Admin));
-        let house = Self { client: Client::new(options).unwrap(), fixture };
-        for (name, running_tasks_max) in [("one", Some(1)), ("two", None)] {
-            let repository = CreateRepository {
-                name: name.to_owned(),
-                kind: RepositoryKind::Local,
-                config: RepositoryConfig { path: house.path(name) },
-                compression: None,
-                running_tasks_max,
-            };
-            house.client.create_repository(&repository).await.unwrap();
-        }
-        house
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.fixture.folder.path().join(name).to_string_lossy().into_owned()
-    }
-
-    /// Adds a source and gives the id of its first machine.
-    async fn machine(&self, name: &str, kind: SourceKind, address: String) -> String {
-        self.machines(name, kind, address, None).await.remove(0)
-    }
-
-    /// Adds a source that bears so many tasks at once and gives the ids of its machines.
-    async fn machines(&self, name: &str, kind: SourceKind, address: String, max: Option<u32>) -> Vec<String> {
-        let source = CreateSource {
-            name: name.to_owned(),
-            kind,
-            address,
-            credentials: None,
-            thumbprint: None,
-            scratch_path: None,
-            scratch_floor_bytes: None,
-            nbd: None,
-            vsphere: None,
-            running_tasks_max: max,
-        };
-        self.client.create_source(&source).await.unwrap();
-        let found = self.client.discover_source(name).await.unwrap().vms;
-        found.iter().map(|vm| vm.vm_context_id.to_string()).collect()
-    }
-
-    async fn start(&self, vm: &str, repository: &str) -> Result<Backup, ClientError> {
-        self.start_limited(vm, repository, None).await
-    }
-
-    async fn start_limited(&self, vm: &str, repository: &str, limit: Option<u32>) -> Result<Backup, ClientError> {
-        let request = CreateBackup {
-            vm_name: None,
-            vm_context_id: Some(vm.parse().unwrap()),
-            repository_id: repository.to_owned(),
-            backup_type: BackupType::Full,
-            disk_id: None,
-            policy_id: None,
-            tags: Default::default(),
-            quiesce: false,
-            compression: None,
-            on_tracking_loss: None,
-            time_limit_seconds: limit,
-            exclude_disks: Vec::new(),
-        };
-        self.client.create_backup(&request).await
-    }
-
-    async fn status(&self, id: &BackupId) -> BackupStatus {
-        self.client.get_backup(id).await.unwrap().status
-    }
-
-    async fn until_running(&self, id: &BackupId) {
-        let running = async || self.client.get_backup(id).await.unwrap().phase == Some(Phase::Transferring);
-        until("the backup reads", running).await;
-    }
-
-    /// Cancels a task and gives how long it took to end.
-    async fn cancel(&self, task_id: &TaskId) -> (Task, Duration) {
-        let begun = Instant::now();
-        self.client.cancel_task(task_id).await.unwrap();
-        let task = self.client.wait_for_task(task_id, |_| {}).await.unwrap();
-        (task, begun.elapsed())
-    }
-
-    /// Whatever lies in the repositories and bears this id.
-    fn left_of(&self, id: &BackupId) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.fixture.folder.path().join("one"), self.fixture.folder.path().join("two")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path.clone());
-                }
-                if path.to_string_lossy().contains(id.as_str()) {
-                    found.push(path.display().to_string());
-                }
-            }
-        }
-        found
-    }
-}
-
-async fn until(what: &str, is: impl AsyncFn() -> bool) {
-    let patience = Instant::now() + PATIENCE;
-    while !is().await {
-        assert!(Instant::now() < patience, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+const SOON: Duration = PATIENCE;
 
 fn refused(error: &ClientError) {
     assert_eq!((error.status(), error.code()), (Some(503), Some(ProblemCode::Busy)), "{error:?}");
@@ -413,10 +256,10 @@ async fn what_takes_longer_than_it_may_is_ended() {
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     for wrong in [0, u32::MAX] {
-        let refused = house.start_limited(&vm, "two", Some(wrong)).await.unwrap_err();
+        let refused = house.start_as(&vm, "two", BackupType::Full, Some(wrong)).await.unwrap_err();
         assert_eq!(refused.status(), Some(400), "{refused:?}");
     }
-    let backup = house.start_limited(&vm, "two", Some(600)).await.unwrap();
+    let backup = house.start_as(&vm, "two", BackupType::Full, Some(600)).await.unwrap();
     house.until_running(&backup.backup_id).await;
     clock.advance_seconds(601);
     let task = house.client.wait_for_task(&backup.task_id.clone().unwrap(), |_| {}).await.unwrap();

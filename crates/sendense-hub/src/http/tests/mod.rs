@@ -3,11 +3,13 @@
 mod contract;
 mod failures;
 mod gate;
+mod house;
 mod journey;
 mod left_over;
 mod limits;
 mod listener;
 mod nodes;
+mod stuck;
 
 use super::openapi;
 use super::operations::{Access, Operations};

@@ -119,6 +119,10 @@ impl Landing for DraftLanding<'_> {
         }
     }
 
+    fn letting_go(&self) -> bool {
+        self.handle.letting_go()
+    }
+
     fn note(&self, message: &str) {
         self.handle.warn(message);
     }

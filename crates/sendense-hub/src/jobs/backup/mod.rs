@@ -186,8 +186,16 @@ fn make(
         who: who.to_owned(),
     };
     let draft = repository.begin_draft(spec, core.now()).map_err(|error| of_repo(&error))?;
+    let recall = draft.recall();
+    handle.on_abandon(move |handle| {
+        if let Err(error) = recall.take_back() {
+            handle.warn(format!("the draft could not be removed; the next start will: {error}"));
+        }
+    });
     let landing = DraftLanding::new(core, handle, prepared, draft, runtime);
-    let moved = assignment(core, handle, prepared, &standings).and_then(|assignment| {
+    // What was found out before may have taken so long that nobody waits for it any more.
+    let go_on = handle.cancel.check().map_err(|error| crate::fault::of_block("begin the backup", &error));
+    let moved = go_on.and_then(|()| assignment(core, handle, prepared, &standings)).and_then(|assignment| {
         let (journal, budget) = (&core.journal, &core.budget);
         mover::run(&assignment, &*prepared.source, &landing, journal, budget, &handle.progress, &handle.cancel)
             .map_err(|error| of_mover(&error))
@@ -212,7 +220,7 @@ fn make(
     }
     let sealed = draft.seal().map_err(|error| of_repo(&error))?;
     // The last moment at which a person can change the mind: publication is not taken back.
-    if let Err(error) = handle.cancel.check() {
+    if let Err(error) = handle.cancel.commit() {
         if let Err(error) = sealed.abandon() {
             handle.warn(format!("the draft could not be removed; the next start will: {error}"));
         }
