@@ -209,7 +209,6 @@ async fn begin(
         on_tracking_loss: OnTrackingLoss::Compare,
         created_by: None,
         request: json!({}),
-        deadline: None,
     };
     let (_, task) = catalog.backups().begin(&new, at(200_000)).await?;
     let task = catalog.tasks().claim(&task.claim(), hub, at(900_000), at(200_000)).await?;

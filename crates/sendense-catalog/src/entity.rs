@@ -203,7 +203,6 @@ tasks = "tasks" {
     created_at: Ts,
     started_at: Option<Ts>,
     finished_at: Option<Ts>,
-    deadline: Option<Ts>,
 }}
 
 entity! { /// What tasks told.

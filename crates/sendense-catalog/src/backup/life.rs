@@ -53,8 +53,6 @@ pub struct NewBackup {
     pub created_by: Option<String>,
     /// The whole request, for the task that will read it.
     pub request: Value,
-    /// When the task must have ended.
-    pub deadline: Option<Timestamp>,
 }
 
 /// What will be made, known once the source is frozen.
@@ -163,7 +161,6 @@ impl Backups<'_> {
                     subject: TaskSubject::Backup(new.backup_id.clone()),
                     request: new.request.clone(),
                     created_by: new.created_by.clone(),
-                    deadline: new.deadline,
                 };
                 let task = task::create_in(&tx, &task, now).await?;
                 Ok((backup, task))

@@ -127,6 +127,14 @@ pub async fn add_column(manager: &SchemaManager<'_>, table: &'static str, mut co
     manager.alter_table(Table::alter().table(table).add_column(&mut column).take()).await
 }
 
+/// Removes a column unless it is gone.
+pub async fn drop_column(manager: &SchemaManager<'_>, table: &'static str, column: &'static str) -> Result<(), DbErr> {
+    if !manager.has_column(table, column).await? {
+        return Ok(());
+    }
+    manager.alter_table(Table::alter().table(table).drop_column(column).take()).await
+}
+
 /// Creates an index unless it exists.
 pub async fn index(
     manager: &SchemaManager<'_>,

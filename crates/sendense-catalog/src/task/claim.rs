@@ -175,7 +175,6 @@ pub(crate) async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<
         created_at: now.into(),
         started_at: None,
         finished_at: None,
-        deadline: new.deadline.map(Into::into),
     };
     entity::tasks::Entity::insert(row.clone().into_active_model()).exec_without_returning(&**tx).await.map_err(
         |error| Error::from(error).or_conflict(|| Conflict::Exists { what: Noun::Task, id: new.task_id.to_string() }),

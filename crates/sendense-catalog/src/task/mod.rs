@@ -117,8 +117,6 @@ pub struct Task {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// When it must have ended.
-    pub deadline: Option<Timestamp>,
 }
 
 impl Task {
@@ -141,8 +139,6 @@ pub struct NewTask {
     pub request: Value,
     /// Who asked.
     pub created_by: Option<String>,
-    /// When it must have ended.
-    pub deadline: Option<Timestamp>,
 }
 
 /// Tasks and their logs.
@@ -175,7 +171,6 @@ impl TryFrom<entity::tasks::Model> for Task {
             created_at: row.created_at.into(),
             started_at: row.started_at.map(Into::into),
             finished_at: row.finished_at.map(Into::into),
-            deadline: row.deadline.map(Into::into),
         })
     }
 }

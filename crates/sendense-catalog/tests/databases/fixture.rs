@@ -97,7 +97,6 @@ impl World {
             on_tracking_loss: OnTrackingLoss::Compare,
             created_by: Some("admin".to_owned()),
             request: json!({"disks": null}),
-            deadline: None,
         }
     }
 

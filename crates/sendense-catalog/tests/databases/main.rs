@@ -39,6 +39,7 @@ macro_rules! suite {
 suite! {
     open: migrating_twice_is_migrating_once, hubs_that_start_together_migrate_once,
         a_catalog_from_before_holds_is_migrated,
+        a_catalog_from_before_tasks_lost_their_deadline_is_migrated,
         what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
         references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,

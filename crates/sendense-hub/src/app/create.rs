@@ -95,7 +95,6 @@ impl App {
             on_tracking_loss,
             created_by: Some(caller.identity.clone()),
             request: work.write()?,
-            deadline: None,
         };
         let (row, task) = self.core.catalog.backups().begin(&new, self.core.now()).await.map_err(already_running)?;
         tracing::info!(backup_id = %row.backup_id, task_id = %task.task_id, vm_id = %row.vm_context_id,

@@ -94,7 +94,6 @@ impl App {
             subject,
             request: work.write()?,
             created_by: Some(caller.identity.clone()),
-            deadline: None,
         };
         let row = self.core.catalog.tasks().create(&new, self.core.now()).await.or_problem()?;
         tracing::info!(task_id = %row.task_id, kind = %row.kind, by = %caller.identity, "task made");

@@ -7,8 +7,15 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 6] =
-    ["m0001_initial", "m0002_counts", "m0003_holds", "m0004_notes", "m0005_tracking_audit", "m0007_nodes"];
+const MIGRATIONS: [&str; 7] = [
+    "m0001_initial",
+    "m0002_counts",
+    "m0003_holds",
+    "m0004_notes",
+    "m0005_tracking_audit",
+    "m0007_nodes",
+    "m0010_no_task_deadline",
+];
 
 async fn migrations(url: &str) -> Vec<String> {
     let raw = Database::connect(url).await.expect("connect");
@@ -64,6 +71,26 @@ pub async fn a_catalog_from_before_holds_is_migrated(db: TestDb) {
     assert_eq!((after.protected, after.hold_until), (false, None));
     assert_eq!(after, before);
     catalog.backups().set_hold(&point, true, Some(at(99))).await.expect("hold");
+}
+
+/// A catalog of a release whose tasks had a column for a deadline.
+pub async fn a_catalog_from_before_tasks_lost_their_deadline_is_migrated(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let claim = world.running(&world.new_backup(&world.vms[0], BackupType::Full), at(10)).await;
+    let before = world.catalog.tasks().get(&claim.task_id).await.expect("get");
+    let raw = Database::connect(db.url()).await.expect("connect");
+    for statement in [
+        "ALTER TABLE tasks ADD COLUMN deadline BIGINT",
+        "UPDATE tasks SET deadline = 7",
+        "DELETE FROM seaql_migrations WHERE version = 'm0010_no_task_deadline'",
+    ] {
+        raw.execute_unprepared(statement).await.expect(statement);
+    }
+    let catalog = db.open().await;
+    assert_eq!(migrations(db.url()).await, MIGRATIONS);
+    assert_eq!(catalog.tasks().get(&claim.task_id).await.expect("get"), before);
+    raw.execute_unprepared("SELECT deadline FROM tasks").await.expect_err("the column is gone");
+    raw.close().await.expect("close");
 }
 
 pub async fn what_was_committed_is_there_after_reopening(db: TestDb) {

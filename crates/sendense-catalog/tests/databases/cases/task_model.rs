@@ -320,7 +320,6 @@ pub async fn random_lives_of_tasks_agree_with_a_model(db: TestDb) {
                     subject: TaskSubject::None,
                     request: json!({}),
                     created_by: None,
-                    deadline: None,
                 };
                 let task = catalog.tasks().create(&new, at(model.now)).await.expect("create");
                 model.tasks.push(Shadow {

@@ -14,7 +14,6 @@ fn new_task(number: i64) -> NewTask {
         subject: TaskSubject::None,
         request: json!({"number": number}),
         created_by: None,
-        deadline: None,
     }
 }
 
