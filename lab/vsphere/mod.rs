@@ -130,6 +130,8 @@ impl Lab {
         let compute = one(&one(&datacenter, "hostFolder"), "childEntity");
         let new = NewMachine {
             name: name.into(),
+            uuid: None,
+            instance_uuid: None,
             datastore: "LocalDS_0".into(),
             hardware_version: Some(13),
             guest_id: "otherGuest".into(),

@@ -11,7 +11,7 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
-pub use dto::{Alert, AlertKind, CbtAudit};
+pub use dto::{Alert, AlertKind, CbtAudit, POOL_DEFAULT};
 pub use dto::{
     ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
     CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,

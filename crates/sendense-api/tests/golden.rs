@@ -10,7 +10,6 @@ use sendense_api::reply::{
 use sendense_api::*;
 use sendense_types::*;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// The value's JSON is as expected, and reads back as the same value.
@@ -665,35 +664,4 @@ fn requests_refuse_what_they_do_not_know() {
     refused::<RestoreBackup>(r#"{"target": {"kind": "nbd", "uri": "nbd://x", "bogus": 1}}"#, "bogus");
     refused::<UpdateSource>(r#"{"kind": "nbd"}"#, "kind");
     refused::<VerifyBackup>(r#"{"deeper": true}"#, "deeper");
-}
-
-#[test]
-fn restore_targets_are_told_by_their_kind() {
-    let read = |text: &str| serde_json::from_str::<RestoreBackup>(text).unwrap().target;
-    assert_eq!(read(r#"{"target": {"kind": "file", "path": "/x"}}"#), RestoreTarget::raw_file("/x"));
-    let onto = r#"{"target": {"kind": "file", "path": "/dev/x", "onto": true, "force": true, "resize": true}}"#;
-    let RestoreTarget::File { onto: true, force: true, resize: true, overwrite: false, .. } = read(onto) else {
-        panic!("{onto}")
-    };
-    let vmdk = r#"{"target": {"kind": "file", "path": "/x", "format": "vmdk", "subformat": "streamOptimized"}}"#;
-    let RestoreTarget::File { format: ImageFormat::Vmdk, subformat: Some(VmdkSubformat::StreamOptimized), .. } =
-        read(vmdk)
-    else {
-        panic!("{vmdk}")
-    };
-    assert_eq!(
-        read(r#"{"target": {"kind": "nbd", "uri": "nbd://x"}}"#),
-        RestoreTarget::Nbd { uri: "nbd://x".to_owned() }
-    );
-    assert_eq!(
-        read(r#"{"target": {"kind": "vm", "source_id": "s", "name": "n"}}"#),
-        RestoreTarget::Vm {
-            source_id: "s".to_owned(),
-            name: "n".to_owned(),
-            pool: "default".to_owned(),
-            format: ImageFormat::Qcow2,
-            networks: BTreeMap::new(),
-            keep_identity: false,
-        }
-    );
 }

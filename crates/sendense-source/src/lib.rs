@@ -21,6 +21,7 @@ mod name;
 pub mod nbd;
 pub mod open;
 pub mod paths;
+pub mod remote;
 pub mod target;
 pub mod vsphere;
 
@@ -32,6 +33,7 @@ pub use model::{
     ReadHints, TestReport, VmRef,
 };
 pub use open::{SourceContext, open};
+pub use remote::{NewRemoteVm, RemoteDisk, RemoteTarget, Restoring};
 pub use target::Target;
 
 use sendense_block::{Cancel, ChangeMap, Disk};
@@ -85,6 +87,11 @@ pub trait Source: Send + Sync {
 
     /// The way to restore machines to it, where there is one.
     fn target(&self) -> Option<&dyn Target> {
+        None
+    }
+
+    /// The way to restore machines to it where it keeps their disks itself.
+    fn remote_target(&self) -> Option<&dyn RemoteTarget> {
         None
     }
 

@@ -13,7 +13,7 @@ use sendense_block::Cancel;
 use std::collections::{BTreeMap, HashMap};
 
 /// What is read of a machine.
-const MACHINE: [&str; 25] = [
+const MACHINE: [&str; 26] = [
     "name",
     "parent",
     "parentVApp",
@@ -24,6 +24,7 @@ const MACHINE: [&str; 25] = [
     "config.guestId",
     "config.guestFullName",
     "config.firmware",
+    "config.annotation",
     "config.changeTrackingEnabled",
     "config.hardware.numCPU",
     "config.hardware.numCoresPerSocket",
@@ -93,6 +94,8 @@ pub struct Machine {
     pub guest_name: Option<String>,
     /// `bios` or `efi`.
     pub firmware: Option<String>,
+    /// Its notes, as far as they are kept.
+    pub annotation: Option<String>,
     /// Whether changes are tracked.
     pub change_tracking: bool,
     /// Whether they can be.
@@ -139,6 +142,7 @@ impl Machine {
             guest_id: text("config.guestId"),
             guest_name: text("config.guestFullName"),
             firmware: text("config.firmware"),
+            annotation: text("config.annotation"),
             change_tracking: object.flag("config.changeTrackingEnabled").unwrap_or(false),
             // Only servers before 5.0 do not say it.
             change_tracking_supported: object.flag("capability.changeTrackingSupported").unwrap_or(true),
@@ -184,7 +188,7 @@ fn snapshots(info: &Element) -> Vec<Snapshot> {
 }
 
 /// Names come with `/`, `\` and `%` percent-encoded, and nothing else.
-fn unescaped(name: &str) -> String {
+pub(crate) fn unescaped(name: &str) -> String {
     let name = short(name);
     name.replace("%2f", "/").replace("%2F", "/").replace("%5c", "\\").replace("%5C", "\\").replace("%25", "%")
 }
@@ -206,6 +210,24 @@ impl Folders {
         }
         parts.reverse();
         parts.join("/")
+    }
+
+    /// The folder with that path; paths of two are never the same.
+    pub fn find(&self, path: &str) -> Option<Ref> {
+        let is_it = |(at, (name, parent)): &(&Ref, &(String, Option<Ref>))| {
+            at.kind == "Folder" && parent.is_some() && self.path(parent.as_ref(), name) == path
+        };
+        self.0.iter().find(is_it).map(|(at, _)| at.clone())
+    }
+
+    /// The datacenter that something lies in; none above all of them.
+    pub fn datacenter_of(&self, at: &Ref) -> Option<Ref> {
+        let (mut at, mut steps) = (at.clone(), 0);
+        while at.kind != "Datacenter" && steps < PATH_PARTS_MAX {
+            at = self.0.get(&at)?.1.clone()?;
+            steps += 1;
+        }
+        (at.kind == "Datacenter").then_some(at)
     }
 }
 
@@ -235,6 +257,12 @@ impl Vim {
             cancel,
         )?;
         Ok(reference_at(&answer, "returnval"))
+    }
+
+    /// Whether any machine, anywhere on the server, has the name.
+    pub fn is_named(&self, name: &str, cancel: &Cancel) -> Result<bool> {
+        let machines = self.all("VirtualMachine", &["name"], cancel)?;
+        Ok(machines.iter().any(|machine| machine.text("name").map(unescaped).as_deref() == Some(name)))
     }
 
     /// Folders, datacenters and vApps, for paths.
@@ -298,6 +326,9 @@ mod tests {
         ]));
         assert_eq!(folders.path(Some(&vm), "web"), "DC/vm/web");
         assert_eq!(folders.path(None, "web"), "web");
+        assert_eq!((folders.find("DC/vm"), folders.find("DC")), (Some(vm.clone()), None), "a datacenter is no folder");
+        assert_eq!(folders.datacenter_of(&vm), Some(Ref::new("Datacenter", "d")));
+        assert_eq!(folders.datacenter_of(&a), None);
         assert_eq!(folders.path(Some(&a), "web").split('/').count(), PATH_PARTS_MAX);
     }
 

@@ -17,6 +17,7 @@ pub mod device;
 mod error;
 pub mod inventory;
 pub mod machine;
+pub mod place;
 pub mod privilege;
 mod property;
 mod reply;

@@ -22,6 +22,10 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 pub struct NewMachine {
     /// Its name.
     pub name: String,
+    /// What it is for its BIOS; the server makes one when none.
+    pub uuid: Option<String>,
+    /// What it is within the vCenter; the server makes one when none.
+    pub instance_uuid: Option<String>,
     /// The datastore that holds its configuration.
     pub datastore: String,
     /// The hardware's version; the host's newest when none.
@@ -111,6 +115,14 @@ impl Vim {
         self.run("ReconfigVM_Task", machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
+    /// Sets a machine's notes.
+    pub fn annotate(&self, machine: &Ref, text: &str, cancel: &Cancel) -> Result<()> {
+        let spec = |body: &mut Body| {
+            body.object("spec", |body| _ = body.value("annotation", text));
+        };
+        self.run("ReconfigVM_Task", machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+    }
+
     /// Makes a machine in a folder, run by a pool (and a host, where the pool has several and one is wanted).
     pub fn create_machine(
         &self,
@@ -157,6 +169,7 @@ impl Vim {
 fn config(body: &mut Body, new: &NewMachine) {
     body.value("name", &new.name);
     body.value_if("version", new.hardware_version.map(|version| format!("vmx-{version:02}")));
+    body.value_if("uuid", new.uuid.as_ref()).value_if("instanceUuid", new.instance_uuid.as_ref());
     body.value("guestId", &new.guest_id).value("annotation", &new.annotation);
     body.object("files", |body| _ = body.value("vmPathName", format!("[{}]", new.datastore)));
     body.value("numCPUs", new.cpu_count).value_if("numCoresPerSocket", new.cores_per_socket);

@@ -19,11 +19,12 @@ pub const BACKUP: [(&str, &str); 6] = [
 ];
 
 /// What a restore needs besides.
-pub const RESTORE: [(&str, &str); 9] = [
+pub const RESTORE: [(&str, &str); 10] = [
     ("VirtualMachine.Inventory.Create", "Virtual machine > Edit inventory > Create new"),
     ("VirtualMachine.Inventory.Delete", "Virtual machine > Edit inventory > Remove"),
     ("VirtualMachine.Config.AddNewDisk", "Virtual machine > Change configuration > Add new disk"),
     ("VirtualMachine.Config.AddRemoveDevice", "Virtual machine > Change configuration > Add or remove device"),
+    ("VirtualMachine.Config.Annotation", "Virtual machine > Change configuration > Set annotation"),
     ("VirtualMachine.Config.Settings", "Virtual machine > Change configuration > Change settings"),
     ("VirtualMachine.Provisioning.DiskRandomAccess", "Virtual machine > Provisioning > Allow disk access"),
     ("Datastore.AllocateSpace", "Datastore > Allocate space"),

@@ -2,7 +2,8 @@
 //!
 //! It is never shipped and shares nothing with VMware's library but the names and shapes that nbdkit's plugin uses. It reads
 //! `lab.conf` in its folder (`root`, `user`, `password`, `thumbprint`, `handles`) and, at each open and read, the folder
-//! `control` of the root: `bad-offset` (a byte that cannot be read), `read-delay-ms`, `close-delay-ms`.
+//! `control` of the root: `bad-offset` (a byte that cannot be read), `full-from` (where a datastore's room ends, in each
+//! disk), `read-delay-ms`, `write-delay-ms`, `close-delay-ms`.
 //! Compiled by `rustc` alone; the rest of the product has no unsafe code and this is not part of it.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ const OK: VixError = 0;
 const FAIL: VixError = 1;
 const NOT_FOUND: VixError = 4;
 const NOT_SUPPORTED: VixError = 6;
+const DISK_FULL: VixError = 8;
 const HOST_BUSY: VixError = 14010;
 const CANNOT_CONNECT: VixError = 14009;
 const ACCESS: VixError = 13;
@@ -148,6 +150,9 @@ pub extern "C" fn VixDiskLib_GetErrorText(error: VixError, _unused: *const c_cha
         OK => "The operation was successful",
         NOT_FOUND => "A file was not found",
         NOT_SUPPORTED => "The operation is not supported",
+        DISK_FULL => {
+            "An error occurred while writing a file. The disk is full. Data has not been saved. Free some disk space and try again"
+        }
         ACCESS => "You do not have access rights to this file",
         LOGIN => "Insufficient permissions in the host operating system",
         CANNOT_CONNECT => "The server refused connection",
@@ -234,11 +239,14 @@ pub unsafe extern "C" fn VixDiskLib_Open(
 
 fn perform(file: &File, work: &Work) -> VixError {
     let (at, bytes) = (work.start * SECTOR, (work.sectors * SECTOR) as usize);
-    if let Some(delay) = control("read-delay-ms") {
+    if let Some(delay) = control(if work.write { "write-delay-ms" } else { "read-delay-ms" }) {
         std::thread::sleep(Duration::from_millis(delay));
     }
     if control("bad-offset").is_some_and(|bad| (at..at + bytes as u64).contains(&bad)) && !work.write {
         return FAIL;
+    }
+    if work.write && control("full-from").is_some_and(|end| at + bytes as u64 > end) {
+        return DISK_FULL;
     }
     let done = if work.write {
         let buffer = unsafe { std::slice::from_raw_parts(work.buffer as *const u8, bytes) };

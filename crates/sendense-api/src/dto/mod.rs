@@ -39,7 +39,7 @@ pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
-pub use restore::{ImageFormat, RestoreBackup, RestoreTarget, VmdkSubformat};
+pub use restore::{ImageFormat, POOL_DEFAULT, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use source::{
     CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource, VsphereOptions,
 };

@@ -56,10 +56,11 @@ pub enum RestoreTarget {
         source_id: String,
         /// The new VM's name, which no other VM of the source has.
         name: String,
-        /// Where its disks go: a pool of the source, or a folder below one that the hub was allowed to touch.
+        /// Where its disks go. On libvirt: a pool of the source, or a folder below one that the hub was allowed to touch. On
+        /// vSphere: a datastore; left out, the original's.
         #[serde(default = "pool")]
         pool: String,
-        /// The disks' format: raw or qcow2.
+        /// The disks' format on libvirt: raw or qcow2.
         #[serde(default = "qcow2")]
         format: ImageFormat,
         /// By the name of the network or bridge that a card was in, or by the card's MAC address: the network that the new card is
@@ -70,11 +71,20 @@ pub enum RestoreTarget {
         /// Keep the UUID and the MAC addresses: for a VM that is gone, not for a copy of one that is there.
         #[serde(default)]
         keep_identity: bool,
+        /// On vSphere: the folder in the inventory, `Datacenter/vm/folder`. Left out: the outermost one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        folder: Option<String>,
+        /// On vSphere: the cluster or host that it is to run on. Left out: any that reaches the datastore.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<String>,
     },
 }
 
+/// The pool where none is named.
+pub const POOL_DEFAULT: &str = "default";
+
 pub(super) fn pool() -> String {
-    "default".to_owned()
+    POOL_DEFAULT.to_owned()
 }
 
 pub(super) const fn qcow2() -> ImageFormat {

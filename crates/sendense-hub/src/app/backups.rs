@@ -155,19 +155,27 @@ impl App {
                 crate::restore::check_uri(&uri, &self.core.roots)?;
                 Ok(RestoreTarget::Nbd { uri })
             }
-            RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity } => {
+            RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity, folder, cluster } => {
                 if format == ImageFormat::Vmdk {
                     return Err(invalid("the disks of a VM are raw or qcow2"));
                 }
                 let source = self.source(&source_id).await?;
-                if source.kind != SourceKind::Libvirt {
-                    let message =
-                        format!("source {} is of kind {}; VMs are restored to libvirt", source.name, source.kind);
-                    return Err(invalid(message));
-                }
-                let pool = if pool.starts_with('/') { self.check_folder(&pool).await? } else { pool };
+                let pool = match source.kind {
+                    SourceKind::Libvirt if folder.is_some() || cluster.is_some() => {
+                        return Err(invalid("folder and cluster mean nothing on libvirt"));
+                    }
+                    SourceKind::Libvirt if pool.starts_with('/') => self.check_folder(&pool).await?,
+                    SourceKind::Libvirt | SourceKind::Vsphere => pool,
+                    kind => {
+                        let message = format!(
+                            "source {} is of kind {kind}; VMs are restored to libvirt and vSphere",
+                            source.name
+                        );
+                        return Err(invalid(message));
+                    }
+                };
                 let source_id = source.source_id.as_str().to_owned();
-                Ok(RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity })
+                Ok(RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity, folder, cluster })
             }
         }
     }

@@ -1,10 +1,11 @@
-//! Restoring a whole machine: its disks into a folder of the hypervisor's, its configuration made anew, switched off.
+//! Restoring a whole machine (on hypervisors that keep the disks themselves by [`restore_remote`]): its disks into a folder of the hypervisor's, its configuration made anew, switched off.
 //!
 //! Invariant: everything that will be made is in the journal before the first file is, and defining the machine is the
 //! last step; on any failure before it, or after a crash, the source takes it all away again.
 
 use super::handle::Handle;
 use super::restore::same_place;
+use super::restore_remote;
 use super::work::RestoreWork;
 use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
@@ -30,6 +31,9 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
     let source = core.open_source(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
+    if source.remote_target().is_some() {
+        return blocking(move || restore_remote::run(&core, &handle, &*source, &repository, &work)).await?;
+    }
     let (planner, hypervisor, at, asked) = (core.clone(), source.clone(), repository.clone(), work.clone());
     let cancel = handle.cancel.clone();
     let (manifest, folder, planned) = blocking(move || {

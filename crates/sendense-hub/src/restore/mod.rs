@@ -42,7 +42,7 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn options(&self) -> sendense_block::copy::Options {
+    pub(crate) fn options(&self) -> sendense_block::copy::Options {
         sendense_block::copy::Options {
             lanes: self.lanes,
             request_bytes: REQUEST_BYTES,

@@ -44,7 +44,7 @@ pub(super) fn one(vim: &Vim, machine: &Machine, cancel: &Cancel) -> Result<Disco
 }
 
 /// Names of distributed port groups, where a card asks for them.
-fn groups(vim: &Vim, machines: &[Machine], cancel: &Cancel) -> Result<BTreeMap<String, String>> {
+pub(super) fn groups(vim: &Vim, machines: &[Machine], cancel: &Cancel) -> Result<BTreeMap<String, String>> {
     let by_key = |card: &Card| card.network.is_some() && card.network_ref.is_none();
     match machines.iter().flat_map(|machine| &machine.devices.cards).any(by_key) {
         true => Ok(vim.port_groups(cancel)?),

@@ -3,9 +3,10 @@
 use crate::model::ConfigDocument;
 use sendense_vsphere::inventory::Machine;
 use serde_json::json;
+use std::collections::BTreeMap;
 
-/// The facts, and what could not be had.
-pub(super) fn documents(machine: &Machine) -> Vec<ConfigDocument> {
+/// The facts, and what could not be had. `groups` are the names of distributed port groups by their keys.
+pub(super) fn documents(machine: &Machine, groups: &BTreeMap<String, String>) -> Vec<ConfigDocument> {
     let devices = &machine.devices;
     let disks = devices.disks.iter().map(|disk| {
         json!({
@@ -20,6 +21,8 @@ pub(super) fn documents(machine: &Machine) -> Vec<ConfigDocument> {
     let cards = devices.cards.iter().map(|card| {
         json!({
             "key": card.key, "type": card.kind, "label": card.label, "network": card.network,
+            // Of a distributed port group's card only its key is known; people know its name.
+            "network_name": card.network.as_ref().map(|network| groups.get(network).unwrap_or(network)),
             "network_id": card.network_ref.as_ref().map(|network| &network.id), "mac": card.mac,
         })
     });

@@ -59,6 +59,7 @@ pub(super) fn freeze(
     let vim = session::connect(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
+    let groups = discover::groups(&vim, std::slice::from_ref(&machine), cancel)?;
 
     let (entry, record) = Record::journal(settings, &machine, request, journal)?;
     // From here on dropping it undoes what was done.
@@ -70,7 +71,7 @@ pub(super) fn freeze(
             disks: Vec::new(),
             consistency: Consistency::Crash,
             consistency_note: None,
-            config: facts::documents(&machine),
+            config: facts::documents(&machine, &groups),
             hints: ReadHints { lanes: LANES, request_bytes: REQUEST_BYTES },
         },
         disks: BTreeMap::new(),
@@ -159,18 +160,7 @@ impl FrozenVm {
     }
 
     fn start(&self, disk: &VmDisk, cancel: &Cancel) -> Result<Kit> {
-        let certificate =
-            self.vim.certificate().ok_or_else(|| Error::new(Kind::Failed, "the server's certificate is not known"))?;
-        let login = &self.settings.login;
-        let access = Access {
-            library: &self.settings.library,
-            server: host_and_port(self.vim.address()),
-            username: &login.username,
-            password: &login.password,
-            thumbprint: certificate.vddk_thumbprint(),
-            machine: &self.machine.id,
-            snapshot: &self.snapshot()?.id,
-        };
+        let access = Access::new(&self.settings, &self.vim, &self.machine, Some(self.snapshot()?))?;
         let kit = Kit::start(&self.owner, &access, disk.backing.file_name.as_deref().unwrap_or_default(), cancel)?;
         let served = sendense_block::ReadAt::size(&kit);
         if served.0 != disk.capacity_bytes {
@@ -192,16 +182,6 @@ impl FrozenVm {
         close(&self.journal, entry);
         self.vim.log_out(&Cancel::new());
         Ok(())
-    }
-}
-
-/// The server for VDDK, which wants the two apart.
-fn host_and_port(address: &str) -> (String, u16) {
-    let split = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    // An IPv6 address ends in its bracket where no port follows.
-    match split {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host.to_owned(), port),
-        _ => (address.to_owned(), 443),
     }
 }
 
@@ -292,19 +272,5 @@ struct Areas(ExtentSet);
 impl ChangeMap for Areas {
     fn changed(&self, within: Extent) -> sendense_block::Result<ExtentSet> {
         Ok(self.0.within(within))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_taken_apart() {
-        for (address, host, port) in
-            [("vc", "vc", 443), ("vc:8443", "vc", 8443), ("[::1]", "[::1]", 443), ("[::1]:8443", "[::1]", 8443)]
-        {
-            assert_eq!(host_and_port(address), (host.to_owned(), port));
-        }
     }
 }

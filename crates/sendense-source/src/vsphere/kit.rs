@@ -10,14 +10,18 @@
 //! Invariant: the password is never an argument and lies in a file of ours (0600, in a folder 0700) only until nbdkit has
 //! read it.
 
+use super::Settings;
 use super::library::{self, Library, TOOL, TOOL_PACKAGE};
 use crate::child::{self, Child, Spec};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use parking_lot::{Mutex, RwLock};
 use sendense_block::nbd::{Client, Options, Uri};
-use sendense_block::{AllocationMap, ByteLen, ByteOffset, Cancel, Extent, MappedExtent, ReadAt};
+use sendense_block::{
+    AllocationMap, ByteLen, ByteOffset, Cancel, Extent, Flush, MappedExtent, ReadAt, WriteAt, ZeroRange,
+};
 use sendense_types::{SourceId, TaskId};
+use sendense_vsphere::{Ref, Vim};
 use serde_json::json;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -39,6 +43,8 @@ const SOCKET_BYTES_MAX: usize = 107;
 const COMPLAINT_MAX: Duration = Duration::from_secs(1);
 /// Nothing more in this time is the end of what it says: its lines are written at once, if not in one piece.
 const COMPLAINT_PAUSE: Duration = Duration::from_millis(50);
+/// What VDDK says of a write for which the datastore has no room (VIX_E_DISK_FULL).
+const DISK_FULL: &str = "The disk is full";
 const FOLDER_START: &str = "vddk-nbd-";
 const SOCKET: &str = "s";
 const PASSWORD: &str = "p";
@@ -54,8 +60,35 @@ pub(super) struct Access<'a> {
     pub thumbprint: String,
     /// The machine's id on the server.
     pub machine: &'a str,
-    /// The snapshot's id on the server.
-    pub snapshot: &'a str,
+    /// The snapshot's id on the server, to be read; none to write to the machine's own disks, which is off and has none.
+    pub snapshot: Option<&'a str>,
+}
+
+impl<'a> Access<'a> {
+    /// As the source's settings say, to the server that the session is with.
+    pub fn new(settings: &'a Settings, vim: &Vim, machine: &'a Ref, snapshot: Option<&'a Ref>) -> Result<Self> {
+        let certificate =
+            vim.certificate().ok_or_else(|| Error::new(Kind::Failed, "the server's certificate is not known"))?;
+        Ok(Self {
+            library: &settings.library,
+            server: host_and_port(vim.address()),
+            username: &settings.login.username,
+            password: &settings.login.password,
+            thumbprint: certificate.vddk_thumbprint(),
+            machine: &machine.id,
+            snapshot: snapshot.map(|snapshot| snapshot.id.as_str()),
+        })
+    }
+}
+
+/// The server for VDDK, which wants the two apart.
+fn host_and_port(address: &str) -> (String, u16) {
+    let split = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    // An IPv6 address ends in its bracket where no port follows.
+    match split {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host.to_owned(), port),
+        _ => (address.to_owned(), 443),
+    }
 }
 
 /// For whom it is started.
@@ -88,7 +121,7 @@ impl Kit {
         let run_dir = std::path::absolute(&owner.run_dir)
             .map_err(|error| Error::new(Kind::Invalid, "the run folder has no name").caused_by(error))?;
         let plugin = access.library.arguments(&run_dir)?;
-        let words = [file, access.username, access.machine, access.snapshot, &access.server.0];
+        let words = [file, access.username, access.machine, access.snapshot.unwrap_or(file), &access.server.0];
         if let Some(word) = words.into_iter().find(|word| !library::is_plain(word)) {
             return Err(Error::new(Kind::Unsafe, format!("{word:?} is no name that nbdkit could be told")));
         }
@@ -103,7 +136,10 @@ impl Kit {
         drop(password);
         let (host, port) = &access.server;
         let spec = Spec::new(TOOL, TOOL_PACKAGE)
-            .args(["--foreground", "--readonly", "--filter=exitlast", "--filter=cacheextents", "--unix"])
+            .args(["--foreground", "--filter=exitlast"])
+            // What is written to is not asked for what it holds.
+            .args(access.snapshot.map_or(&[][..], |_| &["--readonly", "--filter=cacheextents"]))
+            .arg("--unix")
             .arg(place.folder.join(SOCKET))
             .args(plugin)
             .arg(format!("server={host}"))
@@ -113,11 +149,11 @@ impl Kit {
             .arg(format!("thumbprint={}", access.thumbprint))
             .arg(format!("transports={}", access.library.transports()))
             .arg(format!("vm=moref={}", access.machine))
-            // Always: without it VDDK opens what the machine writes to, or fails with error 13.
-            .arg(format!("snapshot={}", access.snapshot))
+            // Always to read: without it VDDK opens what the machine writes to, or fails with error 13.
+            .args(access.snapshot.map(|snapshot| format!("snapshot={snapshot}")))
             .arg(format!("file={file}"));
         let child = Child::spawn(&spec)?;
-        let client = connect(&child, &place.folder.join(SOCKET), cancel);
+        let client = connect(&child, &place.folder.join(SOCKET), access.snapshot.is_some(), cancel);
         // nbdkit reads it before it serves.
         let _ = fs::remove_file(place.folder.join(PASSWORD));
         let client = client?;
@@ -161,7 +197,9 @@ impl Kit {
         if complaint.is_empty() {
             return error;
         }
-        sendense_block::Error::new(error.kind, format!("nbdkit says: {complaint}")).caused_by(error)
+        // The plugin's answer is an I/O error whatever VDDK told it.
+        let kind = if complaint.contains(DISK_FULL) { sendense_block::Kind::NoSpace } else { error.kind };
+        sendense_block::Error::new(kind, format!("nbdkit says: {complaint}")).caused_by(error)
     }
 }
 
@@ -181,15 +219,33 @@ impl ReadAt for Kit {
     }
 }
 
+impl WriteAt for Kit {
+    fn write_at(&self, at: ByteOffset, buf: &[u8]) -> sendense_block::Result<()> {
+        self.client()?.write_at(at, buf).map_err(|error| self.explained(error))
+    }
+}
+
+impl ZeroRange for Kit {
+    fn zero_range(&self, extent: Extent) -> sendense_block::Result<()> {
+        self.client()?.zero_range(extent).map_err(|error| self.explained(error))
+    }
+}
+
+impl Flush for Kit {
+    fn flush(&self) -> sendense_block::Result<()> {
+        self.client()?.flush().map_err(|error| self.explained(error))
+    }
+}
+
 impl AllocationMap for Kit {
     fn allocation(&self, within: Extent) -> sendense_block::Result<Vec<MappedExtent>> {
         self.client()?.allocation(within).map_err(|error| self.explained(error))
     }
 }
 
-fn connect(child: &Child, socket: &Path, cancel: &Cancel) -> Result<Client> {
+fn connect(child: &Child, socket: &Path, read_only: bool, cancel: &Cancel) -> Result<Client> {
     let mut options = Options::new(Uri::unix(socket, "")?);
-    options.read_only = true;
+    options.read_only = read_only;
     options.handshake_timeout = START_MAX;
     let until = Instant::now() + START_MAX;
     loop {
@@ -295,4 +351,18 @@ pub(crate) fn reap(artefact: &Artefact) -> Result<bool> {
         return Ok(false);
     }
     remove(folder).map(|()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        for (address, host, port) in
+            [("vc", "vc", 443), ("vc:8443", "vc", 8443), ("[::1]", "[::1]", 443), ("[::1]:8443", "[::1]", 8443)]
+        {
+            assert_eq!(host_and_port(address), (host.to_owned(), port));
+        }
+    }
 }

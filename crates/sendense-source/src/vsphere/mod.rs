@@ -3,7 +3,7 @@
 //!
 //! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
 //! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
-//! (sessions at once), `frozen` (the held machine), `facts` (the configuration for the manifest). What does not: SOAP
+//! (sessions at once), `frozen` (the held machine), `restore` (a new machine of a point), `facts` (the configuration for the manifest). What does not: SOAP
 //! (`sendense_vsphere`), NBD.
 //!
 //! ```text
@@ -20,6 +20,7 @@ mod frozen;
 mod kit;
 mod library;
 mod limits;
+mod restore;
 mod session;
 mod snapshot;
 mod token;
@@ -29,10 +30,11 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
+use crate::remote::{NewRemoteVm, RemoteTarget, Restoring};
 use crate::{Frozen, Source, TrackingReset};
 use library::Library;
 use sendense_block::Cancel;
-use sendense_types::{DeploymentId, SourceId, SourceKind, TrackingToken};
+use sendense_types::{DeploymentId, SourceId, SourceKind, TaskId, TrackingToken};
 use sendense_vsphere::{Fingerprint, Login, Trust, privilege};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -189,18 +191,37 @@ impl Source for VsphereSource {
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool> {
         match artefact.kind {
             ArtefactKind::ChildProcess => kit::reap(artefact),
-            ArtefactKind::Snapshot => match snapshot::reap(&self.settings, artefact, cancel) {
-                Ok(()) => Ok(true),
-                // Somebody else works on the machine, or the removal goes on without us: the next look will tell.
-                Err(error) if error.kind.is_transient() || error.kind == Kind::Cancelled => Ok(false),
-                Err(error) => Err(error),
-            },
-            ArtefactKind::BackupJob
-            | ArtefactKind::Checkpoint
-            | ArtefactKind::FrozenGuest
-            | ArtefactKind::File
-            | ArtefactKind::Machine => Ok(true),
+            ArtefactKind::Snapshot => done(snapshot::reap(&self.settings, artefact, cancel)),
+            ArtefactKind::Machine => done(restore::reap(&self.settings, artefact, cancel)),
+            ArtefactKind::BackupJob | ArtefactKind::Checkpoint | ArtefactKind::FrozenGuest | ArtefactKind::File => {
+                Ok(true)
+            }
         }
+    }
+
+    fn remote_target(&self) -> Option<&dyn RemoteTarget> {
+        Some(self)
+    }
+}
+
+/// What undoing came to. Somebody else works on the machine, or it goes on without us: then the next look will tell.
+fn done(undone: Result<()>) -> Result<bool> {
+    match undone {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind.is_transient() || error.kind == Kind::Cancelled => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl RemoteTarget for VsphereSource {
+    fn create(
+        &self,
+        new: &NewRemoteVm<'_>,
+        task_id: &TaskId,
+        journal: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Restoring>> {
+        restore::create(&self.settings, new, task_id, journal, cancel)
     }
 }
 

@@ -12,4 +12,5 @@ mod journal;
 mod lab;
 #[path = "../common/points.rs"]
 mod points;
+mod restore;
 mod world;

@@ -18,6 +18,8 @@ pub fn new_machine() -> NewMachine {
     };
     NewMachine {
         name: "web <1>".into(),
+        uuid: Some("564d".into()),
+        instance_uuid: Some("502c".into()),
         datastore: "ds & co".into(),
         hardware_version: Some(9),
         guest_id: "debian12_64Guest".into(),
@@ -107,6 +109,13 @@ fn call_all(script: &Arc<Script>) -> Result<()> {
     assert!(vim.changed_areas(&question, cancel)?.is_empty());
     let pool = Ref::new("ResourcePool", "pool-1");
     vim.create_machine(&Ref::new("Folder", "v"), &pool, Some(&Ref::new("HostSystem", "h")), &new_machine(), cancel)?;
+    vim.is_named("web", cancel)?;
+    vim.annotate(&machine, "restored & whole", cancel)?;
+    vim.datacenters(cancel)?;
+    vim.datastores(cancel)?;
+    vim.computes(cancel)?;
+    vim.hosts(cancel)?;
+    vim.networks(cancel)?;
     vim.power_on(&machine, cancel)?;
     vim.power_off(&machine, cancel)?;
     vim.destroy(&machine, cancel)?;

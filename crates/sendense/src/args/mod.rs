@@ -312,18 +312,30 @@ pub enum RestoreCommand {
         /// The backup's id.
         backup_id: BackupId,
         /// The source that it becomes a VM of.
-        #[arg(long, required_unless_present = "libvirt")]
+        #[arg(long, required_unless_present_any = ["libvirt", "vsphere"])]
         source: Option<String>,
-        /// The same, by the URI of the source.
-        #[arg(long, value_name = "URI", conflicts_with = "source")]
+        /// The same, by the URI of a libvirt source.
+        #[arg(long, value_name = "URI", conflicts_with_all = ["source", "vsphere"])]
         libvirt: Option<String>,
+        /// The same, by the name of a vSphere source.
+        #[arg(long, value_name = "SOURCE", conflicts_with = "source")]
+        vsphere: Option<String>,
         /// The new VM's name.
         #[arg(long)]
         name: String,
         /// Where its disks go: a libvirt pool, or a folder on the hub below an allowed path.
-        #[arg(long, value_name = "POOL|DIR", default_value = "default")]
+        #[arg(long, value_name = "POOL|DIR", default_value = "default", conflicts_with = "vsphere")]
         pool: String,
-        /// The disks' format.
+        /// vSphere: the datastore that its disks go to; the original's when left out.
+        #[arg(long, value_name = "NAME", requires = "vsphere")]
+        datastore: Option<String>,
+        /// vSphere: the folder in the inventory, as `vm show` tells paths.
+        #[arg(long, value_name = "PATH", requires = "vsphere")]
+        folder: Option<String>,
+        /// vSphere: the cluster or host that it is to run on.
+        #[arg(long, value_name = "NAME", requires = "vsphere")]
+        cluster: Option<String>,
+        /// The disks' format on libvirt.
         #[arg(long, value_enum, default_value_t = Format::Qcow2)]
         format: Format,
         /// Plug cards that were in a network or bridge (or the card with this MAC address) into this network of libvirt's, or
@@ -509,6 +521,7 @@ mod tests {
             "sendense restore disk bk-1 --onto f --resize --wait",
             "sendense restore vm bk-1 --source L --name new --pool /p --network lan=lab --network x=none --wait",
             "sendense restore vm bk-1 --libvirt qemu:///system --name new --format raw --keep-identity",
+            "sendense restore vm bk-1 --vsphere vc --name new --datastore ds --folder DC/vm/x --cluster c --wait",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
             "sendense history web /etc/fstab --disk 0 --volume p2",

@@ -19,8 +19,22 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
             let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
             restore(context, backup_id, body, to, wait).await
         }
-        RestoreCommand::Vm { backup_id, source, libvirt, name, pool, format, networks, keep_identity, wait } => {
-            let source_id = match (source, libvirt) {
+        RestoreCommand::Vm {
+            backup_id,
+            source,
+            libvirt,
+            vsphere,
+            name,
+            pool,
+            datastore,
+            folder,
+            cluster,
+            format,
+            networks,
+            keep_identity,
+            wait,
+        } => {
+            let source_id = match (source.or(vsphere), libvirt) {
                 (Some(source), _) => source,
                 (None, uri) => source_of(context, &uri.unwrap_or_default()).await?,
             };
@@ -31,8 +45,21 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
             let networks =
                 networks.into_iter().map(|(old, new)| (old, Some(new).filter(|new| new != "none"))).collect();
             // A pool's name has no separator; anything else is a path, seen from here.
-            let pool = if pool.contains('/') { path_text(Path::new(&pool))? } else { pool };
-            let target = RestoreTarget::Vm { source_id, name: name.clone(), pool, format, networks, keep_identity };
+            let pool = match datastore {
+                Some(datastore) => datastore,
+                None if pool.contains('/') => path_text(Path::new(&pool))?,
+                None => pool,
+            };
+            let target = RestoreTarget::Vm {
+                source_id,
+                name: name.clone(),
+                pool,
+                format,
+                networks,
+                keep_identity,
+                folder,
+                cluster,
+            };
             restore(context, backup_id, RestoreBackup { target, disk_id: None }, name, wait).await
         }
     }

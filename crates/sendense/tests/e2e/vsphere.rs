@@ -155,6 +155,81 @@ fn a_cbt_that_lies_is_found_out_and_begun_anew() {
     assert_eq!(epoch(&anew), epoch(&tracked));
 }
 
+/// The machines of that name.
+fn named(vim: &Vim, name: &str) -> Vec<sendense_vsphere::inventory::Machine> {
+    vim.machines(&Cancel::new()).unwrap().into_iter().filter(|machine| machine.name == name).collect()
+}
+
+#[test]
+fn a_machine_of_three_disks_is_restored_into_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let vim = lab.vim();
+    let guest = lab.machine(&vim, "web", &[8 * MIB, 3 * MIB, MIB]);
+    let mut model = Vec::new();
+    for (disk, size) in [8 << 20, 3 << 20, 1 << 20].into_iter().enumerate() {
+        let mut bytes: Vec<u8> = vec![0; size];
+        let held = size / 3..size / 2;
+        bytes[held.clone()].iter_mut().zip((1..=251).cycle()).for_each(|(byte, value)| *byte = value);
+        guest.write(&vim, disk, held.start as u64, &bytes[held]);
+        model.push(bytes);
+    }
+    let mut hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    hub.backup("web", &[]);
+    guest.write(&vim, 1, 0, b"later");
+    model[1][..5].copy_from_slice(b"later");
+    let point = hub.backup("web", &[]);
+    let id = field(&point, "backup_id");
+    let restore = ["restore", "vm", id, "--vsphere", "vc", "--name"];
+    let task = hub.json(&[&restore[..], &["web again", "--datastore", "LocalDS_1", "--wait"]].concat());
+    assert!(field(&task["task"], "summary").contains("with 3 disks, switched off"), "{task:#}");
+    let made = named(&vim, "web again").remove(0);
+    for (disk, bytes) in made.devices.disks.iter().zip(&model) {
+        let name = disk.backing.file_name.as_deref().unwrap();
+        let (store, file) = name[1..].split_once("] ").unwrap();
+        assert_eq!(store, "LocalDS_1");
+        assert_holds(&lab.root.join(store).join(file), bytes);
+    }
+    assert_eq!(made.devices.disks.len(), 3);
+    // It is a machine like any other, and is backed up as one: a full, because no chain is its own.
+    hub.ok(&["source", "discover", "vc"]);
+    let first = hub.backup("web again", &[]);
+    assert_eq!(field(&first, "backup_type"), "full", "{first:#}");
+    let refused = hub.fails(6, &[&restore[..], &["web again", "--wait"]].concat());
+    assert!(refused.contains("exists already"), "{refused}");
+    assert_eq!(named(&vim, "web again").len(), 1, "nothing is replaced");
+
+    // A datastore without room: told as that, and nothing stays.
+    lab.control("full-from", "3000000");
+    let full = hub.fails(6, &[&restore[..], &["no room", "--wait"]].concat());
+    assert!(full.contains("The disk is full"), "{full}");
+    assert_eq!(named(&vim, "no room").len(), 0);
+    lab.uncontrol("full-from");
+
+    // Stopped by a person in the middle, and by the death of the hub.
+    lab.control("write-delay-ms", "300");
+    let until = |what: &str, hub: &Hub, is: &dyn Fn() -> bool| {
+        let patience = Instant::now() + PATIENCE;
+        while !is() {
+            assert!(Instant::now() < patience, "{what} does not happen\n{}", hub.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let task = hub.json(&[&restore[..], &["stopped"]].concat());
+    until("the machine", &hub, &|| !named(&vim, "stopped").is_empty());
+    hub.ok(&["task", "cancel", field(&task["task"], "task_id")]);
+    until("its removal", &hub, &|| named(&vim, "stopped").is_empty());
+    hub.ok(&[&restore[..], &["dead"]].concat());
+    until("the machine", &hub, &|| !named(&vim, "dead").is_empty());
+    hub.kill_9();
+    lab.uncontrol("write-delay-ms");
+    hub = Hub::start(dir);
+    until("its removal", &hub, &|| named(&vim, "dead").is_empty());
+    assert_eq!(named(&vim, "web again").len(), 1, "what is whole stays");
+}
+
 /// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
 const ROUNDS: usize = 20;
 
