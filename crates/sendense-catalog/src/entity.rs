@@ -301,3 +301,56 @@ node_codes = "node_codes" {
     created_at: Ts,
     expires_at: Ts,
 }}
+
+entity! { /// Policies.
+policies = "policies" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    policy_id: String,
+    name: String,
+    body: Json,
+    created_at: Ts,
+    updated_at: Ts,
+}}
+
+entity! { /// Schedules.
+schedules = "schedules" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    schedule_id: String,
+    name: String,
+    policy_id: String,
+    enabled: bool,
+    body: Json,
+    since: Ts,
+    handled: Option<Ts>,
+    created_at: Ts,
+}}
+
+entity! { /// Executions of schedules.
+executions = "executions" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    execution_id: String,
+    schedule_id: String,
+    policy_id: String,
+    due: Ts,
+    state: String,
+    reason: Option<String>,
+    triggered_by: Option<String>,
+    hub_id: String,
+    hub_epoch: i64,
+    started_at: Ts,
+    finished_at: Option<Ts>,
+}}
+
+entity! { /// Machines of executions.
+execution_vms = "execution_vms" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    execution_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    vm_context_id: String,
+    vm_name: String,
+    outcome: String,
+    backup_id: Option<String>,
+    attempts: i32,
+    not_before: Option<Ts>,
+    reason: Option<String>,
+}}

@@ -38,6 +38,12 @@ pub enum Noun {
     Node,
     /// A pairing code.
     NodeCode,
+    /// A policy.
+    Policy,
+    /// A schedule.
+    Schedule,
+    /// An execution of a schedule.
+    Execution,
 }
 
 impl fmt::Display for Noun {
@@ -55,6 +61,9 @@ impl fmt::Display for Noun {
             Self::Lease => "lease",
             Self::Node => "node",
             Self::NodeCode => "pairing code",
+            Self::Policy => "policy",
+            Self::Schedule => "schedule",
+            Self::Execution => "execution",
         })
     }
 }
@@ -244,6 +253,9 @@ impl Error {
                 Noun::Source => ProblemCode::SourceNotFound,
                 Noun::Task => ProblemCode::TaskNotFound,
                 Noun::Node => ProblemCode::NodeNotFound,
+                Noun::Policy => ProblemCode::PolicyNotFound,
+                Noun::Schedule => ProblemCode::ScheduleNotFound,
+                Noun::Execution => ProblemCode::ExecutionNotFound,
                 Noun::Token | Noun::Hub | Noun::Artefact | Noun::Lease | Noun::NodeCode => ProblemCode::InvalidInput,
             },
             Self::Conflict(Conflict::BackupActive { .. }) => ProblemCode::BackupRunning,

@@ -19,12 +19,15 @@ mod connect;
 mod counts;
 mod entity;
 pub mod error;
+mod execution;
 mod hub;
 mod journal;
 mod lease;
 mod migration;
 mod node;
+mod policy;
 mod repository;
+mod schedule;
 mod setting;
 mod source;
 mod task;
@@ -38,11 +41,14 @@ pub use backup::{
     TokenInUse,
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
+pub use execution::{Execution, ExecutionVm, Executions, NewExecution};
 pub use hub::{Hub, HubLease, Hubs};
 pub use journal::{Artefact, Journal, NewArtefact};
 pub use lease::{Lease, Leases};
 pub use node::{NewNode, NewNodeCode, Node, Nodes};
+pub use policy::{Policies, Policy};
 pub use repository::{NewRepository, Repositories, Repository, RepositoryChange};
+pub use schedule::{NewSchedule, Schedule, Schedules};
 pub use setting::Settings;
 pub use source::{NewSource, Source, SourceChange, Sources};
 pub use task::{Heartbeat, LogLevel, LogLine, NewLogLine, NewTask, Task, TaskClaim, TaskFilter, TaskSubject, Tasks};
@@ -131,6 +137,18 @@ impl Catalog {
     /// What was made on hypervisors and hosts and must be reaped.
     pub fn journal(&self) -> Journal<'_> {
         Journal(self)
+    }
+    /// Which machines are protected, and how.
+    pub fn policies(&self) -> Policies<'_> {
+        Policies(self)
+    }
+    /// Which policy is carried out when.
+    pub fn schedules(&self) -> Schedules<'_> {
+        Schedules(self)
+    }
+    /// What was carried out.
+    pub fn executions(&self) -> Executions<'_> {
+        Executions(self)
     }
     /// Named leases.
     pub fn leases(&self) -> Leases<'_> {

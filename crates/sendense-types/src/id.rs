@@ -103,6 +103,12 @@ ids! {
     ExportId, "exp", "export id";
     /// One machine that was recovered in an instant.
     RecoveryId, "rcv", "recovery id";
+    /// One policy.
+    PolicyId, "pol", "policy id";
+    /// One schedule.
+    ScheduleId, "sch", "schedule id";
+    /// One execution of a schedule.
+    ExecutionId, "exec", "execution id";
     /// One data mover.
     NodeId, "node", "node id";
     /// One catalog with all hubs that work on it. Names of everything we make on a hypervisor carry it.

@@ -5,6 +5,7 @@
 
 mod backup;
 mod clock;
+mod execution;
 mod id;
 mod problem;
 mod source;
@@ -13,9 +14,10 @@ mod vm;
 
 pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase, TrackingAudit};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use execution::{ExecutionState, VmOutcome};
 pub use id::{
-    BackupId, DeploymentId, DiskNumber, ExportId, HubId, IdError, MountId, NodeId, RecoveryId, RepositoryId, SourceId,
-    TaskId, VmContextId,
+    BackupId, DeploymentId, DiskNumber, ExecutionId, ExportId, HubId, IdError, MountId, NodeId, PolicyId, RecoveryId,
+    RepositoryId, ScheduleId, SourceId, TaskId, VmContextId,
 };
 pub use problem::{Problem, ProblemCode, WhoActs};
 pub use source::{RepositoryKind, SourceKind};

@@ -91,6 +91,12 @@ problems! {
     RecoveryNotFound = "recovery_not_found", 404, Caller;
     /// No such node.
     NodeNotFound = "node_not_found", 404, Caller;
+    /// No such policy.
+    PolicyNotFound = "policy_not_found", 404, Caller;
+    /// No such schedule.
+    ScheduleNotFound = "schedule_not_found", 404, Caller;
+    /// No such execution.
+    ExecutionNotFound = "execution_not_found", 404, Caller;
     /// Several VMs bear the name.
     AmbiguousName = "ambiguous_name", 409, Caller;
     /// The VM is being backed up already.

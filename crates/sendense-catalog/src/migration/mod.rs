@@ -9,6 +9,7 @@ mod m0002_counts;
 mod m0003_holds;
 mod m0004_notes;
 mod m0005_tracking_audit;
+mod m0006_schedules;
 mod m0007_nodes;
 mod m0010_no_task_deadline;
 mod table;
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_holds::Migration),
             Box::new(m0004_notes::Migration),
             Box::new(m0005_tracking_audit::Migration),
+            Box::new(m0006_schedules::Migration),
             Box::new(m0007_nodes::Migration),
             Box::new(m0010_no_task_deadline::Migration),
         ]

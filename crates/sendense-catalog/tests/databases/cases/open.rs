@@ -7,12 +7,13 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
     "m0004_notes",
     "m0005_tracking_audit",
+    "m0006_schedules",
     "m0007_nodes",
     "m0010_no_task_deadline",
 ];

@@ -1,0 +1,194 @@
+//! Policies, schedules, executions.
+
+use crate::fixture::*;
+use crate::support::TestDb;
+use sendense_catalog::*;
+use sendense_types::*;
+use serde_json::json;
+
+async fn policy(catalog: &Catalog, text: &str) -> Policy {
+    let body = json!({"keep": {"last": 3}});
+    catalog.policies().create(&PolicyId::generate(), &name(text), &body, at(0)).await.expect("create a policy")
+}
+
+fn nightly(policy: &Policy) -> NewSchedule {
+    NewSchedule {
+        schedule_id: id("sch-1"),
+        name: name("nightly"),
+        policy_id: policy.policy_id.clone(),
+        enabled: true,
+        body: json!({"cron": "0 3 * * *"}),
+    }
+}
+
+fn occurrence(schedule: &Schedule, execution: &str, due: Timestamp) -> NewExecution {
+    NewExecution {
+        execution_id: id(execution),
+        schedule_id: schedule.schedule_id.clone(),
+        policy_id: schedule.policy_id.clone(),
+        due,
+        triggered_by: None,
+        reason: None,
+        vms: vec![(id("vm-b"), name("web")), (id("vm-a"), name("db"))],
+    }
+}
+
+fn is_wrong_state(error: &Error) -> bool {
+    matches!(error, Error::Conflict(Conflict::WrongState { .. }))
+}
+
+pub async fn policies_are_kept_while_schedules_need_them(db: TestDb) {
+    let catalog = db.open().await;
+    let (policies, schedules) = (catalog.policies(), catalog.schedules());
+    let gold = policy(&catalog, "gold").await;
+    let silver = policy(&catalog, "silver").await;
+    let taken = policies.create(&PolicyId::generate(), &name("gold"), &json!({}), at(1)).await.expect_err("taken");
+    assert!(matches!(&taken, Error::Conflict(Conflict::NameTaken { .. })), "{taken:?}");
+    assert_eq!(policies.find("gold").await.expect("by name"), gold);
+    assert_eq!(policies.find(gold.policy_id.as_str()).await.expect("by id"), gold);
+    assert_eq!(policies.find("Gold").await.expect_err("exact").problem_code(), ProblemCode::PolicyNotFound);
+    let renamed = policies.replace(&silver.policy_id, &name("gold"), &json!({}), at(2)).await.expect_err("taken");
+    assert!(matches!(&renamed, Error::Conflict(Conflict::NameTaken { .. })), "{renamed:?}");
+    let bronze = policies.replace(&silver.policy_id, &name("bronze"), &json!({"a": 1}), at(2)).await.expect("replace");
+    assert_eq!((bronze.name.as_str(), &bronze.body, bronze.updated_at), ("bronze", &json!({"a": 1}), at(2)));
+    let (listed, total) = policies.list(Page::default()).await.expect("list");
+    assert_eq!((listed, total), (vec![bronze.clone(), gold.clone()], 2));
+
+    let made = schedules.create(&nightly(&gold), at(10)).await.expect("create");
+    assert_eq!((made.since, made.handled, made.enabled), (at(10), None, true));
+    assert_eq!(schedules.find("nightly").await.expect("find"), made);
+    let again = schedules.create(&nightly(&gold), at(11)).await.expect_err("known");
+    assert_eq!(again.kind(), Kind::Conflict);
+    let orphan = NewSchedule { schedule_id: id("sch-2"), name: name("x"), policy_id: id("pol-x"), ..nightly(&gold) };
+    assert_eq!(schedules.create(&orphan, at(11)).await.expect_err("no policy").kind(), Kind::NotFound);
+    let needed = policies.delete(&gold.policy_id).await.expect_err("needed");
+    assert!(matches!(&needed, Error::Conflict(Conflict::InUse { .. })), "{needed:?}");
+    let other = NewSchedule { enabled: false, policy_id: bronze.policy_id, ..nightly(&gold) };
+    let changed = schedules.replace(&other, at(12)).await.expect("replace");
+    assert_eq!((changed.since, changed.enabled, changed.created_at), (at(12), false, at(10)));
+    policies.delete(&gold.policy_id).await.expect("free");
+    schedules.delete(&made.schedule_id).await.expect("delete");
+    assert_eq!(schedules.find("nightly").await.expect_err("gone").problem_code(), ProblemCode::ScheduleNotFound);
+    assert_eq!(schedules.list(Page::default()).await.expect("list"), (vec![], 0));
+}
+
+pub async fn an_occurrence_is_handled_once(db: TestDb) {
+    let catalog = db.open().await;
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(10)).await.expect("create");
+    let executions = catalog.executions();
+    let early =
+        executions.begin(&occurrence(&schedule, "exec-0", at(9)), &hub, at(20)).await.expect_err("before it was");
+    assert!(is_wrong_state(&early), "{early:?}");
+    let begun = executions.begin(&occurrence(&schedule, "exec-1", at(100)), &hub, at(100)).await.expect("begin");
+    assert_eq!((begun.state, begun.due, begun.finished_at), (ExecutionState::Running, at(100), None));
+    assert_eq!(catalog.schedules().find("nightly").await.expect("find").handled, Some(at(100)));
+    for due in [at(99), at(100)] {
+        let handled = executions.skip(&occurrence(&schedule, "exec-2", due), &hub, at(101)).await.expect_err("handled");
+        assert!(is_wrong_state(&handled), "{handled:?}");
+    }
+    // The next one finds the first still running: it can only be skipped.
+    let busy = executions.begin(&occurrence(&schedule, "exec-2", at(200)), &hub, at(200)).await.expect_err("busy");
+    assert!(is_wrong_state(&busy), "{busy:?}");
+    assert_eq!(catalog.schedules().find("nightly").await.expect("find").handled, Some(at(100)), "nothing was changed");
+    let why = NewExecution { reason: Some("busy".to_owned()), ..occurrence(&schedule, "exec-2", at(200)) };
+    let skipped = executions.skip(&why, &hub, at(200)).await.expect("skip");
+    assert_eq!((skipped.state, skipped.finished_at), (ExecutionState::Skipped, Some(at(200))));
+
+    let (_, vms) = executions.get(&begun.execution_id).await.expect("get");
+    let names: Vec<&str> = vms.iter().map(|vm| vm.vm_name.as_str()).collect();
+    assert_eq!(names, ["db", "web"]);
+    assert!(vms.iter().all(|vm| vm.outcome == VmOutcome::Waiting && vm.attempts == 0));
+    let failed = ExecutionVm {
+        outcome: VmOutcome::Failed,
+        backup_id: Some(id("bk-1")),
+        attempts: 2,
+        not_before: Some(at(150)),
+        reason: Some("no space".to_owned()),
+        ..vms[0].clone()
+    };
+    executions.set_vm(&begun.execution_id, &hub, &failed).await.expect("set");
+    assert_eq!(executions.get(&begun.execution_id).await.expect("get").1[0], failed);
+    let stranger = ExecutionVm { vm_context_id: id("vm-x"), ..failed };
+    assert_eq!(executions.set_vm(&begun.execution_id, &hub, &stranger).await.expect_err("none").kind(), Kind::NotFound);
+    assert_eq!(executions.running().await.expect("running"), std::slice::from_ref(&begun));
+    let id_1 = &begun.execution_id;
+    let no_end = executions.finish(id_1, &hub, ExecutionState::Running, None, at(300)).await.expect_err("no end");
+    assert_eq!(no_end.kind(), Kind::Invalid);
+    executions.finish(id_1, &hub, ExecutionState::Failed, Some("1 of 2 failed"), at(300)).await.expect("finish");
+    let twice = executions.finish(id_1, &hub, ExecutionState::Completed, None, at(301)).await.expect_err("ended");
+    assert!(is_wrong_state(&twice), "{twice:?}");
+    let (listed, total) = executions.list(&schedule.schedule_id, Page::default()).await.expect("list");
+    let told: Vec<_> = listed.iter().map(|one| (one.state, one.reason.as_deref())).collect();
+    assert_eq!(told, [(ExecutionState::Skipped, Some("busy")), (ExecutionState::Failed, Some("1 of 2 failed"))]);
+    assert_eq!(total, 2);
+
+    // What a person asks for is not an occurrence: none is handled by it, and a disabled schedule does not mind.
+    let off = NewSchedule { enabled: false, ..nightly(&gold) };
+    let schedule = catalog.schedules().replace(&off, at(400)).await.expect("disable");
+    let disabled = executions.begin(&occurrence(&schedule, "exec-3", at(500)), &hub, at(500)).await.expect_err("off");
+    assert!(is_wrong_state(&disabled), "{disabled:?}");
+    let asked = NewExecution { triggered_by: Some("admin".to_owned()), ..occurrence(&schedule, "exec-3", at(500)) };
+    executions.begin(&asked, &hub, at(500)).await.expect("begin");
+    assert_eq!(catalog.schedules().find("nightly").await.expect("find").handled, Some(at(200)));
+    catalog.schedules().delete(&schedule.schedule_id).await.expect("delete");
+    assert_eq!(executions.get(id_1).await.expect_err("gone").problem_code(), ProblemCode::ExecutionNotFound);
+}
+
+pub async fn of_eight_hubs_one_carries_an_occurrence_out(db: TestDb) {
+    const ROUNDS: i64 = 5;
+    let catalog = db.open().await;
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(0)).await.expect("create");
+    for round in 1..=ROUNDS {
+        let mut hubs = tokio::task::JoinSet::new();
+        for number in 0..8 {
+            let (catalog, schedule) = (catalog.clone(), schedule.clone());
+            hubs.spawn(async move {
+                let hub = catalog.hubs().acquire(&id(&format!("hub-{number}")), at(9_000), at(0)).await?;
+                let new = occurrence(&schedule, &format!("exec-{round}-{number}"), at(100 * round));
+                let begun = catalog.executions().begin(&new, &hub, at(100 * round)).await?;
+                Ok::<_, Error>((begun, hub))
+            });
+        }
+        let (won, lost): (Vec<_>, Vec<_>) = hubs.join_all().await.into_iter().partition(Result::is_ok);
+        assert_eq!((won.len(), lost.len()), (1, 7));
+        for error in lost.into_iter().map(|lost| lost.expect_err("lost")) {
+            assert!(is_wrong_state(&error), "{error:?}");
+        }
+        let (begun, hub) = won.into_iter().next().expect("a winner").expect("a winner");
+        let executions = catalog.executions();
+        let end = executions.finish(&begun.execution_id, &hub, ExecutionState::Completed, None, at(1));
+        end.await.expect("finish");
+    }
+    let (_, total) = catalog.executions().list(&schedule.schedule_id, Page::default()).await.expect("list");
+    assert_eq!(total, ROUNDS.unsigned_abs());
+}
+
+pub async fn an_execution_of_a_dead_hub_is_taken_over(db: TestDb) {
+    let catalog = db.open().await;
+    let (hubs, executions) = (catalog.hubs(), catalog.executions());
+    let first = hubs.acquire(&id("hub-1"), at(160), at(0)).await.expect("acquire");
+    let second = hubs.acquire(&id("hub-2"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(10)).await.expect("create");
+    let begun = executions.begin(&occurrence(&schedule, "exec-1", at(100)), &first, at(100)).await.expect("begin");
+    let lives = executions.take_over(&begun.execution_id, &second, at(160)).await.expect_err("it lives");
+    assert!(matches!(&lives, Error::Conflict(Conflict::LeaseHeld { .. })), "{lives:?}");
+    let taken = executions.take_over(&begun.execution_id, &second, at(161)).await.expect("its lease is out");
+    assert_eq!(taken.hub, second);
+    // The first was only stopped for a while: it changes nothing any more.
+    let (_, vms) = executions.get(&begun.execution_id).await.expect("get");
+    let lost = executions.set_vm(&begun.execution_id, &first, &vms[0]).await.expect_err("lost");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+    let end = ExecutionState::Completed;
+    let lost = executions.finish(&begun.execution_id, &first, end, None, at(162)).await.expect_err("lost");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+    // A hub that starts anew takes its own back at once.
+    let third = hubs.acquire(&id("hub-2"), at(9_000), at(170)).await.expect("acquire");
+    executions.take_over(&begun.execution_id, &third, at(171)).await.expect("an older epoch is dead");
+    executions.finish(&begun.execution_id, &third, end, None, at(172)).await.expect("finish");
+    let ended = executions.take_over(&begun.execution_id, &third, at(173)).await.expect_err("ended");
+    assert!(is_wrong_state(&ended), "{ended:?}");
+}
