@@ -26,6 +26,10 @@ pub use dto::{
 };
 pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use dto::{
+    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,
+    Retention, Schedule, ScheduleRules, ScheduleWindow,
+};
+pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
 pub use problem::{ProblemBody, TaskError};

@@ -6,6 +6,7 @@ use crate::dto::{
     Storage, Task, TestReport, Token, Vm, Volume,
 };
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
+use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -93,6 +94,12 @@ macro_rules! flat {
 single! {
     BackupReply { backup: Backup } "One backup.";
     DeletionReply { deletion: Deletion } "What a delete takes.";
+    PolicyReply { policy: Policy } "One policy.";
+    PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
+    PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";
+    ScheduleReply { schedule: Schedule } "One schedule.";
+    PreviewReply { occurrences: Vec<Occurrence> } "Occurrences to come.";
+    ExecutionReply { execution: Execution } "One execution.";
     PruneReply { prune: Prune } "What a prune takes and leaves.";
     TaskReply { task: Task } "One task.";
     RepositoryReply { repository: Repository } "One repository.";
@@ -111,6 +118,9 @@ list! {
     RepositoryListReply { repositories: Repository } "A page of repositories.";
     SourceListReply { sources: Source } "A page of sources.";
     VmListReply { vms: Vm } "A page of VMs.";
+    PolicyListReply { policies: Policy } "A page of policies.";
+    ScheduleListReply { schedules: Schedule } "A page of schedules.";
+    ExecutionListReply { executions: Execution } "A page of executions.";
     TokenListReply { tokens: Token } "A page of tokens.";
     MountListReply { mounts: Mount } "The restore points that are open.";
     VolumeListReply { volumes: Volume } "What is on a disk.";

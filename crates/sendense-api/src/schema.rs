@@ -37,6 +37,8 @@ words! {
     PowerState, "Whether the machine runs.";
     TaskKind, "What a task does.";
     TaskState, "The life of a task: pending, running, then completed, failed or cancelled.";
+    ExecutionState, "The life of an execution: running, then completed, failed or cancelled; or skipped from the start.";
+    VmOutcome, "What became of a VM in an execution: waiting, running, then completed, failed or skipped.";
     SourceKind, "What a source is.";
     RepositoryKind, "Where a repository lies.";
     ProblemCode, "A stable word for the kind of failure. More codes may come; none is ever renamed.";

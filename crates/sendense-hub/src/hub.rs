@@ -22,6 +22,7 @@ use crate::nodes::authority::{self, Authority};
 use crate::reconcile;
 use crate::recoveries::{self, Recoveries};
 use crate::repositories::{self, Repositories};
+use crate::schedule;
 use crate::secrets::{self, Sealer};
 use sendense_catalog::{Catalog, Page, TokenRole};
 use sendense_node::{FileJournal, LaneBudget};
@@ -166,6 +167,8 @@ impl Hub {
         core.tracker.spawn(exports::keep(core.clone()));
         core.tracker.spawn(recoveries::keep(core.clone()));
         let app = App::new(core.clone());
+        core.tracker.spawn(schedule::keep(app.clone()));
+        core.tracker.spawn(schedule::rediscover(app.clone()));
         let options = crate::http::Options {
             listen: config.listen,
             tls: config.tls.clone(),

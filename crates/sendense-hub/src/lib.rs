@@ -1,4 +1,4 @@
-//! The hub: decides what is done, in the order `http -> app -> {jobs, restore, mounts, reconcile}`.
+//! The hub: decides what is done, in the order `http -> app -> {jobs, restore, mounts, schedule, reconcile}`.
 //!
 //! What lives here: use-cases, work and its limits, start and stop. What does not: bytes and images (the crates below),
 //! vSphere or QMP (sources), SQL (the catalog). Invariant: blocking work never runs on an async worker.

@@ -12,6 +12,7 @@ mod plain;
 mod progress;
 mod secret;
 mod tables;
+mod timetables;
 mod worker;
 
 use clap::Parser;

@@ -10,6 +10,7 @@ mod files;
 mod nodes;
 mod operations;
 mod probe;
+mod schedules;
 mod trust;
 mod wait;
 

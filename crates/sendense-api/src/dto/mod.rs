@@ -9,10 +9,12 @@ mod history;
 mod mount;
 mod node;
 mod page;
+mod policy;
 mod prune;
 mod recovery;
 mod repository;
 mod restore;
+mod schedule;
 mod source;
 mod task;
 mod token;
@@ -34,12 +36,16 @@ pub use mount::{
 };
 pub use node::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
+pub use policy::{PlannedVm, Policy, PolicyPlan, PolicyRules, Retention};
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
 pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
 pub use restore::{ImageFormat, POOL_DEFAULT, RestoreBackup, RestoreTarget, VmdkSubformat};
+pub use schedule::{
+    CatchUp, Day, Execution, ExecutionVm, Occurrence, PreviewQuery, Schedule, ScheduleRules, ScheduleWindow,
+};
 pub use source::{
     CreateSource, Credentials, Discovery, NbdOptions, Secret, Source, TestReport, UpdateSource, VsphereOptions,
 };

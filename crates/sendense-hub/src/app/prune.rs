@@ -48,7 +48,7 @@ impl App {
         self.to_the_end(async move { app.prune_now(vm, policy, only, how, by).await }).await
     }
 
-    async fn prune_now(
+    pub(super) async fn prune_now(
         &self,
         vm: catalog::VmContext,
         policy: Policy,
@@ -199,7 +199,7 @@ fn plan_id(places: &[Place]) -> String {
     id
 }
 
-fn policy(asked: &PruneVm) -> Result<Policy> {
+pub(super) fn policy(asked: &PruneVm) -> Result<Policy> {
     let keep = Keep {
         last: asked.keep_last,
         hourly: asked.keep_hourly,

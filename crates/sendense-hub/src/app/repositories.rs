@@ -157,6 +157,10 @@ impl App {
         if completed > 0 {
             return Err(in_the_way(format!("{completed} points are in the catalog; delete them first")));
         }
+        if let Some(policy) = self.policy_into(&row.repository_id).await? {
+            let details = format!("policy {policy} puts points into it; change that first");
+            return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
+        }
         // What the catalog does not know may lie there still: a folder that cannot be looked at is not forgotten.
         let repository = self.core.repositories.get(&self.core, &row).await?;
         let listed = blocking(move || {

@@ -101,6 +101,11 @@ impl PathId for sendense_types::ExportId {
     const NOUN: &'static str = "export";
 }
 
+impl PathId for sendense_types::ExecutionId {
+    const MISSING: ProblemCode = ProblemCode::ExecutionNotFound;
+    const NOUN: &'static str = "execution";
+}
+
 impl PathId for sendense_types::TaskId {
     const MISSING: ProblemCode = ProblemCode::TaskNotFound;
     const NOUN: &'static str = "task";

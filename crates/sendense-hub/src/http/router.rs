@@ -60,7 +60,8 @@ impl axum::extract::FromRef<Shared> for App {
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
     use handlers::{
-        backups, exports, files, history, mounts, nodes, recoveries, repositories, sources, system, tasks, tokens, vms,
+        backups, exports, files, history, mounts, nodes, policies, recoveries, repositories, schedules, sources, system,
+        tasks, tokens, vms,
     };
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))
@@ -88,6 +89,19 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(vms::list_vms))
         .routes(routes!(vms::get_vm))
         .routes(routes!(vms::prune_vm))
+        .routes(routes!(policies::create_policy, policies::list_policies))
+        .routes(routes!(policies::plan_policy))
+        .routes(routes!(policies::get_policy, policies::replace_policy, policies::delete_policy))
+        .routes(routes!(policies::plan_of_policy))
+        .routes(routes!(policies::prune_policy))
+        .routes(routes!(schedules::create_schedule, schedules::list_schedules))
+        .routes(routes!(schedules::get_schedule, schedules::replace_schedule, schedules::delete_schedule))
+        .routes(routes!(schedules::enable_schedule))
+        .routes(routes!(schedules::disable_schedule))
+        .routes(routes!(schedules::trigger_schedule))
+        .routes(routes!(schedules::preview_schedule))
+        .routes(routes!(schedules::list_executions))
+        .routes(routes!(schedules::get_execution))
         .routes(routes!(history::file_history))
         .routes(routes!(mounts::create_mount))
         .routes(routes!(mounts::list_mounts))

@@ -1,7 +1,8 @@
 //! Schedules: when work is due, and what is done when the moment was missed. Pure: (schedule, history, now) -> decision.
 //!
 //! What lives here: occurrences ([`When`]), windows ([`Window`]), the decision ([`decide()`]) and the look ahead ([`preview`]).
-//! What does not: the wall clock (`now` is passed in), the catalog, and the work itself.
+//! What does not: the wall clock (`now` is passed in). Only the `keep`
+//! module knows the catalog: it acts on what the others decide.
 //!
 //! ```text
 //! occurrence ---- jitter ----> begins ---- late? ----> run | skip: missed
@@ -14,6 +15,7 @@
 //! Invariant: of all occurrences up to now at most one is run, the newest; the others were handled before or are missed.
 
 mod decide;
+mod keep;
 #[cfg(test)]
 mod tests;
 mod when;
@@ -21,6 +23,7 @@ mod window;
 
 pub use decide::{CatchUp, Decision, GRACE_SECONDS, History, JITTER_SECONDS_MAX, Occurrence, Schedule, Skipped};
 pub use decide::{decide, preview};
+pub(crate) use keep::{keep, rediscover};
 pub use when::{EVERY_SECONDS_MAX, EVERY_SECONDS_MIN, When};
 pub use window::Window;
 
@@ -30,7 +33,7 @@ pub use window::Window;
 pub struct Invalid(String);
 
 impl Invalid {
-    fn new(what: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
         Self(what.into())
     }
 }

@@ -5,6 +5,7 @@ mod files;
 mod node;
 mod recover;
 mod retention;
+mod schedule;
 mod source;
 
 pub use backup::{BackupCommand, BackupStart};
@@ -12,6 +13,7 @@ pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, Mount
 pub use node::{NodeCommand, NodePlace};
 pub use recover::RecoverCommand;
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
+pub use schedule::{Missed, PolicyArgs, PolicyCommand, ScheduleArgs, ScheduleCommand, WeekDay};
 pub use source::{
     LimitArgs, NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs,
 };
@@ -73,6 +75,12 @@ pub enum Command {
     Backup(BackupCommand),
     /// Delete the backups of a machine that no rule keeps. Shows the plan and asks first.
     Prune(PruneArgs),
+    /// Policies: which machines are protected, and how.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Schedules: when policies are carried out.
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// What rules come to in years.
     #[command(subcommand)]
     Retention(RetentionCommand),
@@ -513,6 +521,25 @@ mod tests {
             "sendense backup hold bk-1 --release",
             "sendense prune web --keep-last 3 --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --time-zone Europe/Berlin --dry-run",
             "sendense prune web --repo R --keep-hourly 24 --keep-yearly 9 --minimum-age-hours 48 --plan 0f --yes",
+            "sendense policy create gold --vm * --exclude test-* --repo main --keep-daily 14 --full-every 28",
+            "sendense policy update gold --vm db-? --source kvm --repo main --quiesce --rename silver",
+            "sendense policy plan --vm * --repo main --keep-last 7 --time-zone Europe/Berlin",
+            "sendense policy list",
+            "sendense policy show gold",
+            "sendense policy prune gold --dry-run",
+            "sendense policy delete gold",
+            "sendense schedule create nightly --policy gold --cron @daily --time-zone Europe/Berlin --jitter-minutes 30",
+            "sendense schedule create day --policy gold --every 6h --window 20:00-06:00 --window-days fri,sat --window-stops --missed skip --disabled",
+            "sendense schedule update nightly --policy gold --every 1d",
+            "sendense schedule list",
+            "sendense schedule show nightly",
+            "sendense schedule preview nightly --days 7",
+            "sendense schedule enable nightly",
+            "sendense schedule disable nightly",
+            "sendense schedule trigger nightly",
+            "sendense schedule executions nightly --limit 5",
+            "sendense schedule execution exec-1",
+            "sendense schedule delete nightly",
             "sendense retention simulate --keep-daily 14 --keep-monthly 12 --full 40GiB --incremental 2GB",
             "sendense retention simulate --keep-last 30 --every 6h --full-every 28 --years 10 --full 1TiB --incremental 5GiB --points",
             "sendense restore disk bk-1 --disk 0 --to f --format qcow2 --wait",
@@ -543,6 +570,10 @@ mod tests {
         for line in [
             "sendense backup start web",
             "sendense prune web --dry-run",
+            "sendense policy create gold --repo main",
+            "sendense schedule create nightly --policy gold",
+            "sendense schedule create nightly --policy gold --every 1d --cron @daily",
+            "sendense schedule create nightly --policy gold --every 1d --window-days mon",
             "sendense retention simulate --full 1GiB --incremental 1GiB",
             "sendense retention simulate --keep-last 1 --full 1GiB --incremental 1GiB --every 0d",
             "sendense backup hold bk-1",

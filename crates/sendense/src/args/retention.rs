@@ -92,7 +92,7 @@ pub struct SimulateArgs {
 }
 
 /// Seconds, from a minute to some years.
-fn every(text: &str) -> Result<u32, String> {
+pub(super) fn every(text: &str) -> Result<u32, String> {
     let usage = || "write a number with m, h or d: 30m, 6h, 1d".to_owned();
     let unit_seconds = match text.chars().last() {
         Some('m') => 60_u32,

@@ -10,11 +10,13 @@ mod hub;
 mod node;
 mod offline;
 mod offline_export;
+mod policy;
 mod prune;
 mod recover;
 mod repo;
 mod restore;
 mod retention;
+mod schedule;
 mod shell;
 mod source;
 mod task;
@@ -42,6 +44,8 @@ pub fn run(args: Args) -> Result<u8> {
                     Command::Source(command) => source::run(&context, command).await,
                     Command::Vm(command) => vm::run(&context, command).await,
                     Command::Backup(command) => backup::run(&context, command).await,
+                    Command::Policy(command) => policy::run(&context, command).await,
+                    Command::Schedule(command) => schedule::run(&context, command).await,
                     Command::Prune(args) => prune::run(&context, args).await,
                     Command::Restore(command) => restore::run(&context, command).await,
                     Command::Shell(args) => shell::run(&context, args).await,

@@ -1,0 +1,338 @@
+//! Policies: what they say, which machines they mean, what they would do.
+
+use super::prune::policy as keeping;
+use super::{App, Caller};
+use crate::core::Core;
+use crate::fault::{OrProblem, Result, internal, invalid};
+use sendense_api::{
+    ListQuery, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, PruneVm, Retention, Role,
+};
+use sendense_catalog as catalog;
+use sendense_types::{BackupStatus, BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
+use std::collections::BTreeSet;
+
+/// Patterns and sources of one policy: who needs more needs another policy.
+const WORDS_MAX: usize = 1000;
+/// A name has 255 bytes at the most, and so has what it is compared with.
+const PATTERN_BYTES_MAX: usize = 255;
+/// Points of a chain that are looked at for its length; also the most that `full_every` may say.
+const FULL_EVERY_MAX: u32 = 1000;
+
+impl App {
+    /// Policies by name.
+    pub async fn list_policies(&self, page: ListQuery) -> Result<Page<Policy>> {
+        let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
+        let (rows, total) = self.core.catalog.policies().list(page).await.or_problem()?;
+        Ok(Page { items: rows.into_iter().map(policy_out).collect::<Result<_>>()?, total })
+    }
+
+    /// One policy, by its id or name.
+    pub async fn get_policy(&self, id_or_name: &str) -> Result<Policy> {
+        policy_out(self.core.catalog.policies().find(id_or_name).await.or_problem()?)
+    }
+
+    /// Makes a policy. Nothing is done before a schedule carries it out.
+    pub async fn create_policy(&self, caller: &Caller, rules: PolicyRules) -> Result<Policy> {
+        caller.require(Role::Admin)?;
+        let (name, rules) = self.check_policy(rules).await?;
+        let (id, body) = (PolicyId::generate(), write(&rules)?);
+        let row = self.core.catalog.policies().create(&id, &name, &body, self.core.now()).await.or_problem()?;
+        tracing::info!(policy_id = %id, name = %name, by = %caller.identity, "policy made");
+        policy_out(row)
+    }
+
+    /// Lets a policy say something else.
+    pub async fn replace_policy(&self, caller: &Caller, id_or_name: &str, rules: PolicyRules) -> Result<Policy> {
+        caller.require(Role::Admin)?;
+        let policies = self.core.catalog.policies();
+        let id = policies.find(id_or_name).await.or_problem()?.policy_id;
+        let (name, rules) = self.check_policy(rules).await?;
+        let row = policies.replace(&id, &name, &write(&rules)?, self.core.now()).await.or_problem()?;
+        tracing::info!(policy_id = %id, name = %name, by = %caller.identity, "policy changed");
+        policy_out(row)
+    }
+
+    /// Forgets a policy. Points that were made for it stay.
+    pub async fn delete_policy(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
+        caller.require(Role::Admin)?;
+        let policies = self.core.catalog.policies();
+        let row = policies.find(id_or_name).await.or_problem()?;
+        policies.delete(&row.policy_id).await.or_problem()?;
+        tracing::info!(policy_id = %row.policy_id, name = %row.name, by = %caller.identity, "policy forgotten");
+        Ok(())
+    }
+
+    /// What a policy would do now that is not saved.
+    pub async fn plan_policy(&self, caller: &Caller, rules: PolicyRules) -> Result<PolicyPlan> {
+        caller.require(Role::Operator)?;
+        let (_, rules) = self.check_policy(rules).await?;
+        self.plan_rules(rules).await
+    }
+
+    /// What a policy would do now.
+    pub async fn plan_of_policy(&self, id_or_name: &str) -> Result<PolicyPlan> {
+        let rules = self.get_policy(id_or_name).await?.rules;
+        self.plan_rules(rules).await
+    }
+
+    async fn plan_rules(&self, rules: PolicyRules) -> Result<PolicyPlan> {
+        let (vms, unmatched) = self.machines_of(&rules).await?;
+        let repository_id: RepositoryId = repository_of(&rules)?;
+        let mut plan = PolicyPlan { repository_id, vms: Vec::new(), unmatched, deleted: 0, kept: 0, freed_bytes: 0 };
+        for vm in vms {
+            let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
+            let how = PruneQuery { dry_run: true, plan_id: None };
+            let prune = self.prune_by(&rules, &vm, how, "plan").await?;
+            if let Some(prune) = &prune {
+                plan.deleted += prune.deleted;
+                plan.kept += prune.kept;
+                plan.freed_bytes = plan.freed_bytes.saturating_add(prune.freed_bytes);
+            }
+            let (vm_context_id, vm_name) = (vm.vm_context_id, vm.vm_name.into());
+            plan.vms.push(PlannedVm { vm_context_id, vm_name, next_type, prune });
+        }
+        Ok(plan)
+    }
+
+    /// Prunes every machine of a policy by its retention, or shows what would go.
+    pub async fn prune_policy(&self, caller: &Caller, id_or_name: &str, how: PruneQuery) -> Result<Vec<Prune>> {
+        caller.require(Role::Admin)?;
+        if how.plan_id.is_some() {
+            return Err(invalid("plan_id names the plan of one VM; prune that VM by itself"));
+        }
+        let rules = self.get_policy(id_or_name).await?.rules;
+        if rules.retention.is_none() {
+            return Err(invalid("the policy has no retention: it keeps every point"));
+        }
+        let (app, by) = (self.clone(), caller.identity.clone());
+        self.to_the_end(async move {
+            let mut prunes = Vec::new();
+            for vm in app.machines_of(&rules).await?.0 {
+                prunes.extend(app.prune_by(&rules, &vm, how.clone(), &by).await?);
+            }
+            Ok(prunes)
+        })
+        .await
+    }
+
+    /// Prunes a machine by a policy's retention, in its repository. `None` when the policy has none.
+    pub(crate) async fn prune_by(
+        &self,
+        rules: &PolicyRules,
+        vm: &catalog::VmContext,
+        how: PruneQuery,
+        by: &str,
+    ) -> Result<Option<Prune>> {
+        let Some(retention) = &rules.retention else { return Ok(None) };
+        let keep = keeping(&as_prune(retention))?;
+        let only = Some(repository_of(rules)?);
+        self.prune_now(vm.clone(), keep, only, how, by.to_owned()).await.map(Some)
+    }
+
+    /// The machines that a policy means, by name, and the patterns that none matches. Those that no discovery sees any more
+    /// are not among them.
+    pub(crate) async fn machines_of(&self, rules: &PolicyRules) -> Result<(Vec<catalog::VmContext>, Vec<String>)> {
+        let sources: BTreeSet<&str> = rules.sources.iter().map(String::as_str).collect();
+        let filter = catalog::VmFilter { present: Some(true), ..catalog::VmFilter::default() };
+        let (mut chosen, mut matched) = (Vec::new(), BTreeSet::new());
+        let mut offset = 0;
+        loop {
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
+            let (vms, _) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
+            offset += vms.len() as u64;
+            let is_last = (vms.len() as u64) < catalog::Page::LIMIT_MAX;
+            for vm in vms {
+                let Some(source_id) = &vm.source_id else { continue };
+                if !sources.is_empty() && !sources.contains(source_id.as_str()) {
+                    continue;
+                }
+                let name = vm.vm_name.as_str();
+                let mut is_meant = false;
+                for pattern in rules.vms.iter().filter(|pattern| matches(pattern, name)) {
+                    matched.insert(pattern.as_str());
+                    is_meant = true;
+                }
+                if is_meant && !rules.exclude.iter().any(|pattern| matches(pattern, name)) {
+                    chosen.push(vm);
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        let unmatched = rules.vms.iter().filter(|pattern| !matched.contains(pattern.as_str())).cloned().collect();
+        Ok((chosen, unmatched))
+    }
+
+    /// What the next backup of a machine is asked to be: a full once so many points stand in the chain.
+    pub(crate) async fn next_type(&self, rules: &PolicyRules, vm: &VmContextId) -> Result<BackupType> {
+        let Some(every) = rules.full_every else { return Ok(BackupType::Incremental) };
+        let filter = catalog::BackupFilter {
+            vm_context_id: Some(vm.clone()),
+            repository_id: Some(repository_of(rules)?),
+            status: Some(BackupStatus::Completed),
+            ..catalog::BackupFilter::default()
+        };
+        let page = catalog::Page { limit: every.into(), offset: 0 };
+        let (points, _) = self.core.catalog.backups().list(&filter, page).await.or_problem()?;
+        // Points of some disks only are no full of the machine.
+        let since_full = points.iter().position(|point| point.backup_type == BackupType::Full && !point.partial);
+        Ok(match since_full {
+            Some(since_full) if (since_full as u64) + 1 < u64::from(every) => BackupType::Incremental,
+            _ => BackupType::Full,
+        })
+    }
+
+    /// A policy that puts its points into a repository, by name, if there is one.
+    pub(super) async fn policy_into(&self, repository_id: &RepositoryId) -> Result<Option<Name>> {
+        let mut offset = 0;
+        loop {
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
+            let (policies, _) = self.core.catalog.policies().list(page).await.or_problem()?;
+            let is_last = (policies.len() as u64) < catalog::Page::LIMIT_MAX;
+            offset += policies.len() as u64;
+            for policy in policies {
+                if rules_of(&policy)?.repository_id == repository_id.as_str() {
+                    return Ok(Some(policy.name));
+                }
+            }
+            if is_last {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// What a policy says, checked, with sources and repository by id.
+    async fn check_policy(&self, mut rules: PolicyRules) -> Result<(Name, PolicyRules)> {
+        let name: Name = rules.name.parse().map_err(|error: sendense_types::NameError| invalid(error.to_string()))?;
+        if rules.vms.is_empty() {
+            return Err(invalid("vms is empty: name a pattern, * for every VM"));
+        }
+        for words in [&rules.vms, &rules.exclude, &rules.sources] {
+            if words.len() > WORDS_MAX || words.iter().any(|word| word.is_empty() || word.len() > PATTERN_BYTES_MAX) {
+                let bounds = format!("at most {WORDS_MAX} patterns of 1 to {PATTERN_BYTES_MAX} bytes are possible");
+                return Err(invalid(bounds));
+            }
+        }
+        if rules.full_every.is_some_and(|every| !(1..=FULL_EVERY_MAX).contains(&every)) {
+            return Err(invalid(format!("full_every is 1 to {FULL_EVERY_MAX}")));
+        }
+        if let Some(retention) = &rules.retention {
+            keeping(&as_prune(retention))?;
+        }
+        rules.repository_id = self.repository(&rules.repository_id).await?.repository_id.to_string();
+        for source in &mut rules.sources {
+            *source = source_id(&self.core, source).await?.to_string();
+        }
+        Ok((name, rules))
+    }
+}
+
+async fn source_id(core: &Core, id_or_name: &str) -> Result<SourceId> {
+    Ok(core.catalog.sources().find(id_or_name).await.or_problem()?.source_id)
+}
+
+fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
+    rules.repository_id.parse().map_err(|error: sendense_types::IdError| invalid(error.to_string()))
+}
+
+fn as_prune(retention: &Retention) -> PruneVm {
+    PruneVm {
+        repository_id: None,
+        keep_last: retention.keep_last,
+        keep_hourly: retention.keep_hourly,
+        keep_daily: retention.keep_daily,
+        keep_weekly: retention.keep_weekly,
+        keep_monthly: retention.keep_monthly,
+        keep_yearly: retention.keep_yearly,
+        time_zone: retention.time_zone.clone(),
+        minimum_age_seconds: retention.minimum_age_seconds,
+    }
+}
+
+fn write(rules: &PolicyRules) -> Result<serde_json::Value> {
+    serde_json::to_value(rules).map_err(|error| internal("a policy cannot be written", error.to_string()))
+}
+
+/// What a row says.
+pub(crate) fn rules_of(row: &catalog::Policy) -> Result<PolicyRules> {
+    let read = serde_json::from_value(row.body.clone());
+    read.map_err(|error| internal(format!("policy {} cannot be read", row.name), error.to_string()))
+}
+
+fn policy_out(row: catalog::Policy) -> Result<Policy> {
+    let rules = PolicyRules { name: row.name.to_string(), ..rules_of(&row)? };
+    let (created_at, updated_at) = (row.created_at, row.updated_at);
+    Ok(Policy { policy_id: row.policy_id, name: row.name.into(), rules, created_at, updated_at })
+}
+
+/// True when a name matches a pattern in which `*` stands for any characters and `?` for one. Takes time in proportion to both
+/// lengths at the worst.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut of) = (0, 0);
+    // Where the last star stood, and up to where it has eaten.
+    let mut star: Option<(usize, usize)> = None;
+    while of < name.len() {
+        match (pattern.get(at), star) {
+            (Some('*'), _) => {
+                star = Some((at, of));
+                at += 1;
+            }
+            (Some(one), _) if *one == '?' || *one == name[of] => {
+                at += 1;
+                of += 1;
+            }
+            (_, Some((stood, eaten))) => {
+                star = Some((stood, eaten + 1));
+                at = stood + 1;
+                of = eaten + 1;
+            }
+            (_, None) => return false,
+        }
+    }
+    pattern[at..].iter().all(|rest| *rest == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn patterns_match_as_one_expects() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("web", "web", true),
+            ("web", "Web", false),
+            ("web-*", "web-1", true),
+            ("web-*", "web", false),
+            ("*-db-*", "a-db-b-db-c", true),
+            ("db?", "db1", true),
+            ("db?", "db", false),
+            ("?", "ä", true),
+            ("*.test", "x.test.de", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    /// The same, told by trying everything.
+    fn tried(pattern: &[char], name: &[char]) -> bool {
+        match (pattern, name) {
+            ([], []) => true,
+            (['*', rest @ ..], _) => (0..=name.len()).any(|eaten| tried(rest, &name[eaten..])),
+            (['?', rest @ ..], [_, left @ ..]) => tried(rest, left),
+            ([one, rest @ ..], [first, left @ ..]) => one == first && tried(rest, left),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_match_as_the_model_says(pattern in "[ab*?]{0,8}", name in "[ab]{0,10}") {
+            let model = tried(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>());
+            prop_assert_eq!(matches(&pattern, &name), model);
+        }
+    }
+}

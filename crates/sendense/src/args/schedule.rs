@@ -1,0 +1,239 @@
+//! Words of `policy` and `schedule`.
+
+use super::retention::{Counting, every};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use sendense_types::{Compression, ExecutionId, OnTrackingLoss};
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Make a policy: which machines are protected, and how.
+    Create {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        rules: PolicyArgs,
+    },
+    /// Let a policy say something else. All of it is said anew.
+    Update {
+        /// Its name or id.
+        policy: String,
+        /// Another name.
+        #[arg(long, value_name = "NAME")]
+        rename: Option<String>,
+        #[command(flatten)]
+        rules: PolicyArgs,
+    },
+    /// Show what such a policy would do now: machines, their next backups, what retention would delete.
+    Plan {
+        #[command(flatten)]
+        rules: PolicyArgs,
+    },
+    /// List policies.
+    List,
+    /// Show a policy, and what it would do now.
+    Show {
+        /// Its name or id.
+        policy: String,
+    },
+    /// Delete the points that a policy's retention keeps no more. Shows the plan and asks first.
+    Prune {
+        /// Its name or id.
+        policy: String,
+        /// Only show the plan.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Forget a policy. Its points stay.
+    Delete {
+        /// Its name or id.
+        policy: String,
+    },
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PolicyArgs {
+    /// Machines whose name matches; `*` stands for any characters, `?` for one. May be said several times.
+    #[arg(long = "vm", value_name = "PATTERN", required = true)]
+    pub vms: Vec<String>,
+    /// But not these.
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Only machines of this source. May be said several times.
+    #[arg(long = "source", value_name = "NAME")]
+    pub sources: Vec<String>,
+    /// Where points go.
+    #[arg(long)]
+    pub repo: String,
+    /// A full after so many points of a machine; 1 for fulls alone. Left out: incrementals for ever.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub full_every: Option<u32>,
+    /// Ask the guests to bring their file systems into order first.
+    #[arg(long)]
+    pub quiesce: bool,
+    /// How hard to compress: off, fast, default, high. Left out: as the repository says.
+    #[arg(long)]
+    pub compression: Option<Compression>,
+    /// What to do when changes cannot be told: compare, full, fail.
+    #[arg(long)]
+    pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// Keep so many of the newest points. Without any `--keep-…` every point stays.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_last: u32,
+    /// Keep the newest point of so many hours.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_hourly: u32,
+    /// Keep the newest point of so many days.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_daily: u32,
+    /// Keep the newest point of so many weeks, Monday to Sunday.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_weekly: u32,
+    /// Keep the newest point of so many months.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_monthly: u32,
+    /// Keep the newest point of so many years.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_yearly: u32,
+    #[command(flatten)]
+    pub counting: Counting,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// Make a schedule: when a policy is carried out.
+    Create {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        rules: ScheduleArgs,
+        /// Begin nothing before it is enabled.
+        #[arg(long)]
+        disabled: bool,
+    },
+    /// Let a schedule say something else. All of it is said anew.
+    Update {
+        /// Its name or id.
+        schedule: String,
+        /// Another name.
+        #[arg(long, value_name = "NAME")]
+        rename: Option<String>,
+        #[command(flatten)]
+        rules: ScheduleArgs,
+    },
+    /// List schedules.
+    List,
+    /// Show a schedule.
+    Show {
+        /// Its name or id.
+        schedule: String,
+    },
+    /// Show when it will begin.
+    Preview {
+        /// Its name or id.
+        schedule: String,
+        /// How many days ahead.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=366))]
+        days: u32,
+    },
+    /// Let it begin by itself again. What was due meanwhile is not caught up with.
+    Enable {
+        /// Its name or id.
+        schedule: String,
+    },
+    /// Let nothing begin by itself.
+    Disable {
+        /// Its name or id.
+        schedule: String,
+    },
+    /// Carry it out now.
+    Trigger {
+        /// Its name or id.
+        schedule: String,
+    },
+    /// List what was carried out, newest first.
+    Executions {
+        /// Its name or id.
+        schedule: String,
+        /// How many at most.
+        #[arg(long, default_value_t = 30)]
+        limit: u32,
+    },
+    /// Show what became of each machine in an execution.
+    Execution {
+        /// Its id.
+        execution_id: ExecutionId,
+    },
+    /// Forget a schedule with its executions. Points stay.
+    Delete {
+        /// Its name or id.
+        schedule: String,
+    },
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+#[command(group = clap::ArgGroup::new("when").required(true))]
+pub struct ScheduleArgs {
+    /// What is carried out.
+    #[arg(long)]
+    pub policy: String,
+    /// Minute, hour, day of month, month, day of week: "30 22 * * MON-FRI".
+    #[arg(long, value_name = "EXPRESSION", group = "when")]
+    pub cron: Option<String>,
+    /// Every so often, whatever clocks show: 30m, 6h, 1d.
+    #[arg(long, value_name = "TIME", value_parser = every, group = "when")]
+    pub every: Option<u32>,
+    /// The time zone whose clock counts.
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub time_zone: String,
+    /// Put each beginning off by up to so many minutes, so that not all begin at once.
+    #[arg(long, value_name = "MINUTES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60))]
+    pub jitter_minutes: u32,
+    /// What becomes of what no hub was there to begin.
+    #[arg(long, value_enum, default_value_t = Missed::Once)]
+    pub missed: Missed,
+    /// When backups may begin: 22:00-06:00. What has not begun when it closes is left out.
+    #[arg(long, value_name = "FROM-UNTIL", value_parser = hours)]
+    pub window: Option<(String, String)>,
+    /// Days on which the window opens: mon,tue,…
+    #[arg(long, value_name = "DAYS", value_enum, value_delimiter = ',', requires = "window")]
+    pub window_days: Vec<WeekDay>,
+    /// Stop what runs when the window closes, too.
+    #[arg(long, requires = "window")]
+    pub window_stops: bool,
+}
+
+/// What becomes of what was missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Missed {
+    /// It is run once, as soon as it may be.
+    Once,
+    /// It is left out.
+    Skip,
+}
+
+/// A day of the week.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeekDay {
+    /// Monday.
+    Mon,
+    /// Tuesday.
+    Tue,
+    /// Wednesday.
+    Wed,
+    /// Thursday.
+    Thu,
+    /// Friday.
+    Fri,
+    /// Saturday.
+    Sat,
+    /// Sunday.
+    Sun,
+}
+
+fn hours(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('-').ok_or("write FROM-UNTIL: 22:00-06:00")?;
+    Ok((parts.0.to_owned(), parts.1.to_owned()))
+}

@@ -1,0 +1,173 @@
+//! `sendense policy`.
+
+use super::backup::{LOOK_FIRST, confirmed};
+use crate::args::{PolicyArgs, PolicyCommand};
+use crate::context::Context;
+use crate::output::{bytes, json, line, say, table as show};
+use crate::{tables, timetables};
+use anyhow::Result;
+use sendense_api::reply::{PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
+use sendense_api::{Limit, ListQuery, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, Retention};
+
+/// Runs the command.
+pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
+    let client = &context.client;
+    match command {
+        PolicyCommand::Create { name, rules } => {
+            made(context, client.create_policy(&policy_rules(name, rules)).await?)?;
+        }
+        PolicyCommand::Update { policy, rename, rules } => {
+            let name = match rename {
+                Some(name) => name,
+                None => client.get_policy(&policy).await?.name,
+            };
+            made(context, client.replace_policy(&policy, &policy_rules(name, rules)).await?)?;
+        }
+        PolicyCommand::Plan { rules } => {
+            let plan = client.plan_policy(&policy_rules("planned".to_owned(), rules)).await?;
+            if context.json { json(&PolicyPlanReply::new(plan))? } else { print_plan(&plan) }
+        }
+        PolicyCommand::List => {
+            let page = client.list_policies(&ListQuery { limit: most()?, offset: 0 }).await?;
+            if context.json {
+                json(&PolicyListReply::from(page))?;
+            } else {
+                show(timetables::policies(&page.items));
+            }
+        }
+        PolicyCommand::Show { policy } => {
+            let policy = client.get_policy(&policy).await?;
+            if context.json {
+                json(&PolicyReply::new(policy))?;
+            } else {
+                show(timetables::policy(&policy));
+                print_plan(&client.plan_of_policy(policy.policy_id.as_str()).await?);
+            }
+        }
+        PolicyCommand::Prune { policy, dry_run, yes } => return prune(context, &policy, dry_run, yes).await,
+        PolicyCommand::Delete { policy } => {
+            client.delete_policy(&policy).await?;
+            say(format!("policy {policy} is forgotten"));
+        }
+    }
+    Ok(0)
+}
+
+/// The longest page.
+pub(super) fn most() -> Result<Limit> {
+    Limit::try_from(sendense_api::LIMIT_MAX).map_err(anyhow::Error::msg)
+}
+
+fn made(context: &Context, policy: Policy) -> Result<()> {
+    if context.json {
+        return json(&PolicyReply::new(policy));
+    }
+    line(policy.policy_id.as_str());
+    Ok(())
+}
+
+fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
+    let retention = Retention {
+        keep_last: args.keep_last,
+        keep_hourly: args.keep_hourly,
+        keep_daily: args.keep_daily,
+        keep_weekly: args.keep_weekly,
+        keep_monthly: args.keep_monthly,
+        keep_yearly: args.keep_yearly,
+        time_zone: Some(args.counting.time_zone),
+        minimum_age_seconds: u64::from(args.counting.minimum_age_hours) * 3600,
+    };
+    let kept =
+        [args.keep_last, args.keep_hourly, args.keep_daily, args.keep_weekly, args.keep_monthly, args.keep_yearly];
+    PolicyRules {
+        name,
+        vms: args.vms,
+        exclude: args.exclude,
+        sources: args.sources,
+        repository_id: args.repo,
+        full_every: args.full_every,
+        quiesce: args.quiesce,
+        compression: args.compression,
+        on_tracking_loss: args.on_tracking_loss,
+        retention: kept.iter().any(|count| *count > 0).then_some(retention),
+    }
+}
+
+fn print_plan(plan: &PolicyPlan) {
+    show(timetables::policy_plan(plan));
+    for pattern in &plan.unmatched {
+        say(format!("no VM matches {pattern}"));
+    }
+    say(format!(
+        "{} VMs; retention would delete {} points, {}; {} stay",
+        plan.vms.len(),
+        plan.deleted,
+        bytes(plan.freed_bytes),
+        plan.kept
+    ));
+}
+
+async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {
+    let client = &context.client;
+    if dry_run || !yes {
+        let plans = client.prune_policy(policy, &PruneQuery { dry_run: true, plan_id: None }).await?;
+        if dry_run {
+            return print_prunes(context, plans);
+        }
+        for plan in &plans {
+            eprintln!("{}\n{}", plan.vm_name, tables::prune(plan));
+        }
+        let (deleted, freed) = sums(&plans);
+        if !confirmed(&format!("delete {deleted} points, {}?", bytes(freed)), LOOK_FIRST)? {
+            say("nothing was deleted");
+            return Ok(0);
+        }
+        // What a person said yes to goes, machine by machine, or that machine's prune is refused.
+        let mut done = Vec::new();
+        for plan in plans.into_iter().filter(|plan| plan.deleted > 0) {
+            done.push(prune_one(context, policy, &plan).await?);
+        }
+        return print_prunes(context, done);
+    }
+    let done = client.prune_policy(policy, &PruneQuery { dry_run: false, plan_id: None }).await?;
+    print_prunes(context, done)
+}
+
+/// Carries out the plan of one machine.
+async fn prune_one(context: &Context, policy: &str, plan: &Prune) -> Result<Prune> {
+    let rules = context.client.get_policy(policy).await?.rules;
+    let retention = rules.retention.unwrap_or_default();
+    let request = sendense_api::PruneVm {
+        repository_id: Some(rules.repository_id),
+        keep_last: retention.keep_last,
+        keep_hourly: retention.keep_hourly,
+        keep_daily: retention.keep_daily,
+        keep_weekly: retention.keep_weekly,
+        keep_monthly: retention.keep_monthly,
+        keep_yearly: retention.keep_yearly,
+        time_zone: retention.time_zone,
+        minimum_age_seconds: retention.minimum_age_seconds,
+    };
+    let how = PruneQuery { dry_run: false, plan_id: Some(plan.plan_id.clone()) };
+    Ok(context.client.prune_vm(plan.vm_context_id.as_str(), &request, &how).await?)
+}
+
+fn sums(prunes: &[Prune]) -> (u64, u64) {
+    let deleted = prunes.iter().map(|prune| prune.deleted).sum();
+    (deleted, prunes.iter().map(|prune| prune.freed_bytes).fold(0, u64::saturating_add))
+}
+
+fn print_prunes(context: &Context, prunes: Vec<Prune>) -> Result<u8> {
+    if context.json {
+        json(&PrunesReply::new(prunes))?;
+        return Ok(0);
+    }
+    for prune in &prunes {
+        line(&prune.vm_name);
+        show(tables::prune(prune));
+    }
+    let (deleted, freed) = sums(&prunes);
+    let verb = if prunes.iter().any(|prune| prune.dry_run) { "would delete" } else { "deleted" };
+    say(format!("{verb} {deleted} points of {} VMs, {}", prunes.len(), bytes(freed)));
+    Ok(0)
+}

@@ -1,0 +1,150 @@
+//! Tables of policies, schedules and executions.
+
+use crate::output::{moment, or_dash};
+use crate::tables::{Table, facts};
+use sendense_api::{Execution, ExecutionVm, Occurrence, Policy, PolicyPlan, Retention, Schedule, ScheduleRules};
+
+/// Policies.
+pub fn policies(policies: &[Policy]) -> Table {
+    let mut table = Table::new(&["POLICY", "VMS", "REPOSITORY", "FULL EVERY", "KEEP"], &[3]);
+    for policy in policies {
+        table.row([
+            policy.name.clone(),
+            policy.rules.vms.join(" "),
+            policy.rules.repository_id.clone(),
+            or_dash(policy.rules.full_every),
+            policy.rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps),
+        ]);
+    }
+    table
+}
+
+/// One policy.
+pub fn policy(policy: &Policy) -> Table {
+    let rules = &policy.rules;
+    facts(vec![
+        ("policy", policy.name.clone()),
+        ("id", policy.policy_id.to_string()),
+        ("vms", rules.vms.join(" ")),
+        ("but not", rules.exclude.join(" ")),
+        ("sources", rules.sources.join(" ")),
+        ("repository", rules.repository_id.clone()),
+        ("full every", rules.full_every.map(|every| format!("{every} points")).unwrap_or_default()),
+        ("quiesce", if rules.quiesce { "yes".to_owned() } else { String::new() }),
+        ("keep", rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps)),
+        ("changed", moment(policy.updated_at)),
+    ])
+}
+
+/// What a retention keeps, in a few words.
+fn keeps(retention: &Retention) -> String {
+    let rules = [
+        ("last", retention.keep_last),
+        ("hourly", retention.keep_hourly),
+        ("daily", retention.keep_daily),
+        ("weekly", retention.keep_weekly),
+        ("monthly", retention.keep_monthly),
+        ("yearly", retention.keep_yearly),
+    ];
+    let said: Vec<String> =
+        rules.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{count} {name}")).collect();
+    said.join(", ")
+}
+
+/// What a policy would do.
+pub fn policy_plan(plan: &PolicyPlan) -> Table {
+    let mut table = Table::new(&["VM", "ID", "NEXT", "KEEP", "DELETE"], &[3, 4]);
+    for vm in &plan.vms {
+        table.row([
+            vm.vm_name.clone(),
+            vm.vm_context_id.to_string(),
+            vm.next_type.to_string(),
+            or_dash(vm.prune.as_ref().map(|prune| prune.kept)),
+            or_dash(vm.prune.as_ref().map(|prune| prune.deleted)),
+        ]);
+    }
+    table
+}
+
+/// Schedules.
+pub fn schedules(schedules: &[Schedule]) -> Table {
+    let mut table = Table::new(&["SCHEDULE", "POLICY", "WHEN", "NEXT", "LAST"], &[]);
+    for schedule in schedules {
+        table.row([
+            schedule.name.clone(),
+            schedule.policy_id.to_string(),
+            when(&schedule.rules),
+            if schedule.enabled { or_dash(schedule.next_at.map(moment)) } else { "disabled".to_owned() },
+            or_dash(schedule.handled_at.map(moment)),
+        ]);
+    }
+    table
+}
+
+/// One schedule.
+pub fn schedule(schedule: &Schedule) -> Table {
+    let rules = &schedule.rules;
+    let window = rules.window.as_ref().map(|window| format!("{} to {}", window.from, window.until));
+    facts(vec![
+        ("schedule", schedule.name.clone()),
+        ("id", schedule.schedule_id.to_string()),
+        ("policy", schedule.policy_id.to_string()),
+        ("enabled", if schedule.enabled { "yes".to_owned() } else { "no".to_owned() }),
+        ("when", when(rules)),
+        ("window", window.unwrap_or_default()),
+        ("next", or_dash(schedule.next_at.map(moment))),
+        ("last", or_dash(schedule.handled_at.map(moment))),
+    ])
+}
+
+fn when(rules: &ScheduleRules) -> String {
+    let zone = rules.time_zone.as_deref().unwrap_or("UTC");
+    match (&rules.cron, rules.every_seconds) {
+        (Some(cron), _) => format!("{cron} ({zone})"),
+        (None, Some(seconds)) if seconds % 3600 == 0 => format!("every {} h", seconds / 3600),
+        (None, Some(seconds)) => format!("every {} min", seconds / 60),
+        (None, None) => String::new(),
+    }
+}
+
+/// Occurrences to come.
+pub fn occurrences(occurrences: &[Occurrence]) -> Table {
+    let mut table = Table::new(&["DUE", "BEGINS", "WINDOW"], &[]);
+    for occurrence in occurrences {
+        let window = if occurrence.may_begin { "open" } else { "shut: left out" };
+        table.row([moment(occurrence.due_at), moment(occurrence.begins_at), window.to_owned()]);
+    }
+    table
+}
+
+/// Executions.
+pub fn executions(executions: &[Execution]) -> Table {
+    let mut table = Table::new(&["EXECUTION", "DUE", "STATE", "BEGAN", "ENDED", "BY", "WHY"], &[]);
+    for execution in executions {
+        table.row([
+            execution.execution_id.to_string(),
+            moment(execution.due_at),
+            execution.state.to_string(),
+            moment(execution.started_at),
+            or_dash(execution.finished_at.map(moment)),
+            execution.triggered_by.clone().unwrap_or_else(|| "schedule".to_owned()),
+            execution.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// What became of each machine.
+pub fn execution_vms(vms: &[ExecutionVm]) -> Table {
+    let mut table = Table::new(&["VM", "STATE", "BACKUP", "TRIES", "WHY"], &[3]);
+    for vm in vms {
+        table.row([
+            vm.vm_name.clone(),
+            vm.outcome.to_string(),
+            or_dash(vm.backup_id.as_ref()),
+            vm.attempts.to_string(),
+            vm.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
