@@ -24,11 +24,11 @@ pub use dto::{
     VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
     VsphereOptions, decode_path, encode_path,
 };
-pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use dto::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,
     Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
+pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome, Pairing};
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };

@@ -8,10 +8,13 @@
 //!
 //! What lives here: whole transactions. What does not: what is backed up, and when it is tried again. Invariants: an
 //! occurrence has one row, made in the transaction that notes it as handled; only the hub that holds an execution changes it,
-//! and one whose hub is dead is taken over.
+//! and one whose hub is dead is taken over; a machine begins to run in the transaction that makes its backup, so that neither a
+//! crash nor a hub that was only stopped for a while begins one twice.
 
+use crate::backup::{Backup, NewBackup, begin_in};
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::hub::HubLease;
+use crate::task::Task;
 use crate::tx::Tx;
 use crate::{Catalog, Page, entity, schedule, value};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
@@ -204,30 +207,54 @@ impl Executions<'_> {
             .await
     }
 
+    /// Begins the backup of a machine that waits: the backup, its task and the machine's note at once.
+    ///
+    /// # Errors
+    /// As [`Executions::set_vm`] and [`Backups::begin`](crate::Backups::begin); [`Conflict::WrongState`] when the machine does
+    /// not wait.
+    pub async fn begin_backup(
+        &self,
+        execution_id: &ExecutionId,
+        hub: &HubLease,
+        new: &NewBackup,
+        now: Timestamp,
+    ) -> Result<(Backup, Task, ExecutionVm)> {
+        use entity::execution_vms::{Column, Entity};
+        self.0
+            .write(|tx| async move {
+                held(&tx, execution_id, hub).await?;
+                // Under the lock of the execution: whoever changes a machine of it has that first.
+                let is_it = Column::ExecutionId.eq(execution_id.as_str());
+                let is_it = Entity::find().filter(is_it).filter(Column::VmContextId.eq(new.vm_context_id.as_str()));
+                let row = is_it.one(&*tx).await?.ok_or_else(|| Error::not_found(Noun::Vm, &new.vm_context_id))?;
+                let vm = ExecutionVm::try_from(row)?;
+                if vm.outcome != VmOutcome::Waiting {
+                    let (id, state) = (vm.vm_context_id.to_string(), vm.outcome.to_string());
+                    return Err(Conflict::WrongState { what: Noun::Vm, id, state }.into());
+                }
+                let (backup, task) = begin_in(&tx, new, now).await?;
+                let vm = ExecutionVm {
+                    outcome: VmOutcome::Running,
+                    backup_id: Some(backup.backup_id.clone()),
+                    attempts: vm.attempts.saturating_add(1),
+                    not_before: None,
+                    ..vm
+                };
+                write_vm(&tx, execution_id, &vm).await?;
+                Ok((backup, task, vm))
+            })
+            .await
+    }
+
     /// Notes where a machine stands.
     ///
     /// # Errors
     /// [`Conflict::LeaseLost`] when another hub carries the execution out; [`Conflict::WrongState`] when it has ended.
     pub async fn set_vm(&self, execution_id: &ExecutionId, hub: &HubLease, vm: &ExecutionVm) -> Result<()> {
-        use entity::execution_vms::{ActiveModel, Column, Entity};
         self.0
             .write(|tx| async move {
                 held(&tx, execution_id, hub).await?;
-                let set = ActiveModel {
-                    outcome: Set(vm.outcome.as_str().to_owned()),
-                    backup_id: Set(vm.backup_id.as_ref().map(|id| id.as_str().to_owned())),
-                    attempts: Set(value::store_u32("attempts", vm.attempts)?),
-                    not_before: Set(vm.not_before.map(Into::into)),
-                    reason: Set(vm.reason.as_deref().map(|text| value::trim_text(text, REASON_BYTES_MAX))),
-                    ..Default::default()
-                };
-                let is_it = Column::ExecutionId.eq(execution_id.as_str());
-                let is_it = sea_orm::Condition::all().add(is_it).add(Column::VmContextId.eq(vm.vm_context_id.as_str()));
-                let done = Entity::update_many().set(set).filter(is_it).exec(&*tx).await?;
-                match done.rows_affected {
-                    1 => Ok(()),
-                    _ => Err(Error::not_found(Noun::Vm, &vm.vm_context_id)),
-                }
+                write_vm(&tx, execution_id, vm).await
             })
             .await
     }
@@ -280,6 +307,24 @@ async fn held(tx: &Tx, execution_id: &ExecutionId, hub: &HubLease) -> Result<ent
         return Err(Conflict::WrongState { what: Noun::Execution, id, state: row.state }.into());
     }
     Ok(row)
+}
+
+async fn write_vm(tx: &Tx, execution_id: &ExecutionId, vm: &ExecutionVm) -> Result<()> {
+    use entity::execution_vms::{ActiveModel, Column, Entity};
+    let set = ActiveModel {
+        outcome: Set(vm.outcome.as_str().to_owned()),
+        backup_id: Set(vm.backup_id.as_ref().map(|id| id.as_str().to_owned())),
+        attempts: Set(value::store_u32("attempts", vm.attempts)?),
+        not_before: Set(vm.not_before.map(Into::into)),
+        reason: Set(vm.reason.as_deref().map(|text| value::trim_text(text, REASON_BYTES_MAX))),
+        ..Default::default()
+    };
+    let of_execution = Entity::update_many().set(set).filter(Column::ExecutionId.eq(execution_id.as_str()));
+    let done = of_execution.filter(Column::VmContextId.eq(vm.vm_context_id.as_str())).exec(&**tx).await?;
+    match done.rows_affected {
+        1 => Ok(()),
+        _ => Err(Error::not_found(Noun::Vm, &vm.vm_context_id)),
+    }
 }
 
 async fn running_in(tx: &Tx, schedule_id: &ScheduleId) -> Result<Option<entity::executions::Model>> {

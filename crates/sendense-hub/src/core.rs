@@ -43,6 +43,8 @@ pub(crate) struct Core {
     pub repositories: Repositories,
     pub running: Running,
     pub token_notes: Notes,
+    /// Told when a schedule is to be looked at before its time.
+    pub schedules_changed: tokio::sync::Notify,
     /// What of the journal is being undone.
     pub reaping: Reaping,
     pub mounts: Mounts,

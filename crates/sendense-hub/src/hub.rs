@@ -143,6 +143,7 @@ impl Hub {
             repositories: Repositories::default(),
             running: Running::default(),
             token_notes: tokens::Notes::default(),
+            schedules_changed: tokio::sync::Notify::new(),
             reaping: reconcile::Reaping::default(),
             mounts: Mounts::new(
                 mounts::start_worker(data_dir.run_path()),

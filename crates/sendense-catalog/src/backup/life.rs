@@ -138,34 +138,7 @@ impl Backups<'_> {
     /// [`Conflict::BackupActive`] while the machine has a backup that is not final, whichever hub makes it;
     /// [`Error::NotFound`] for the machine or the repository; [`Conflict::Exists`] for an id that is known.
     pub async fn begin(&self, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
-        self.0
-            .write(|tx| async move {
-                let vm = lock_vm(&tx, &new.vm_context_id).await?;
-                let repository = entity::repositories::Entity::find_by_id(new.repository_id.as_str()).one(&*tx).await?;
-                repository.ok_or_else(|| Error::not_found(Noun::Repository, &new.repository_id))?;
-                let active = entity::backups::Entity::find()
-                    .filter(entity::backups::Column::ActiveVmContextId.eq(new.vm_context_id.as_str()))
-                    .one(&*tx)
-                    .await?;
-                if let Some(active) = active {
-                    return Err(row::active_conflict(&active)?.into());
-                }
-                let backup = pending(new, &vm, now)?;
-                insert(&tx, &backup).await?;
-                let mut changes = BackupChanges::default();
-                changes.add(new.repository_id.as_str(), backup.status.as_str(), backup.backup_type.as_str());
-                changes.write(&tx).await?;
-                let task = NewTask {
-                    task_id: new.task_id.clone(),
-                    kind: TaskKind::Backup,
-                    subject: TaskSubject::Backup(new.backup_id.clone()),
-                    request: new.request.clone(),
-                    created_by: new.created_by.clone(),
-                };
-                let task = task::create_in(&tx, &task, now).await?;
-                Ok((backup, task))
-            })
-            .await
+        self.0.write(|tx| async move { begin_in(&tx, new, now).await }).await
     }
 
     /// Sets a pending backup to running; its task was claimed before.
@@ -348,6 +321,34 @@ impl Backups<'_> {
             })
             .await
     }
+}
+
+/// Begins a backup within a transaction that does more. See [`Backups::begin`].
+pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
+    let vm = lock_vm(tx, &new.vm_context_id).await?;
+    let repository = entity::repositories::Entity::find_by_id(new.repository_id.as_str()).one(&**tx).await?;
+    repository.ok_or_else(|| Error::not_found(Noun::Repository, &new.repository_id))?;
+    let active = entity::backups::Entity::find()
+        .filter(entity::backups::Column::ActiveVmContextId.eq(new.vm_context_id.as_str()))
+        .one(&**tx)
+        .await?;
+    if let Some(active) = active {
+        return Err(row::active_conflict(&active)?.into());
+    }
+    let backup = pending(new, &vm, now)?;
+    insert(tx, &backup).await?;
+    let mut changes = BackupChanges::default();
+    changes.add(new.repository_id.as_str(), backup.status.as_str(), backup.backup_type.as_str());
+    changes.write(tx).await?;
+    let task = NewTask {
+        task_id: new.task_id.clone(),
+        kind: TaskKind::Backup,
+        subject: TaskSubject::Backup(new.backup_id.clone()),
+        request: new.request.clone(),
+        created_by: new.created_by.clone(),
+    };
+    let task = task::create_in(tx, &task, now).await?;
+    Ok((backup, task))
 }
 
 fn pending(new: &NewBackup, vm: &entity::vm_contexts::Model, now: Timestamp) -> Result<Backup> {

@@ -12,6 +12,7 @@ mod list;
 mod row;
 
 pub use chain::{Chain, TokenInUse};
+pub(crate) use life::begin_in;
 pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
 pub use list::BackupFilter;
 pub(crate) use row::active_conflict;

@@ -58,7 +58,8 @@ suite! {
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,
         a_bound_disk_number_is_not_rebound;
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,
-        of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over;
+        of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
+        of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once;
     model: random_work_agrees_with_a_model;
     task_model: random_lives_of_tasks_agree_with_a_model;
 }

@@ -5,7 +5,9 @@ use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{BackupWork, Work};
 use sendense_api::{Backup, CreateBackup, Role};
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, BackupType, OnTrackingLoss, Problem, ProblemCode, RecoveryId, SourceId, TaskId};
+use sendense_types::{
+    BackupId, BackupType, ExecutionId, OnTrackingLoss, Problem, ProblemCode, RecoveryId, SourceId, TaskId,
+};
 
 /// Tags of one backup, their keys' and values' length: words for people and selectors, not a store.
 const TAGS_MAX: usize = 64;
@@ -14,6 +16,27 @@ const TAG_BYTES_MAX: usize = 255;
 impl App {
     /// Accepts a backup. The work begins when there is a place for it.
     pub async fn create_backup(&self, caller: &Caller, asked: CreateBackup) -> Result<Backup> {
+        let new = self.new_backup(caller, asked).await?;
+        self.begin_backup(caller, new).await
+    }
+
+    /// Accepts the backup of a machine that waits in an execution, and notes it there, both or neither.
+    pub(crate) async fn create_backup_in(
+        &self,
+        caller: &Caller,
+        asked: CreateBackup,
+        execution_id: &ExecutionId,
+    ) -> Result<catalog::ExecutionVm> {
+        let new = self.new_backup(caller, asked).await?;
+        let (executions, now) = (self.core.catalog.executions(), self.core.now());
+        let begun = executions.begin_backup(execution_id, &self.core.lease, &new, now).await;
+        let (row, task, vm) = begun.map_err(already_running)?;
+        self.begun(caller, &row, &task).await;
+        Ok(vm)
+    }
+
+    /// What a request comes to, once it is known that it can be met.
+    async fn new_backup(&self, caller: &Caller, asked: CreateBackup) -> Result<catalog::NewBackup> {
         caller.require(Role::Operator)?;
         check_tags(&asked)?;
         let vm = self.vm_asked(&asked).await?;
@@ -25,8 +48,7 @@ impl App {
         let (_, partial) = choose_disks(&vm, asked.disk_id, &asked.exclude_disks)?;
         self.refuse_when_full().await?;
         self.refuse_when_no_space(&repository).await?;
-        let of = Of { vm, source_id, repository, partial, recovery_id: None };
-        self.begin_backup(caller, of, asked).await
+        new_backup(caller, Of { vm, source_id, repository, partial, recovery_id: None }, asked)
     }
 
     /// Enters what recovery `recovery_id` has written as the next incremental of its machine's chain.
@@ -54,54 +76,22 @@ impl App {
             exclude_disks: Vec::new(),
         };
         let source_id = source_of(&vm)?;
-        self.begin_backup(caller, Of { vm, source_id, repository, partial, recovery_id: Some(recovery_id) }, asked)
-            .await
+        let of = Of { vm, source_id, repository, partial, recovery_id: Some(recovery_id) };
+        self.begin_backup(caller, new_backup(caller, of, asked)?).await
     }
 
-    async fn begin_backup(&self, caller: &Caller, of: Of, asked: CreateBackup) -> Result<Backup> {
-        let Of { vm, source_id, repository, partial, recovery_id } = of;
-        let settings = super::repositories::Settings::read(&repository.settings)?;
-        let compression = asked.compression.unwrap_or(settings.compression);
-        let on_tracking_loss = asked.on_tracking_loss.unwrap_or(OnTrackingLoss::Compare);
-        let (backup_id, task_id) = (BackupId::generate(), TaskId::generate());
-        let work = Work::Backup(BackupWork {
-            backup_id: backup_id.clone(),
-            vm_context_id: vm.vm_context_id.clone(),
-            vm_name: vm.vm_name.to_string(),
-            source_id,
-            repository_id: repository.repository_id.clone(),
-            backup_type: asked.backup_type,
-            disk_id: asked.disk_id,
-            exclude_disks: asked.exclude_disks.clone(),
-            quiesce: asked.quiesce,
-            compression,
-            on_tracking_loss,
-            policy_id: asked.policy_id.clone(),
-            tags: asked.tags.clone(),
-            recovery_id,
-            time_limit_seconds: asked.time_limit_seconds,
-        });
-        let new = catalog::NewBackup {
-            backup_id,
-            task_id,
-            vm_context_id: vm.vm_context_id,
-            repository_id: repository.repository_id,
-            requested_type: asked.backup_type,
-            policy_id: asked.policy_id,
-            tags: asked.tags,
-            partial,
-            quiesce: asked.quiesce,
-            compression,
-            on_tracking_loss,
-            created_by: Some(caller.identity.clone()),
-            request: work.write()?,
-        };
+    async fn begin_backup(&self, caller: &Caller, new: catalog::NewBackup) -> Result<Backup> {
         let (row, task) = self.core.catalog.backups().begin(&new, self.core.now()).await.map_err(already_running)?;
+        self.begun(caller, &row, &task).await;
+        Ok(wire::backup(row, None))
+    }
+
+    /// Tells everybody that a backup waits for its place.
+    async fn begun(&self, caller: &Caller, row: &catalog::Backup, task: &catalog::Task) {
         tracing::info!(backup_id = %row.backup_id, task_id = %task.task_id, vm_id = %row.vm_context_id,
             by = %caller.identity, "backup accepted");
         self.core.running.wake.notify_one();
         tell::task(&self.core, &task.task_id).await;
-        Ok(wire::backup(row, None))
     }
 
     async fn vm_asked(&self, asked: &CreateBackup) -> Result<catalog::VmContext> {
@@ -152,6 +142,47 @@ struct Of {
     partial: bool,
     /// What this recovery has written, and not what the machine holds.
     recovery_id: Option<RecoveryId>,
+}
+
+/// The rows of a backup.
+fn new_backup(caller: &Caller, of: Of, asked: CreateBackup) -> Result<catalog::NewBackup> {
+    let Of { vm, source_id, repository, partial, recovery_id } = of;
+    let settings = super::repositories::Settings::read(&repository.settings)?;
+    let compression = asked.compression.unwrap_or(settings.compression);
+    let on_tracking_loss = asked.on_tracking_loss.unwrap_or(OnTrackingLoss::Compare);
+    let (backup_id, task_id) = (BackupId::generate(), TaskId::generate());
+    let work = Work::Backup(BackupWork {
+        backup_id: backup_id.clone(),
+        vm_context_id: vm.vm_context_id.clone(),
+        vm_name: vm.vm_name.to_string(),
+        source_id,
+        repository_id: repository.repository_id.clone(),
+        backup_type: asked.backup_type,
+        disk_id: asked.disk_id,
+        exclude_disks: asked.exclude_disks.clone(),
+        quiesce: asked.quiesce,
+        compression,
+        on_tracking_loss,
+        policy_id: asked.policy_id.clone(),
+        tags: asked.tags.clone(),
+        recovery_id,
+        time_limit_seconds: asked.time_limit_seconds,
+    });
+    Ok(catalog::NewBackup {
+        backup_id,
+        task_id,
+        vm_context_id: vm.vm_context_id,
+        repository_id: repository.repository_id,
+        requested_type: asked.backup_type,
+        policy_id: asked.policy_id,
+        tags: asked.tags,
+        partial,
+        quiesce: asked.quiesce,
+        compression,
+        on_tracking_loss,
+        created_by: Some(caller.identity.clone()),
+        request: work.write()?,
+    })
 }
 
 fn source_of(vm: &catalog::VmContext) -> Result<SourceId> {

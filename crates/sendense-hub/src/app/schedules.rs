@@ -42,6 +42,7 @@ impl App {
         let new = self.schedule_asked(ScheduleId::generate(), rules).await?;
         let now = self.core.now();
         let row = self.core.catalog.schedules().create(&new, now).await.or_problem()?;
+        self.core.schedules_changed.notify_one();
         tracing::info!(schedule_id = %row.schedule_id, name = %row.name, by = %caller.identity, "schedule made");
         schedule_out(&row, now)
     }
@@ -53,6 +54,7 @@ impl App {
         let new = self.schedule_asked(id, rules).await?;
         let now = self.core.now();
         let row = self.core.catalog.schedules().replace(&new, now).await.or_problem()?;
+        self.core.schedules_changed.notify_one();
         tracing::info!(schedule_id = %row.schedule_id, name = %row.name, enabled = row.enabled, by = %caller.identity,
             "schedule changed");
         schedule_out(&row, now)
@@ -74,6 +76,7 @@ impl App {
             body: row.body,
         };
         let row = self.core.catalog.schedules().replace(&new, now).await.or_problem()?;
+        self.core.schedules_changed.notify_one();
         tracing::info!(schedule_id = %row.schedule_id, name = %row.name, enabled, by = %caller.identity,
             "schedule changed");
         schedule_out(&row, now)
@@ -116,6 +119,7 @@ impl App {
         })?;
         tracing::info!(schedule_id = %row.schedule_id, execution_id = %execution.execution_id,
             by = %caller.identity, "schedule triggered");
+        self.core.schedules_changed.notify_one();
         self.get_execution(&execution.execution_id).await
     }
 

@@ -60,8 +60,8 @@ impl axum::extract::FromRef<Shared> for App {
 /// Every documented route.
 pub(super) fn documented() -> OpenApiRouter<Shared> {
     use handlers::{
-        backups, exports, files, history, mounts, nodes, policies, recoveries, repositories, schedules, sources, system,
-        tasks, tokens, vms,
+        backups, exports, files, history, mounts, nodes, policies, recoveries, repositories, schedules, sources,
+        system, tasks, tokens, vms,
     };
     let api = OpenApiRouter::new()
         .routes(routes!(backups::create_backup, backups::list_backups))

@@ -8,7 +8,8 @@
 //!    ^------- what may pass, after a while -----'
 //! ```
 //!
-//! Invariant: a machine is noted as running before its backup is begun, so that a crash between the two begins none twice.
+//! Invariant: a machine is noted as running in the transaction that makes its backup, so that none is begun twice, whichever hub
+//! dies, or is only stopped for a while.
 
 use super::{Decision, History, Window, decide};
 use crate::app::policies::rules_of;
@@ -47,6 +48,7 @@ pub(crate) async fn keep(app: App) {
     loop {
         tokio::select! {
             () = app.core.stop.cancelled() => return,
+            () = app.core.schedules_changed.notified() => {}
             _ = tick.tick() => {}
         }
         let done = pass(&app, &mut told).await;
@@ -298,7 +300,11 @@ impl Work<'_> {
 
     /// Looks what became of a backup.
     async fn look(&self, vm: &mut ExecutionVm) -> Result<()> {
-        let Some(backup_id) = vm.backup_id.clone() else { return self.find(vm).await };
+        let Some(backup_id) = vm.backup_id.clone() else {
+            // Both are written at once; a row that says otherwise was changed by other hands.
+            vm.outcome = VmOutcome::Waiting;
+            return self.note(vm).await;
+        };
         let backup = match self.app.core.catalog.backups().get(&backup_id).await {
             Ok(backup) => backup,
             Err(error) if error.kind() == catalog::Kind::NotFound => {
@@ -336,27 +342,9 @@ impl Work<'_> {
             }
             BackupStatus::Failed => {
                 let message = backup.error_message.unwrap_or_else(|| "the backup failed".to_owned());
-                let passes = backup.error_code.is_some_and(may_pass);
-                self.failed(vm, message, passes).await
+                self.failed(vm, message, backup.error_code.unwrap_or(ProblemCode::Internal)).await
             }
         }
-    }
-
-    /// A hub died after it had noted a machine as running, and before it noted the backup: it is there, or was not begun.
-    async fn find(&self, vm: &mut ExecutionVm) -> Result<()> {
-        let filter =
-            catalog::BackupFilter { vm_context_id: Some(vm.vm_context_id.clone()), ..catalog::BackupFilter::default() };
-        let page = catalog::Page { limit: 10, offset: 0 };
-        let (newest, _) = self.app.core.catalog.backups().list(&filter, page).await.or_problem()?;
-        let is_it = |backup: &catalog::Backup| {
-            backup.policy_id.as_deref() == Some(self.execution.policy_id.as_str())
-                && backup.created_at >= self.execution.started_at
-        };
-        match newest.into_iter().find(is_it) {
-            Some(backup) => vm.backup_id = Some(backup.backup_id),
-            None => vm.outcome = VmOutcome::Waiting,
-        }
-        self.note(vm).await
     }
 
     /// Begins the backup of a machine.
@@ -365,12 +353,6 @@ impl Work<'_> {
             Ok(backup_type) => backup_type,
             Err(problem) => return self.refused(vm, problem).await,
         };
-        let before = vm.clone();
-        vm.outcome = VmOutcome::Running;
-        vm.backup_id = None;
-        vm.attempts += 1;
-        vm.not_before = None;
-        self.note(vm).await?;
         let asked = CreateBackup {
             vm_name: None,
             vm_context_id: Some(vm.vm_context_id.clone()),
@@ -385,16 +367,13 @@ impl Work<'_> {
             time_limit_seconds: None,
             exclude_disks: Vec::new(),
         };
-        match self.app.create_backup(&self.caller, asked).await {
-            Ok(backup) => {
-                vm.backup_id = Some(backup.backup_id);
-                self.note(vm).await
+        match self.app.create_backup_in(&self.caller, asked, &self.execution.execution_id).await {
+            Ok(noted) => {
+                *vm = noted;
+                Ok(())
             }
             // Not begun because of others: it is no attempt of its own.
             Err(problem) if matches!(problem.code, ProblemCode::BackupRunning | ProblemCode::Busy) => {
-                vm.outcome = VmOutcome::Waiting;
-                vm.backup_id = before.backup_id;
-                vm.attempts = before.attempts;
                 vm.not_before = Some(self.now.plus_seconds(BUSY_SECONDS));
                 vm.reason = Some(words(&problem));
                 self.note(vm).await
@@ -403,20 +382,19 @@ impl Work<'_> {
         }
     }
 
+    /// Notes a backup that could not be begun. Where another hub has the execution meanwhile, noting it says so.
     async fn refused(&self, vm: &mut ExecutionVm, problem: Problem) -> Result<()> {
-        let passes = may_pass(problem.code);
-        self.failed(vm, words(&problem), passes).await
+        vm.attempts = vm.attempts.saturating_add(1);
+        self.failed(vm, words(&problem), problem.code).await
     }
 
     /// Notes a failure: to be tried again when it may pass, and there is a try left.
-    async fn failed(&self, vm: &mut ExecutionVm, reason: String, passes: bool) -> Result<()> {
-        let tries = usize::try_from(vm.attempts).unwrap_or(usize::MAX);
-        let pause = passes.then(|| RETRY_SECONDS.get(tries.saturating_sub(1))).flatten();
+    async fn failed(&self, vm: &mut ExecutionVm, reason: String, code: ProblemCode) -> Result<()> {
         vm.reason = Some(reason);
-        match pause {
+        match pause_seconds(code, vm.attempts) {
             Some(seconds) => {
                 vm.outcome = VmOutcome::Waiting;
-                vm.not_before = Some(self.now.plus_seconds(*seconds));
+                vm.not_before = Some(self.now.plus_seconds(seconds));
             }
             None => vm.outcome = VmOutcome::Failed,
         }
@@ -455,9 +433,16 @@ fn words(problem: &Problem) -> String {
     }
 }
 
-/// Whether the same backup may succeed later without anyone acting. One that was interrupted may.
-fn may_pass(code: ProblemCode) -> bool {
-    code.who_acts() == WhoActs::Time || matches!(code, ProblemCode::Interrupted | ProblemCode::SourceFailed)
+/// How long to wait before the next try, where the same backup may succeed later without anyone acting. What ended with a hub
+/// is begun anew at once, the first time: nothing of the machine or the repository was at fault.
+fn pause_seconds(code: ProblemCode, attempts: u32) -> Option<i64> {
+    let may_pass =
+        code.who_acts() == WhoActs::Time || matches!(code, ProblemCode::Interrupted | ProblemCode::SourceFailed);
+    let pause = RETRY_SECONDS.get(usize::try_from(attempts.saturating_sub(1)).ok()?).copied();
+    match (code, attempts) {
+        (ProblemCode::Interrupted, 1) => Some(0),
+        _ => pause.filter(|_| may_pass),
+    }
 }
 
 #[cfg(test)]
@@ -495,12 +480,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_what_may_pass_is_tried_again_and_not_for_ever() {
         for code in [ProblemCode::Interrupted, ProblemCode::SourceUnavailable, ProblemCode::RepositoryUnavailable] {
-            assert!(may_pass(code), "{code:?}");
+            let pauses: Vec<_> = (1..=6).map(|attempts| pause_seconds(code, attempts)).collect();
+            let first = if code == ProblemCode::Interrupted { 0 } else { 30 };
+            assert_eq!(pauses, [Some(first), Some(300), Some(900), Some(1800), None, None], "{code:?}");
         }
         for code in [ProblemCode::NoSpace, ProblemCode::VmNotFound, ProblemCode::Corrupt, ProblemCode::Internal] {
-            assert!(!may_pass(code), "{code:?}");
+            assert_eq!(pause_seconds(code, 1), None, "{code:?}");
         }
     }
 }

@@ -192,3 +192,71 @@ pub async fn an_execution_of_a_dead_hub_is_taken_over(db: TestDb) {
     let ended = executions.take_over(&begun.execution_id, &third, at(173)).await.expect_err("ended");
     assert!(is_wrong_state(&ended), "{ended:?}");
 }
+
+pub async fn of_eight_people_that_ask_at_once_one_is_heard(db: TestDb) {
+    let catalog = db.open().await;
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(0)).await.expect("create");
+    let mut begins = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let (catalog, hub, schedule) = (catalog.clone(), hub.clone(), schedule.clone());
+        begins.spawn(async move {
+            // The schedule is due in the same moment.
+            let triggered_by = (number > 0).then(|| format!("person {number}"));
+            let new = NewExecution { triggered_by, ..occurrence(&schedule, &format!("exec-{number}"), at(100)) };
+            catalog.executions().begin(&new, &hub, at(100)).await
+        });
+    }
+    let (won, lost): (Vec<_>, Vec<_>) = begins.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 7));
+    assert!(lost.into_iter().all(|lost| is_wrong_state(&lost.expect_err("lost"))));
+    assert_eq!(catalog.executions().running().await.expect("running").len(), 1);
+}
+
+pub async fn a_machine_is_begun_once(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let catalog = &world.catalog;
+    let (hubs, executions) = (catalog.hubs(), catalog.executions());
+    let first = hubs.acquire(&id("hub-a"), at(160), at(0)).await.expect("acquire");
+    let second = hubs.acquire(&id("hub-b"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(10)).await.expect("create");
+    let vms = world.vms.iter().zip(["vm0", "vm1"]).map(|(vm, text)| (vm.clone(), name(text))).collect();
+    let new = NewExecution { vms, ..occurrence(&schedule, "exec-1", at(100)) };
+    let execution_id = executions.begin(&new, &first, at(100)).await.expect("begin").execution_id;
+
+    // Passes that meet, as those of a hub that is asked to hurry.
+    let mut begins = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (catalog, hub, execution_id) = (catalog.clone(), first.clone(), execution_id.clone());
+        let new = world.new_backup(&world.vms[0], BackupType::Incremental);
+        begins.spawn(async move { catalog.executions().begin_backup(&execution_id, &hub, &new, at(101)).await });
+    }
+    let (won, lost): (Vec<_>, Vec<_>) = begins.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 7));
+    assert!(lost.into_iter().all(|lost| is_wrong_state(&lost.expect_err("lost"))));
+    let (backup, task, vm) = won.into_iter().next().expect("one").expect("begun");
+    assert_eq!((backup.status, task.state), (BackupStatus::Pending, TaskState::Pending));
+    let noted = (vm.outcome, vm.backup_id.as_ref(), vm.attempts);
+    assert_eq!(noted, (VmOutcome::Running, Some(&backup.backup_id), 1));
+    assert_eq!(executions.get(&execution_id).await.expect("get").1[0], vm);
+
+    // A hub that is only stopped for a while, and followed meanwhile, begins nothing any more.
+    executions.take_over(&execution_id, &second, at(161)).await.expect("its lease is out");
+    let late = world.new_backup(&world.vms[1], BackupType::Incremental);
+    let lost = executions.begin_backup(&execution_id, &first, &late, at(162)).await.expect_err("lost");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+    assert_eq!(catalog.backups().get(&late.backup_id).await.expect_err("none was made").kind(), Kind::NotFound);
+
+    // What stands in the way of the backup leaves the machine waiting.
+    let by_hand = world.new_backup(&world.vms[1], BackupType::Full);
+    catalog.backups().begin(&by_hand, at(163)).await.expect("begin");
+    let busy = executions.begin_backup(&execution_id, &second, &late, at(164)).await.expect_err("busy");
+    assert!(matches!(&busy, Error::Conflict(Conflict::BackupActive { .. })), "{busy:?}");
+    let (_, vms) = executions.get(&execution_id).await.expect("get");
+    assert_eq!((vms[1].outcome, vms[1].attempts, &vms[1].backup_id), (VmOutcome::Waiting, 0, &None));
+    let stranger = NewBackup { vm_context_id: id("vm-x"), ..late };
+    let unknown = executions.begin_backup(&execution_id, &second, &stranger, at(165)).await.expect_err("unknown");
+    assert_eq!(unknown.kind(), Kind::NotFound);
+}

@@ -9,6 +9,7 @@ mod left_over;
 mod limits;
 mod listener;
 mod nodes;
+mod schedules;
 mod stuck;
 
 use super::openapi;
