@@ -15,6 +15,7 @@ use crate::nodes::Nodes;
 use crate::reconcile::Reaping;
 use crate::recoveries::Recoveries;
 use crate::repositories::Repositories;
+use crate::restore::Rooms;
 use crate::secrets::Sealer;
 use sendense_catalog::{Catalog, HubLease};
 use sendense_node::LaneBudget;
@@ -42,6 +43,8 @@ pub(crate) struct Core {
     pub budget: LaneBudget,
     pub repositories: Repositories,
     pub running: Running,
+    /// Room at the targets of restores.
+    pub rooms: Rooms,
     pub token_notes: Notes,
     /// Told when a schedule is to be looked at before its time.
     pub schedules_changed: tokio::sync::Notify,

@@ -22,6 +22,7 @@ use crate::nodes::authority::{self, Authority};
 use crate::reconcile;
 use crate::recoveries::{self, Recoveries};
 use crate::repositories::{self, Repositories};
+use crate::restore::Rooms;
 use crate::schedule;
 use crate::secrets::{self, Sealer};
 use sendense_catalog::{Catalog, Page, TokenRole};
@@ -142,6 +143,7 @@ impl Hub {
             budget: LaneBudget::default(),
             repositories: Repositories::default(),
             running: Running::default(),
+            rooms: Rooms::default(),
             token_notes: tokens::Notes::default(),
             schedules_changed: tokio::sync::Notify::new(),
             reaping: reconcile::Reaping::default(),

@@ -4,6 +4,7 @@
 //! anything unless asked: a file of that name is whole. On an error or a cancellation what was begun is removed.
 
 use crate::error::{Error, Kind, Result};
+use crate::room;
 use rustix::fs::{AtFlags, CWD, Gid, Mode as FileMode, OFlags, RenameFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use sendense_block::backend::File;
@@ -75,14 +76,16 @@ impl How<'_> {
 ///
 /// # Errors
 /// [`Kind::Exists`] when something of that name is there, before or at the end, and is not to be overwritten;
-/// [`Kind::NotFound`] when the folder is not there; [`Kind::Denied`] for a link on the way; [`Kind::NoSpace`]; whatever
-/// reading the disk gives.
+/// [`Kind::NotFound`] when the folder is not there; [`Kind::Denied`] for a link on the way; [`Kind::NoSpace`], before
+/// anything is written where that can be known; whatever reading the disk gives.
 pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, cancel: &Cancel) -> Result<()> {
     let (folder, name) = split(path)?;
     let folder = Folder::open(folder)?;
     if !how.overwrite && folder.holds(name)? {
         return Err(exists(path));
     }
+    let needed = room::needed_bytes(disk, how.disk_name, cancel)?;
+    room::check(how.disk_name, needed, room::free_bytes_of(&folder.handle, &folder.shown)?, 0, &folder.shown)?;
     let part = Part::create(&folder, name, how.suffix)?;
     match how.format {
         Format::Raw => raw(disk, &part.file, how, progress, cancel)?,

@@ -33,6 +33,7 @@ mod probe;
 pub mod recover;
 pub mod repository;
 pub mod retention;
+pub mod room;
 pub mod segments;
 #[cfg(test)]
 mod testing;

@@ -3,6 +3,7 @@
 use super::repositories::{refuse_inside, refuse_known_folder};
 use super::{App, Caller, wire};
 use crate::fault::{OrProblem, Result, invalid};
+use crate::jobs::restore::refuse_when_no_space;
 use crate::jobs::work::{RestoreWork, VerifyWork, Work};
 use sendense_api::{
     Backup, BackupFilter, ImageFormat, ListQuery, LogEntry, Page, RestoreBackup, RestoreTarget, Role, Task,
@@ -97,6 +98,7 @@ impl App {
             },
             target,
         };
+        refuse_when_no_space(&self.core, &work).await?;
         self.make_task(caller, Work::Restore(work), catalog::TaskSubject::Backup(row.backup_id)).await
     }
 

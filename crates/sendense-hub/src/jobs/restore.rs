@@ -6,12 +6,18 @@ use crate::app::repositories::refuse_known_folder;
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
 use crate::restore::{Job, LANES, Onto, check_uri, remove_parts, restore_file, restore_nbd, restore_onto};
-use sendense_api::RestoreTarget;
-use sendense_block::ReadAt;
+use sendense_api::{RestoreTarget, VmdkSubformat};
+use sendense_block::{Cancel, ReadAt};
+use sendense_repo::room;
 use sendense_types::{Problem, ProblemCode};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a request to restore waits for what its disk holds to be counted; with more extents than fit into that, the task
+/// counts them.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The path that the request was granted, which was resolved then. Where it leads elsewhere now, somebody put a link into
 /// it, and nobody granted that.
@@ -52,6 +58,44 @@ pub(crate) async fn tidy(core: &Arc<Core>, task: &sendense_catalog::Task) {
     }
 }
 
+/// The path of a new file, which takes the room that its disk's data needs. What exists already has room of its own, and how
+/// far a stream-optimised VMDK shrinks nobody knows.
+fn takes_room(core: &Core, target: &RestoreTarget) -> Option<PathBuf> {
+    match target {
+        RestoreTarget::File { subformat: Some(VmdkSubformat::StreamOptimized), .. } => None,
+        RestoreTarget::File { path, onto: false, .. } => {
+            let path = same_place(core, Path::new(path)).ok()?;
+            let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            (!is_device).then_some(path)
+        }
+        RestoreTarget::File { .. } | RestoreTarget::Nbd { .. } | RestoreTarget::Vm { .. } => None,
+    }
+}
+
+/// Refuses a restore that cannot fit before a task is made for it. Whatever else goes wrong is the task's to meet and to tell.
+pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -> Result<()> {
+    let (core, work) = (core.clone(), work.clone());
+    let Ok(repository) = core.repositories.by_id(&core, &work.repository_id).await else { return Ok(()) };
+    let cancel = Cancel::new();
+    let asked = cancel.clone();
+    let looked = blocking(move || {
+        let (Some(path), Some(disk_id)) = (takes_room(&core, &work.target), work.disk_id) else { return Ok(()) };
+        let who = "a request to restore";
+        let Ok(disk) = repository.open_disk(&work.vm_context_id, &work.backup_id, disk_id, who) else { return Ok(()) };
+        let name = format!("disk {disk_id} of {}", work.backup_id);
+        let Ok(needed) = room::needed_bytes(&disk, &name, &asked) else { return Ok(()) };
+        core.rooms.check(&name, needed, path.parent().unwrap_or(&path))
+    });
+    match tokio::time::timeout(LOOK_TIMEOUT, looked).await {
+        Ok(Ok(Err(problem))) if problem.code == ProblemCode::NoSpace => Err(problem),
+        Ok(_) => Ok(()),
+        Err(_) => {
+            cancel.cancel();
+            Ok(())
+        }
+    }
+}
+
 /// Restores the disk.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
@@ -72,6 +116,14 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
         let name = format!("disk {} of {}", disk_id, work.backup_id);
         let disk = Arc::new(disk);
         let job = Job { name: &name, disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
+        let _room = match takes_room(&core, &work.target) {
+            Some(path) => {
+                let needed = room::needed_bytes(&job.disk, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
+                let folder = path.parent().unwrap_or(&path);
+                Some(core.rooms.take(&name, needed, folder, &handle.task_id, &handle.progress)?)
+            }
+            None => None,
+        };
         let mut difference = None;
         let place = match &work.target {
             RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
@@ -95,8 +147,9 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
                     difference = restore_onto(&job, &onto)?;
                 } else {
                     let subformat = subformat.unwrap_or_default();
-                    let (part_of, task_id) = (path.clone(), handle.task_id.clone());
+                    let (hub, part_of, task_id) = (core.clone(), path.clone(), handle.task_id.clone());
                     handle.on_abandon(move |handle| {
+                        hub.rooms.give_back(&task_id);
                         if let Err(problem) = remove_parts(&part_of, &task_id) {
                             handle.warn(format!("the unfinished file could not be removed: {}", problem.details));
                         }

@@ -15,6 +15,7 @@ use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
 use sendense_repo::extract::{Format, How, Owner, extract};
 use sendense_repo::manifest::Manifest;
+use sendense_repo::room;
 use sendense_source::Source;
 use sendense_source::target::{DiskFormat, NewVm, Planned};
 use sendense_types::Problem;
@@ -125,13 +126,25 @@ fn make(
     let RestoreTarget::Vm { format, .. } = &work.target else { return Err(invalid("the target is no machine")) };
     let format = if *format == ImageFormat::Raw { Format::Raw } else { Format::Qcow2 };
     let who = handle.task_id.as_str();
-    for (disk, path) in manifest.disks.iter().zip(&planned.disks) {
-        let chain = repository
-            .open_disk(&work.vm_context_id, &work.backup_id, disk.disk_id, who)
-            .map_err(|error| of_repo(&error))?;
-        let share = core.budget.take(LANES);
+    let mut needed = 0_u64;
+    let mut chains = Vec::with_capacity(manifest.disks.len());
+    for disk in &manifest.disks {
         let name = format!("disk {} of {}", disk.disk_id, work.backup_id);
-        let chain = Arc::new(chain);
+        let chain = repository.open_disk(&work.vm_context_id, &work.backup_id, disk.disk_id, who);
+        let chain = Arc::new(chain.map_err(|error| of_repo(&error))?);
+        let bytes = room::needed_bytes(&chain, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
+        needed = needed.saturating_add(bytes);
+        chains.push((disk, name, chain));
+    }
+    let _room = match planned.disks.first().and_then(|disk| disk.parent()) {
+        Some(folder) => {
+            let task = format!("the machine of {}", work.backup_id);
+            Some(core.rooms.take(&task, needed, folder, &handle.task_id, &handle.progress)?)
+        }
+        None => None,
+    };
+    for ((disk, name, chain), path) in chains.into_iter().zip(&planned.disks) {
+        let share = core.budget.take(LANES);
         let job =
             Job { name: &name, disk: chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
         let (lanes, owner) = (job.lanes, Owner::OfFolder);

@@ -10,6 +10,7 @@ mod documents;
 mod file;
 mod nbd;
 mod onto;
+mod room;
 mod vmdk;
 
 pub(crate) use device::check_unused;
@@ -17,6 +18,7 @@ pub(crate) use documents::documents;
 pub(crate) use file::{failed as target_problem, remove_parts, restore_file};
 pub(crate) use nbd::{check_uri, restore_nbd};
 pub(crate) use onto::{Onto, restore_onto};
+pub(crate) use room::Rooms;
 
 use sendense_block::copy::Progress;
 use sendense_block::{Cancel, Disk};

@@ -11,11 +11,11 @@ use std::process::Command;
 use std::time::Instant;
 
 /// A small tmpfs; unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounting needs root; without it the test cannot be made and says so.
-    fn mount(at: &Path, size: &str) -> Self {
+    pub fn mount(at: &Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={size}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs", path(at)]).output().unwrap();
@@ -65,7 +65,7 @@ fn a_full_repository_fails_the_backup_and_nothing_else() {
 }
 
 /// Writes until the kernel refuses.
-fn fill(file: &Path) {
+pub fn fill(file: &Path) {
     let mut file = fs::File::create_new(file).unwrap();
     // Large pieces first, so that it is quick, and then to the last page.
     for piece in [1 << 20, 4096] {

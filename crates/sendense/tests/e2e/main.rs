@@ -26,6 +26,7 @@ mod papers;
 mod prune;
 mod recover;
 mod restore_targets;
+mod room;
 mod schedules;
 mod security;
 mod servers;

@@ -233,6 +233,7 @@ pub(in crate::http) async fn verify_backup(
     responses(
         (status = 202, description = "The task that restores.", body = TaskReply),
         (status = 409, description = "The target exists, is in use, too small or not forced, or the backup holds no point.", body = ProblemBody),
+        (status = 507, description = "The disk's data does not fit where it is to go.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("operator"))),
 )]
