@@ -28,6 +28,8 @@ fn restore_targets_are_told_by_their_kind() {
         RestoreTarget::Vm {
             source_id: "s".to_owned(),
             name: "n".to_owned(),
+            onto: false,
+            force: false,
             pool: "default".to_owned(),
             format: ImageFormat::Qcow2,
             networks: BTreeMap::new(),

@@ -33,7 +33,7 @@ pub use model::{
     ReadHints, TestReport, VmRef,
 };
 pub use open::{SourceContext, open};
-pub use remote::{NewRemoteVm, RemoteDisk, RemoteTarget, Restoring};
+pub use remote::{NewRemoteVm, Overwriting, RemoteDisk, RemoteTarget, Restoring, Volume};
 pub use target::Target;
 
 use sendense_block::{Cancel, ChangeMap, Disk};

@@ -10,7 +10,10 @@
 use crate::error::Result;
 use crate::journal::Journal;
 use crate::model::{ConfigDocument, VmRef};
-use sendense_block::{Cancel, Target};
+use sendense_block::copy::Existing;
+use sendense_block::{
+    AllocationMap, ByteLen, ByteOffset, Cancel, Extent, Flush, MappedExtent, ReadAt, Target, WriteAt, ZeroRange,
+};
 use sendense_types::TaskId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,6 +61,76 @@ pub trait RemoteTarget: Send + Sync {
         journal: &Arc<dyn Journal>,
         cancel: &Cancel,
     ) -> Result<Box<dyn Restoring>>;
+
+    /// Takes a machine that exists, to write onto the disks with those keys and sizes. [`crate::Kind::Busy`] while it runs, has
+    /// snapshots, or another task is at it. From here on its next backup compares all blocks.
+    fn onto(
+        &self,
+        vm: &VmRef,
+        disks: &[RemoteDisk],
+        task_id: &TaskId,
+        journal: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Overwriting>>;
+}
+
+/// A machine whose disks are being written onto. Dropping it lets it go, as it is then.
+pub trait Overwriting: Send + Sync {
+    /// Opens the disk at that place of the list. Fails when the machine was started or got a snapshot meanwhile.
+    fn open(&self, disk: usize, cancel: &Cancel) -> Result<Volume>;
+
+    /// Lets the machine go; an error when something was done to it meanwhile, so that nobody knows what it holds.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A disk of a hypervisor's that can be read and written.
+pub struct Volume(Arc<dyn Existing>);
+
+impl Volume {
+    /// As a value, whoever serves it.
+    pub fn new(disk: Arc<dyn Existing>) -> Self {
+        Self(disk)
+    }
+}
+
+impl ReadAt for Volume {
+    fn size(&self) -> ByteLen {
+        self.0.size()
+    }
+
+    fn read_at(&self, at: ByteOffset, buf: &mut [u8]) -> sendense_block::Result<()> {
+        self.0.read_at(at, buf)
+    }
+}
+
+impl AllocationMap for Volume {
+    fn allocation(&self, within: Extent) -> sendense_block::Result<Vec<MappedExtent>> {
+        self.0.allocation(within)
+    }
+}
+
+impl WriteAt for Volume {
+    fn write_at(&self, at: ByteOffset, data: &[u8]) -> sendense_block::Result<()> {
+        self.0.write_at(at, data)
+    }
+}
+
+impl ZeroRange for Volume {
+    fn zero_range(&self, range: Extent) -> sendense_block::Result<()> {
+        self.0.zero_range(range)
+    }
+}
+
+impl Flush for Volume {
+    fn flush(&self) -> sendense_block::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Existing for Volume {
+    fn forget(&self, range: Extent) {
+        self.0.forget(range);
+    }
 }
 
 /// A machine that is being restored. Dropping it before [`Restoring::finish`] takes it away, as well as that can be done.

@@ -50,12 +50,19 @@ pub enum RestoreTarget {
         /// Its URI: `nbd://`, `nbds://` or `nbd+unix://`.
         uri: String,
     },
-    /// A new VM on a source, with all disks of the point, switched off.
+    /// A new VM on a source, with all disks of the point, switched off; or one that exists.
     Vm {
         /// The source's id or name.
         source_id: String,
-        /// The new VM's name, which no other VM of the source has.
+        /// The new VM's name, which no other VM of the source has. With `onto`: the name or `vm_context_id` of the VM.
         name: String,
+        /// On vSphere: the VM exists, is switched off and has no snapshots. What its disks hold is compared with the point's
+        /// digests, and only blocks that differ are written. `disk_id` may name one disk.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        onto: bool,
+        /// Needed with `onto`: what the disks hold is lost.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
         /// Where its disks go. On libvirt: a pool of the source, or a folder below one that the hub was allowed to touch. On
         /// vSphere: a datastore; left out, the original's.
         #[serde(default = "pool")]

@@ -1,7 +1,7 @@
 //! Backups: looking at them, stopping, verifying and restoring them.
 
 use super::repositories::{refuse_inside, refuse_known_folder};
-use super::{App, Caller, wire};
+use super::{App, Caller, vms, wire};
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::restore::refuse_when_no_space;
 use crate::jobs::work::{RestoreWork, VerifyWork, Work};
@@ -82,6 +82,7 @@ impl App {
         let row = self.point(id).await?;
         let disk_id = match (&asked.target, asked.disk_id) {
             (RestoreTarget::Vm { .. }, None) => None,
+            (RestoreTarget::Vm { onto: true, .. }, disk_id) => Some(disk_asked(&row, disk_id)?),
             (RestoreTarget::Vm { .. }, Some(_)) => return Err(invalid("a VM takes all disks: leave disk_id out")),
             (_, disk_id) => Some(disk_asked(&row, disk_id)?),
         };
@@ -157,7 +158,20 @@ impl App {
                 crate::restore::check_uri(&uri, &self.core.roots)?;
                 Ok(RestoreTarget::Nbd { uri })
             }
-            RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity, folder, cluster } => {
+            vm @ RestoreTarget::Vm { onto: true, .. } => self.check_onto(vm).await,
+            RestoreTarget::Vm { force: true, .. } => Err(invalid("force needs onto: a new VM loses nothing")),
+            RestoreTarget::Vm {
+                source_id,
+                name,
+                pool,
+                format,
+                networks,
+                keep_identity,
+                folder,
+                cluster,
+                onto,
+                force,
+            } => {
                 if format == ImageFormat::Vmdk {
                     return Err(invalid("the disks of a VM are raw or qcow2"));
                 }
@@ -177,9 +191,51 @@ impl App {
                     }
                 };
                 let source_id = source.source_id.as_str().to_owned();
-                Ok(RestoreTarget::Vm { source_id, name, pool, format, networks, keep_identity, folder, cluster })
+                Ok(RestoreTarget::Vm {
+                    source_id,
+                    name,
+                    pool,
+                    format,
+                    networks,
+                    keep_identity,
+                    folder,
+                    cluster,
+                    onto,
+                    force,
+                })
             }
         }
+    }
+
+    /// A machine that exists, by its id from here on. What state it is in, the task looks at.
+    async fn check_onto(&self, mut target: RestoreTarget) -> Result<RestoreTarget> {
+        let RestoreTarget::Vm { source_id, name, networks, keep_identity, folder, cluster, force, .. } = &mut target
+        else {
+            return Err(invalid("the target is no machine"));
+        };
+        if !networks.is_empty() || *keep_identity || folder.is_some() || cluster.is_some() {
+            return Err(invalid("networks, keep_identity, folder and cluster are of a new VM, not of one that exists"));
+        }
+        let source = self.source(source_id).await?;
+        if source.kind != SourceKind::Vsphere {
+            let kind = source.kind;
+            return Err(invalid(format!(
+                "onto is for vSphere, {} is of kind {kind}: restore its disks onto their files",
+                source.name
+            )));
+        }
+        let vm = vms::find(&self.core, name).await?;
+        if vm.source_id.as_ref() != Some(&source.source_id) {
+            let details = format!("{} is no VM of the source {}", vm.vm_name, source.name);
+            return Err(Problem::new(ProblemCode::VmNotFound, "VM not found", details));
+        }
+        if !*force {
+            let details = format!("what the disks of {} hold is lost: say force", vm.vm_name);
+            return Err(Problem::new(ProblemCode::Conflict, "the VM exists", details));
+        }
+        *source_id = source.source_id.as_str().to_owned();
+        *name = vm.vm_context_id.as_str().to_owned();
+        Ok(target)
     }
 
     /// The resolved form of a folder that a machine's disks may go to. What a pool's name stands for, the task finds out.

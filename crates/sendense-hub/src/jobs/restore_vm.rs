@@ -5,8 +5,8 @@
 
 use super::handle::Handle;
 use super::restore::same_place;
-use super::restore_remote;
 use super::work::RestoreWork;
+use super::{restore_onto_vm, restore_remote};
 use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// Restores the machine.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
-    let RestoreTarget::Vm { source_id, .. } = &work.target else {
+    let RestoreTarget::Vm { source_id, onto, .. } = &work.target else {
         return Err(invalid("the target is no machine"));
     };
     let id = source_id.parse().map_err(|_| invalid("source_id is not valid"))?;
@@ -32,6 +32,9 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let repository = core.repositories.by_id(core, &work.repository_id).await?;
     let source = core.open_source(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
+    if *onto {
+        return restore_onto_vm::run(core, handle, source, repository, work).await;
+    }
     if source.remote_target().is_some() {
         return blocking(move || restore_remote::run(&core, &handle, &*source, &repository, &work)).await?;
     }

@@ -8,6 +8,7 @@ use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::reconcile;
+use sendense_api::RestoreTarget;
 use sendense_catalog::{Completed, Conflict, Error, Heartbeat, LogLevel, Task, TaskClaim};
 use sendense_types::{Problem, ProblemCode, TaskKind, TaskState, Timestamp};
 use std::sync::Arc;
@@ -133,7 +134,9 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
 async fn job(core: Arc<Core>, handle: Arc<Handle>, claim: TaskClaim, work: Work) -> Result<Done> {
     match work {
         Work::Backup(work) => backup::run(&core, &handle, &claim, work).await,
-        Work::Restore(work) if work.disk_id.is_none() => restore_vm::run(&core, &handle, work).await.map(Done::Other),
+        Work::Restore(work) if matches!(work.target, RestoreTarget::Vm { .. }) => {
+            restore_vm::run(&core, &handle, work).await.map(Done::Other)
+        }
         Work::Restore(work) => restore::run(&core, &handle, work).await.map(Done::Other),
         Work::Migrate(work) => migrate::run(&core, &handle, work).await.map(Done::Other),
         Work::Verify(work) => verify::run(&core, &handle, work).await.map(Done::Other),

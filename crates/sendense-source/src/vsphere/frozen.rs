@@ -3,6 +3,7 @@
 //! What lives here: the story from the request to the snapshot and back, and what is asked in between. What does not: the
 //! single steps.
 
+use super::held::{self, Held};
 use super::kit::{Access, Kit, Owner};
 use super::limits::{self, Places};
 use super::snapshot::{self, Record};
@@ -45,6 +46,7 @@ struct FrozenVm {
     /// Some until nothing of the snapshot remains.
     entry: Option<u64>,
     owner: Owner,
+    _held: Held,
     _places: Places,
 }
 
@@ -56,6 +58,7 @@ pub(super) fn freeze(
     cancel: &Cancel,
 ) -> Result<Box<dyn Frozen>> {
     let places = limits::take(&settings.host, request.disks.len(), settings.sessions_max, cancel)?;
+    let held = held::take(&settings.host, &request.vm.instance_uuid, &request.vm.name)?;
     let vim = session::connect(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
@@ -89,6 +92,7 @@ pub(super) fn freeze(
             journal: journal.clone(),
         },
         vim,
+        _held: held,
         _places: places,
     };
     let made = snapshot::make(&frozen.vim, &machine, &frozen.mark, request.quiesce, settings.quiesce_or_fail, cancel);

@@ -16,6 +16,7 @@ use crate::child::{self, Child, Spec};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use parking_lot::{Mutex, RwLock};
+use sendense_block::copy::Existing;
 use sendense_block::nbd::{Client, Options, Uri};
 use sendense_block::{
     AllocationMap, ByteLen, ByteOffset, Cancel, Extent, Flush, MappedExtent, ReadAt, WriteAt, ZeroRange,
@@ -236,6 +237,9 @@ impl Flush for Kit {
         self.client()?.flush().map_err(|error| self.explained(error))
     }
 }
+
+// What it wrote and reads again comes from the host: nbdkit keeps nothing.
+impl Existing for Kit {}
 
 impl AllocationMap for Kit {
     fn allocation(&self, within: Extent) -> sendense_block::Result<Vec<MappedExtent>> {

@@ -3,7 +3,7 @@
 //!
 //! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
 //! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
-//! (sessions at once), `frozen` (the held machine), `restore` (a new machine of a point), `facts` (the configuration for the manifest). What does not: SOAP
+//! (sessions at once), `held` (one task per machine), `frozen` (the held machine), `restore` (a new machine of a point), `onto` (a point onto a machine's disks), `facts` (the configuration for the manifest). What does not: SOAP
 //! (`sendense_vsphere`), NBD.
 //!
 //! ```text
@@ -17,9 +17,11 @@
 mod discover;
 mod facts;
 mod frozen;
+mod held;
 mod kit;
 mod library;
 mod limits;
+mod onto;
 mod restore;
 mod session;
 mod snapshot;
@@ -30,7 +32,7 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::model::{DiscoveredVm, FreezeRequest, TestReport, VmRef};
 use crate::open::SourceContext;
-use crate::remote::{NewRemoteVm, RemoteTarget, Restoring};
+use crate::remote::{NewRemoteVm, Overwriting, RemoteDisk, RemoteTarget, Restoring};
 use crate::{Frozen, Source, TrackingReset};
 use library::Library;
 use sendense_block::Cancel;
@@ -222,6 +224,17 @@ impl RemoteTarget for VsphereSource {
         cancel: &Cancel,
     ) -> Result<Box<dyn Restoring>> {
         restore::create(&self.settings, new, task_id, journal, cancel)
+    }
+
+    fn onto(
+        &self,
+        vm: &VmRef,
+        disks: &[RemoteDisk],
+        task_id: &TaskId,
+        journal: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Overwriting>> {
+        onto::onto(&self.settings, vm, disks, task_id, journal, cancel)
     }
 }
 

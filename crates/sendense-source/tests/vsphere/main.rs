@@ -10,6 +10,7 @@ mod faults;
 mod journal;
 #[path = "../../../../lab/vsphere/mod.rs"]
 mod lab;
+mod onto;
 #[path = "../common/points.rs"]
 mod points;
 mod restore;

@@ -329,8 +329,19 @@ pub enum RestoreCommand {
         #[arg(long, value_name = "SOURCE", conflicts_with = "source")]
         vsphere: Option<String>,
         /// The new VM's name.
-        #[arg(long)]
-        name: String,
+        #[arg(long, required_unless_present = "onto")]
+        name: Option<String>,
+        /// vSphere: write onto the disks of this VM, which is switched off and has no snapshots; only blocks that differ are
+        /// written. Name or id, as `vm list` tells them.
+        #[arg(long, value_name = "VM", requires_all = ["vsphere", "force"],
+              conflicts_with_all = ["name", "datastore", "folder", "cluster", "networks", "keep_identity"])]
+        onto: Option<String>,
+        /// With --onto: only this disk, by its number.
+        #[arg(long, requires = "onto")]
+        disk: Option<u32>,
+        /// With --onto: what the disks hold is lost.
+        #[arg(long, requires = "onto")]
+        force: bool,
         /// Where its disks go: a libvirt pool, or a folder on the hub below an allowed path.
         #[arg(long, value_name = "POOL|DIR", default_value = "default", conflicts_with = "vsphere")]
         pool: String,
@@ -549,6 +560,7 @@ mod tests {
             "sendense restore vm bk-1 --source L --name new --pool /p --network lan=lab --network x=none --wait",
             "sendense restore vm bk-1 --libvirt qemu:///system --name new --format raw --keep-identity",
             "sendense restore vm bk-1 --vsphere vc --name new --datastore ds --folder DC/vm/x --cluster c --wait",
+            "sendense restore vm bk-1 --vsphere vc --onto web --disk 1 --force --wait",
             "sendense offline restore --repo-path P bk-1 --to f",
             "sendense offline list --repo-path P",
             "sendense history web /etc/fstab --disk 0 --volume p2",

@@ -25,6 +25,9 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
             libvirt,
             vsphere,
             name,
+            onto,
+            disk,
+            force,
             pool,
             datastore,
             folder,
@@ -50,9 +53,14 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
                 None if pool.contains('/') => path_text(Path::new(&pool))?,
                 None => pool,
             };
+            let is_onto = onto.is_some();
+            // One of the two is there.
+            let name = onto.or(name).unwrap_or_default();
             let target = RestoreTarget::Vm {
                 source_id,
                 name: name.clone(),
+                onto: is_onto,
+                force,
                 pool,
                 format,
                 networks,
@@ -60,7 +68,8 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
                 folder,
                 cluster,
             };
-            restore(context, backup_id, RestoreBackup { target, disk_id: None }, name, wait).await
+            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
+            restore(context, backup_id, body, name, wait).await
         }
     }
 }

@@ -230,6 +230,49 @@ fn a_machine_of_three_disks_is_restored_into_a_new_one() {
     assert_eq!(named(&vim, "web again").len(), 1, "what is whole stays");
 }
 
+#[test]
+fn a_point_is_restored_onto_the_machine_that_it_is_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 8 * MIB);
+    machine.write(0, b"boot");
+    machine.write(2 << 20, &[3; 200_000]);
+    let hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    let point = hub.backup("web", &[]);
+    let good = machine.bytes.clone();
+    machine.write(0, b"lost");
+    machine.write(5 << 20, &[9; 70_000]);
+    hub.backup("web", &[]);
+    let restore = ["restore", "vm", field(&point, "backup_id"), "--vsphere", "vc", "--onto", "web"];
+    assert!(hub.fails(2, &restore).contains("--force"));
+    let running = |on: bool| match on {
+        true => machine.vim.power_on(&machine.guest.machine, &Cancel::new()).unwrap(),
+        false => machine.vim.power_off(&machine.guest.machine, &Cancel::new()).unwrap(),
+    };
+    running(true);
+    let refused = hub.fails(6, &[&restore[..], &["--force", "--wait"]].concat());
+    assert!(refused.contains("is not switched off"), "{refused}");
+    running(false);
+
+    // A write that fails: the disk says of itself that it is unfinished, and the next attempt goes on.
+    lab.control("full-from", "5000000");
+    let full = hub.fails(6, &[&restore[..], &["--force", "--wait"]].concat());
+    assert!(full.contains("The disk is full"), "{full}");
+    assert!(std::fs::read(&machine.file).unwrap().starts_with(b"SENDENSE UNFINISHED RESTORE"));
+    lab.uncontrol("full-from");
+    let task = hub.json(&[&restore[..], &["--force", "--wait"]].concat());
+    assert!(field(&task["task"], "summary").contains("onto web"), "{task:#}");
+    assert_holds(&machine.file, &good);
+    let next = hub.backup("web", &[]);
+    assert!(field(&next, "type_reason").contains("began anew"), "{next:#}");
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", field(&next, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &good);
+    assert_eq!(lab.snapshots(), Vec::<String>::new());
+}
+
 /// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
 const ROUNDS: usize = 20;
 
