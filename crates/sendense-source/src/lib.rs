@@ -85,6 +85,12 @@ pub trait Source: Send + Sync {
     /// again later. Marks a chain may need (checkpoints) are not deleted here but by [`Source::retire`].
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> Result<bool>;
 
+    /// What bears this deployment's id on any machine of the source and would be an orphan if its task did not live, as
+    /// entries for [`Source::reap`]. The journal is not asked: it may have been lost.
+    fn leftovers(&self, _cancel: &Cancel) -> Result<Vec<Artefact>> {
+        Ok(Vec::new())
+    }
+
     /// The way to restore machines to it, where there is one.
     fn target(&self) -> Option<&dyn Target> {
         None

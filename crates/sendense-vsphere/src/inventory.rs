@@ -231,7 +231,16 @@ impl Folders {
     }
 }
 
+/// What is read of a machine to find marks in its notes and its snapshots: few bytes, for there may be thousands of them.
+const MARKS: [&str; 5] =
+    ["name", "config.instanceUuid", "config.annotation", "runtime.consolidationNeeded", "snapshot"];
+
 impl Vim {
+    /// All machines with what may bear a mark, and nothing else of them.
+    pub fn marks(&self, cancel: &Cancel) -> Result<Vec<Machine>> {
+        Ok(self.all("VirtualMachine", &MARKS, cancel)?.iter().map(Machine::read).collect())
+    }
+
     /// All machines, templates too.
     pub fn machines(&self, cancel: &Cancel) -> Result<Vec<Machine>> {
         Ok(self.all("VirtualMachine", &MACHINE, cancel)?.iter().map(Machine::read).collect())

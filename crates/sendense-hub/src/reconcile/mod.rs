@@ -11,12 +11,15 @@
 
 mod journal;
 mod points;
+mod sweep;
 mod tasks;
 
 #[cfg(test)]
 pub(crate) use journal::reap_orphans;
 pub(crate) use journal::{Reaping, left_over, reap_task};
 pub(crate) use points::{adopt_machine, repository};
+#[cfg(test)]
+pub(crate) use sweep::is_alive;
 
 use crate::core::Core;
 use crate::repositories::Repositories;
@@ -33,6 +36,7 @@ pub(crate) async fn at_start(core: &Arc<Core>) {
     tasks::end_dead(core).await;
     // Guests first: one may stand still.
     core.tracker.spawn(watch(core.clone()));
+    core.tracker.spawn(sweep::keep(core.clone()));
     let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
     match core.catalog.repositories().list(page).await {
         Ok((rows, _)) => {

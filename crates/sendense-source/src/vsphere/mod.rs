@@ -3,7 +3,7 @@
 //!
 //! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
 //! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
-//! (sessions at once), `held` (one task per machine), `frozen` (the held machine), `restore` (a new machine of a point), `onto` (a point onto a machine's disks), `facts` (the configuration for the manifest). What does not: SOAP
+//! (sessions at once), `held` (one task per machine), `frozen` (the held machine), `restore` (a new machine of a point), `onto` (a point onto a machine's disks), `leftover` (things of ours by their marks), `facts` (the configuration for the manifest). What does not: SOAP
 //! (`sendense_vsphere`), NBD.
 //!
 //! ```text
@@ -19,6 +19,7 @@ mod facts;
 mod frozen;
 mod held;
 mod kit;
+mod leftover;
 mod library;
 mod limits;
 mod onto;
@@ -199,6 +200,10 @@ impl Source for VsphereSource {
                 Ok(true)
             }
         }
+    }
+
+    fn leftovers(&self, cancel: &Cancel) -> Result<Vec<Artefact>> {
+        leftover::find(&self.settings, cancel)
     }
 
     fn remote_target(&self) -> Option<&dyn RemoteTarget> {

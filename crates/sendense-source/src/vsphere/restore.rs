@@ -41,6 +41,17 @@ struct Record {
     name: String,
 }
 
+/// What the journal holds of an unfinished machine.
+pub(super) fn record(mark: &str, name: &str) -> Result<serde_json::Value> {
+    let record = Record { mark: mark.to_owned(), name: name.to_owned() };
+    serde_json::to_value(record).map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))
+}
+
+/// The mark in a machine's notes, when they say that it is unfinished.
+pub(super) fn mark_of(annotation: &str) -> Option<&str> {
+    annotation.strip_prefix(UNFINISHED)
+}
+
 /// A machine that is being restored.
 struct RestoringVm {
     settings: Settings,
@@ -118,14 +129,12 @@ pub(super) fn create(
         cards: place.cards,
         annotation: format!("{UNFINISHED}{mark}"),
     };
-    let record = Record { mark: mark.clone(), name: new.name.to_owned() };
     let entry = journal.record(&Artefact {
         source_id: settings.source_id.clone(),
         task_id: task_id.clone(),
         kind: ArtefactKind::Machine,
         vm_key: instance_uuid.clone(),
-        details: serde_json::to_value(&record)
-            .map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?,
+        details: record(&mark, new.name)?,
     })?;
     // From here on dropping it undoes what was done.
     let mut restoring = RestoringVm {
@@ -260,7 +269,7 @@ fn remove(vim: &Vim, instance_uuid: &str, mark: &str, cancel: &Cancel) -> Result
         Err(error) if error.kind == Kind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    if machine.annotation.as_deref().and_then(|text| text.strip_prefix(UNFINISHED)) != Some(mark) {
+    if machine.annotation.as_deref().and_then(mark_of) != Some(mark) {
         return Ok(());
     }
     if machine.power != Power::Off {

@@ -48,11 +48,19 @@ impl Record {
             task_id: request.task_id.clone(),
             kind: ArtefactKind::Snapshot,
             vm_key: request.vm.instance_uuid.clone(),
-            details: serde_json::to_value(&record)
-                .map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))?,
+            details: record.details()?,
         };
         Ok((journal.record(&artefact)?, record))
     }
+
+    fn details(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(|error| Error::new(Kind::Failed, "write it down").caused_by(error))
+    }
+}
+
+/// What the journal would hold of a snapshot with that description.
+pub(super) fn record(mark: &str, deltas_before: bool) -> Result<serde_json::Value> {
+    Record { mark: mark.to_owned(), deltas_before }.details()
 }
 
 /// A snapshot that was made.

@@ -103,6 +103,38 @@ fn what_an_earlier_task_left_is_swept_and_nobody_elses() {
 }
 
 #[test]
+fn leftovers_are_found_by_their_marks_whatever_the_journal_knows() {
+    let lab = Lab::new();
+    let machine = Machine::new(&lab, "web", &[MIB]);
+    let (source, cancel) = (lab.source(), Cancel::new());
+    let make = |description: &str| {
+        machine.vim.create_snapshot(&machine.guest.machine, "s", description, false, &cancel).unwrap().id
+    };
+    let orphan = make("sendense-7-dep-lab-task-99");
+    let others = [make("sendense-9-dep-lab-2-task-99"), make("sendense-7-dep-lab-task-99 (a copy)"), make("")];
+    machine.vim.annotate(&machine.guest.machine, "sendense-7-dep-lab-task-98", &cancel).unwrap();
+    let found = source.leftovers(&cancel).unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].task_id.as_str(), &found[0].vm_key), ("task-99", &machine.uuid));
+    assert!(lab.snapshots().contains(&orphan), "finding removes nothing");
+    assert!(source.reap(&found[0], &cancel).unwrap());
+    let (mut left, mut expected) = (lab.snapshots(), others.to_vec());
+    left.sort();
+    expected.sort();
+    assert_eq!(left, expected);
+
+    // A machine that is not whole bears the mark in its notes, in our words.
+    let notes = "Sendense is restoring this machine, and removes it if that fails: sendense-7-dep-lab-task-97";
+    let unfinished = lab.machine(&machine.vim, "unfinished", &[MIB]);
+    machine.vim.annotate(&unfinished.machine, notes, &cancel).unwrap();
+    let found = source.leftovers(&cancel).unwrap();
+    assert_eq!((found.len(), found[0].task_id.as_str()), (1, "task-97"));
+    assert!(source.reap(&found[0], &cancel).unwrap());
+    let names: Vec<_> = machine.vim.machines(&cancel).unwrap().into_iter().map(|one| one.name).collect();
+    assert_eq!(names, ["web"]);
+}
+
+#[test]
 fn a_bad_sector_and_a_dead_nbdkit_fail_the_read_and_leave_nothing() {
     let lab = Lab::new();
     let mut machine = Machine::new(&lab, "web", &[4 * MIB]);

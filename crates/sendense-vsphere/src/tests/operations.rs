@@ -110,6 +110,7 @@ fn call_all(script: &Arc<Script>) -> Result<()> {
     let pool = Ref::new("ResourcePool", "pool-1");
     vim.create_machine(&Ref::new("Folder", "v"), &pool, Some(&Ref::new("HostSystem", "h")), &new_machine(), cancel)?;
     vim.is_named("web", cancel)?;
+    assert_eq!(vim.marks(cancel)?.len(), 4);
     vim.annotate(&machine, "restored & whole", cancel)?;
     vim.datacenters(cancel)?;
     vim.datastores(cancel)?;

@@ -273,6 +273,44 @@ fn a_point_is_restored_onto_the_machine_that_it_is_of() {
     assert_eq!(lab.snapshots(), Vec::<String>::new());
 }
 
+#[test]
+fn a_snapshot_of_ours_that_no_journal_knows_is_swept_and_nobody_elses() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let machine = Machine::new(&lab, 8 * MIB);
+    let mut hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    // What a task of this deployment calls its snapshot.
+    lab.control("read-delay-ms", "500");
+    hub.ok(&["backup", "start", "web", "--repo", "main"]);
+    let (vim, at) = (&machine.vim, &machine.guest.machine);
+    let patience = Instant::now() + PATIENCE;
+    let ours = loop {
+        if let Some(found) = vim.snapshots(at, &Cancel::new()).unwrap().pop() {
+            break found.description;
+        }
+        assert!(Instant::now() < patience, "no snapshot\n{}", hub.log());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    hub.kill_9();
+    lab.uncontrol("read-delay-ms");
+    // The journal is lost with it, and somebody else has snapshots too.
+    std::fs::remove_dir_all(hub.data_dir.join("journal")).unwrap();
+    let theirs = ["sendense-5-dep-x-task-1", "before the upgrade"];
+    for description in theirs {
+        vim.create_snapshot(at, "s", description, false, &Cancel::new()).unwrap();
+    }
+    hub = Hub::start(dir);
+    let left = || vim.snapshots(at, &Cancel::new()).unwrap();
+    while left().iter().any(|snapshot| snapshot.description == ours) {
+        assert!(Instant::now() < patience, "it stays\n{}", hub.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let descriptions: Vec<_> = left().into_iter().map(|snapshot| snapshot.description).collect();
+    assert_eq!(descriptions, theirs);
+}
+
 /// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
 const ROUNDS: usize = 20;
 

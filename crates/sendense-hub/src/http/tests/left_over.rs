@@ -4,6 +4,7 @@ use super::{Fixture, PATIENCE};
 use crate::reconcile;
 use sendense_api::Role;
 use sendense_source::{Artefact, ArtefactKind};
+use sendense_types::TaskState;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -48,4 +49,37 @@ async fn what_a_removed_source_left_ends_here_and_stays_in_the_list_elsewhere() 
     for told in ["1 things", "a backup job of 23b7165e on src-removed, which was removed", "task-ended"] {
         assert!(detail.contains(told), "{told}: {detail}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_task_made_is_left_alone_while_the_task_lives_on_any_hub() {
+    let fixture = Fixture::new().await;
+    let core = fixture.hub.app().core.clone();
+    let task_id: sendense_types::TaskId = "task-of-somebody".parse().unwrap();
+    assert!(!reconcile::is_alive(&core, &task_id).await.unwrap(), "nobody knows it");
+    let new = sendense_catalog::NewTask {
+        task_id: task_id.clone(),
+        kind: sendense_types::TaskKind::Verify,
+        subject: sendense_catalog::TaskSubject::None,
+        request: serde_json::json!({}),
+        created_by: None,
+    };
+    let tasks = core.catalog.tasks();
+    tasks.create(&new, core.now()).await.unwrap();
+    // This hub's dispatcher may take it at any moment, and ends it because it asks for nothing: until then it lives.
+    let seen = reconcile::is_alive(&core, &task_id).await.unwrap();
+    let has_ended =
+        async || !matches!(tasks.get(&task_id).await.unwrap().state, TaskState::Pending | TaskState::Running);
+    assert!(seen || has_ended().await);
+    let patience = Instant::now() + PATIENCE;
+    core.running.wake.notify_one();
+    while !has_ended().await {
+        assert!(Instant::now() < patience, "the task does not end");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    while core.running.get(&task_id).is_some() {
+        assert!(Instant::now() < patience, "the task does not go");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!reconcile::is_alive(&core, &task_id).await.unwrap(), "it has ended");
 }
