@@ -19,6 +19,7 @@ mod identity;
 mod journey;
 mod kill;
 mod libvirt;
+mod memory;
 mod nbd;
 mod nodes;
 mod offline;
