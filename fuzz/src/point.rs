@@ -6,7 +6,7 @@ use sendense_repo::manifest::{Content, Document, Manifest, Vm};
 use sendense_repo::owner::{Adopt, Claim};
 use sendense_repo::{Create, DiskFacts, DiskSpec, DraftSpec, Options, PointFacts, Repository};
 use sendense_types::{
-    BackupId, BackupType, Consistency, DiskBinding, DiskNumber, SourceKind, Timestamp, TrackingToken,
+    BackupId, BackupType, Consistency, DiskBinding, DiskNumber, SourceKind, Timestamp, TrackingAudit, TrackingToken,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -127,6 +127,7 @@ fn put(
                 label: "system".to_owned(),
                 type_reason: None,
                 token: Some(TrackingToken("cp-1".to_owned())),
+                tracking_audit: Some(TrackingAudit { blocks_checked: 64, blocks_different: 1 }),
                 bytes_transferred: capacity,
             },
         )]),
