@@ -190,8 +190,7 @@ proptest! {
 }
 
 fn hasty(fake: &Fake) -> Options {
-    let timeout = Duration::from_millis(500);
-    Options { handshake_timeout: timeout, request_timeout: timeout, ..fake.options() }
+    Options { request_timeout: Duration::from_millis(500), ..fake.options() }
 }
 
 proptest! {
@@ -213,7 +212,7 @@ proptest! {
             scope.spawn(|| client.write_at(ByteOffset(4096), &[0; 8192]));
             scope.spawn(|| client.allocation(extent(4096, 8192)));
         });
-        prop_assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        prop_assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
 
     #[test]
@@ -233,7 +232,8 @@ proptest! {
             Ok(())
         });
         let start = Instant::now();
-        let _ = nbd::list(&hasty(&fake), &Cancel::new());
-        prop_assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        let hasty = Options { handshake_timeout: Duration::from_millis(500), ..fake.options() };
+        let _ = nbd::list(&hasty, &Cancel::new());
+        prop_assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
 }

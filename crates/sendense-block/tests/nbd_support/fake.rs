@@ -48,8 +48,9 @@ impl Fake {
     pub fn options(&self) -> Options {
         Options {
             contexts: vec!["qemu:dirty-bitmap:b".into()],
-            handshake_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(5),
+            // Nothing is found out by waiting, unless a test says so.
+            handshake_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(60),
             ..Options::new(Uri::unix(&self.socket, "x").unwrap())
         }
     }

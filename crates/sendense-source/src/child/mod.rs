@@ -337,6 +337,21 @@ fn one_line(bytes: &[u8]) -> String {
     line.chars().skip(skip).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
+/// Writes a script that can be started. Another process writes it: a file that this one has open for writing at the moment at
+/// which another test forks cannot be executed until that child has become its program.
+#[cfg(test)]
+pub(crate) fn write_script(path: &std::path::Path, text: &str) {
+    use std::io::Write;
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("start a shell");
+    shell.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("write the script");
+    assert!(shell.wait().expect("wait for the shell").success(), "write {}", path.display());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

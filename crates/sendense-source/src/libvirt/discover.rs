@@ -217,10 +217,8 @@ mod tests {
 
     /// A script in the place of `virsh`.
     fn program(dir: &std::path::Path, script: &str) -> std::ffi::OsString {
-        use std::os::unix::fs::PermissionsExt;
         let program = dir.join("virsh");
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        crate::child::write_script(&program, script);
         program.into()
     }
 

@@ -323,8 +323,7 @@ esac
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().canonicalize().unwrap();
             std::fs::write(path.join("mood"), mood).unwrap();
-            std::fs::write(path.join("virsh"), VIRSH).unwrap();
-            std::fs::set_permissions(path.join("virsh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            crate::child::write_script(&path.join("virsh"), VIRSH);
             let mut settings = Settings::for_tests();
             settings.virsh.program = path.join("virsh").into();
             let disk = path.join("new-vda.qcow2");

@@ -177,7 +177,7 @@ impl Server {
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}: install the Debian package {package}"));
         let mut server = Self(child);
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while !ready() {
             assert!(server.0.try_wait().unwrap().is_none(), "{program} ended at once");
             assert!(std::time::Instant::now() < until, "{program} does not serve");

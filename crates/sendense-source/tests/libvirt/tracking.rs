@@ -142,7 +142,7 @@ fn what_belongs_to_others_is_left_alone() {
     let request = guest.request(&*source, &Points::new());
     let error = source.freeze(&request, &journal.door(), &Cancel::new()).map(|_| ()).unwrap_err();
     assert_eq!(error.kind, Kind::Busy, "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert!(begun.elapsed() < Duration::from_secs(29));
     assert_eq!(journal.open(), []);
     // Reaping a job of ours that has ended long since does not end the other.
     let record = serde_json::json!({"folder": lab.dir.join("scratch/sd-0123456789abcdef"), "checkpoint": "x"});

@@ -47,9 +47,10 @@ impl Hub {
 
     /// Starts a hub that owns `dir` and nothing else on this machine: no user, no group, no capability of root's.
     pub fn start_as_nobody(dir: &Path) -> Self {
-        // Where the tests were built nobody else may look.
+        // Where the tests were built nobody else may look. Copied by another process: a program that this one has open for
+        // writing while another test forks cannot be started.
         let program = dir.join("sendense");
-        std::fs::copy(SENDENSE, &program).unwrap();
+        tool("coreutils", "cp", &[SENDENSE, path(&program)]);
         std::fs::create_dir_all(dir.join("repo")).unwrap();
         tool("coreutils", "chown", &["-R", "65534:65534", path(dir)]);
         let mut command = Command::new("setpriv");

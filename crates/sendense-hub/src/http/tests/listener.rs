@@ -159,8 +159,8 @@ async fn a_client_that_takes_its_time_is_cut_off() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     let fixture = Fixture::new().await;
-    // A call of ours takes milliseconds; two seconds leave room for a busy machine.
-    let timeouts = Timeouts { head: Duration::from_millis(500), call: Duration::from_secs(2) };
+    // A call of ours takes milliseconds; the rest leaves room for a busy machine.
+    let timeouts = Timeouts { head: Duration::from_secs(1), call: Duration::from_secs(5) };
     let server = serve_within(&fixture, "127.0.0.1:0", timeouts).unwrap();
     let (address, token) = (server.local_addr(), fixture.token(Role::Operator));
     // Reads to the end of the connection, which only the server brings about.
