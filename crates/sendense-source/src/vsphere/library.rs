@@ -23,6 +23,8 @@ pub(super) const TOOL_PACKAGE: &str = "nbdkit";
 const KNOWN: [&str; 3] = ["libvixDiskLib.so.8", "libvixDiskLib.so.7", "libvixDiskLib.so.6"];
 /// What VDDK 9 calls it. Its calls are those of 8 (as others have found who use it under that name).
 const NEWER: &str = "libvixDiskLib.so.9";
+/// nbdkit's filters that disks are served through.
+pub(super) const FILTERS: [&str; 2] = ["exitlast", "cacheextents"];
 /// How long the plugin may take to load the library and say what it is.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -55,18 +57,32 @@ impl Library {
 
     /// What nbdkit is told of them: the plugin first, then its options.
     pub fn arguments(&self, run_dir: &Path) -> Result<Vec<String>> {
-        let plugin = match &self.plugin {
-            Some(path) => {
-                trusted(path)?;
-                text(path)?
-            }
-            None => "vddk".into(),
-        };
-        let mut arguments = vec![plugin];
+        let mut arguments = vec![self.plugin()?];
         if let Some(libdir) = &self.libdir {
             arguments.push(format!("libdir={}", text(&self.prepared(libdir, run_dir)?)?));
         }
         Ok(arguments)
+    }
+
+    /// The plugin as nbdkit is told it: its file, or its name where nbdkit finds it.
+    pub fn plugin(&self) -> Result<String> {
+        match &self.plugin {
+            Some(path) => {
+                trusted(path)?;
+                text(path)
+            }
+            None => Ok("vddk".into()),
+        }
+    }
+
+    /// The library's folder, where it was named.
+    pub fn libdir(&self) -> Option<&Path> {
+        self.libdir.as_deref()
+    }
+
+    /// The same with that folder.
+    pub fn with_libdir(&self, libdir: &Path) -> Self {
+        Self { libdir: Some(libdir.to_path_buf()), ..self.clone() }
     }
 
     /// The transport modes to use.
@@ -77,21 +93,12 @@ impl Library {
     /// The library's folder as the plugin wants it. For VDDK 9 that is a folder of ours that leads to the user's, in which the
     /// library has the name that the plugin knows.
     fn prepared(&self, libdir: &Path, run_dir: &Path) -> Result<PathBuf> {
-        let lib64 = libdir.join("lib64");
-        trusted(libdir)?;
-        trusted(&lib64)?;
-        if let Some(found) = KNOWN.iter().map(|name| lib64.join(name)).find(|path| path.exists()) {
-            trusted(&found)?;
+        let name = file(libdir)?;
+        if !is_newer(name) {
             return Ok(libdir.to_path_buf());
         }
-        let newer = lib64.join(NEWER);
-        if !newer.exists() {
-            let message = format!("{} holds no libvixDiskLib", lib64.display());
-            return Err(Error::new(Kind::MissingTool, message).hint(
-                "give the folder vmware-vix-disklib-distrib as VMware's archive unpacks it, and look which release it is",
-            ));
-        }
-        trusted(&newer)?;
+        let lib64 = libdir.join("lib64");
+        let newer = lib64.join(name);
         let name = blake3::hash(libdir.as_os_str().as_encoded_bytes()).to_hex();
         let shim = run_dir.join(format!("vddk-{}", &name[..16]));
         let failed = |error: std::io::Error| {
@@ -138,6 +145,25 @@ impl Library {
             Err(error) => Ok(vec![explained(&error.to_string()).unwrap_or(error).to_string()]),
         }
     }
+}
+
+/// The name of the library's file in such a folder, which nobody else may have put there.
+pub(super) fn file(libdir: &Path) -> Result<&'static str> {
+    let lib64 = libdir.join("lib64");
+    trusted(libdir)?;
+    trusted(&lib64)?;
+    let name = KNOWN.into_iter().chain([NEWER]).find(|name| lib64.join(name).exists()).ok_or_else(|| {
+        Error::new(Kind::MissingTool, format!("{} holds no libvixDiskLib", lib64.display())).hint(
+            "give the folder vmware-vix-disklib-distrib as VMware's archive unpacks it, and look which release it is",
+        )
+    })?;
+    trusted(&lib64.join(name))?;
+    Ok(name)
+}
+
+/// Whether the plugin does not know that name.
+pub(super) fn is_newer(name: &str) -> bool {
+    name == NEWER
 }
 
 fn text(path: &Path) -> Result<String> {

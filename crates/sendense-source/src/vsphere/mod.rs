@@ -2,7 +2,7 @@
 //! nbdkit's vddk plugin.
 //!
 //! What lives here: the settings and the door. Beside it: `session` (connections, errors), `discover` (machines as found),
-//! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `limits`
+//! `token` (when CBT may be believed; pure), `tracking` (CBT on, and anew), `snapshot` (making and removing), `kit` (nbdkit), `library` (VDDK), `doctor` (whether this host can), `limits`
 //! (sessions at once), `held` (one task per machine), `frozen` (the held machine), `restore` (a new machine of a point), `onto` (a point onto a machine's disks), `leftover` (things of ours by their marks), `facts` (the configuration for the manifest). What does not: SOAP
 //! (`sendense_vsphere`), NBD.
 //!
@@ -15,6 +15,7 @@
 //! ever removed, and a failed removal stays in the journal.
 
 mod discover;
+mod doctor;
 mod facts;
 mod frozen;
 mod held;
@@ -43,6 +44,7 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use doctor::{Finding, examine};
 pub(crate) use kit::reap as reap_child;
 pub use session::certificate;
 

@@ -34,6 +34,18 @@ pub enum NodeCommand {
     },
     /// Ask the hub whether it knows this node.
     Check(NodePlace),
+    /// Look whether this machine can read and write vSphere's disks, and say what to do where it cannot. Asks no hub.
+    Doctor {
+        /// The folder vmware-vix-disklib-distrib. Default: where nbdkit's plugin looks.
+        #[arg(long, value_name = "DIR")]
+        vddk_libdir: Option<PathBuf>,
+        /// nbdkit's vddk plugin as a file, where nbdkit does not find it by its name.
+        #[arg(long, value_name = "FILE")]
+        nbdkit_plugin: Option<PathBuf>,
+        /// The transport modes that are wanted, joined by colons. Default: nbdssl.
+        #[arg(long, value_name = "MODES")]
+        transports: Option<String>,
+    },
     /// Take the hub's new certificate, after it was renewed. Asks like `enrol`.
     Trust(NodePlace),
 }

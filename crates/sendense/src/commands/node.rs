@@ -9,7 +9,10 @@ use crate::tables;
 use anyhow::{Context as _, Result, bail};
 use sendense_api::reply::{DoneReply, NodeListReply, NodeWelcomeReply, PairingReply};
 use sendense_api::{CreatePairing, ListQuery, fingerprint_of};
+use sendense_block::Cancel;
 use sendense_node::identity::{self, HubAddress, HubTrust, Identity};
+use sendense_source::vsphere;
+use std::path::PathBuf;
 
 /// Runs the command.
 pub fn run(global: &Global, command: NodeCommand) -> Result<u8> {
@@ -17,6 +20,9 @@ pub fn run(global: &Global, command: NodeCommand) -> Result<u8> {
         NodeCommand::Enrol { hub, code, proxy, place } => block_on(enrol(global, hub, code, proxy, place)),
         NodeCommand::Check(place) => block_on(check(global, place)),
         NodeCommand::Trust(place) => block_on(trust(global, place)),
+        NodeCommand::Doctor { vddk_libdir, nbdkit_plugin, transports } => {
+            doctor(global, vddk_libdir, nbdkit_plugin, transports)
+        }
         command => {
             let context = Context::new(global)?;
             block_on(administer(context, command))
@@ -56,7 +62,9 @@ async fn administer(context: Context, command: NodeCommand) -> Result<u8> {
                 say(format!("node {node} is revoked"));
             }
         }
-        NodeCommand::Enrol { .. } | NodeCommand::Check(_) | NodeCommand::Trust(_) => unreachable!("handled above"),
+        NodeCommand::Enrol { .. } | NodeCommand::Check(_) | NodeCommand::Trust(_) | NodeCommand::Doctor { .. } => {
+            unreachable!("handled above")
+        }
     }
     Ok(0)
 }
@@ -98,6 +106,31 @@ async fn trust(global: &Global, place: NodePlace) -> Result<u8> {
     let hub = HubAddress { trust, ..identity.hub.clone() };
     identity.change_hub(&folder, hub)?;
     check(global, place).await
+}
+
+/// Works without a hub: it may be what is to be repaired before there is one.
+fn doctor(global: &Global, libdir: Option<PathBuf>, plugin: Option<PathBuf>, transports: Option<String>) -> Result<u8> {
+    let whole = |path: Option<PathBuf>| path.map(|path| absolute(&path)).transpose();
+    let found = vsphere::examine(whole(libdir)?, whole(plugin)?, transports, &Cancel::new())?;
+    let is_well = found.iter().all(|one| one.advice.is_none());
+    if global.json {
+        let findings: Vec<_> = found
+            .iter()
+            .map(|one| {
+                let ok = one.advice.is_none();
+                serde_json::json!({ "what": one.what, "ok": ok, "found": one.told, "advice": one.advice })
+            })
+            .collect();
+        json(&serde_json::json!({ "success": is_well, "findings": findings }))?;
+    } else {
+        for one in &found {
+            line(format!("{:<8}{:<14}{}", if one.advice.is_none() { "ok" } else { "PROBLEM" }, one.what, one.told));
+            if let Some(advice) = &one.advice {
+                line(format!("{:<22}{advice}", ""));
+            }
+        }
+    }
+    Ok(u8::from(!is_well))
 }
 
 /// What the hub said is told as from any other command, with its exit code.

@@ -311,6 +311,49 @@ fn a_snapshot_of_ours_that_no_journal_knows_is_swept_and_nobody_elses() {
     assert_eq!(descriptions, theirs);
 }
 
+#[test]
+fn the_doctor_needs_no_hub_and_says_what_to_do() {
+    let lab = Lab::new();
+    let doctor = |more: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sendense"))
+            .args(["node", "doctor", "--nbdkit-plugin", path(&lab.plugin)])
+            .args(more)
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let libdir = path(&lab.libdir);
+    let (code, told) = doctor(&["--vddk-libdir", libdir]);
+    assert_eq!(code, Some(0), "{told}");
+    for what in ["nbdkit", "filters", "vddk plugin", "libvixDiskLib.so.8", "VDDK loads", "nbdssl of file:nbdssl:nbd"] {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+    let (code, told) = doctor(&["--vddk-libdir", libdir, "--transports", "nbdssl:hotadd"]);
+    assert!(code == Some(1) && told.contains("hotadd not among") && told.contains("--transports"), "{told}");
+    let (code, told) = doctor(&["--vddk-libdir", "/nonexistent", "--json"]);
+    assert_eq!(code, Some(1), "{told}");
+    let found: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let last = found["findings"].as_array().unwrap().last().unwrap().clone();
+    assert!(last["ok"] == false && field(&last, "advice").contains("VMware"), "{found:#}");
+    assert_eq!(found["success"], false);
+    let (code, told) = doctor(&["--vddk-libdir", libdir, "--transports", "pigeon"]);
+    assert!(code != Some(0) && told.contains("pigeon"), "{told}");
+
+    // VDDK 9 has a name that the plugin does not know.
+    let lib64 = lab.libdir.join("lib64");
+    std::fs::rename(lib64.join("libvixDiskLib.so.8"), lib64.join("libvixDiskLib.so.9")).unwrap();
+    let (code, told) = doctor(&["--vddk-libdir", libdir]);
+    assert!(code == Some(0) && told.contains("libvixDiskLib.so.9; the plugin gets it"), "{told}");
+    // What is no library.
+    std::fs::remove_file(lib64.join("libvixDiskLib.so.9")).unwrap();
+    std::fs::write(lib64.join("libvixDiskLib.so.8"), "no library").unwrap();
+    let (code, told) = doctor(&["--vddk-libdir", libdir]);
+    assert!(code == Some(1) && told.contains("cannot load it") && told.contains("ldd"), "{told}");
+    let left = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    let ours = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("sendense-doctor-"));
+    assert_eq!(ours.count(), 0, "its folder stays");
+}
+
 /// Kills of the hub. Each costs a start of the hub, of nbdkit and of the library.
 const ROUNDS: usize = 20;
 
