@@ -445,6 +445,8 @@ fn vm() -> Vm {
             capacity_bytes: 8 << 30,
             size_gb: 8.0,
             datastore: Some("ssd".to_owned()),
+            path: Some("[ssd] web/web.vmdk".to_owned()),
+            mode: Some("persistent".to_owned()),
             job_id: None,
             format: Some("raw".to_owned()),
             unsupported: None,
@@ -465,6 +467,9 @@ fn vm() -> Vm {
         }),
         protection_state: ProtectionState::Protected,
         change_tracking: false,
+        no_change_tracking: Some("it has snapshots".to_owned()),
+        hardware: Some("vmx-19".to_owned()),
+        snapshots: vec!["before".to_owned()],
         unsupported: None,
         missing: false,
         discovered_at: Some(at(0)),
@@ -477,60 +482,67 @@ fn a_discovery_lists_vms() {
     check(
         &DiscoveryReply::from(Discovery { source_id, vms: vec![vm()], total: 1, added: 1, missing: 0 }),
         expect![[r#"
-        {
-          "success": true,
-          "source_id": "src-1",
-          "vms": [
             {
-              "vm_context_id": "vm-1",
-              "vm_name": "web",
+              "success": true,
               "source_id": "src-1",
-              "instance_uuid": "6f1c",
-              "path": null,
-              "power_state": "on",
-              "guest_os": "Debian 12",
-              "cpu_count": 2,
-              "memory_bytes": 2147483648,
-              "disks": [
+              "vms": [
                 {
-                  "disk_id": 0,
-                  "disk_key": "disk-2000",
-                  "label": "Hard disk 1",
-                  "capacity_bytes": 8589934592,
-                  "size_gb": 8.0,
-                  "datastore": "ssd",
-                  "job_id": null,
-                  "format": "raw",
+                  "vm_context_id": "vm-1",
+                  "vm_name": "web",
+                  "source_id": "src-1",
+                  "instance_uuid": "6f1c",
+                  "path": null,
+                  "power_state": "on",
+                  "guest_os": "Debian 12",
+                  "cpu_count": 2,
+                  "memory_bytes": 2147483648,
+                  "disks": [
+                    {
+                      "disk_id": 0,
+                      "disk_key": "disk-2000",
+                      "label": "Hard disk 1",
+                      "capacity_bytes": 8589934592,
+                      "size_gb": 8.0,
+                      "datastore": "ssd",
+                      "path": "[ssd] web/web.vmdk",
+                      "mode": "persistent",
+                      "job_id": null,
+                      "format": "raw",
+                      "unsupported": null,
+                      "removed": false
+                    }
+                  ],
+                  "networks": [
+                    {
+                      "key": "nic-0",
+                      "network": "default",
+                      "mac": "52:54:00:00:00:01",
+                      "model": null
+                    }
+                  ],
+                  "last_backup": {
+                    "backup_id": "bk-2",
+                    "backup_type": "full",
+                    "status": "completed",
+                    "created_at": "2026-05-28T20:26:40Z",
+                    "completed_at": "2026-05-28T20:26:49Z"
+                  },
+                  "protection_state": "protected",
+                  "change_tracking": false,
+                  "no_change_tracking": "it has snapshots",
+                  "hardware": "vmx-19",
+                  "snapshots": [
+                    "before"
+                  ],
                   "unsupported": null,
-                  "removed": false
+                  "missing": false,
+                  "discovered_at": "2026-05-28T20:26:40Z"
                 }
               ],
-              "networks": [
-                {
-                  "key": "nic-0",
-                  "network": "default",
-                  "mac": "52:54:00:00:00:01",
-                  "model": null
-                }
-              ],
-              "last_backup": {
-                "backup_id": "bk-2",
-                "backup_type": "full",
-                "status": "completed",
-                "created_at": "2026-05-28T20:26:40Z",
-                "completed_at": "2026-05-28T20:26:49Z"
-              },
-              "protection_state": "protected",
-              "change_tracking": false,
-              "unsupported": null,
-              "missing": false,
-              "discovered_at": "2026-05-28T20:26:40Z"
-            }
-          ],
-          "total": 1,
-          "added": 1,
-          "missing": 0
-        }"#]],
+              "total": 1,
+              "added": 1,
+              "missing": 0
+            }"#]],
     );
 }
 

@@ -41,6 +41,10 @@ pub struct DiscoveredDisk {
     pub format: String,
     /// Where it lies, for people: a pool, a datastore, a folder.
     pub datastore: Option<String>,
+    /// The file there, as the source names it, where it tells one.
+    pub path: Option<String>,
+    /// How it is attached (`persistent`, `independent_persistent` …), in the source's words, where it tells that.
+    pub mode: Option<String>,
     /// Why it cannot be backed up (CD-ROM, independent, an extent outside the folder), or none.
     pub unsupported: Option<String>,
 }
@@ -64,6 +68,10 @@ pub struct DiscoveredVm {
     pub disks: Vec<DiscoveredDisk>,
     /// Its network cards.
     pub networks: Vec<Network>,
+    /// The version of its virtual hardware, where the source has such.
+    pub hardware: Option<String>,
+    /// Names of its snapshots, where the source tells them.
+    pub snapshots: Vec<String>,
     /// Whether changes are tracked, and if not, why.
     pub change_tracking: Result<(), String>,
     /// Why it cannot be backed up at all (a template), or none.

@@ -366,14 +366,23 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
         ("guest", vm.guest_os.clone().unwrap_or_default()),
         ("cpus", vm.cpu_count.map(|count| count.to_string()).unwrap_or_default()),
         ("memory", vm.memory_bytes.map(bytes).unwrap_or_default()),
-        ("tracking", if vm.change_tracking { "yes" } else { "no" }.into()),
+        ("hardware", vm.hardware.clone().unwrap_or_default()),
+        (
+            "tracking",
+            match (vm.change_tracking, &vm.no_change_tracking) {
+                (true, _) => "yes".to_owned(),
+                (false, Some(why)) => format!("no: {why}"),
+                (false, None) => "no".to_owned(),
+            },
+        ),
+        ("snapshots", vm.snapshots.join(", ")),
         (
             "last backup",
             last.map(|b| format!("{} {} {}", b.backup_id, b.status, moment(b.created_at))).unwrap_or_default(),
         ),
         ("cannot be backed up", vm.unsupported.clone().unwrap_or_default()),
     ];
-    let mut disks = Table::new(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "NOTE"], &[3]);
+    let mut disks = Table::new(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "MODE", "NOTE"], &[3]);
     for disk in &vm.disks {
         let note = if disk.removed { Some("removed".to_owned()) } else { disk.unsupported.clone() };
         disks.row([
@@ -382,7 +391,8 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
             disk.label.clone(),
             bytes(disk.capacity_bytes),
             or_dash(disk.format.as_ref()),
-            or_dash(disk.datastore.as_ref()),
+            or_dash(disk.path.as_ref().or(disk.datastore.as_ref())),
+            or_dash(disk.mode.as_ref()),
             note.unwrap_or_default(),
         ]);
     }

@@ -60,6 +60,15 @@ pub struct Vm {
     pub protection_state: ProtectionState,
     /// True when its source tells which blocks changed.
     pub change_tracking: bool,
+    /// Why it does not; null when it does.
+    #[serde(default)]
+    pub no_change_tracking: Option<String>,
+    /// The version of its virtual hardware, where its source has such: `vmx-19`.
+    #[serde(default)]
+    pub hardware: Option<String>,
+    /// Names of its snapshots when it was last seen, where its source tells them.
+    #[serde(default)]
+    pub snapshots: Vec<String>,
     /// Why it cannot be backed up; null when it can.
     pub unsupported: Option<String>,
     /// True when the last discovery of its source did not find it.
@@ -86,6 +95,12 @@ pub struct VmDisk {
     pub size_gb: f64,
     /// Where it lies, for people.
     pub datastore: Option<String>,
+    /// Its file there, where its source tells it: `[datastore1] web/web.vmdk`.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// How it is attached, in the words of its source, where it tells that: `persistent`, `independent_persistent` …
+    #[serde(default)]
+    pub mode: Option<String>,
     /// The job that works on it now.
     pub job_id: Option<String>,
     /// Format of its backing, as declared by the source.

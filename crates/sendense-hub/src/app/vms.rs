@@ -5,13 +5,16 @@ use crate::core::Core;
 use crate::fault::{OrProblem, Result};
 use sendense_api::{Page, ProtectionState, Vm, VmFilter};
 use sendense_catalog as catalog;
-use sendense_source::model::{DiscoveredVm, Network};
+use sendense_source::model::{DiscoveredDisk, DiscoveredVm, Network};
 use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Ids named when a name is ambiguous: enough to choose from, short enough to read.
 const IDS_NAMED_MAX: usize = 20;
+
+/// Names of snapshots that are kept of a machine; vSphere itself bears 32 in a chain.
+const SNAPSHOTS_KEPT_MAX: usize = 100;
 
 /// What a source told of a machine beyond the catalog's own columns.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,9 +26,21 @@ pub(crate) struct Facts {
     pub networks: Vec<Network>,
     pub change_tracking: bool,
     pub no_change_tracking: Option<String>,
+    pub hardware: Option<String>,
+    pub snapshots: Vec<String>,
     pub unsupported: Option<String>,
     /// Why disks cannot be backed up, by key.
     pub unsupported_disks: BTreeMap<String, String>,
+    /// Where disks lie and how they are attached, by key.
+    pub attached: BTreeMap<String, Attached>,
+}
+
+/// What a source told of a disk beyond the catalog's own columns.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Attached {
+    pub path: Option<String>,
+    pub mode: Option<String>,
 }
 
 impl Facts {
@@ -43,6 +58,8 @@ pub(crate) fn discovered(kind: SourceKind, vm: &DiscoveredVm) -> Result<catalog:
     };
     let unsupported_disks =
         vm.disks.iter().filter_map(|disk| Some((disk.key.clone(), disk.unsupported.clone()?))).collect();
+    let attached = |disk: &DiscoveredDisk| Attached { path: disk.path.clone(), mode: disk.mode.clone() };
+    let attached = vm.disks.iter().map(|disk| (disk.key.clone(), attached(disk)));
     let facts = Facts {
         guest_os: vm.guest_os.clone(),
         cpu_count: vm.cpu_count,
@@ -50,8 +67,11 @@ pub(crate) fn discovered(kind: SourceKind, vm: &DiscoveredVm) -> Result<catalog:
         networks: vm.networks.clone(),
         change_tracking,
         no_change_tracking,
+        hardware: vm.hardware.clone(),
+        snapshots: vm.snapshots.iter().take(SNAPSHOTS_KEPT_MAX).cloned().collect(),
         unsupported: vm.unsupported.clone(),
         unsupported_disks,
+        attached: attached.filter(|(_, disk)| *disk != Attached::default()).collect(),
     };
     let facts = serde_json::to_value(facts)
         .map_err(|error| crate::fault::internal("facts of a machine cannot be written", error.to_string()))?;

@@ -160,12 +160,15 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
     let facts = Facts::read(&row.facts);
     let disks = row.disks.into_iter().map(|disk| {
         let unsupported = facts.unsupported_disks.get(&disk.disk_key).cloned();
+        let attached = facts.attached.get(&disk.disk_key).cloned().unwrap_or_default();
         dto::VmDisk {
             disk_id: disk.disk_id,
             label: disk.label,
             capacity_bytes: disk.capacity_bytes,
             size_gb: disk.capacity_bytes as f64 / (1_u64 << 30) as f64,
             datastore: disk.datastore,
+            path: attached.path,
+            mode: attached.mode,
             job_id: disk.job_id,
             format: disk.format,
             unsupported: unsupported.filter(|_| disk.present),
@@ -199,6 +202,9 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
         }),
         protection_state: newest.protection(),
         change_tracking: facts.change_tracking,
+        no_change_tracking: facts.no_change_tracking,
+        hardware: facts.hardware,
+        snapshots: facts.snapshots,
         unsupported: facts.unsupported,
         discovered_at: row.last_seen_at,
     }

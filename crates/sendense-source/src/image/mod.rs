@@ -98,6 +98,8 @@ impl ImageFolder {
             capacity: disk.found.as_ref().map_or(ByteLen(0), |glance| glance.capacity),
             format: disk.format.word().into(),
             datastore: disk.path.parent().map(|folder| folder.display().to_string()),
+            path: None,
+            mode: None,
             unsupported: disk.found.err().map(|error| sendense_block::error::chain(&error)),
         });
         DiscoveredVm {
@@ -108,6 +110,8 @@ impl ImageFolder {
             memory_bytes: None,
             disks: disks.collect(),
             networks: Vec::new(),
+            hardware: None,
+            snapshots: Vec::new(),
             change_tracking: Err(NO_TRACKING.into()),
             unsupported: machine.unsupported,
             vm: machine.vm,

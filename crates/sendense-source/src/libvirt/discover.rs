@@ -112,6 +112,8 @@ fn undescribed(uuid: &str, error: &Error) -> DiscoveredVm {
         memory_bytes: None,
         disks: Vec::new(),
         networks: Vec::new(),
+        hardware: None,
+        snapshots: Vec::new(),
         change_tracking: Err(reason.clone()),
         unsupported: Some(reason),
     }
@@ -148,6 +150,8 @@ pub(super) fn describe(found: &Found) -> DiscoveredVm {
             .then(|| "it has no disk that can be read".into()),
         disks,
         networks: domain.networks.clone(),
+        hardware: None,
+        snapshots: Vec::new(),
         change_tracking: if untracked.is_empty() { Ok(()) } else { Err(untracked.join("; ")) },
     }
 }
@@ -165,6 +169,8 @@ fn describe_disk(found: &Found, disk: &Disk) -> DiscoveredDisk {
         capacity: capacity.unwrap_or_default(),
         format: disk.format().to_owned(),
         datastore: disk.top().datastore(),
+        path: None,
+        mode: None,
         unsupported,
     }
 }

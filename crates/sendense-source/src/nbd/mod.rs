@@ -204,6 +204,8 @@ impl NbdServer {
             capacity: export.size.as_ref().copied().unwrap_or_default(),
             format: "raw".into(),
             datastore: Some(self.place()),
+            path: None,
+            mode: None,
             unsupported: export.size.as_ref().err().cloned(),
         };
         DiscoveredVm {
@@ -215,6 +217,8 @@ impl NbdServer {
             memory_bytes: None,
             disks: vec![disk],
             networks: Vec::new(),
+            hardware: None,
+            snapshots: Vec::new(),
             change_tracking: self.policy.choose(&export.bitmaps).map(drop),
             unsupported: None,
         }

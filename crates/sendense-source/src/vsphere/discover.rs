@@ -72,6 +72,8 @@ fn describe(machine: &Machine, path: Option<String>, groups: &BTreeMap<String, S
         memory_bytes: machine.memory_mb.and_then(|mb| mb.checked_mul(1 << 20)),
         disks,
         networks: devices.cards.iter().map(|card| describe_card(card, groups)).collect(),
+        hardware: machine.hardware_version.map(|version| format!("vmx-{version:02}")),
+        snapshots: machine.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
         change_tracking: tracking(machine),
         unsupported,
     })
@@ -155,6 +157,8 @@ fn describe_disk(devices: &Devices, disk: &Disk) -> DiscoveredDisk {
         capacity: ByteLen(disk.capacity_bytes),
         format: "vmdk".into(),
         datastore: disk.backing.datastore().map(str::to_owned),
+        path: disk.backing.file_name.clone(),
+        mode: disk.backing.mode.clone(),
         unsupported: disk_unsupported(devices, disk),
     }
 }
@@ -166,5 +170,52 @@ fn describe_card(card: &Card, groups: &BTreeMap<String, String>) -> Network {
         network: groups.get(&named).cloned().unwrap_or(named),
         mac: card.mac.clone(),
         model: Some(card.kind.strip_prefix("Virtual").unwrap_or(&card.kind).to_lowercase()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_vsphere::device::Backing;
+
+    #[test]
+    fn disks_that_snapshots_leave_out_are_shown_with_the_reason() {
+        let good = Backing {
+            kind: "VirtualDiskFlatVer2BackingInfo".into(),
+            file_name: Some("[ds] web/web.vmdk".into()),
+            uuid: Some("6000C29f".into()),
+            mode: Some("persistent".into()),
+            ..Backing::default()
+        };
+        let told = |change: &dyn Fn(&mut Backing)| {
+            let mut disk = Disk {
+                key: 2000,
+                label: "Hard disk 1".into(),
+                capacity_bytes: 1 << 20,
+                controller_key: Some(1000),
+                unit_number: Some(0),
+                backing: good.clone(),
+            };
+            change(&mut disk.backing);
+            let told = describe_disk(&Devices::default(), &disk);
+            assert_eq!((&told.path, &told.mode), (&disk.backing.file_name, &disk.backing.mode));
+            told.unsupported
+        };
+        assert_eq!(told(&|_| {}), None);
+        for (change, reason) in [
+            (
+                &(|disk: &mut Backing| disk.mode = Some("independent_persistent".into())) as &dyn Fn(&mut _),
+                "independent",
+            ),
+            (&|disk: &mut Backing| disk.mode = Some("independent_nonpersistent".into()), "independent"),
+            (&|disk: &mut Backing| disk.compatibility_mode = Some("physicalMode".into()), "physical mode"),
+            (&|disk: &mut Backing| disk.sharing = Some("sharingMultiWriter".into()), "several machines"),
+            (&|disk: &mut Backing| disk.uuid = None, "no uuid"),
+            (&|disk: &mut Backing| disk.file_name = None, "where it lies"),
+        ] {
+            let found = told(change).unwrap();
+            assert!(found.contains(reason), "{found}");
+        }
+        assert_eq!(told(&|disk: &mut Backing| disk.compatibility_mode = Some("virtualMode".into())), None);
     }
 }

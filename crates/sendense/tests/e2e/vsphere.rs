@@ -77,6 +77,17 @@ fn a_vcenter_is_added_backed_up_and_restored_from() {
     let vm = hub.json(&["vm", "show", "web"]);
     let disk = &vm["vm"]["disks"][0];
     assert_eq!((field(disk, "label"), &disk["capacity_bytes"]), ("Hard disk 1", &(16 * MIB).into()), "{vm:#}");
+    assert_eq!((field(disk, "path"), field(disk, "mode")), ("[LocalDS_0] web/web.vmdk", "persistent"), "{vm:#}");
+    assert_eq!((field(&vm["vm"], "hardware"), &vm["vm"]["snapshots"]), ("vmx-13", &serde_json::json!([])));
+    let theirs = machine.vim.create_snapshot(&machine.guest.machine, "before", "", false, &Cancel::new()).unwrap();
+    hub.ok(&["source", "discover", "vc"]);
+    let shown = hub.ok(&["vm", "show", "web"]);
+    for told in
+        ["vmx-13", "before", "no: change tracking is off, and must not", "[LocalDS_0] web/web.vmdk", "persistent"]
+    {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    machine.vim.remove_snapshot(&theirs, &Cancel::new()).unwrap();
 
     let full = hub.backup("web", &[]);
     assert_eq!((field(&full, "backup_type"), field(&full, "consistency")), ("full", "crash"), "{full:#}");
