@@ -18,9 +18,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// A share that does not answer for so long is away. NFS retries for minutes; nobody is to wait for that.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Threads that ask one repository at once whether it is there, how much room it has, and for its lease. A share that hangs
+/// keeps each of them until the kernel lets it go, and it is asked four times a minute: without a bound it would take all of
+/// tokio's 512 within hours.
+const ASKING_MAX: usize = 8;
 /// Four times in a lease, and at least so often, leases are renewed and what is away is tried again.
 const KEEP_PERIOD_MAX: Duration = Duration::from_secs(15);
 
@@ -45,11 +50,42 @@ pub(crate) struct Repositories {
 
 #[derive(Default)]
 struct Slot {
+    asking: Asking,
     /// Held while the repository is being opened, so that it is opened once.
     opening: tokio::sync::Mutex<()>,
     /// Held while what the dead left in the repository is put in order, so that this is done once at a time.
     recovering: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+}
+
+/// The right of a thread to ask the file system of a repository; whoever finds none waits without a thread.
+#[derive(Clone)]
+struct Asking(Arc<Semaphore>);
+
+impl Default for Asking {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ASKING_MAX)))
+    }
+}
+
+impl Asking {
+    /// Asks on a thread of its own; none when there was no answer in this time. The thread stays behind until the kernel lets it
+    /// go, and keeps its right so long.
+    async fn ask<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        question: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<Result<T>> {
+        let asked = async {
+            let right = self.0.clone().acquire_owned().await;
+            blocking(move || {
+                let _right = right;
+                question()
+            })
+            .await
+        };
+        tokio::time::timeout(timeout, asked).await.ok()
+    }
 }
 
 #[derive(Default)]
@@ -181,7 +217,8 @@ impl Repositories {
     /// The room of a repository.
     pub async fn storage(&self, core: &Core, row: &catalog::Repository) -> Result<Storage> {
         let repository = self.get(core, row).await?;
-        let asked = blocking(move || {
+        let asking = self.slot(&row.repository_id).asking.clone();
+        let asked = asking.ask(OPEN_TIMEOUT, move || {
             let storage = repository.storage()?;
             let mount_point = mount_point(repository.root()).display().to_string();
             Ok::<_, sendense_repo::Error>(Storage {
@@ -191,7 +228,7 @@ impl Repositories {
                 mount_point,
             })
         });
-        let storage = within(&row.name, asked).await?.or_problem()?;
+        let storage = asked.await.unwrap_or_else(|| Err(does_not_answer(&row.name)))?.or_problem()?;
         self.slot(&row.repository_id).state.lock().storage = Some((row.name.to_string(), storage.clone()));
         Ok(storage)
     }
@@ -276,10 +313,10 @@ async fn look_for_more(core: &Arc<Core>) {
 
 async fn renew(core: &Core, id: RepositoryId, repository: Repository) {
     let now = core.now();
-    let renewed = tokio::time::timeout(OPEN_TIMEOUT, blocking(move || repository.renew(now))).await;
-    match renewed {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) if error.kind == Kind::Fenced => {
+    let asking = core.repositories.slot(&id).asking.clone();
+    match asking.ask(OPEN_TIMEOUT, move || repository.renew(now)).await {
+        Some(Ok(Ok(()))) => {}
+        Some(Ok(Err(error))) if error.kind == Kind::Fenced => {
             tracing::error!(repository_id = %id, error = %error, "another hub took the repository");
             core.repositories.lose(&id, crate::fault::of_repo(&error), now);
             // Work in it could publish nothing any more; the check before each publication would refuse it.
@@ -287,9 +324,9 @@ async fn renew(core: &Core, id: RepositoryId, repository: Repository) {
                 handle.stop(Stop::RepositoryLost);
             }
         }
-        Ok(Ok(Err(error))) => tracing::warn!(repository_id = %id, error = %error, "renew the lease on a repository"),
-        Ok(Err(problem)) => tracing::warn!(repository_id = %id, error = %problem.message, "renew the lease"),
-        Err(_) => tracing::warn!(repository_id = %id, "the repository does not answer"),
+        Some(Ok(Err(error))) => tracing::warn!(repository_id = %id, error = %error, "renew the lease on a repository"),
+        Some(Err(problem)) => tracing::warn!(repository_id = %id, error = %problem.message, "renew the lease"),
+        None => tracing::warn!(repository_id = %id, "the repository does not answer"),
     }
 }
 
@@ -325,8 +362,9 @@ async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Ado
         create,
     };
     let now = core.now();
-    let opened = blocking(move || Repository::open(&path, options, now));
-    within(&row.name, opened).await?.map_err(|error| match error.kind {
+    let asking = core.repositories.slot(&row.repository_id).asking.clone();
+    let opened = asking.ask(OPEN_TIMEOUT, move || Repository::open(&path, options, now)).await;
+    opened.unwrap_or_else(|| Err(does_not_answer(&row.name)))?.map_err(|error| match error.kind {
         Kind::NotFound => is_not_there(sendense_block::error::chain(&error)),
         _ => crate::fault::of_repo(&error),
     })
@@ -344,12 +382,16 @@ pub(crate) fn path_of(row: &catalog::Repository) -> Result<PathBuf> {
 pub(crate) async fn within<T>(name: &sendense_types::Name, asked: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(OPEN_TIMEOUT, asked).await {
         Ok(answer) => answer,
-        Err(_) => Err(Problem::new(
-            ProblemCode::RepositoryUnavailable,
-            format!("repository {name} does not answer"),
-            format!("no answer within {} s", OPEN_TIMEOUT.as_secs()),
-        )),
+        Err(_) => Err(does_not_answer(name)),
     }
+}
+
+fn does_not_answer(name: &sendense_types::Name) -> Problem {
+    Problem::new(
+        ProblemCode::RepositoryUnavailable,
+        format!("repository {name} does not answer"),
+        format!("no answer within {} s", OPEN_TIMEOUT.as_secs()),
+    )
 }
 
 /// Where the file system of a folder is mounted: the highest folder above it on the same device.
@@ -359,4 +401,32 @@ fn mount_point(path: &Path) -> PathBuf {
     let own = device(path);
     let above = path.ancestors().take_while(|ancestor| device(ancestor) == own).last();
     above.unwrap_or(path).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn a_share_that_hangs_keeps_no_more_than_its_threads() {
+        let (asking, asked) = (Asking::default(), Arc::new(AtomicUsize::new(0)));
+        let mut hanging = Vec::new();
+        for _ in 0..2 * ASKING_MAX {
+            let (let_go, hangs) = mpsc::channel::<()>();
+            let asked = asked.clone();
+            let answer = asking.ask(Duration::from_millis(20), move || {
+                asked.fetch_add(1, Ordering::SeqCst);
+                let _ = hangs.recv();
+            });
+            assert!(answer.await.is_none());
+            hanging.push(let_go);
+        }
+        assert!(asked.load(Ordering::SeqCst) <= ASKING_MAX);
+        // The kernel lets them go.
+        drop(hanging);
+        let answer = asking.ask(Duration::from_secs(60), || 7).await;
+        assert_eq!(answer.map(Result::unwrap), Some(7));
+    }
 }
