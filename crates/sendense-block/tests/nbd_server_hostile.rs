@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SIZE: u64 = 4 << 20;
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_secs(1);
 
 fn house(change: impl FnOnce(&mut Options)) -> (House, ExportGuard) {
     let house = House::new(change);

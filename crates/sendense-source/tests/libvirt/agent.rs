@@ -36,7 +36,7 @@ fn a_guest_with_an_agent_is_frozen_for_the_moment() {
     assert_eq!(journal.open().len(), 1, "the guest's entry is closed, the job's is not");
     frozen.release().unwrap();
     assert_eq!(journal.open(), []);
-    assert!(agent.frozen_for().unwrap() < Duration::from_secs(9));
+    assert!(agent.frozen_for().unwrap() < Duration::from_secs(60));
     // Nobody thaws a second time later.
     assert_eq!(agent.events().len(), 2);
 }
