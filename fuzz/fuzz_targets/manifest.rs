@@ -1,13 +1,14 @@
-//! What a repository folder may hold as text: manifest, owner record, intent.
+//! What a repository folder may hold as text: manifest, owner record, intents.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use sendense_fuzz::manifest::{sealed, seeds};
-use sendense_repo::{draft, manifest, owner};
+use sendense_repo::{draft, manifest, merge, owner};
 
 fuzz_target!(init: sendense_fuzz::write_seeds(seeds), |bytes: &[u8]| {
     let _ = manifest::parse(bytes);
     let _ = owner::parse(bytes);
     let _ = draft::parse_intent(bytes);
+    let _ = merge::parse_intent(bytes);
     if let Some(bytes) = sealed(bytes)
         && let Ok(read) = manifest::parse(&bytes)
     {

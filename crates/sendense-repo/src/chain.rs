@@ -20,7 +20,7 @@ use sendense_block::{
 use sendense_qcow2::{Chain, Image};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The longest chain that is read or grown. 256 files are open at once for one disk of a restore, a quarter of the usual
@@ -141,10 +141,14 @@ impl Repository {
 
     /// Opens an image and checks that it is the one its manifest tells of.
     pub(crate) fn open_image(&self, vm: &VmContextId, link: &Link) -> Result<Image> {
-        let path = layout::image(vm, link.disk.disk_id, &link.backup_id);
-        let file = self.open_file(&path, link.disk.image.file_bytes)?;
-        let parent = link.disk.parent_backup_id.as_ref().map(layout::image_name);
-        image_of(file, &path, link.disk.image_capacity(), parent.as_deref())
+        self.open_image_at(&layout::image(vm, link.disk.disk_id, &link.backup_id), &link.disk)
+    }
+
+    /// The same for an image that may not have its final name yet.
+    pub(crate) fn open_image_at(&self, path: &Path, disk: &Disk) -> Result<Image> {
+        let file = self.open_file(path, disk.image.file_bytes)?;
+        let parent = disk.parent_backup_id.as_ref().map(layout::image_name);
+        image_of(file, path, disk.image_capacity(), parent.as_deref())
     }
 
     /// Opens a file of the repository that must have this length.
@@ -166,15 +170,19 @@ impl Repository {
     }
 
     pub(crate) fn open_digest_file(&self, vm: &VmContextId, link: &Link) -> Result<Layer> {
-        let path = layout::digests(vm, link.disk.disk_id, &link.backup_id);
-        let file = self.open_file(&path, link.disk.digests.file_bytes)?;
+        self.open_digest_file_at(layout::digests(vm, link.disk.disk_id, &link.backup_id), &link.disk)
+    }
+
+    /// The same for a file that may not have its final name yet.
+    pub(crate) fn open_digest_file_at(&self, path: PathBuf, disk: &Disk) -> Result<Layer> {
+        let file = self.open_file(&path, disk.digests.file_bytes)?;
         // A later version is not damage.
         let corrupt = |error: Error| match error.kind {
             Kind::Invalid => Error::corrupt(&path, None, format!("open {}", path.display())).caused_by(error),
             _ => error.within(format!("open {}", path.display())),
         };
-        let digests = DigestFile::open(Box::new(file), Some(link.disk.digests.root.0)).map_err(corrupt)?;
-        if digests.blocks() != block::block_count(link.disk.capacity()) {
+        let digests = DigestFile::open(Box::new(file), Some(disk.digests.root.0)).map_err(corrupt)?;
+        if digests.blocks() != block::block_count(disk.capacity()) {
             return Err(corrupt(Error::invalid("it is of a disk of another size")));
         }
         Ok(Layer { path, digests })

@@ -8,6 +8,7 @@
 //! <repository>/<vm_context_id>/disk-<n>/<backup_id>.digests block digests
 //! <repository>/<vm_context_id>/.draft-<backup_id>/          a point that is being written
 //! <repository>/<vm_context_id>/.delete-<backup_id>/         a point that is being deleted
+//! <repository>/<vm_context_id>/.merge-<backup_id>/          a point that takes over what the one below it held
 //! ```
 //!
 //! Paths are made from ids only, and an id is always one harmless path component; so is what is read back by the `parse_`
@@ -21,13 +22,14 @@ use std::path::PathBuf;
 pub const OWNER_FILE: &str = ".sendense-repository.json";
 /// Locked (flock) while the owner record is read and written; empty.
 pub const OWNER_LOCK_FILE: &str = ".sendense-repository.lock";
-/// In a draft's or a deletion's folder: what is moved or removed.
+/// In a draft's, a deletion's or a merge's folder: what is moved or removed.
 pub const INTENT_FILE: &str = "intent.json";
-/// In a draft's or a deletion's folder: the manifest before publication, or after it was taken back.
+/// In a draft's, a deletion's or a merge's folder: the manifest before publication, or after it was taken back.
 pub const MANIFEST_IN_FOLDER: &str = "manifest.json";
 
 const DRAFT_PREFIX: &str = ".draft-";
 const DELETE_PREFIX: &str = ".delete-";
+const MERGE_PREFIX: &str = ".merge-";
 const DISK_PREFIX: &str = "disk-";
 const MANIFEST_SUFFIX: &str = ".json";
 const HOLD_SUFFIX: &str = ".hold";
@@ -96,12 +98,17 @@ pub fn delete_dir(vm: &VmContextId, backup: &BackupId) -> PathBuf {
     vm_dir(vm).join(format!("{DELETE_PREFIX}{backup}"))
 }
 
-/// The name of a disk's image in a draft's folder.
+/// The folder in which a point takes over what the one below it held.
+pub fn merge_dir(vm: &VmContextId, successor: &BackupId) -> PathBuf {
+    vm_dir(vm).join(format!("{MERGE_PREFIX}{successor}"))
+}
+
+/// The name of a disk's image in a draft's or a merge's folder.
 pub fn draft_image_name(disk: DiskNumber) -> String {
     format!("{DISK_PREFIX}{disk}{IMAGE_SUFFIX}")
 }
 
-/// The name of a disk's digests in a draft's folder.
+/// The name of a disk's digests in a draft's or a merge's folder.
 pub fn draft_digests_name(disk: DiskNumber) -> String {
     format!("{DISK_PREFIX}{disk}{DIGESTS_SUFFIX}")
 }
@@ -121,6 +128,8 @@ pub enum VmEntry {
     Draft(BackupId),
     /// `.delete-<backup_id>`
     Delete(BackupId),
+    /// `.merge-<backup_id>`
+    Merge(BackupId),
     /// Not ours.
     Stranger,
 }
@@ -133,6 +142,9 @@ pub fn parse_vm_entry(name: &OsStr) -> VmEntry {
     }
     if let Some(id) = name.strip_prefix(DELETE_PREFIX) {
         return id.parse().map_or(VmEntry::Stranger, VmEntry::Delete);
+    }
+    if let Some(id) = name.strip_prefix(MERGE_PREFIX) {
+        return id.parse().map_or(VmEntry::Stranger, VmEntry::Merge);
     }
     if let Some(id) = name.strip_suffix(MANIFEST_SUFFIX) {
         return id.parse().map_or(VmEntry::Stranger, VmEntry::Manifest);
@@ -172,6 +184,7 @@ mod tests {
         assert_eq!(parse_vm_entry(&name(hold_half(&vm, &id))), VmEntry::HoldHalf(id.clone()));
         assert_eq!(parse_vm_entry(&name(draft_dir(&vm, &id))), VmEntry::Draft(id.clone()));
         assert_eq!(parse_vm_entry(&name(delete_dir(&vm, &id))), VmEntry::Delete(id.clone()));
+        assert_eq!(parse_vm_entry(&name(merge_dir(&vm, &id))), VmEntry::Merge(id.clone()));
         assert_eq!(parse_vm_entry(&name(disk_dir(&vm, DiskNumber(7)))), VmEntry::Disk(DiskNumber(7)));
         for path in [image(&vm, DiskNumber(0), &id), digests(&vm, DiskNumber(0), &id)] {
             assert_eq!(parse_disk_entry(&name(path)), Some(id.clone()));

@@ -8,6 +8,7 @@ use crate::draft::undo;
 use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::Operation;
+use crate::merge;
 use crate::repository::Repository;
 use crate::{crashsafe, owner};
 use sendense_types::{BackupId, Timestamp, VmContextId};
@@ -31,6 +32,8 @@ pub struct Report {
     pub live: Vec<(VmContextId, BackupId)>,
     /// Deletions that were finished.
     pub deleted: Vec<(VmContextId, BackupId)>,
+    /// Points that took over what the one below them held: their parents, types and sizes changed, and the other point is gone.
+    pub merged: Vec<(VmContextId, BackupId)>,
     /// Published points that the catalog does not know: to be adopted.
     pub unknown: Vec<(VmContextId, BackupId)>,
     /// Files and folders that no manifest names, relative to the repository. A person must look.
@@ -76,6 +79,7 @@ impl Repository {
             let done = match &entry {
                 VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
                 VmEntry::Delete(id) => self.recover_delete(vm, id, report),
+                VmEntry::Merge(id) => self.recover_merge(vm, id, report),
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -96,7 +100,7 @@ impl Repository {
                 VmEntry::Disk(number) => disks.push((path, number)),
                 // The next change of the hold, or the deletion of the point, removes one that is half written.
                 VmEntry::Hold(id) | VmEntry::HoldHalf(id) => holds.push((path, id)),
-                VmEntry::Draft(_) | VmEntry::Delete(_) => {}
+                VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) => {}
                 VmEntry::Stranger => report.strangers.push(path),
             }
         }
@@ -149,6 +153,19 @@ impl Repository {
         };
         if delete::finish(self, vm, id)? == delete::Finished::Deleted {
             report.deleted.push((vm.clone(), id.clone()));
+        }
+        Ok(())
+    }
+
+    fn recover_merge(&self, vm: &VmContextId, id: &BackupId, report: &mut Report) -> Result<()> {
+        let _guard = match self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover") {
+            Ok(guard) => guard,
+            // It is being prepared at this moment.
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if merge::finish(self, vm, id)? == merge::Finished::Merged {
+            report.merged.push((vm.clone(), id.clone()));
         }
         Ok(())
     }

@@ -191,9 +191,10 @@ impl Repository {
             .map(|(name, kind)| {
                 let entry = match (layout::parse_vm_entry(&name), kind) {
                     (entry @ (VmEntry::Manifest(_) | VmEntry::Hold(_) | VmEntry::HoldHalf(_)), Kindred::File)
-                    | (entry @ (VmEntry::Disk(_) | VmEntry::Draft(_) | VmEntry::Delete(_)), Kindred::Directory) => {
-                        entry
-                    }
+                    | (
+                        entry @ (VmEntry::Disk(_) | VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_)),
+                        Kindred::Directory,
+                    ) => entry,
                     _ => VmEntry::Stranger,
                 };
                 (dir.join(name), entry, kind)

@@ -36,6 +36,8 @@ pub trait Fs: Send + Sync {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file another name, in the place of what had it.
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name that must not exist; false where the file system knows no second names.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<bool>;
     /// Removes a file's name.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.
@@ -89,6 +91,15 @@ impl Fs for System {
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<bool> {
+        match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            // FUSE file systems, exFAT, some network file systems; and where a file may have no more names.
+            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -163,6 +174,16 @@ fn sync_parent(fs: &dyn Fs, path: &Path) -> Result<()> {
 /// Gives a file a name that must not exist. Not durable before both directories are synced.
 pub(crate) fn rename_new(fs: &dyn Fs, from: &Path, to: &Path) -> Result<()> {
     fs.rename_new(from, to).map_err(|error| failed(&format!("move {} to", from.display()), to, error))
+}
+
+/// Gives a file a name in the place of what had it. Not durable before both directories are synced.
+pub(crate) fn rename_over(fs: &dyn Fs, from: &Path, to: &Path) -> Result<()> {
+    fs.rename_over(from, to).map_err(|error| failed(&format!("move {} over", from.display()), to, error))
+}
+
+/// Gives a file a second name that must not exist; false where the file system knows no second names.
+pub(crate) fn link(fs: &dyn Fs, from: &Path, to: &Path) -> Result<bool> {
+    fs.link(from, to).map_err(|error| failed(&format!("link {} to", from.display()), to, error))
 }
 
 /// Removes a name; true when it was there. Removing what is gone is not an error, so that a step can be done twice.

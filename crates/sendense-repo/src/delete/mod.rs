@@ -15,7 +15,7 @@ mod plan;
 mod steps;
 
 pub use plan::{DeletePlan, Extent, PlannedPoint, plan};
-pub(crate) use steps::{Finished, finish};
+pub(crate) use steps::{Finished, delete, finish};
 
 use crate::error::{Error, Kind, Result};
 use crate::lock::Operation;
@@ -58,7 +58,7 @@ impl Repository {
         }
         for point in &plan.points {
             self.ownership()?.check(now)?;
-            steps::delete(self, &plan.vm_context_id, point)
+            delete(self, &plan.vm_context_id, point)
                 .map_err(|error| error.within(format!("delete {}", point.backup_id)))?;
         }
         Ok(())

@@ -21,7 +21,7 @@ pub(crate) enum Finished {
     NotBegun,
 }
 
-pub(super) fn delete(repository: &Repository, vm: &VmContextId, point: &PlannedPoint) -> Result<()> {
+pub(crate) fn delete(repository: &Repository, vm: &VmContextId, point: &PlannedPoint) -> Result<()> {
     let (fs, dir) = (repository.fs(), repository.at(layout::delete_dir(vm, &point.backup_id)));
     let published = repository.at(layout::manifest(vm, &point.backup_id));
     if there(&published)? {

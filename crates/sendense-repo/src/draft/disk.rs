@@ -54,7 +54,7 @@ pub struct DiskDraft {
 
 /// A disk whose files are complete.
 #[derive(Debug, Clone)]
-pub(super) struct SealedDisk {
+pub(crate) struct SealedDisk {
     pub spec: DiskSpec,
     pub image: Image,
     pub digests: Digests,
@@ -62,15 +62,26 @@ pub(super) struct SealedDisk {
 
 impl DiskDraft {
     pub(super) fn begin(core: &Core, spec: DiskSpec) -> Result<Self> {
-        let repository = core.repository.clone();
-        if spec.capacity.0 > crate::manifest::CAPACITY_BYTES_MAX {
-            return Err(Error::new(Kind::Unsupported, format!("a disk of {}", spec.capacity)));
-        }
         let parent = match &spec.parent {
             None => None,
             Some(parent) => Some(Arc::new(open_parent(core, parent, &spec)?)),
         };
-        let dir = core.dir();
+        let (repository, backup_id) = (core.repository.clone(), core.backup_id.clone());
+        Self::begin_in(repository, backup_id, core.dir(), core.reservation.clone(), spec, parent)
+    }
+
+    /// Begins a disk of a point in any folder of that point's VM; what it may stand on is the caller's to know.
+    pub(crate) fn begin_in(
+        repository: Repository,
+        backup_id: BackupId,
+        dir: PathBuf,
+        reservation: Arc<Reservation>,
+        spec: DiskSpec,
+        parent: Option<Arc<ChainDigests>>,
+    ) -> Result<Self> {
+        if spec.capacity.0 > crate::manifest::CAPACITY_BYTES_MAX {
+            return Err(Error::new(Kind::Unsupported, format!("a disk of {}", spec.capacity)));
+        }
         let create = |name: String| crashsafe::create_file(repository.fs(), &dir.join(name));
         let image = create(layout::draft_image_name(spec.number))?;
         let [tables, digests] = SCRATCH_SUFFIXES.map(|suffix| create(scratch_name(spec.number, suffix)));
@@ -84,7 +95,7 @@ impl DiskDraft {
         let spill = Spill::new(digests?, block::block_count(spec.capacity))?;
         Ok(Self {
             repository,
-            backup_id: core.backup_id.clone(),
+            backup_id,
             spec,
             dir,
             writer,
@@ -92,7 +103,7 @@ impl DiskDraft {
             tally,
             spill,
             parent,
-            reservation: core.reservation.clone(),
+            reservation,
             failed: AtomicBool::new(false),
             sealed: Mutex::new(false),
         })
@@ -131,7 +142,7 @@ impl DiskDraft {
         self.spill.put(batch).inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
     }
 
-    pub(super) fn seal(&self) -> Result<SealedDisk> {
+    pub(crate) fn seal(&self) -> Result<SealedDisk> {
         let context = format!("disk {}", self.spec.number);
         let mut sealed = self.sealed.lock();
         if std::mem::replace(&mut *sealed, true) || self.failed.load(Ordering::SeqCst) {

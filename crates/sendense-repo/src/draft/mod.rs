@@ -18,6 +18,7 @@ pub(crate) mod intent;
 mod publish;
 pub(crate) mod undo;
 
+pub(crate) use disk::SealedDisk;
 pub use disk::{DiskDraft, DiskSpec};
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
@@ -31,7 +32,6 @@ use crate::layout;
 use crate::lock::{ChainGuard, Operation};
 use crate::manifest::Manifest;
 use crate::repository::Repository;
-use disk::SealedDisk;
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

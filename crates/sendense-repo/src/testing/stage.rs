@@ -59,6 +59,8 @@ pub enum Renames {
     AtOnce,
     /// By a second name whose first is then removed, as on NFS.
     ByLink,
+    /// In one step, and no file can have a second name.
+    NoLinks,
 }
 
 /// The file system.
@@ -102,7 +104,7 @@ impl Fs for Stage {
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        if self.renames == Renames::AtOnce {
+        if self.renames != Renames::ByLink {
             return play(&*self.script, Act::Rename(from, to), || System.rename_new(from, to));
         }
         let link = || Ok(rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty())?);
@@ -112,6 +114,13 @@ impl Fs for Stage {
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
         play(&*self.script, Act::Rename(from, to), || System.rename_over(from, to))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<bool> {
+        match self.renames {
+            Renames::NoLinks => Ok(false),
+            Renames::AtOnce | Renames::ByLink => play(&*self.script, Act::Link(from, to), || System.link(from, to)),
+        }
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@ use crate::draft::{DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts};
 use crate::error::Result;
 use crate::layout;
 use crate::manifest::{Manifest, Vm};
+use crate::merge;
 use crate::recover::{Catalog, Report};
 use crate::repository::{Create, Options, Repository};
 use crate::verify::{self, Depth};
@@ -195,6 +196,13 @@ pub fn facts(point: &Point) -> PointFacts {
     }
 }
 
+/// Merges a point into the one that stands on it.
+pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
+    let plan = repository.plan_merge(&going.vm, &going.id, now())?;
+    let options = merge::Options { threads: 1, who: "test".into() };
+    repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now).map(drop)
+}
+
 /// Compares every byte of a point.
 pub fn check_bytes(repository: &Repository, point: &Point) -> Result<(), String> {
     for (number, disk) in &point.disks {
@@ -320,7 +328,11 @@ pub fn survive(root: &Path, must: &[&Point], may: &[&Point], care: Care) -> Resu
     }
     let second = recover()?;
     check_report(&second)?;
-    if !second.undone.is_empty() || !second.deleted.is_empty() || second.unknown != first.unknown || tree(root) != files
+    if !second.undone.is_empty()
+        || !second.deleted.is_empty()
+        || !second.merged.is_empty()
+        || second.unknown != first.unknown
+        || tree(root) != files
     {
         return Err(format!("starting up again did something: {second:?}"));
     }

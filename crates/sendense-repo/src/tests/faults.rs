@@ -39,23 +39,34 @@ impl Copies {
 }
 
 /// One try with a fault at one step.
-struct Try<'a> {
-    root: &'a Path,
+pub(super) struct Try<'a> {
+    pub(super) root: &'a Path,
     /// None when the fault was met before the repository was open.
     repository: Option<Repository>,
-    result: Result<()>,
+    pub(super) result: Result<()>,
     /// The step that met the fault.
-    met: String,
+    pub(super) met: String,
 }
 
 /// Does the work with the fault at its first step, its second, and so on, until it is done before the fault is met.
 fn at_each_step(root: &Path, fault: Fault, work: impl Fn(&Repository) -> Result<()>, check: impl Fn(&Try<'_>)) {
+    at_each_step_of(root, Renames::AtOnce, fault, work, check);
+}
+
+/// The same on a file system that renames like this.
+pub(super) fn at_each_step_of(
+    root: &Path,
+    renames: Renames,
+    fault: Fault,
+    work: impl Fn(&Repository) -> Result<()>,
+    check: impl Fn(&Try<'_>),
+) {
     let mut copies = Copies::of(root);
     // A work of this many steps does not end.
     for at in 0..1000 {
         let root = copies.next();
         let faults = Faults::new(fault, at);
-        let stage = Stage::new(faults.clone(), Renames::AtOnce);
+        let stage = Stage::new(faults.clone(), renames);
         let options = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
         let opened = Repository::open_on(stage, &root, options, now());
         let (repository, result) = match opened {
@@ -265,15 +276,24 @@ fn start_up_that_is_cut_off_is_done_by_the_next() {
     }
 }
 
+/// A repository whose process was gone when it came to the step that begins like this.
+pub(super) fn gone_at(root: &Path, step: &str, work: impl Fn(&Repository) -> Result<()>) -> tempfile::TempDir {
+    Copies::of(root).gone_at(step, work)
+}
+
 impl Copies {
     /// A repository whose process was gone when it came to the step that begins like this while it made the point.
-    fn next_gone_at(mut self, step: &str, point: &Point) -> tempfile::TempDir {
+    fn next_gone_at(self, step: &str, point: &Point) -> tempfile::TempDir {
+        self.gone_at(step, |repository| back_up(repository, point, now()).map(drop))
+    }
+
+    fn gone_at(mut self, step: &str, work: impl Fn(&Repository) -> Result<()>) -> tempfile::TempDir {
         for at in 0..1000 {
             let root = self.next();
             let faults = Faults::new(Fault::Gone, at);
             let repository =
                 Repository::open_on(Stage::new(faults.clone(), Renames::AtOnce), &root, world::options(), now());
-            let result = repository.and_then(|repository| back_up(&repository, point, now()).map(drop));
+            let result = repository.and_then(|repository| work(&repository));
             if faults.met().is_some_and(|met| met.starts_with(step)) {
                 assert!(result.is_err());
                 let kept = tempfile::tempdir().unwrap();

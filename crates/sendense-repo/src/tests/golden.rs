@@ -7,6 +7,7 @@ use crate::digests::{self, DigestFile, Group, Spill, State};
 use crate::draft::intent::{self, Intent};
 use crate::error::Kind;
 use crate::manifest::{self, Content, Digests, Disk, Document, HexDigest, Image, Manifest, Vm};
+use crate::merge;
 use crate::owner::{self, Adopt, Claim, Ownership};
 use crate::segments::SEGMENT_BYTES_MIN;
 use sendense_block::backend::Memory;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 const MANIFEST: &[u8] = include_bytes!("../../tests/fixtures/v1/manifest.json");
 const DIGESTS: &[u8] = include_bytes!("../../tests/fixtures/v1/disk.digests");
 const INTENT: &[u8] = include_bytes!("../../tests/fixtures/v1/intent.json");
+const MERGE: &[u8] = include_bytes!("../../tests/fixtures/v1/merge.json");
 const OWNER: &[u8] = include_bytes!("../../tests/fixtures/v1/owner.json");
 
 /// Compares; a difference in text is shown as text.
@@ -152,6 +154,15 @@ fn intents() {
     let error = intent::read(later.as_bytes(), &intent.backup_id).unwrap_err();
     assert_eq!(error.kind, Kind::Unsupported);
     assert_eq!(error.to_string(), "the intent has version 2; this program knows 1");
+}
+
+#[test]
+fn intents_of_merges() {
+    let [successor, going] = ["bk-3", "bk-2"].map(|id| id.parse().unwrap());
+    let disks = [DiskNumber(0), DiskNumber(17)].into();
+    let intent = merge::Intent { successor, going, disks, before: blake3::hash(b"manifest").to_hex().to_string() };
+    same(&intent.to_bytes(), MERGE);
+    assert_eq!(merge::read_intent(MERGE, &intent.successor).unwrap(), intent);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod fencing;
 mod golden;
 mod holds;
 mod leftovers;
+mod merge;
 mod model;
 mod pairs;
 mod parsers;

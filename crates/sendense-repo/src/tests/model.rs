@@ -57,6 +57,14 @@ enum Work {
         point: usize,
         at: u64,
     },
+    /// A point goes, and the one that stands on it takes over what it held.
+    Merge {
+        point: usize,
+    },
+    MergeDies {
+        point: usize,
+        at: u64,
+    },
     /// The process is restarted for no reason.
     Restart,
     Verify {
@@ -79,6 +87,8 @@ fn works() -> impl Strategy<Value = Work> {
         2 => (0..2usize, any::<bool>(), 0..120u64)
             .prop_map(|(machine, full, at)| Work::BackupDies { machine, full, at }),
         1 => (any::<usize>(), 0..40u64).prop_map(|(point, at)| Work::DeleteDies { point, at }),
+        3 => any::<usize>().prop_map(|point| Work::Merge { point }),
+        2 => (any::<usize>(), 0..80u64).prop_map(|(point, at)| Work::MergeDies { point, at }),
         1 => Just(Work::Restart),
         1 => any::<usize>().prop_map(|point| Work::Verify { point }),
     ]
@@ -156,6 +166,14 @@ impl Model {
                     self.start_up();
                 }
             }
+            Work::Merge { point } => self.merge(point),
+            Work::MergeDies { point, at } => {
+                if let Some(point) = pick(&self.points, point).cloned() {
+                    self.die(at, |repository| world::merge(repository, &point));
+                    self.start_up();
+                    self.take_over(&point);
+                }
+            }
             Work::Restart => self.start_up(),
             Work::Verify { point } => {
                 if let Some(point) = pick(&self.points, point) {
@@ -209,6 +227,36 @@ impl Model {
         }
         delete(&self.repository, &point, Reach::Cascade).unwrap();
         self.points.retain(|point| !going.contains(&point.id));
+    }
+
+    fn merge(&mut self, number: usize) {
+        let Some(point) = pick(&self.points, number).cloned() else { return };
+        let children = self.points.iter().filter(|other| other.parents().contains(&point.id)).count();
+        match world::merge(&self.repository, &point) {
+            Ok(()) => {
+                assert_eq!(children, 1);
+                self.points.retain(|other| other.id != point.id);
+                self.take_over(&point);
+            }
+            Err(error) => {
+                assert_eq!(error.kind, Kind::Invalid, "{error:?}");
+                assert_ne!(children, 1);
+            }
+        }
+    }
+
+    /// What stood on a point stands on what that stood on, if the point is gone.
+    fn take_over(&mut self, going: &Point) {
+        if self.points.iter().any(|point| point.id == going.id) {
+            return;
+        }
+        for point in &mut self.points {
+            for (number, disk) in &mut point.disks {
+                if disk.parent.as_ref() == Some(&going.id) {
+                    disk.parent = going.disks.get(number).and_then(|disk| disk.parent.clone());
+                }
+            }
+        }
     }
 
     /// Does something in another process, which dies at that step: when it opens the repository, or later.

@@ -1,7 +1,7 @@
 //! The lock table, met by what really is done: while one holds a chain, each other is tried on it.
 //!
 //! `lock` proves the table itself, for every pair and every place. This proves that the verbs of a repository claim what
-//! the table needs. What no verb does yet (merge, move) claims by hand, as it will have to.
+//! the table needs. A merge claims so at its end, as `tests/merge.rs` shows; what no verb does yet (move) claims by hand.
 
 use crate::delete::Extent;
 use crate::draft::DraftSpec;

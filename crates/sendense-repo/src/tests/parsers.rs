@@ -6,6 +6,7 @@
 use crate::digests::{DigestFile, Group, State};
 use crate::draft::intent;
 use crate::manifest;
+use crate::merge;
 use crate::owner;
 use proptest::prelude::*;
 use sendense_block::backend::Memory;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MANIFEST: &[u8] = include_bytes!("../../tests/fixtures/v1/manifest.json");
 const DIGESTS: &[u8] = include_bytes!("../../tests/fixtures/v1/disk.digests");
 const INTENT: &[u8] = include_bytes!("../../tests/fixtures/v1/intent.json");
+const MERGE: &[u8] = include_bytes!("../../tests/fixtures/v1/merge.json");
 const OWNER: &[u8] = include_bytes!("../../tests/fixtures/v1/owner.json");
 
 /// A file that tells the longest read asked of it, which is the largest buffer that the reader made for its sake, and ends
@@ -60,7 +62,8 @@ fn read_digests(bytes: Vec<u8>) -> Option<Vec<(u64, State)>> {
 
 fn read_texts(bytes: &[u8]) -> bool {
     let intent = intent::read(bytes, &"bk-2".parse().unwrap()).is_ok();
-    manifest::parse(bytes).is_ok() || owner::parse(bytes).is_ok() || intent
+    let merge = merge::read_intent(bytes, &"bk-3".parse().unwrap()).is_ok();
+    manifest::parse(bytes).is_ok() || owner::parse(bytes).is_ok() || intent || merge
 }
 
 /// A true file, cut, grown, or with some bytes changed.
@@ -120,8 +123,15 @@ proptest! {
 
     /// A record and an intent are not digested: changed ones are read as what they say, or refused, in order.
     #[test]
-    fn changed_records_and_intents_are_read_in_order(owner in mutated(OWNER), intent in mutated(INTENT)) {
+    fn changed_records_and_intents_are_read_in_order(
+        owner in mutated(OWNER),
+        intent in mutated(INTENT),
+        merge in mutated(MERGE),
+    ) {
         read_texts(&owner);
+        if let Ok(read) = merge::read_intent(&merge, &"bk-3".parse().unwrap()) {
+            prop_assert_eq!(read.successor.as_str(), "bk-3");
+        }
         if let Ok(read) = intent::read(&intent, &"bk-2".parse().unwrap()) {
             prop_assert_eq!(read.backup_id.as_str(), "bk-2");
         }

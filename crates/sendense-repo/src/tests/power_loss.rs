@@ -134,6 +134,46 @@ fn a_deletion_with_all_that_stands_on_it_ends_between_two_points() {
     cut_everywhere(&recording, &[&before.other], &[&before.first, &before.second], &[]);
 }
 
+/// The middle of a chain goes, of two disks that both stand on it; later points stay as they are.
+fn merge(renames: Renames) {
+    let (before, third) = with_a_third();
+    let recording = record(&before.root(), renames, |repository| world::merge(repository, &before.second).unwrap());
+    cut_everywhere(&recording, &[&before.first, &third, &before.other], &[&before.second], &[]);
+}
+
+/// A chain of three.
+fn with_a_third() -> (Before, Point) {
+    let (before, third) = (Before::new(), Before::new().third());
+    back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
+    (before, third)
+}
+
+#[test]
+fn a_merge_loses_nothing() {
+    merge(Renames::AtOnce);
+}
+
+#[test]
+fn a_merge_by_links_loses_nothing() {
+    merge(Renames::ByLink);
+}
+
+#[test]
+fn a_merge_of_the_first_point_loses_nothing() {
+    let (before, third) = with_a_third();
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| world::merge(repository, &before.first).unwrap());
+    cut_everywhere(&recording, &[&before.second, &third, &before.other], &[&before.first], &[]);
+}
+
+#[test]
+fn start_up_may_be_cut_off_while_it_finishes_a_merge() {
+    let (before, third) = with_a_third();
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| world::merge(repository, &before.second).unwrap());
+    twice(&recording, &[&before.first, &third, &before.other], &[&before.second]);
+}
+
 /// Power fails in the middle of a change, and again while start-up sets things right.
 fn twice(recording: &Recording, must: &[&Point], may: &[&Point]) {
     let mut store = Store::new();

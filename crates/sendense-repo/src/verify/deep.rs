@@ -1,15 +1,12 @@
 //! Deep: every block that an image holds is decoded and compared with its digest.
 
 use super::{Check, Finding, work};
-use crate::chain::Link;
 use crate::digests::{GROUP_BLOCKS, Group, Layer, State};
 use crate::error::{Kind, Result};
-use crate::layout;
 use crate::manifest::Disk;
 use crate::repository::Repository;
 use sendense_block::{self as block, BLOCK_BYTES, BlockIndex, ByteLen, Digest, Extent};
 use sendense_qcow2::{Held, Image};
-use sendense_types::{BackupId, VmContextId};
 use std::path::Path;
 
 /// What one thread works with.
@@ -23,19 +20,16 @@ struct Desk {
 pub(super) fn image(
     repository: &Repository,
     check: &Check<'_>,
-    vm: &VmContextId,
-    backup: &BackupId,
+    path: &Path,
     disk: &Disk,
     digests: &Layer,
     threads: usize,
 ) -> Result<()> {
-    let path = layout::image(vm, disk.disk_id, backup);
-    let link = Link { backup_id: backup.clone(), disk: disk.clone() };
-    let opened = match repository.open_image(vm, &link) {
+    let opened = match repository.open_image_at(path, disk) {
         Ok(image) => image,
         Err(error) => {
             let what = block::error::chain(&error);
-            let finding = Finding { file: path, segment: None, range: None, what };
+            let finding = Finding { file: path.to_owned(), segment: None, range: None, what };
             if matches!(error.kind, Kind::Corrupt { .. }) {
                 check.damaged(finding)
             } else {
@@ -49,8 +43,8 @@ pub(super) fn image(
         block: vec![0; BLOCK_BYTES as usize],
         held: vec![Held::Absent; GROUP_BLOCKS as usize],
     };
-    work::each(check, threads, digests.digests.groups(), desk, |desk, number| {
-        check_group(check, &path, &opened, digests, number, desk)
+    work::each(check.cancel, threads, digests.digests.groups(), desk, |desk, number| {
+        check_group(check, path, &opened, digests, number, desk)
     })
 }
 

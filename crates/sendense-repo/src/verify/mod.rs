@@ -10,16 +10,18 @@ mod deep;
 mod rest;
 mod work;
 
+pub(crate) use work::each;
+
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::lock::Operation;
-use crate::manifest::Manifest;
+use crate::manifest::{Disk, Manifest};
 use crate::repository::Repository;
 use parking_lot::Mutex;
 use sendense_block::{Cancel, Extent};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How often a read is tried before the range is told as unreadable.
@@ -211,28 +213,58 @@ impl Repository {
     }
 
     fn verify_files(&self, vm: &VmContextId, manifest: &Manifest, options: &Options, check: &Check<'_>) -> Result<()> {
-        let (backup, threads) = (&manifest.backup_id, options.threads.clamp(1, THREADS_MAX));
-        for disk in &manifest.disks {
-            rest::image(self, check, vm, backup, disk, threads)?;
-            let digests = rest::digests(self, check, vm, backup, disk)?;
-            if options.depth == Depth::Deep {
-                match digests {
-                    Some(digests) => deep::image(self, check, vm, backup, disk, &digests, threads)?,
-                    None => check.unreadable(Finding {
-                        file: layout::image(vm, disk.disk_id, backup),
-                        segment: None,
-                        range: None,
-                        what: "its blocks cannot be compared without sound digests".into(),
-                    }),
-                }
-            }
-        }
-        Ok(())
+        let backup = &manifest.backup_id;
+        manifest.disks.iter().try_for_each(|disk| {
+            let image = layout::image(vm, disk.disk_id, backup);
+            let digests = layout::digests(vm, disk.disk_id, backup);
+            verify_disk(self, disk, (&image, &digests), options.depth, options.threads, check)
+        })
     }
 }
 
+/// Verifies a disk of a point that is not published yet, deep. Its files lie in `folder` under their draft names.
+pub(crate) fn unpublished(
+    repository: &Repository,
+    folder: &Path,
+    disk: &Disk,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let image = folder.join(layout::draft_image_name(disk.disk_id));
+    let digests = folder.join(layout::draft_digests_name(disk.disk_id));
+    let check = Check { progress, cancel, report: Mutex::default() };
+    verify_disk(repository, disk, (&image, &digests), Depth::Deep, threads, &check)?;
+    Ok(check.report.into_inner())
+}
+
+/// Verifies the two files of a disk, image and digests.
+fn verify_disk(
+    repository: &Repository,
+    disk: &Disk,
+    (image, digests): (&Path, &Path),
+    depth: Depth,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<()> {
+    let threads = threads.clamp(1, THREADS_MAX);
+    rest::image(repository, check, image, disk, threads)?;
+    let listed = rest::digests(repository, check, digests, disk)?;
+    match listed {
+        _ if depth == Depth::AtRest => {}
+        Some(listed) => deep::image(repository, check, image, disk, &listed, threads)?,
+        None => check.unreadable(Finding {
+            file: image.to_owned(),
+            segment: None,
+            range: None,
+            what: "its blocks cannot be compared without sound digests".into(),
+        }),
+    }
+    Ok(())
+}
+
 fn total_bytes(manifest: &Manifest, depth: Depth) -> u64 {
-    let blocks = |disk: &crate::manifest::Disk| disk.image.data_blocks * sendense_block::BLOCK_BYTES;
+    let blocks = |disk: &Disk| disk.image.data_blocks * sendense_block::BLOCK_BYTES;
     let deep = if depth == Depth::Deep { manifest.disks.iter().map(blocks).sum() } else { 0 };
     manifest.file_bytes().saturating_add(deep)
 }

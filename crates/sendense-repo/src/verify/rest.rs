@@ -3,13 +3,11 @@
 use super::{Check, Finding, work};
 use crate::digests::Layer;
 use crate::error::{Error, Kind, Result};
-use crate::layout;
 use crate::manifest::Disk;
 use crate::repository::Repository;
 use crate::segments::SegmentHasher;
 use sendense_block::backend::File;
 use sendense_block::{self as block, BLOCK_BYTES, ByteLen, Digest, Extent, ReadAt};
-use sendense_types::{BackupId, VmContextId};
 use std::path::Path;
 
 /// Bytes per read: large enough that a disk's seeks do not show, small enough that a cancel is quick.
@@ -19,24 +17,23 @@ const READ_BYTES: u64 = 1 << 20;
 pub(super) fn image(
     repository: &Repository,
     check: &Check<'_>,
-    vm: &VmContextId,
-    backup: &BackupId,
+    path: &Path,
     disk: &Disk,
     threads: usize,
 ) -> Result<()> {
-    let path = layout::image(vm, disk.disk_id, backup);
-    let Some(file) = open(repository, check, &path, disk.image.file_bytes)? else { return Ok(()) };
+    let Some(file) = open(repository, check, path, disk.image.file_bytes)? else { return Ok(()) };
     let whole = Extent::whole(ByteLen(disk.image.file_bytes));
     let segments: Vec<Extent> = whole.pieces(ByteLen(disk.image.segment_bytes)).collect();
     work::each(
-        check,
+        check.cancel,
         threads,
         segments.len() as u64,
         || vec![0; READ_BYTES as usize],
         |buffer, index| {
             let at = usize::try_from(index).expect("segments are counted in memory");
             let range = segments[at];
-            let finding = |what: String| Finding { file: path.clone(), segment: Some(index), range: Some(range), what };
+            let finding =
+                |what: String| Finding { file: path.to_owned(), segment: Some(index), range: Some(range), what };
             match digest(check, &file, range, buffer) {
                 Ok(digest) if disk.image.segments.get(at).is_some_and(|segment| segment.0 == digest) => {}
                 Ok(_) => {
@@ -66,16 +63,9 @@ fn digest(check: &Check<'_>, file: &File, range: Extent, buffer: &mut [u8]) -> R
 }
 
 /// Checks a digests file; gives it back when it is sound.
-pub(super) fn digests(
-    repository: &Repository,
-    check: &Check<'_>,
-    vm: &VmContextId,
-    backup: &BackupId,
-    disk: &Disk,
-) -> Result<Option<Layer>> {
-    let path = layout::digests(vm, disk.disk_id, backup);
-    let Some(file) = open(repository, check, &path, disk.digests.file_bytes)? else { return Ok(None) };
-    let finding = |what: String| Finding { file: path.clone(), segment: None, range: None, what };
+pub(super) fn digests(repository: &Repository, check: &Check<'_>, path: &Path, disk: &Disk) -> Result<Option<Layer>> {
+    let Some(file) = open(repository, check, path, disk.digests.file_bytes)? else { return Ok(None) };
+    let finding = |what: String| Finding { file: path.to_owned(), segment: None, range: None, what };
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; READ_BYTES as usize];
     for piece in Extent::whole(ByteLen(disk.digests.file_bytes)).pieces(ByteLen(READ_BYTES)) {
@@ -92,8 +82,7 @@ pub(super) fn digests(
         check.damaged(finding(format!("{} is not what was written", path.display())));
         return Ok(None);
     }
-    let link = crate::chain::Link { backup_id: backup.clone(), disk: disk.clone() };
-    match repository.open_digest_file(vm, &link) {
+    match repository.open_digest_file_at(path.to_owned(), disk) {
         Ok(layer) => Ok(Some(layer)),
         Err(error) if matches!(error.kind, Kind::Corrupt { .. }) => {
             check.damaged(finding(block::error::chain(&error)));

@@ -1,13 +1,13 @@
 //! Pieces of work done by several threads in rising order, stopped by the first error or on request.
 
-use super::{Check, TRIES};
+use super::TRIES;
 use crate::error::Result;
 use parking_lot::Mutex;
-use sendense_block as block;
+use sendense_block::{self as block, Cancel};
 
 /// Does `work` on each of `0..count`, by `threads` at once.
-pub(super) fn each<S>(
-    check: &Check<'_>,
+pub(crate) fn each<S>(
+    cancel: &Cancel,
     threads: usize,
     count: u64,
     state: impl Fn() -> S + Sync,
@@ -24,7 +24,7 @@ pub(super) fn each<S>(
     let run = || {
         let mut state = state();
         while let Some(mine) = take() {
-            let done = check.cancel.check().map_err(Into::into).and_then(|()| work(&mut state, mine));
+            let done = cancel.check().map_err(Into::into).and_then(|()| work(&mut state, mine));
             if let Err(error) = done {
                 failed.lock().get_or_insert(error);
             }

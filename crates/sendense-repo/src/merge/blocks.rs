@@ -1,0 +1,174 @@
+//! The blocks of two images as those of one: what the newer holds, else what the older holds.
+//!
+//! Compressed blocks are moved as the frames they are; raw ones are compared with their digests on the way. Both are
+//! decoded and compared once more when the new image is read back.
+//!
+//! Invariant: a block reads through the new image as it did through the two: where the older one ends there are zeros,
+//! never what lies below it.
+
+use crate::chain::Link;
+use crate::digests::{DigestFile, GROUP_BLOCKS, Group, State};
+use crate::error::{Error, Result};
+use crate::layout;
+use crate::repository::Repository;
+use crate::verify::{Progress, each};
+use sendense_block::{BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
+use sendense_qcow2::{Image, Mapping};
+use sendense_types::VmContextId;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+/// Payload bytes that are put at once, at most: 1 MiB, as a backup does it. With it a thread holds 1 MiB of payload and two
+/// groups' digests (260 KiB).
+const BATCH_BYTES: usize = 1 << 20;
+
+/// An image with its digests.
+pub(super) struct Layer {
+    pub link: Link,
+    path: PathBuf,
+    image: Image,
+    digests: DigestFile,
+}
+
+impl Layer {
+    /// Opens both files, checked to be those that the manifest tells of.
+    pub(super) fn open(repository: &Repository, vm: &VmContextId, link: Link) -> Result<Self> {
+        let path = layout::image(vm, link.disk.disk_id, &link.backup_id);
+        let image = repository.open_image(vm, &link)?;
+        let digests = repository.open_digest_file(vm, &link)?.digests;
+        Ok(Self { link, path, image, digests })
+    }
+
+    /// What it holds of a group's blocks; all absent beyond its end.
+    fn group<'g>(&self, number: u64, group: &'g mut Group) -> Result<Option<&'g Group>> {
+        let damaged = |error: Error| match error.kind {
+            crate::Kind::Invalid => {
+                let path = layout::digests_name(&self.link.backup_id);
+                Error::corrupt(&self.path.with_file_name(path), None, "read the digests").caused_by(error)
+            }
+            _ => error,
+        };
+        let held = number < self.digests.groups() && self.digests.group(number, group).map_err(damaged)?;
+        Ok(held.then_some(group))
+    }
+
+    /// Appends a block's payload to `out`; true when it is a frame.
+    fn read(&self, index: BlockIndex, digest: Digest, frame: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<bool> {
+        let corrupt = |what: &str| Error::corrupt(&self.path, None, format!("block {index} of the disk: {what}"));
+        let at = index.offset();
+        let len = self.image.size().0.saturating_sub(at.0).min(BLOCK_BYTES);
+        let mapping = self.image.locate(at, ByteLen(len))?;
+        match mapping {
+            Mapping::Compressed { .. } => {
+                self.image.read_frame(&mapping, frame)?;
+                out.extend_from_slice(frame);
+                Ok(true)
+            }
+            Mapping::Raw { len: there, .. } if there.0 == len => {
+                let start = out.len();
+                out.resize(start + BLOCK_BYTES as usize, 0);
+                let block = &mut out[start..];
+                self.image.read(&mapping, &mut block[..len as usize])?;
+                if Digest::of(block) != digest {
+                    return Err(corrupt("it is not what was backed up"));
+                }
+                Ok(false)
+            }
+            _ => Err(corrupt("the image and the digests file disagree on whether it is held")),
+        }
+    }
+}
+
+/// Moves the blocks of two images into a third.
+pub(super) struct Move<'a> {
+    pub newer: &'a Layer,
+    pub older: &'a Layer,
+    pub sink: &'a crate::draft::DiskDraft,
+    pub progress: &'a Progress,
+}
+
+/// What one thread works with.
+#[derive(Default)]
+struct Desk {
+    newer: Group,
+    older: Group,
+    frame: Vec<u8>,
+    payload: Vec<u8>,
+    batch: Vec<Found>,
+}
+
+/// A block that waits to be put.
+struct Found {
+    index: BlockIndex,
+    digest: Digest,
+    /// Where its payload lies, and whether it is a frame; none for zeros.
+    payload: Option<(Range<usize>, bool)>,
+}
+
+impl Move<'_> {
+    pub(super) fn run(&self, threads: usize, cancel: &Cancel) -> Result<()> {
+        each(cancel, threads, self.newer.digests.groups(), Desk::default, |desk, number| {
+            self.group(number, desk, cancel)
+        })
+    }
+
+    fn group(&self, number: u64, desk: &mut Desk, cancel: &Cancel) -> Result<()> {
+        let Desk { newer, older, frame, payload, batch } = desk;
+        let first = number * GROUP_BLOCKS;
+        let count = GROUP_BLOCKS.min(self.newer.digests.blocks() - first) as usize;
+        let newer = self.newer.group(number, newer)?;
+        let older = self.older.group(number, older)?;
+        let states = |group: Option<&Group>| {
+            let states: Vec<State> = group.map(|group| group.states().take(count).collect()).unwrap_or_default();
+            states.into_iter().chain(std::iter::repeat(State::Absent))
+        };
+        // Below what remains, an unflagged block would show through.
+        let stands_alone = self.sink.spec().parent.is_none();
+        for ((index, new), old) in (first..first + count as u64).map(BlockIndex).zip(states(newer)).zip(states(older)) {
+            let (layer, state) = match new {
+                State::Absent if index.0 >= self.older.digests.blocks() => (self.older, State::Zero),
+                State::Absent => (self.older, old),
+                held => (self.newer, held),
+            };
+            match state {
+                State::Absent => {}
+                State::Zero if stands_alone => {}
+                State::Zero => batch.push(Found { index, digest: Digest::of_zero_block(), payload: None }),
+                State::Data(digest) => {
+                    cancel.check()?;
+                    let start = payload.len();
+                    let is_frame = layer.read(index, digest, frame, payload)?;
+                    batch.push(Found { index, digest, payload: Some((start..payload.len(), is_frame)) });
+                }
+            }
+            if payload.len() + BLOCK_BYTES as usize > BATCH_BYTES {
+                self.put(payload, batch)?;
+            }
+        }
+        self.put(payload, batch)
+    }
+
+    fn put(&self, payload: &mut Vec<u8>, batch: &mut Vec<Found>) -> Result<()> {
+        let blocks: Vec<Block<'_>> = batch
+            .iter()
+            .map(|found| Block {
+                index: found.index,
+                digest: found.digest,
+                payload: match &found.payload {
+                    None => Payload::Zero,
+                    Some((range, true)) => Payload::Zstd(&payload[range.clone()]),
+                    Some((range, false)) => Payload::Raw(&payload[range.clone()]),
+                },
+            })
+            .collect();
+        if !blocks.is_empty() {
+            self.sink.put(&blocks)?;
+        }
+        let data = batch.iter().filter(|found| found.payload.is_some()).count() as u64;
+        self.progress.done_bytes.fetch_add(data * BLOCK_BYTES, Ordering::Relaxed);
+        payload.clear();
+        batch.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,378 @@
+//! Consolidation: a point goes, and what only it held becomes its successor's.
+//!
+//! ```text
+//!   before   older ----- going ----- successor ----- later
+//!   after    older ----------------- successor ----- later
+//! ```
+//!
+//! 1. `.merge-<successor>/` is made, and in it for each disk that stands on the going point a new image and its digests: all
+//!    blocks of the successor's, and those of the going one that the successor leaves to it. Frames are moved as they are;
+//! 2. the new files are synced, read back, decoded and compared with the digests, block by block;
+//! 3. the new manifest and an intent are written beside them and synced: **from here on start-up goes forward**;
+//! 4. the new files take the successor's names, the manifest last; each name means the old file or the new one at any moment;
+//! 5. the going point is deleted as any point is; the intent, then the folder are removed.
+//!
+//! Steps 1 and 2 take long and share the points with backups and readers; 3 to 5 take an instant and need them alone. The
+//! successor keeps its name, so that no later image has to be rewritten. A process that dies before 3 leaves a folder that
+//! start-up removes; one that dies after 3, a merge that start-up finishes.
+//!
+//! What lives here: the plan, and the order of the steps. [`blocks`] fills a new image, [`switch`] is steps 4 and 5.
+//!
+//! Invariant: no file of the two points is touched before every block of the new ones was read back and found right.
+
+mod blocks;
+mod intent;
+mod switch;
+
+pub(crate) use intent::Intent;
+#[doc(hidden)]
+pub use intent::parse as parse_intent;
+pub(crate) use switch::{Finished, finish, points_of};
+
+use crate::chain::Link;
+use crate::crashsafe;
+use crate::draft::{DiskDraft, DiskSpec, SealedDisk};
+use crate::error::{Error, Kind, Result};
+use crate::layout;
+use crate::lock::Operation;
+use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
+use crate::repository::Repository;
+use crate::verify::{self, Progress};
+#[cfg(test)]
+pub(crate) use intent::read as read_intent;
+use sendense_block::{BLOCK_BYTES, Cancel};
+use sendense_types::{BackupId, BackupType, DiskNumber, Timestamp, VmContextId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a merge will do. Made without touching anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergePlan {
+    /// The VM.
+    pub vm_context_id: VmContextId,
+    /// The point that goes.
+    pub going: BackupId,
+    /// The one that takes over what it held.
+    pub successor: BackupId,
+    /// The disks whose image is written anew; those that do not stand on the going point stay as they are.
+    pub disks: BTreeSet<DiskNumber>,
+    /// Bytes of the two points' files now.
+    pub bytes: u64,
+    /// Room that is needed meanwhile, at most; what the going point and the successor's old files hold is free afterwards.
+    pub needed_bytes: u64,
+}
+
+impl fmt::Display for MergePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disks: Vec<String> = self.disks.iter().map(DiskNumber::to_string).collect();
+        let (going, successor, needed) = (&self.going, &self.successor, self.needed_bytes);
+        writeln!(f, "merge {going} into {successor} (disks {}, at most {needed} bytes written)", disks.join(", "))
+    }
+}
+
+/// How a merge is done.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Threads that move and that check blocks, 1 to 16.
+    pub threads: usize,
+    /// Who does it, for messages to those who meet it.
+    pub who: String,
+}
+
+/// The two points of a merge, as their manifests tell of them.
+struct Pair {
+    going: Manifest,
+    successor: Manifest,
+}
+
+impl Repository {
+    /// Plans to let a point go whose data a later one needs. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Held`]; [`Kind::Invalid`] when nothing stands on the point (delete it) or when several points do;
+    /// and whatever keeps the VM's points from being listed completely.
+    pub fn plan_merge(&self, vm: &VmContextId, going: &BackupId, now: Timestamp) -> Result<MergePlan> {
+        let pair = self.pair(vm, going, now)?;
+        let disks = pair.disks();
+        let needed = |disk: &Disk| match pair.going.disk(disk.disk_id) {
+            Some(old) => {
+                old.image.file_bytes + old.digests.file_bytes + disk.image.file_bytes + disk.digests.file_bytes
+            }
+            None => 0,
+        };
+        let touched = pair.successor.disks.iter().filter(|disk| disks.contains(&disk.disk_id));
+        Ok(MergePlan {
+            vm_context_id: vm.clone(),
+            going: going.clone(),
+            successor: pair.successor.backup_id.clone(),
+            needed_bytes: touched.map(needed).fold(0, u64::saturating_add),
+            bytes: pair.going.file_bytes().saturating_add(pair.successor.file_bytes()),
+            disks,
+        })
+    }
+
+    /// Does what the plan says. Blocks until it is done; `progress` counts bytes of blocks, moved and then checked. Returns the successor as it is now.
+    ///
+    /// A cancellation, or an error, before the new files take their names leaves both points as they were.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] when one of the points is in use at the end, or changed since the plan was made: try again later;
+    /// [`Kind::Held`]; [`Kind::NoSpace`]; [`Kind::Corrupt`] when a block of the two is not what was backed up; [`Kind::Cancelled`];
+    /// [`Kind::Fenced`].
+    pub fn execute_merge(
+        &self,
+        plan: &MergePlan,
+        options: &Options,
+        progress: &Progress,
+        cancel: &Cancel,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<Manifest> {
+        let context = format!("merge {} into {}", plan.going, plan.successor);
+        let within = |error: Error| error.within(context.clone());
+        let merge = Merge { repository: self, plan, options, progress, cancel };
+        merge.run(&now).map_err(within)
+    }
+
+    /// The point and the one that stands on it.
+    fn pair(&self, vm: &VmContextId, going: &BackupId, now: Timestamp) -> Result<Pair> {
+        self.refuse_held(vm, [going], now)?;
+        let points = self.list(vm)?.complete()?;
+        let mut children = points.iter().filter(|point| point.parents().any(|parent| parent == going));
+        if !points.iter().any(|point| point.backup_id == *going) {
+            return Err(Error::new(Kind::NotFound, format!("no point {going} of {vm}")));
+        }
+        let why = match (children.next(), children.next()) {
+            // Again, as a whole: a listing leaves the segments' digests out.
+            (Some(child), None) => {
+                return Ok(Pair { going: self.manifest(vm, going)?, successor: self.manifest(vm, &child.backup_id)? });
+            }
+            (Some(_), Some(_)) => "several points stand on it",
+            (None, _) => "nothing stands on it: delete it",
+        };
+        Err(Error::invalid(format!("{going} cannot be merged into a successor: {why}")))
+    }
+}
+
+impl Pair {
+    /// The disks of the successor that stand on the point that goes.
+    fn disks(&self) -> BTreeSet<DiskNumber> {
+        let stands = |disk: &&Disk| disk.parent_backup_id.as_ref() == Some(&self.going.backup_id);
+        self.successor.disks.iter().filter(stands).map(|disk| disk.disk_id).collect()
+    }
+
+    /// What a disk of the successor stands on afterwards.
+    fn parent(&self, disk: DiskNumber) -> Result<Option<BackupId>> {
+        let old = self.going.disk(disk).ok_or_else(|| {
+            let path = layout::manifest(&self.successor.vm_context_id, &self.successor.backup_id);
+            Error::corrupt(&path, None, format!("its disk {disk} stands on a point that has no such disk"))
+        })?;
+        Ok(old.parent_backup_id.clone())
+    }
+
+    /// The successor with its new images.
+    fn merged(&self, disks: &BTreeMap<DiskNumber, SealedDisk>) -> Manifest {
+        let type_of = |grown: bool| if grown { BackupType::Incremental } else { BackupType::Full };
+        let mut manifest = self.successor.clone();
+        for disk in &mut manifest.disks {
+            if let Some(sealed) = disks.get(&disk.disk_id) {
+                disk.parent_backup_id = sealed.spec.parent.clone();
+                disk.backup_type = type_of(disk.parent_backup_id.is_some());
+                disk.image = sealed.image.clone();
+                disk.digests = sealed.digests.clone();
+            }
+        }
+        let grown = manifest.parents().next().is_some();
+        manifest.backup_type = type_of(grown);
+        manifest
+    }
+}
+
+/// A merge under way.
+struct Merge<'a> {
+    repository: &'a Repository,
+    plan: &'a MergePlan,
+    options: &'a Options,
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+}
+
+impl Merge<'_> {
+    fn dir(&self) -> PathBuf {
+        self.repository.at(layout::merge_dir(&self.plan.vm_context_id, &self.plan.successor))
+    }
+
+    fn run(&self, now: &dyn Fn() -> Timestamp) -> Result<Manifest> {
+        let (repository, vm) = (self.repository, &self.plan.vm_context_id);
+        repository.ownership()?.check(now())?;
+        let both = BTreeSet::from([self.plan.going.clone(), self.plan.successor.clone()]);
+        let reading = repository.lock(Operation::Read, vm, both.clone(), &self.options.who)?;
+        let pair = self.planned(now())?;
+        let reservation = Arc::new(repository.capacity().reserve(self.plan.needed_bytes)?);
+        if !crashsafe::ensure_dir(repository.fs(), &self.dir())? {
+            // Somebody merges into this point now, or died doing so and no start-up has come since.
+            return Err(conflict(
+                "a merge into this point is under way, or was cut off: the next start of the hub ends it",
+            ));
+        }
+        let prepared = self.prepare(&pair, &reservation);
+        let prepared = prepared.and_then(|disks| {
+            // Given up and taken anew: nobody waits holding a claim. What came between is found below.
+            drop(reading);
+            let alone = repository.lock(Operation::Merge, vm, both, &self.options.who)?;
+            self.cancel.check()?;
+            let again = self.planned(now())?;
+            if again.going != pair.going || again.successor != pair.successor {
+                return Err(conflict("one of the points was changed meanwhile"));
+            }
+            repository.ownership()?.check(now())?;
+            let manifest = pair.merged(&disks);
+            self.write_intent(&manifest)?;
+            Ok((manifest, alone))
+        });
+        let (manifest, alone) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.give_up(&error);
+                return Err(error);
+            }
+        };
+        // No error is a way back from here on: the intent is durable. The claim is kept for good then: between the two states
+        // the points read as damaged, which they are not. The next start goes on.
+        if let Err(error) = switch::finish(repository, vm, &self.plan.successor) {
+            std::mem::forget(alone);
+            return Err(error.within("the points are set aside until the next start of the hub, which goes on"));
+        }
+        drop(alone);
+        let grown = i64::try_from(manifest.file_bytes()).unwrap_or(i64::MAX)
+            - i64::try_from(pair.successor.file_bytes()).unwrap_or(i64::MAX);
+        repository.capacity().settle(grown);
+        tracing::info!(vm_context_id = %vm, going = %self.plan.going, successor = %self.plan.successor, "merged");
+        Ok(manifest)
+    }
+
+    /// The two points, if the plan still holds.
+    fn planned(&self, now: Timestamp) -> Result<Pair> {
+        let pair = self.repository.pair(&self.plan.vm_context_id, &self.plan.going, now)?;
+        if pair.successor.backup_id != self.plan.successor || pair.disks() != self.plan.disks {
+            return Err(conflict("the plan is out of date: make it again"));
+        }
+        Ok(pair)
+    }
+
+    /// Steps 1 and 2.
+    fn prepare(
+        &self,
+        pair: &Pair,
+        reservation: &Arc<crate::capacity::Reservation>,
+    ) -> Result<BTreeMap<DiskNumber, SealedDisk>> {
+        let held = |point: &Manifest, disk: &DiskNumber| point.disk(*disk).map_or(0, |disk| disk.image.data_blocks);
+        let blocks = self.plan.disks.iter().map(|disk| held(&pair.going, disk) + held(&pair.successor, disk));
+        // Moved once and checked once. An upper bound: what the successor wrote anew is in both.
+        let total = blocks.fold(0, u64::saturating_add).saturating_mul(2 * BLOCK_BYTES);
+        self.progress.total_bytes.store(total, std::sync::atomic::Ordering::Relaxed);
+        let mut sealed = BTreeMap::new();
+        for number in &self.plan.disks {
+            let within = |error: Error| error.within(format!("disk {number}"));
+            let disk = self.fill(pair, *number, reservation).map_err(within)?;
+            self.check(pair, &disk).map_err(within)?;
+            sealed.insert(*number, disk);
+        }
+        crashsafe::sync_dir(self.repository.fs(), &self.dir())?;
+        Ok(sealed)
+    }
+
+    /// Writes the new image of a disk and makes it durable.
+    fn fill(
+        &self,
+        pair: &Pair,
+        number: DiskNumber,
+        reservation: &Arc<crate::capacity::Reservation>,
+    ) -> Result<SealedDisk> {
+        let (vm, repository) = (&self.plan.vm_context_id, self.repository);
+        let open = |point: &Manifest| {
+            let disk = point.disk(number).cloned();
+            let disk =
+                disk.ok_or_else(|| Error::new(Kind::NotFound, format!("{} has no disk {number}", point.backup_id)))?;
+            blocks::Layer::open(repository, vm, Link { backup_id: point.backup_id.clone(), disk })
+        };
+        let (older, newer) = (open(&pair.going)?, open(&pair.successor)?);
+        let spec = DiskSpec {
+            number,
+            binding: newer.link.disk.binding.clone(),
+            capacity: newer.link.disk.capacity(),
+            parent: pair.parent(number)?,
+        };
+        let draft = DiskDraft::begin_in(
+            repository.clone(),
+            self.plan.successor.clone(),
+            self.dir(),
+            reservation.clone(),
+            spec,
+            None,
+        )?;
+        let move_blocks = blocks::Move { newer: &newer, older: &older, sink: &draft, progress: self.progress };
+        move_blocks.run(self.options.threads, self.cancel)?;
+        draft.seal()
+    }
+
+    /// Reads the new image back, every block.
+    fn check(&self, pair: &Pair, sealed: &SealedDisk) -> Result<()> {
+        let mut disk =
+            pair.successor.disk(sealed.spec.number).cloned().ok_or_else(|| Error::invalid("no such disk"))?;
+        disk.parent_backup_id = sealed.spec.parent.clone();
+        disk.image = sealed.image.clone();
+        disk.digests = sealed.digests.clone();
+        let folder = layout::merge_dir(&self.plan.vm_context_id, &self.plan.successor);
+        let report =
+            verify::unpublished(self.repository, &folder, &disk, self.options.threads, self.progress, self.cancel)?;
+        match (report.error(), report.unreadable.first()) {
+            (Some(error), _) => Err(error),
+            (None, Some(finding)) => Err(Error::new(Kind::Io, format!("read the new image back: {}", finding.what))),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// The successor's manifest as it lies there.
+    fn published(&self) -> Result<Vec<u8>> {
+        let path = layout::manifest(&self.plan.vm_context_id, &self.plan.successor);
+        crashsafe::read_small(self.repository.root(), &path, MANIFEST_BYTES_MAX)
+    }
+
+    /// Step 3.
+    fn write_intent(&self, manifest: &Manifest) -> Result<()> {
+        let (fs, dir) = (self.repository.fs(), self.dir());
+        let intent = Intent {
+            successor: self.plan.successor.clone(),
+            going: self.plan.going.clone(),
+            disks: self.plan.disks.clone(),
+            before: intent::digest_of(&self.published()?),
+        };
+        crashsafe::write_new(fs, &dir.join(layout::MANIFEST_IN_FOLDER), &manifest::write(manifest)?)?;
+        crashsafe::sync_dir(fs, &dir)?;
+        crashsafe::write_new(fs, &dir.join(layout::INTENT_FILE), &intent.to_bytes())?;
+        crashsafe::sync_dir(fs, &dir)
+    }
+
+    /// Removes what was prepared, as far as that is possible; start-up does the rest. Touches nothing when another hub has
+    /// the repository. An intent that could not be made durable goes first: with it the next start would go forward, which
+    /// would be right too, but whoever asked was told that it failed.
+    fn give_up(&self, error: &Error) {
+        if error.kind == Kind::Fenced {
+            return;
+        }
+        if let Err(second) = switch::abandon(self.repository, &self.plan.vm_context_id, &self.plan.successor) {
+            tracing::warn!(
+                successor = %self.plan.successor,
+                first = %error,
+                error = sendense_block::error::chain(&second),
+                "what a merge prepared could not be removed; the next start will"
+            );
+        }
+    }
+}
+
+fn conflict(why: &str) -> Error {
+    Error::new(Kind::Conflict { holders: Vec::new() }, why)
+}

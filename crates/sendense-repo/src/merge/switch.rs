@@ -1,0 +1,159 @@
+//! The new files take the successor's names and the other point goes: from wherever it was cut off.
+//!
+//! A new file gets a second name in the folder, and that name is moved over the old file: so the folder still has the file
+//! should power fail in the middle of the move, and the move can be made again. Where the file system knows no second names
+//! the file itself is moved, and the file system's word that a move is whole is taken.
+//!
+//! Invariant: the intent is removed, durably, before anything else of the folder is: while it is there, all that is needed to
+//! go forward is there too.
+
+use super::intent::{self, INTENT_BYTES_MAX, Intent};
+use crate::crashsafe;
+use crate::delete;
+use crate::draft::undo::clear;
+use crate::error::{Error, Kind, Result};
+use crate::layout;
+use crate::manifest::{self, MANIFEST_BYTES_MAX, Manifest};
+use crate::repository::Repository;
+use sendense_types::{BackupId, VmContextId};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A second name of a file, in the merge's folder, that is about to be moved.
+const MOVING_SUFFIX: &str = ".moving";
+
+/// What became of a merge that was cut off, or of one that just wrote its intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finished {
+    /// The successor holds what the other point held, and the other point is gone.
+    Merged,
+    /// It had not come so far: both points are as they were.
+    NotBegun,
+}
+
+/// The points that a merge into this one is about, as far as its folder tells.
+pub(crate) fn points_of(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> BTreeSet<BackupId> {
+    let relative = layout::merge_dir(vm, successor).join(layout::INTENT_FILE);
+    let bytes = crashsafe::read_small(repository.root(), &relative, INTENT_BYTES_MAX).unwrap_or_default();
+    let going = intent::read(&bytes, successor).map(|intent| intent.going);
+    going.into_iter().chain([successor.clone()]).collect()
+}
+
+/// Goes forward by the intent, or removes what was prepared when there is none.
+pub(crate) fn finish(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> Result<Finished> {
+    let relative = layout::merge_dir(vm, successor);
+    let intent = match crashsafe::read_small(repository.root(), &relative.join(layout::INTENT_FILE), INTENT_BYTES_MAX) {
+        Ok(bytes) => intent::read(&bytes, successor),
+        Err(error) => Err(error),
+    };
+    match intent {
+        Ok(intent) => {
+            let done = forward(repository, vm, &intent)?;
+            abandon(repository, vm, successor)?;
+            Ok(done)
+        }
+        // No intent, or half of one: it was synced before the first move, so nothing was moved.
+        Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => {
+            abandon(repository, vm, successor)?;
+            Ok(Finished::NotBegun)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the folder with all that is in it, the intent first.
+pub(super) fn abandon(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> Result<()> {
+    let (fs, dir) = (repository.fs(), repository.at(layout::merge_dir(vm, successor)));
+    crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
+    crashsafe::sync_dir(fs, &dir)?;
+    clear(repository, vm, &dir)
+}
+
+fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result<Finished> {
+    let (fs, dir) = (repository.fs(), repository.at(layout::merge_dir(vm, &intent.successor)));
+    let (text, manifest) = new_manifest(repository, vm, intent)?;
+    let published = layout::manifest(vm, &intent.successor);
+    let before = match crashsafe::read_small(repository.root(), &published, MANIFEST_BYTES_MAX) {
+        Ok(before) => before,
+        Err(error) if error.kind == Kind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    if before != text && intent::digest_of(&before) != intent.before {
+        // It was given up and could not be removed; the successor has gone since, or is another.
+        return Ok(Finished::NotBegun);
+    }
+    for disk in manifest.disks.iter().filter(|disk| intent.disks.contains(&disk.disk_id)) {
+        let number = disk.disk_id;
+        let files = [
+            (layout::draft_image_name(number), layout::image(vm, number, &intent.successor), disk.image.file_bytes),
+            (
+                layout::draft_digests_name(number),
+                layout::digests(vm, number, &intent.successor),
+                disk.digests.file_bytes,
+            ),
+        ];
+        for (from, to, bytes) in files {
+            take_name(repository, &dir.join(from), &to, bytes)?;
+        }
+        crashsafe::sync_dir(fs, &repository.at(layout::disk_dir(vm, number)))?;
+    }
+    // Written anew rather than moved: the folder keeps its copy, by which this step can be made again.
+    if before != text {
+        let half = dir.join(format!("{}{MOVING_SUFFIX}", layout::MANIFEST_IN_FOLDER));
+        crashsafe::remove_file_if_there(fs, &half)?;
+        crashsafe::write_new(fs, &half, &text)?;
+        crashsafe::rename_over(fs, &half, &repository.at(&published))?;
+    }
+    // Also when it had its name already: whoever gave it may have died before this.
+    crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
+    remove_going(repository, vm, &intent.going)?;
+    Ok(Finished::Merged)
+}
+
+/// The manifest that the successor gets, as text too.
+fn new_manifest(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result<(Vec<u8>, Manifest)> {
+    let path = layout::merge_dir(vm, &intent.successor).join(layout::MANIFEST_IN_FOLDER);
+    let corrupt = |why: String| Error::corrupt(&path, None, why);
+    let text = crashsafe::read_small(repository.root(), &path, MANIFEST_BYTES_MAX)?;
+    let manifest = manifest::parse(&text)
+        .map_err(|error| corrupt("read the manifest of a merged point".into()).caused_by(error))?;
+    if manifest.backup_id != intent.successor
+        || manifest.vm_context_id != *vm
+        || manifest.parents().any(|parent| *parent == intent.going)
+        || !intent.disks.iter().all(|disk| manifest.disk(*disk).is_some())
+    {
+        return Err(corrupt(format!("it is not the manifest of {} without {}", intent.successor, intent.going)));
+    }
+    Ok((text, manifest))
+}
+
+/// Gives a prepared file its final name, in the place of the old one, unless it has it.
+fn take_name(repository: &Repository, from: &Path, to: &Path, bytes: u64) -> Result<()> {
+    let (fs, to_path) = (repository.fs(), repository.at(to));
+    if from.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        // Moved itself, before this start. The length tells it from the old one well enough to say that nothing is lost.
+        return repository.open_file(to, bytes).map(drop);
+    }
+    if crashsafe::is_same_file(from, &to_path)? {
+        return Ok(());
+    }
+    let mut moving = from.as_os_str().to_owned();
+    moving.push(MOVING_SUFFIX);
+    let moving = Path::new(&moving);
+    crashsafe::remove_file_if_there(fs, moving)?;
+    if crashsafe::link(fs, from, moving)? {
+        crashsafe::rename_over(fs, moving, &to_path)
+    } else {
+        crashsafe::rename_over(fs, from, &to_path)
+    }
+}
+
+/// Deletes the point that was merged. Nothing stands on it: its successor's manifest no longer does.
+fn remove_going(repository: &Repository, vm: &VmContextId, going: &BackupId) -> Result<()> {
+    let listed = repository.list(vm)?.complete()?;
+    if !listed.iter().any(|point| point.backup_id == *going) {
+        return delete::finish(repository, vm, going).map(drop);
+    }
+    let plan = delete::plan(vm, &listed, &BTreeSet::from([going.clone()]), delete::Extent::Named)?;
+    plan.points.iter().try_for_each(|point| delete::delete(repository, vm, point))
+}

@@ -1,0 +1,255 @@
+//! Merging a point into its successor: what it refuses, what every fault leaves, what it costs.
+
+use super::faults::at_each_step_of;
+use crate::delete::Extent;
+use crate::error::{Kind, Result};
+use crate::layout;
+use crate::manifest::Manifest;
+use crate::merge::{MergePlan, Options};
+use crate::repository::Repository;
+use crate::testing::before::{Before, delete};
+use crate::testing::stage::{EIO, ENOSPC, Fault, Renames, Stage};
+use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, pattern, tree, tree_of};
+use crate::testing::{now, qemu};
+use crate::verify::{Depth, Progress};
+use sendense_block::Cancel;
+use sendense_types::{BackupType, DiskNumber};
+use std::os::unix::fs::FileExt;
+
+/// A chain of three, and another machine.
+fn chain() -> (Before, Point) {
+    let before = Before::new();
+    let third = before.third();
+    back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
+    (before, third)
+}
+
+fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
+    repository.plan_merge(&point.vm, &point.id, now())
+}
+
+fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
+    let options = Options { threads: 2, who: "test".into() };
+    repository.execute_merge(plan, &options, &Progress::default(), cancel, now)
+}
+
+/// All of a chain but the last, from either end: what is left reads the same, here and with QEMU, and is a full in the end.
+#[test]
+fn a_chain_becomes_one_full() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let merged = execute(&repository, &plan(&repository, &before.first).unwrap(), &Cancel::new()).unwrap();
+    assert_eq!((merged.backup_id.clone(), merged.backup_type), (before.second.id.clone(), BackupType::Full));
+    assert_eq!(merged, repository.manifest(&before.second.vm, &before.second.id).unwrap());
+    for point in [&before.second, &third] {
+        world::check_bytes(&repository, point).unwrap();
+        world::check_sound(&repository, point, Depth::Deep).unwrap();
+    }
+    qemu::check(&before.root(), &[&before.second, &third]);
+    let merged = execute(&repository, &plan(&repository, &before.second).unwrap(), &Cancel::new()).unwrap();
+    assert_eq!(merged.backup_type, BackupType::Full);
+    assert!(merged.disks.iter().all(|disk| disk.image.zero_blocks == 0), "a full has no need to flag zeros");
+    world::check_bytes(&repository, &third).unwrap();
+    world::check_sound(&repository, &third, Depth::Deep).unwrap();
+    qemu::check(&before.root(), &[&third]);
+    assert_eq!(tree(&before.root()), tree_of([&third, &before.other]));
+    // The chain goes on.
+    let mut next = third.child("bk-4");
+    next.disk(0)[100..200].fill(3);
+    back_up(&repository, &next, now()).unwrap();
+    world::check_bytes(&repository, &next).unwrap();
+}
+
+/// The middle one was shorter: what the first holds beyond its end must not show through the image that takes its place.
+#[test]
+fn what_a_shorter_disk_hid_stays_hidden() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = world::open(&folder.path().join("repository")).unwrap();
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 6 * 65536)]);
+    let mut second = first.child("bk-2");
+    second.disk(0).truncate(2 * 65536 + 100);
+    let mut third = second.child("bk-3");
+    third.disk(0).resize(6 * 65536, 0);
+    for point in [&first, &second, &third] {
+        back_up(&repository, point, now()).unwrap();
+    }
+    execute(&repository, &plan(&repository, &second).unwrap(), &Cancel::new()).unwrap();
+    for point in [&first, &third] {
+        world::check_bytes(&repository, point).unwrap();
+        world::check_sound(&repository, point, Depth::Deep).unwrap();
+    }
+    qemu::check(repository.root(), &[&first, &third]);
+}
+
+#[test]
+fn what_cannot_be_merged_is_said() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let refused = |point: &Point| plan(&repository, point).unwrap_err();
+    let last = refused(&third);
+    assert_eq!(last.kind, Kind::Invalid);
+    assert_eq!(last.to_string(), "bk-3 cannot be merged into a successor: nothing stands on it: delete it");
+    let mut fork = before.first.child("bk-fork");
+    fork.disk(0)[5] ^= 1;
+    back_up(&repository, &fork, now()).unwrap();
+    let forked = refused(&before.first);
+    assert_eq!(forked.to_string(), "bk-1 cannot be merged into a successor: several points stand on it");
+    let missing = Point { id: "bk-none".parse().unwrap(), ..third.clone() };
+    assert_eq!(refused(&missing).kind, Kind::NotFound);
+    let hold = repository
+        .change_hold(&before.second.vm, &before.second.id, |hold| hold.protected = true, "test", now())
+        .unwrap();
+    assert_eq!(refused(&before.second).kind, Kind::Held { backup_id: before.second.id.clone(), hold });
+}
+
+/// A backup, a reader and a verification go on while the new files are made; the change itself waits for them.
+#[test]
+fn a_reader_is_in_the_way_of_the_change_and_nothing_is_lost() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let planned = plan(&repository, &before.second).unwrap();
+    let there = tree(&before.root());
+    let reader = repository.open_disk(&third.vm, &third.id, DiskNumber(0), "a reader").unwrap();
+    let error = execute(&repository, &planned, &Cancel::new()).unwrap_err();
+    let Kind::Conflict { holders } = &error.kind else { panic!("{error:?}") };
+    assert_eq!(holders[0].who, "a reader");
+    assert_eq!(tree(&before.root()), there, "what was prepared is gone");
+    drop(reader);
+    execute(&repository, &planned, &Cancel::new()).unwrap();
+    assert_eq!(repository.locks().held(), []);
+    // The plan is used up.
+    let error = execute(&repository, &planned, &Cancel::new()).unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound, "{error:?}");
+}
+
+#[test]
+fn a_cancelled_merge_leaves_both() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let there = tree(&before.root());
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let error = execute(&repository, &plan(&repository, &before.second).unwrap(), &cancel).unwrap_err();
+    assert_eq!(error.kind, Kind::Cancelled);
+    assert_eq!(tree(&before.root()), there);
+    world::check_bytes(&repository, &third).unwrap();
+}
+
+/// Damage in either image is met before anything is touched, and is not written into the new one.
+#[test]
+fn damaged_blocks_are_not_moved() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let there = tree(&before.root());
+    for point in [&before.first, &before.second] {
+        let path = before.root().join(layout::image(&point.vm, DiskNumber(0), &point.id));
+        // Behind the header lie the data, raw and compressed; the tables behind them stay as they are.
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let data = repository.manifest(&point.vm, &point.id).unwrap().disks[0].image.stored_bytes as usize;
+        let mut bytes = vec![0; data];
+        file.read_exact_at(&mut bytes, 65536).unwrap();
+        let wrong: Vec<u8> = bytes.iter().map(|byte| byte ^ 0x55).collect();
+        file.write_all_at(&wrong, 65536).unwrap();
+        let error = execute(&repository, &plan(&repository, &before.first).unwrap(), &Cancel::new()).unwrap_err();
+        assert!(matches!(error.kind, Kind::Corrupt { .. }), "{}: {error:?}", point.id);
+        assert_eq!(tree(&before.root()), there);
+        file.write_all_at(&bytes, 65536).unwrap();
+    }
+    world::check_bytes(&repository, &third).unwrap();
+    execute(&repository, &plan(&repository, &before.first).unwrap(), &Cancel::new()).unwrap();
+}
+
+/// A failed write, a full disk, a process that is gone: at every step the points left are whole, and a merge that did not
+/// happen can be made again.
+fn faults(renames: Renames, faults: &[Fault]) {
+    let (before, third) = chain();
+    for fault in faults {
+        at_each_step_of(
+            &before.root(),
+            renames,
+            *fault,
+            |repository| world::merge(repository, &before.second),
+            |tried| {
+                let others = [&before.first, &third, &before.other];
+                let (must, may): (Vec<&Point>, Vec<&Point>) = match &tried.result {
+                    Ok(()) => (others.to_vec(), Vec::new()),
+                    Err(_) => (others.to_vec(), vec![&before.second]),
+                };
+                let survived = world::survive(tried.root, &must, &may, Care::Now);
+                survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));
+                let repository = world::open(tried.root).unwrap();
+                if plan(&repository, &before.second).is_ok() {
+                    world::merge(&repository, &before.second).unwrap();
+                    world::check_bytes(&repository, &third).unwrap();
+                }
+                assert_eq!(tree(tried.root), tree_of(others), "{fault:?} at {}", tried.met);
+            },
+        );
+    }
+}
+
+#[test]
+fn every_fault_leaves_whole_points() {
+    faults(Renames::AtOnce, &[Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone]);
+}
+
+#[test]
+fn every_fault_leaves_whole_points_where_files_have_one_name() {
+    faults(Renames::NoLinks, &[Fault::Once(EIO), Fault::Gone]);
+}
+
+/// The room is that of what is there, by the count and by the files.
+#[test]
+fn room_is_counted_and_given_back() {
+    let (before, _) = chain();
+    let limited = crate::Options { limit_bytes: Some(1 << 30), ..world::options() };
+    let open = || Repository::open_on(Stage::calm(), &before.root(), limited.clone(), now()).unwrap();
+    let repository = open();
+    world::merge(&repository, &before.second).unwrap();
+    let counted = repository.storage().unwrap();
+    let found = open().storage().unwrap();
+    // Files are counted by their length, and found by what they take.
+    assert!(counted.used_bytes.abs_diff(found.used_bytes) < 64 * 1024, "{counted:?} {found:?}");
+    assert_eq!(counted.available_bytes, (1 << 30) - counted.used_bytes, "no promise is left");
+    let tight = crate::Options { limit_bytes: Some(found.used_bytes + 1000), ..world::options() };
+    let repository = Repository::open_on(Stage::calm(), &before.root(), tight, now()).unwrap();
+    let error = world::merge(&repository, &before.first).unwrap_err();
+    assert_eq!(error.kind, Kind::NoSpace);
+}
+
+/// An intent that was left by a merge that was given up does nothing to a successor that is another by now.
+#[test]
+fn an_old_intent_is_not_carried_out() {
+    let (before, third) = chain();
+    // Gone just before the first file takes its name: the intent is there.
+    let root = super::faults::gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| {
+        world::merge(repository, &before.second)
+    });
+    let folder = root.path().join(layout::merge_dir(&third.vm, &third.id));
+    assert!(folder.join(layout::INTENT_FILE).exists());
+    // Without start-up the hub would not do this; a person with another program might.
+    let repository = world::open(root.path()).unwrap();
+    delete(&repository, &third, Extent::Named).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!((report.merged.len(), report.problems.len()), (0, 0), "{report:?}");
+    assert_eq!(tree(root.path()), tree_of(before.points()));
+    world::check_bytes(&repository, &before.second).unwrap();
+}
+
+/// A disk that the successor has for the first time, and one that it has no more.
+#[test]
+fn disks_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = world::open(&folder.path().join("repository")).unwrap();
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 100_000), &pattern(2, 70_000)]);
+    let mut second = first.child("bk-2");
+    second.disks.remove(&DiskNumber(1));
+    second.disks.insert(DiskNumber(7), Disk { bytes: pattern(3, 5000), parent: None });
+    for point in [&first, &second] {
+        back_up(&repository, point, now()).unwrap();
+    }
+    world::merge(&repository, &first).unwrap();
+    world::check_bytes(&repository, &second).unwrap();
+    assert_eq!(tree(repository.root()), tree_of([&second]));
+    qemu::check(repository.root(), &[&second]);
+}
