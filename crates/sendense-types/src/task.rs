@@ -14,6 +14,8 @@ words! {
         Verify = "verify",
         /// Delete points.
         Delete = "delete",
+        /// Merge points into their successors.
+        Consolidate = "consolidate",
         /// Rebuild the catalog from manifests.
         Import = "import",
         /// List a source's machines.

@@ -30,11 +30,19 @@ impl Backups<'_> {
         if ids.is_empty() {
             return Ok(0);
         }
-        self.0.write(|tx| async move { delete_in(&tx, ids, now.into()).await }).await
+        self.0
+            .write(|tx| async move {
+                let mut changes = BackupChanges::default();
+                let deleted = delete_in(&tx, ids, now.into(), &mut changes).await?;
+                changes.write(&tx).await?;
+                Ok(deleted)
+            })
+            .await
     }
 }
 
-async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts) -> Result<u64> {
+/// The same within a transaction, which writes the counters' changes when it is done.
+pub(super) async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts, changes: &mut BackupChanges) -> Result<u64> {
     use entity::backups::{ActiveModel, Column, Entity};
     let chosen = || Column::BackupId.is_in(ids.iter().copied());
     let vms: BTreeSet<String> =
@@ -62,9 +70,7 @@ async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts) -> Result<u64> {
     let set = ActiveModel { parent_backup_id: Set(None), ..Default::default() };
     Entity::update_many().set(set).filter(Column::ParentBackupId.is_in(ids.iter().copied())).exec(&**tx).await?;
     let deleted = Entity::delete_many().filter(chosen()).exec(&**tx).await?.rows_affected;
-    let mut changes = BackupChanges::default();
     rows.iter().for_each(|row| changes.remove(row));
-    changes.write(tx).await?;
     Ok(deleted)
 }
 

@@ -524,7 +524,7 @@ async fn end(
     Ok(())
 }
 
-async fn update(tx: &Tx, backup_id: &str, set: entity::backups::ActiveModel) -> Result<()> {
+pub(super) async fn update(tx: &Tx, backup_id: &str, set: entity::backups::ActiveModel) -> Result<()> {
     let done = entity::backups::Entity::update_many()
         .set(set)
         .filter(entity::backups::Column::BackupId.eq(backup_id))

@@ -9,6 +9,7 @@ mod delete;
 mod hold;
 mod life;
 mod list;
+mod merge;
 mod row;
 
 pub use chain::{Chain, TokenInUse};

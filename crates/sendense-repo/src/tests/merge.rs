@@ -94,7 +94,7 @@ fn what_cannot_be_merged_is_said() {
     back_up(&repository, &fork, now()).unwrap();
     let forked = refused(&before.first);
     assert_eq!(forked.to_string(), "bk-1 cannot be merged into a successor: several points stand on it");
-    let missing = Point { id: "bk-none".parse().unwrap(), ..third.clone() };
+    let missing = Point { id: "bk-none".parse().unwrap(), ..third };
     assert_eq!(refused(&missing).kind, Kind::NotFound);
     let hold = repository
         .change_hold(&before.second.vm, &before.second.id, |hold| hold.protected = true, "test", now())

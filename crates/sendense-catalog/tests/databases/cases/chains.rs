@@ -136,3 +136,44 @@ impl PartialEq<HasDependents> for Error {
         matches!(self, Error::Conflict(Conflict::HasDependents { dependents }) if *dependents == other.0)
     }
 }
+
+/// The first of three goes and then the middle one: the chain is shorter, its ends are right, the counters too.
+pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups) = (&world.vms[0], world.catalog.backups());
+    let full = world.point(vm, None, 2, at(0)).await;
+    let one = world.point(vm, Some(&full), 2, at(10)).await;
+    let two = world.point(vm, Some(&one), 2, at(20)).await;
+    let three = world.point(vm, Some(&two), 2, at(30)).await;
+    let standing_on = |mut point: Backup, parent: Option<&BackupId>| {
+        let backup_type = if parent.is_some() { BackupType::Incremental } else { BackupType::Full };
+        (point.backup_type, point.parent_backup_id, point.bytes_stored) = (backup_type, parent.cloned(), 777);
+        for disk in &mut point.disks {
+            (disk.backup_type, disk.parent_backup_id) = (backup_type, parent.cloned());
+            disk.backing_file = None;
+        }
+        point
+    };
+    // What another point still needs does not go by mistake, and nothing is changed then.
+    let wrong = standing_on(backups.get(&three).await.expect("three"), Some(&full));
+    let refused = backups.merged(&wrong, &one, at(40)).await.expect_err("two needs it");
+    assert!(matches!(refused, Error::Conflict(Conflict::HasDependents { .. })), "{refused:?}");
+    assert_eq!(backups.get(&three).await.expect("three").parent_backup_id.as_ref(), Some(&two));
+
+    let successor = standing_on(backups.get(&two).await.expect("two"), Some(&full));
+    backups.merged(&successor, &one, at(40)).await.expect("the middle goes");
+    backups.merged(&successor, &one, at(41)).await.expect("once more does no harm");
+    let chain = backups.chain(vm, DiskNumber(1), None).await.expect("chain");
+    assert_eq!(ids(&chain), [full.clone(), two.clone(), three.clone()]);
+    assert_eq!(chain.backups[1].bytes_stored, 777);
+
+    let successor = standing_on(backups.get(&two).await.expect("two"), None);
+    backups.merged(&successor, &full, at(42)).await.expect("the first goes");
+    let chain = backups.chain(vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!((chain.full_backup_id.clone(), ids(&chain)), (two.clone(), vec![two.clone(), three]));
+    let fulls = BackupFilter { backup_type: Some(BackupType::Full), ..BackupFilter::default() };
+    let (rows, total) = backups.list(&fulls, Page::default()).await.expect("list");
+    assert_eq!((rows.len(), total), (1, 1), "the counters know of it");
+    assert_eq!(rows[0].backup_id, two);
+    assert_eq!(backups.get(&full).await.expect_err("gone").problem_code(), ProblemCode::BackupNotFound);
+}

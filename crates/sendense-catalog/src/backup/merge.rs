@@ -1,0 +1,42 @@
+//! A point took over what the one below it held, and that one is gone. In the repository it happened before.
+
+use super::{Backup, Backups, delete, life};
+use crate::counts::BackupChanges;
+use crate::error::{Conflict, Error, Noun, Result};
+use crate::{entity, value};
+use sea_orm::{ActiveValue::Set, EntityTrait};
+use sendense_types::{BackupId, BackupStatus, Timestamp};
+use std::collections::BTreeSet;
+
+impl Backups<'_> {
+    /// Writes down what the successor is now (its type, parents, disks and bytes) and forgets the point that went. Doing it
+    /// again does no harm.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a successor that is not known; [`Conflict::WrongState`] when it is no completed point;
+    /// [`Conflict::HasDependents`] when another point still builds on the one that went. Then nothing was changed.
+    pub async fn merged(&self, successor: &Backup, going: &BackupId, now: Timestamp) -> Result<()> {
+        self.0
+            .write(|tx| async move {
+                life::lock_vm(&tx, &successor.vm_context_id).await?;
+                let row = entity::backups::Entity::find_by_id(successor.backup_id.as_str()).one(&*tx).await?;
+                let row = row.ok_or_else(|| Error::not_found(Noun::Backup, &successor.backup_id))?;
+                if value::read::<BackupStatus>("status", &row.status)? != BackupStatus::Completed {
+                    let (what, id) = (Noun::Backup, row.backup_id);
+                    return Err(Conflict::WrongState { what, id, state: row.status }.into());
+                }
+                life::replace_disks(&tx, &row, successor.parent_backup_id.as_ref(), &successor.disks).await?;
+                let set = entity::backups::ActiveModel {
+                    backup_type: Set(successor.backup_type.as_str().to_owned()),
+                    parent_backup_id: Set(successor.parent_backup_id.as_ref().map(|id| id.as_str().to_owned())),
+                    bytes_stored: Set(value::store_u64("bytes_stored", successor.bytes_stored)?),
+                    ..Default::default()
+                };
+                life::update(&tx, &row.backup_id, set).await?;
+                let mut changes = BackupChanges::became(&row, BackupStatus::Completed, successor.backup_type.as_str());
+                delete::delete_in(&tx, &BTreeSet::from([going.as_str()]), now.into(), &mut changes).await?;
+                changes.write(&tx).await
+            })
+            .await
+    }
+}
