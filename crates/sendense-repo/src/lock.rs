@@ -16,8 +16,8 @@
 //! *share*: never in each other's way. *points*: in the way when they claim a common point. *one VM*: in the way when they
 //! work on the same VM, whatever the points: a VM has one backup at a time, and a chain is not moved while it grows.
 //!
-//! Invariant: two operations that are in each other's way never both hold a guard. Claims are taken whole or not at all and
-//! nobody waits holding one, so there is no deadlock. The table is the process's: across hubs the owner record stands guard,
+//! Invariant: two operations that are in each other's way never both hold a guard. Claims are taken whole or not at all; only
+//! merges are waited for, which take theirs last and wait for nobody, so there is no deadlock. The table is the process's: across hubs the owner record stands guard,
 //! and a reader without a hub holds its files open, which a deletion does not take from it.
 
 use crate::error::{Error, Kind, Result};
@@ -26,6 +26,10 @@ use sendense_types::{BackupId, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often one who waits for a merge looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What is done to points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,6 +161,23 @@ impl ChainLocks {
         self.0.lock().held.retain(|_, claim| claim.who != who);
     }
 
+    /// The same, but waits for merges: they hold points for the moment in which names change. Whoever calls this may hold
+    /// other claims: a merge that holds its points waits for nobody.
+    pub fn acquire_patiently(&self, claim: Claim, patience: Duration) -> Result<ChainGuard> {
+        let begun = Instant::now();
+        loop {
+            let refused = match self.acquire(claim.clone()) {
+                Err(error) => error,
+                claimed => return claimed,
+            };
+            let Kind::Conflict { holders } = &refused.kind else { return Err(refused) };
+            if !holders.iter().all(|holder| holder.operation == Operation::Merge) || begun.elapsed() >= patience {
+                return Err(refused);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
     /// Everything that is held now.
     pub fn held(&self) -> Vec<Claim> {
         self.0.lock().held.values().cloned().collect()
@@ -259,6 +280,23 @@ mod tests {
         assert!(locks.acquire(claim(Operation::Backup, "vm", &["p"])).is_err(), "the next one's claim stands");
         drop((read, next));
         assert!(locks.held().is_empty());
+    }
+
+    #[test]
+    fn a_merge_is_waited_for_and_nothing_else_is() {
+        let locks = ChainLocks::default();
+        let merge = locks.acquire(claim(Operation::Merge, "vm", &["p"])).unwrap();
+        let read = || claim(Operation::Read, "vm", &["p"]);
+        assert!(locks.acquire_patiently(read(), Duration::ZERO).is_err());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| locks.acquire_patiently(read(), Duration::from_secs(60)));
+            std::thread::sleep(3 * LOOK_AGAIN);
+            drop(merge);
+            waiting.join().unwrap().unwrap();
+        });
+        let _delete = locks.acquire(claim(Operation::Delete, "vm", &["p"])).unwrap();
+        // Would take a minute if it waited for this.
+        assert!(locks.acquire_patiently(read(), Duration::from_secs(60)).is_err());
     }
 
     #[test]

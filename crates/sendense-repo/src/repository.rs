@@ -18,6 +18,11 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a merge may take for the change of names and the removal of large files before one who waits gives up. Not in
+/// tests, which hold such claims by hand.
+const MERGE_WAIT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(30) };
 
 /// How a repository is opened for writing.
 #[derive(Debug, Clone)]
@@ -164,7 +169,14 @@ impl Repository {
         points: BTreeSet<BackupId>,
         who: &str,
     ) -> Result<ChainGuard> {
-        self.0.locks.acquire(LockClaim { operation, vm: vm.clone(), points, who: who.to_owned() })
+        let claim = LockClaim { operation, vm: vm.clone(), points, who: who.to_owned() };
+        match operation {
+            // No backup fails and no restore is refused because names change at this moment.
+            Operation::Backup | Operation::Read | Operation::Verify => {
+                self.0.locks.acquire_patiently(claim, MERGE_WAIT)
+            }
+            Operation::Delete | Operation::Merge | Operation::Move => self.0.locks.acquire(claim),
+        }
     }
 
     /// The VMs that have a folder, sorted.

@@ -34,7 +34,7 @@ use crate::crashsafe;
 use crate::draft::{DiskDraft, DiskSpec, SealedDisk};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
-use crate::lock::Operation;
+use crate::lock::{ChainGuard, Operation};
 use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
 use crate::repository::Repository;
 use crate::verify::{self, Progress};
@@ -46,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a merge will do. Made without touching anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +80,12 @@ pub struct Options {
     pub threads: usize,
     /// Who does it, for messages to those who meet it.
     pub who: String,
+    /// How long it waits at its end for those who read the points or build on them.
+    pub patience: Duration,
 }
+
+/// How often it looks whether the points are free.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The two points of a merge, as their manifests tell of them.
 struct Pair {
@@ -220,14 +226,14 @@ impl Merge<'_> {
         let prepared = prepared.and_then(|disks| {
             // Given up and taken anew: nobody waits holding a claim. What came between is found below.
             drop(reading);
-            let alone = repository.lock(Operation::Merge, vm, both, &self.options.who)?;
-            self.cancel.check()?;
+            let alone = self.wait_alone(&both)?;
             let again = self.planned(now())?;
             if again.going != pair.going || again.successor != pair.successor {
                 return Err(conflict("one of the points was changed meanwhile"));
             }
             repository.ownership()?.check(now())?;
             let manifest = pair.merged(&disks);
+            self.cancel.commit()?;
             self.write_intent(&manifest)?;
             Ok((manifest, alone))
         });
@@ -250,6 +256,23 @@ impl Merge<'_> {
         repository.capacity().settle(grown);
         tracing::info!(vm_context_id = %vm, going = %self.plan.going, successor = %self.plan.successor, "merged");
         Ok(manifest)
+    }
+
+    /// Claims the points for itself, holding nothing while it waits.
+    fn wait_alone(&self, both: &BTreeSet<BackupId>) -> Result<ChainGuard> {
+        let begun = Instant::now();
+        loop {
+            self.cancel.check()?;
+            let vm = &self.plan.vm_context_id;
+            match self.repository.lock(Operation::Merge, vm, both.clone(), &self.options.who) {
+                Err(error)
+                    if matches!(error.kind, Kind::Conflict { .. }) && begun.elapsed() < self.options.patience =>
+                {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                claimed => return claimed,
+            }
+        }
     }
 
     /// The two points, if the plan still holds.

@@ -19,6 +19,7 @@ use sendense_types::{BackupId, BackupType, Consistency, DiskBinding, DiskNumber,
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A disk of a point: its bytes, and the point below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,7 +200,7 @@ pub fn facts(point: &Point) -> PointFacts {
 /// Merges a point into the one that stands on it.
 pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
     let plan = repository.plan_merge(&going.vm, &going.id, now())?;
-    let options = merge::Options { threads: 1, who: "test".into() };
+    let options = merge::Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
     repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now).map(drop)
 }
 

@@ -15,6 +15,7 @@ use crate::verify::{Depth, Progress};
 use sendense_block::Cancel;
 use sendense_types::{BackupType, DiskNumber};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 /// A chain of three, and another machine.
 fn chain() -> (Before, Point) {
@@ -29,7 +30,7 @@ fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
 }
 
 fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
-    let options = Options { threads: 2, who: "test".into() };
+    let options = Options { threads: 2, who: "test".into(), patience: Duration::ZERO };
     repository.execute_merge(plan, &options, &Progress::default(), cancel, now)
 }
 
@@ -120,6 +121,29 @@ fn a_reader_is_in_the_way_of_the_change_and_nothing_is_lost() {
     // The plan is used up.
     let error = execute(&repository, &planned, &Cancel::new()).unwrap_err();
     assert_eq!(error.kind, Kind::NotFound, "{error:?}");
+}
+
+/// It waits for a reader that ends in time.
+#[test]
+fn a_merge_waits_for_a_reader() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let planned = plan(&repository, &before.second).unwrap();
+    let reader = repository.open_disk(&third.vm, &third.id, DiskNumber(0), "a reader").unwrap();
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| {
+            let options = Options { threads: 1, who: "test".into(), patience: Duration::from_secs(60) };
+            repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), now)
+        });
+        // The new files are there: what is left is the change.
+        let prepared = before.root().join(layout::merge_dir(&third.vm, &third.id)).join("disk-1.digests");
+        while !prepared.exists() {
+            std::thread::yield_now();
+        }
+        drop(reader);
+        merging.join().unwrap().unwrap();
+    });
+    world::check_bytes(&repository, &third).unwrap();
 }
 
 #[test]
