@@ -32,4 +32,5 @@ pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeWelcome,
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
+pub use dto::{Merge, MergeQuery};
 pub use problem::{ProblemBody, TaskError};

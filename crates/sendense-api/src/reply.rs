@@ -1,5 +1,6 @@
 //! The envelopes of successful replies: `success` plus the payload under the name of its noun.
 
+use crate::dto::Merge;
 use crate::dto::{
     Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, FileHistory, GuestFile,
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
@@ -94,6 +95,7 @@ macro_rules! flat {
 single! {
     BackupReply { backup: Backup } "One backup.";
     DeletionReply { deletion: Deletion } "What a delete takes.";
+    MergeReply { merge: Merge } "What a merge takes.";
     PolicyReply { policy: Policy } "One policy.";
     PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
     PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";

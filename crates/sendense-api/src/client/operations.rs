@@ -3,15 +3,16 @@
 use super::{Client, ClientError};
 use crate::reply::{
     BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
-    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, NewTokenReply, PruneReply,
+    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, MergeReply, NewTokenReply, PruneReply,
     RecoveryListReply, RecoveryReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, StorageReply,
     TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
-    LogEntry, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository, RestoreBackup, Source,
-    Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateSource, VerifyBackup, Vm, VmFilter,
+    LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository,
+    RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateSource, VerifyBackup, Vm,
+    VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -38,6 +39,12 @@ impl Client {
     /// Deletes a backup, or shows what that would take.
     pub async fn delete_backup(&self, backup_id: &BackupId, how: &DeleteQuery) -> Result<Deletion> {
         Ok(self.delete::<_, DeletionReply>(&["backups", backup_id.as_str()], how).await?.deletion)
+    }
+
+    /// Merges a backup into the one that stands on it, or shows what that would take.
+    pub async fn merge_backup(&self, backup_id: &BackupId, how: &MergeQuery) -> Result<Merge> {
+        let path = ["backups", backup_id.as_str(), "merge"];
+        Ok(self.finish::<MergeReply>(self.call(Method::POST, &path).query(how)).await?.merge)
     }
 
     /// The chain of a disk.

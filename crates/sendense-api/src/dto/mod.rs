@@ -6,6 +6,7 @@ mod event;
 mod export;
 mod health;
 mod history;
+mod merge;
 mod mount;
 mod node;
 mod page;
@@ -29,6 +30,7 @@ pub use event::{Alert, AlertKind, Event};
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
+pub use merge::{Merge, MergeQuery};
 pub use mount::{
     ArchiveFormat, ArchiveQuery, Backend, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile,
     GuestFileInfo, Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency,

@@ -12,6 +12,7 @@ mod exports;
 mod health;
 mod history;
 mod hold;
+mod merge;
 mod mounts;
 mod nodes;
 pub(crate) mod policies;

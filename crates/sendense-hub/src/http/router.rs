@@ -70,6 +70,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(backups::vm_backup_chain))
         .routes(routes!(backups::cancel_backup))
         .routes(routes!(backups::verify_backup))
+        .routes(routes!(backups::merge_backup))
         .routes(routes!(backups::restore_backup))
         .routes(routes!(backups::backup_log))
         .routes(routes!(tasks::list_tasks))

@@ -3,7 +3,7 @@
 //! The dispatcher has no state of its own: whenever it is woken (a task was made, one ended) and every few seconds (another
 //! hub's tasks, limits that changed), it reads what waits and starts what may run. A restart is thus an ordinary pass.
 
-use super::queue::{Needs, startable};
+use super::queue::{MERGES_MAX, Needs, startable};
 use super::runner;
 use super::work::Work;
 use crate::core::Core;
@@ -34,7 +34,7 @@ pub(crate) async fn run(core: Arc<Core>) {
 }
 
 async fn pass(core: &Arc<Core>) -> Result<()> {
-    if core.running.count() >= core.limits.running_per_hub {
+    if core.running.count() >= core.limits.running_per_hub + MERGES_MAX {
         return Ok(());
     }
     let pending = core.catalog.tasks().pending(Page::LIMIT_MAX).await.or_problem()?;

@@ -4,7 +4,10 @@
 //! hold up tasks of another one.
 
 use sendense_types::{RepositoryId, SourceId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+/// Merges that a hub does at once: each has two threads and some MiB, and none is in a hurry.
+pub(crate) const MERGES_MAX: usize = 4;
 
 /// What a task occupies while it runs, with how many tasks that thing bears at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,6 +16,8 @@ pub(crate) struct Needs {
     pub repository: Option<(RepositoryId, usize)>,
     /// A source.
     pub source: Option<(SourceId, usize)>,
+    /// The one place for merges in a repository. They take none of those that backups wait for, neither there nor in the hub.
+    pub merges_in: Option<RepositoryId>,
 }
 
 #[derive(Default)]
@@ -20,10 +25,14 @@ struct Occupied<'a> {
     all: usize,
     repositories: HashMap<&'a RepositoryId, usize>,
     sources: HashMap<&'a SourceId, usize>,
+    merges_in: HashSet<&'a RepositoryId>,
 }
 
 impl<'a> Occupied<'a> {
     fn has_room(&self, needs: &Needs, all_max: usize) -> bool {
+        if let Some(id) = &needs.merges_in {
+            return !self.merges_in.contains(id) && self.merges_in.len() < MERGES_MAX;
+        }
         let below = |used: Option<&usize>, max: usize| used.copied().unwrap_or(0) < max.max(1);
         self.all < all_max
             && needs.repository.as_ref().is_none_or(|(id, max)| below(self.repositories.get(id), *max))
@@ -31,6 +40,10 @@ impl<'a> Occupied<'a> {
     }
 
     fn take(&mut self, needs: &'a Needs) {
+        if let Some(id) = &needs.merges_in {
+            self.merges_in.insert(id);
+            return;
+        }
         self.all += 1;
         if let Some((id, _)) = &needs.repository {
             *self.repositories.entry(id).or_default() += 1;
@@ -66,7 +79,18 @@ mod tests {
         Needs {
             repository: repository.map(|n| (format!("repo-{n}").parse().unwrap(), max)),
             source: source.map(|n| (format!("src-{n}").parse().unwrap(), max)),
+            merges_in: None,
         }
+    }
+
+    #[test]
+    fn merges_and_backups_are_not_in_each_others_way() {
+        let merge = |n: u8| Needs { merges_in: Some(format!("repo-{n}").parse().unwrap()), ..Needs::default() };
+        let backup = || needs(Some(1), Some(1), 1);
+        assert_eq!(startable(&[merge(1), backup()], &[backup()], 1), [0]);
+        assert_eq!(startable(&[merge(1), merge(2), backup()], &[merge(1)], 1), [1, 2]);
+        let many: Vec<Needs> = (0..9).map(merge).collect();
+        assert_eq!(startable(&many, &[], 1).len(), MERGES_MAX);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) enum Work {
     Migrate(MigrateWork),
     /// Check a point.
     Verify(VerifyWork),
+    /// Merge points into their successors.
+    Merge(MergeWork),
     /// Rebuild the catalog from a repository.
     Import(ImportWork),
 }
@@ -97,6 +99,16 @@ pub(crate) struct VerifyWork {
     pub own_files_only: bool,
 }
 
+/// Points to merge into their successors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MergeWork {
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    pub repository_id: RepositoryId,
+    /// In the order in which they go: each before those it stands on.
+    pub backup_ids: Vec<BackupId>,
+}
+
 /// A repository to read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImportWork {
@@ -134,6 +146,7 @@ impl Work {
             Self::Backup(_) => TaskKind::Backup,
             Self::Restore(_) | Self::Migrate(_) => TaskKind::Restore,
             Self::Verify(_) => TaskKind::Verify,
+            Self::Merge(_) => TaskKind::Consolidate,
             Self::Import(_) => TaskKind::Import,
         }
     }
@@ -165,6 +178,12 @@ impl Work {
                 repository_id: Some(&work.repository_id),
                 source_id: None,
             },
+            Self::Merge(work) => About {
+                backup_id: None,
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: None,
+            },
             Self::Import(work) => About { repository_id: Some(&work.repository_id), ..About::default() },
         }
     }
@@ -176,7 +195,12 @@ impl Work {
         source_max: impl Fn(&SourceId) -> usize,
     ) -> Needs {
         let about = self.about();
+        if let Self::Merge(work) = self {
+            // One at a time in each repository, and never in a backup's place.
+            return Needs { merges_in: Some(work.repository_id.clone()), ..Needs::default() };
+        }
         Needs {
+            merges_in: None,
             repository: about.repository_id.map(|id| (id.clone(), repository_max(id))),
             source: about.source_id.map(|id| (id.clone(), source_max(id))),
         }

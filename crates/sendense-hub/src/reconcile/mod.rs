@@ -17,7 +17,7 @@ mod tasks;
 #[cfg(test)]
 pub(crate) use journal::reap_orphans;
 pub(crate) use journal::{Reaping, left_over, reap_task};
-pub(crate) use points::{adopt_machine, repository};
+pub(crate) use points::{adopt_machine, point, repository};
 #[cfg(test)]
 pub(crate) use sweep::is_alive;
 

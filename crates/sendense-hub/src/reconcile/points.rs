@@ -62,7 +62,7 @@ async fn pass(core: &Arc<Core>, id: &RepositoryId) -> Result<()> {
             tracing::warn!(repository_id = %id, vm_id = %vm, trouble, "take in a point");
         }
     }
-    forget_gone(core, &repository, &view, &report).await
+    forget_gone(core, &row, &repository, &view, &report).await
 }
 
 async fn view(core: &Core, id: &RepositoryId) -> Result<View> {
@@ -96,6 +96,9 @@ fn tell(id: &RepositoryId, report: &Report) {
     for (vm, point) in &report.deleted {
         tracing::info!(repository_id = %id, vm_id = %vm, backup_id = %point, "deletion finished");
     }
+    for (vm, point) in &report.merged {
+        tracing::info!(repository_id = %id, vm_id = %vm, backup_id = %point, "merge finished");
+    }
     for path in report.strangers.iter().take(STRANGERS_TOLD_MAX) {
         tracing::warn!(repository_id = %id, path = %path.display(), "a file that no point names; it is left alone");
     }
@@ -109,7 +112,13 @@ fn tell(id: &RepositoryId, report: &Report) {
 
 /// Forgets completed rows whose point is gone. A row goes only when the repository was listed completely and its manifest,
 /// looked for once more, is not there: what cannot be read is not gone.
-async fn forget_gone(core: &Core, repository: &Repository, view: &View, report: &Report) -> Result<()> {
+async fn forget_gone(
+    core: &Core,
+    row: &catalog::Repository,
+    repository: &Repository,
+    view: &View,
+    report: &Report,
+) -> Result<()> {
     if !report.problems.is_empty() {
         return Ok(());
     }
@@ -131,6 +140,7 @@ async fn forget_gone(core: &Core, repository: &Repository, view: &View, report: 
         candidates.into_iter().filter(is_gone).map(|(point, _)| point).collect::<Vec<_>>()
     })
     .await?;
+    crate::jobs::merge::catch_up(core, row, repository, &gone).await?;
     for point in &gone {
         tracing::warn!(backup_id = %point, "the point is not in its repository any more; its row is removed");
     }
@@ -169,7 +179,7 @@ pub(crate) async fn adopt_machine(
             adopted.problems.push(format!("{}: {}", manifest.backup_id, chain(&error)));
             Hold::default()
         });
-        let (known, point) = (machine(manifest), point(row, manifest, hold));
+        let (known, point) = (machine(manifest), self::point(row, manifest, hold));
         match core.catalog.backups().adopt(&known, &point, core.now()).await {
             Ok(true) => adopted.added += 1,
             Ok(false) => {
@@ -208,7 +218,8 @@ fn machine(manifest: &Manifest) -> KnownVm {
     }
 }
 
-fn point(row: &catalog::Repository, manifest: &Manifest, hold: Hold) -> catalog::Backup {
+/// A published point as the catalog keeps it.
+pub(crate) fn point(row: &catalog::Repository, manifest: &Manifest, hold: Hold) -> catalog::Backup {
     let done = crate::jobs::backup::completed(manifest);
     catalog::Backup {
         backup_id: manifest.backup_id.clone(),

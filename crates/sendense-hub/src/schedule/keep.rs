@@ -406,11 +406,16 @@ impl Work<'_> {
         if self.rules.retention.is_none() {
             return;
         }
-        let (app, rules, by) = (self.app.clone(), self.rules.clone(), self.caller.identity.clone());
+        let (app, rules, caller) = (self.app.clone(), self.rules.clone(), self.caller.clone());
         self.app.core.tracker.spawn(async move {
             let pruned = async {
                 let machine = app.core.catalog.vms().get(&vm).await.or_problem()?;
-                app.prune_by(&rules, &machine, PruneQuery::default(), &by).await
+                let pruned = app.prune_by(&rules, &machine, PruneQuery::default(), &caller.identity).await?;
+                // Where fulls are made again and again, whole chains go. Incrementals for ever are one chain.
+                if let (Some(pruned), None) = (&pruned, rules.full_every) {
+                    app.merge_needed(&caller, pruned).await?;
+                }
+                Result::<_>::Ok(pruned)
             };
             match pruned.await {
                 Ok(Some(pruned)) if pruned.deleted > 0 => {

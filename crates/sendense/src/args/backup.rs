@@ -89,6 +89,20 @@ pub enum BackupCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Merge a backup into the one that stands on it: it goes although a later one needs its data. Shows the plan and asks first.
+    Merge {
+        /// Its id.
+        backup_id: BackupId,
+        /// Only show the plan.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+        /// Start it and return at once.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Stop a running backup.
     Cancel {
         /// Its id.

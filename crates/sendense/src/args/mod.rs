@@ -525,6 +525,7 @@ mod tests {
             "sendense backup chain web --disk 1 --json",
             "sendense backup verify bk-1 --deep",
             "sendense backup delete bk-1 --cascade --dry-run",
+            "sendense backup merge bk-1 --yes --no-wait",
             "sendense backup protect bk-1",
             "sendense backup unprotect bk-1",
             "sendense backup hold bk-1 --until 2030-01-31",

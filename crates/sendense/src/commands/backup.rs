@@ -7,10 +7,10 @@ use crate::output::{bytes, duration, json, line, say, table as show, verdict};
 use crate::plain::plain;
 use crate::{progress, tables};
 use anyhow::{Result, bail};
-use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, TaskReply};
+use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, MergeReply, TaskReply};
 use sendense_api::{
-    Backup, BackupFilter, ChainQuery, Client, CreateBackup, DeleteQuery, Deletion, Limit, ListQuery, UpdateBackup,
-    VerifyBackup,
+    Backup, BackupFilter, ChainQuery, Client, CreateBackup, DeleteQuery, Deletion, Limit, ListQuery, MergeQuery,
+    UpdateBackup, VerifyBackup,
 };
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::io::{BufRead, IsTerminal, Write};
@@ -67,6 +67,9 @@ pub async fn run(context: &Context, command: BackupCommand) -> Result<u8> {
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
                 Ok(task) => verdict("ok", task.summary.unwrap_or_default()),
             }
+        }
+        BackupCommand::Merge { backup_id, dry_run, yes, no_wait } => {
+            return merge(context, &backup_id, dry_run, yes, no_wait).await;
         }
         BackupCommand::Protect { backup_id } => {
             let change = UpdateBackup { protected: Some(true), hold_until: None };
@@ -201,6 +204,43 @@ async fn delete(context: &Context, backup_id: &BackupId, query: DeleteQuery, yes
     }
     let done = client.delete_backup(backup_id, &query).await?;
     print_deletion(context, done)?;
+    Ok(0)
+}
+
+async fn merge(context: &Context, backup_id: &BackupId, dry_run: bool, yes: bool, no_wait: bool) -> Result<u8> {
+    let client = &context.client;
+    if dry_run || !yes {
+        let plan = client.merge_backup(backup_id, &MergeQuery { dry_run: true }).await?;
+        let room = bytes(plan.needed_bytes);
+        let words = format!("merge {backup_id} into {}, with at most {room} of room meanwhile", plan.successor_id);
+        if dry_run {
+            if context.json {
+                json(&MergeReply::new(plan))?;
+            } else {
+                say(format!("would {words}"));
+            }
+            return Ok(0);
+        }
+        if !confirmed(&format!("{words}?"), LOOK_FIRST)? {
+            say("nothing was merged");
+            return Ok(0);
+        }
+    }
+    let begun = client.merge_backup(backup_id, &MergeQuery::default()).await?;
+    let Some(task_id) = begun.task_id.clone() else { bail!("the hub accepted the merge without a task") };
+    if no_wait {
+        if context.json {
+            json(&MergeReply::new(begun))?;
+        } else {
+            line(task_id.as_str());
+        }
+        return Ok(0);
+    }
+    match progress::wait_completed(client, &task_id, &format!("merge of {backup_id}")).await? {
+        Err(code) => return Ok(code),
+        Ok(task) if context.json => json(&TaskReply::new(*task))?,
+        Ok(task) => verdict("ok", task.summary.unwrap_or_default()),
+    }
     Ok(0)
 }
 

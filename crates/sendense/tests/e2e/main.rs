@@ -20,6 +20,7 @@ mod journey;
 mod kill;
 mod libvirt;
 mod memory;
+mod merge;
 mod nbd;
 mod nodes;
 mod offline;

@@ -1,4 +1,4 @@
-//! Backups: make, list, chain, delete, cancel, verify, restore, log.
+//! Backups: make, list, chain, delete, merge, cancel, verify, restore, log.
 
 use super::Who;
 use crate::app::App;
@@ -7,10 +7,10 @@ use crate::http::problem::{Failure, Result};
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
-use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, LogReply, TaskReply};
+use sendense_api::reply::{BackupListReply, BackupReply, ChainReply, DeletionReply, LogReply, MergeReply, TaskReply};
 use sendense_api::{
-    BackupFilter, ChainQuery, CreateBackup, DeleteQuery, ListQuery, ProblemBody, RestoreBackup, UpdateBackup,
-    VerifyBackup,
+    BackupFilter, ChainQuery, CreateBackup, DeleteQuery, ListQuery, MergeQuery, ProblemBody, RestoreBackup,
+    UpdateBackup, VerifyBackup,
 };
 use sendense_types::{BackupId, VmContextId};
 
@@ -115,6 +115,34 @@ pub(in crate::http) async fn delete_backup(
     let verb = if deletion.dry_run { "would delete" } else { "deleted" };
     let message = format!("{verb} {} backups, {} bytes", deletion.backups.len(), deletion.freed_bytes);
     Ok(Json(DeletionReply::done(message, deletion)))
+}
+
+/// Merge a backup into the one that stands on it.
+///
+/// The backup goes although a later one needs its data: that one takes the data over, and keeps its id. A task writes the new
+/// images beside the old ones, reads them back, and then changes all at once. With `dry_run=true` only the plan is shown.
+#[utoipa::path(
+    post, path = "/backups/{backup_id}/merge", tag = "backups",
+    params(("backup_id" = String, Path, description = "The backup that goes."), MergeQuery),
+    responses(
+        (status = 200, description = "The plan.", body = MergeReply),
+        (status = 202, description = "The plan, and the task that carries it out.", body = MergeReply),
+        (status = 409, description = "None or several backups stand on it, it is in use, or it must stay.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn merge_backup(
+    State(app): State<App>,
+    Extension(caller): Who,
+    Id(backup_id): Id<BackupId>,
+    Query(how): Query<MergeQuery>,
+    _: NoBody,
+) -> Result<(StatusCode, Json<MergeReply>)> {
+    let merge = app.merge_backup(&caller, &backup_id, how).await?;
+    let (verb, status) =
+        if merge.dry_run { ("would merge", StatusCode::OK) } else { ("merging", StatusCode::ACCEPTED) };
+    let message = format!("{verb} {backup_id} into {}", merge.successor_id);
+    Ok((status, Json(MergeReply::done(message, merge))))
 }
 
 /// Show the chain of a disk.

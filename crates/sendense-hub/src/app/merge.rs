@@ -1,0 +1,102 @@
+//! Merging points into their successors: planned at once, done by a task.
+
+use super::delete::refused;
+use super::{App, Caller};
+use crate::core::blocking;
+use crate::fault::{OrProblem, Result};
+use crate::jobs::work::{MergeWork, Work};
+use sendense_api::{Merge, MergeQuery, Prune, PruneFate, Role, Task};
+use sendense_catalog as catalog;
+use sendense_repo::Kind;
+use sendense_types::{BackupId, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
+use std::collections::BTreeMap;
+
+impl App {
+    /// Lets a point go whose data a later one needs, or shows what that would take.
+    pub async fn merge_backup(&self, caller: &Caller, id: &BackupId, how: MergeQuery) -> Result<Merge> {
+        caller.require(Role::Admin)?;
+        let row = self.point(id).await?;
+        if let Some((recovery_id, held)) = self.core.recoveries.holding(std::slice::from_ref(id)) {
+            let details = format!("recovery {recovery_id} runs on {held}; discard it first");
+            return Err(Problem::new(ProblemCode::Conflict, "the point is in use", details));
+        }
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let (vm, going, now) = (row.vm_context_id.clone(), id.clone(), self.core.now());
+        let plan = blocking(move || repository.plan_merge(&vm, &going, now)).await?.map_err(|error| cannot(&error))?;
+        let task_id = if how.dry_run {
+            None
+        } else {
+            let work = MergeWork {
+                vm_context_id: row.vm_context_id,
+                vm_name: row.vm_name.into(),
+                repository_id: row.repository_id,
+                backup_ids: vec![id.clone()],
+            };
+            Some(self.make_task(caller, Work::Merge(work), catalog::TaskSubject::Backup(id.clone())).await?.task_id)
+        };
+        Ok(Merge {
+            dry_run: how.dry_run,
+            backup_id: plan.going,
+            successor_id: plan.successor,
+            disk_ids: plan.disks.into_iter().collect(),
+            bytes_stored: plan.bytes,
+            needed_bytes: plan.needed_bytes,
+            task_id,
+        })
+    }
+
+    /// Begins to merge what a prune wanted to delete and could not, because later points need it. One task for each
+    /// repository; none where such a task of the machine waits or runs already.
+    pub(crate) async fn merge_needed(&self, caller: &Caller, pruned: &Prune) -> Result<Vec<Task>> {
+        let mut needed: BTreeMap<&RepositoryId, Vec<BackupId>> = BTreeMap::new();
+        // In the prune's order: each before those it stands on, so that what an older point holds is moved once.
+        for entry in pruned.backups.iter().filter(|entry| entry.fate == PruneFate::Needed) {
+            needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone());
+        }
+        let mut tasks = Vec::new();
+        for (repository_id, backup_ids) in needed {
+            let work = MergeWork {
+                vm_context_id: pruned.vm_context_id.clone(),
+                vm_name: pruned.vm_name.clone(),
+                repository_id: repository_id.clone(),
+                backup_ids,
+            };
+            if !self.is_merging(&work).await? {
+                let subject = catalog::TaskSubject::Repository(repository_id.clone());
+                tasks.push(self.make_task(caller, Work::Merge(work), subject).await?);
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// True when points of the machine in that repository are being merged, or will be.
+    async fn is_merging(&self, work: &MergeWork) -> Result<bool> {
+        for state in [TaskState::Pending, TaskState::Running] {
+            let filter = catalog::TaskFilter {
+                kind: Some(TaskKind::Consolidate),
+                state: Some(state),
+                ..catalog::TaskFilter::default()
+            };
+            // As many as may wait at most: `pending_max` bounds them.
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+            let same = |other: &MergeWork| {
+                other.vm_context_id == work.vm_context_id && other.repository_id == work.repository_id
+            };
+            if rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Merge(other)) if same(&other))) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A point that cannot be merged as things are is no wrong request.
+fn cannot(error: &sendense_repo::Error) -> Problem {
+    match error.kind {
+        Kind::Invalid => {
+            Problem::new(ProblemCode::Conflict, "the point cannot be merged", sendense_block::error::chain(error))
+        }
+        _ => refused(error),
+    }
+}

@@ -1,0 +1,127 @@
+//! Merging points into their successors.
+
+use super::handle::Handle;
+use super::work::MergeWork;
+use crate::core::{Core, blocking};
+use crate::fault::{OrProblem, Result, of_repo};
+use sendense_block::Cancel;
+use sendense_catalog as catalog;
+use sendense_repo::merge::Options;
+use sendense_repo::{Hold, Kind, Manifest, Repository};
+use sendense_types::{BackupId, Problem, ProblemCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Threads that move blocks: as few as keep a disk busy, for backups come first.
+const THREADS: usize = 2;
+/// How long the new files wait for readers and backups to end before they are given up and made again another time. A
+/// mount or an export may last for days; a restore of most machines is done by then.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+
+/// Merges each point of the list. What stands in the way of one of several is told, and the others are merged.
+pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork) -> Result<serde_json::Value> {
+    let row = core.catalog.repositories().get(&work.repository_id).await.or_problem()?;
+    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let (mut merged, mut left) = (0_u64, 0_u64);
+    for id in &work.backup_ids {
+        match one(core, handle, &work, &repository, id).await {
+            Ok((manifest, hold)) => {
+                let point = crate::reconcile::point(&row, &manifest, hold);
+                // Should this fail, the next look at the repository writes it down.
+                core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
+                merged += 1;
+                handle.info(format!("{id} was merged into {}", manifest.backup_id));
+            }
+            Err(Stopped { problem, is_of_this_point }) if is_of_this_point && work.backup_ids.len() > 1 => {
+                left += 1;
+                handle.warn(format!("{id} stays: {}: {}", problem.message, problem.details));
+            }
+            Err(Stopped { problem, .. }) => return Err(problem),
+        }
+    }
+    let rest = if left > 0 { format!("; {left} stay for now") } else { String::new() };
+    let summary = format!("{merged} points of {} were merged into their successors{rest}", work.vm_name);
+    Ok(serde_json::json!({ "summary": summary, "merged": merged, "left": left }))
+}
+
+/// Why a point was not merged.
+struct Stopped {
+    problem: Problem,
+    /// True when it says nothing of the other points.
+    is_of_this_point: bool,
+}
+
+impl From<Problem> for Stopped {
+    fn from(problem: Problem) -> Self {
+        Self { problem, is_of_this_point: false }
+    }
+}
+
+impl From<sendense_repo::Error> for Stopped {
+    fn from(error: sendense_repo::Error) -> Self {
+        let is_of_this_point =
+            matches!(error.kind, Kind::Conflict { .. } | Kind::Held { .. } | Kind::Invalid | Kind::NotFound);
+        Self { problem: of_repo(&error), is_of_this_point }
+    }
+}
+
+async fn one(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    work: &MergeWork,
+    repository: &Repository,
+    id: &BackupId,
+) -> Result<(Manifest, Hold), Stopped> {
+    // Also one that is not served now, which claims nothing in the repository.
+    if let Some((recovery_id, held)) = core.recoveries.holding(std::slice::from_ref(id)) {
+        let details = format!("recovery {recovery_id} runs on {held}");
+        let problem = Problem::new(ProblemCode::Conflict, "the point is in use", details);
+        return Err(Stopped { problem, is_of_this_point: true });
+    }
+    // Each merge has a point of no return of its own.
+    let cancel = Cancel::new();
+    let asked = cancel.clone();
+    let _hook = handle.cancel.on_cancel(move || asked.cancel());
+    let (progress, who) = (handle.measure_verify(), handle.task_id.to_string());
+    let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
+    let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+        let plan = repository.plan_merge(&vm, &id, core.now())?;
+        let options = Options { threads: THREADS, who, patience: PATIENCE };
+        let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now())?;
+        // A hold that cannot be read keeps its point all the same: the repository sees to that.
+        let hold = repository.hold(&vm, &manifest.backup_id).unwrap_or_default();
+        Ok((manifest, hold))
+    });
+    Ok(done.await??)
+}
+
+/// Finds the successor of a point that is gone, where its row still builds on it: the hub died, or the database was away,
+/// between the merge and the catalog.
+pub(crate) async fn catch_up(
+    core: &Core,
+    row: &catalog::Repository,
+    repository: &Repository,
+    gone: &[BackupId],
+) -> Result<()> {
+    for going in gone {
+        for child in core.catalog.backups().children(going).await.or_problem()? {
+            if gone.contains(&child) {
+                continue;
+            }
+            let known = core.catalog.backups().get(&child).await.or_problem()?;
+            let (reader, vm, id) = (repository.clone(), known.vm_context_id.clone(), child.clone());
+            let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+                let manifest = reader.manifest(&vm, &id)?;
+                let hold = reader.hold(&vm, &id).unwrap_or_default();
+                Ok((manifest, hold))
+            });
+            let (manifest, hold) = read.await?.or_problem()?;
+            if manifest.parents().all(|parent| parent != going) {
+                let point = crate::reconcile::point(row, &manifest, hold);
+                core.catalog.backups().merged(&point, going, core.now()).await.or_problem()?;
+                tracing::info!(backup_id = %child, going = %going, "a merge was written down");
+            }
+        }
+    }
+    Ok(())
+}
