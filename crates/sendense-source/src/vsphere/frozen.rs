@@ -47,7 +47,7 @@ struct FrozenVm {
     entry: Option<u64>,
     owner: Owner,
     _held: Held,
-    _places: Places,
+    _places: (Places, Option<Places>),
 }
 
 /// Freezes a machine.
@@ -61,6 +61,7 @@ pub(super) fn freeze(
     let held = held::take(&settings.host, &request.vm.instance_uuid, &request.vm.name)?;
     let vim = session::connect(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
+    let on_host = limits::take_on_host(&settings.host, machine.host.as_ref(), request.disks.len(), cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
     let groups = discover::groups(&vim, std::slice::from_ref(&machine), cancel)?;
 
@@ -93,7 +94,7 @@ pub(super) fn freeze(
         },
         vim,
         _held: held,
-        _places: places,
+        _places: (places, on_host),
     };
     let made = snapshot::make(&frozen.vim, &machine, &frozen.mark, request.quiesce, settings.quiesce_or_fail, cancel);
     let made = made.map_err(|(error, clean)| {

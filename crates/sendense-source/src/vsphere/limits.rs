@@ -7,10 +7,13 @@
 use crate::error::{Error, Kind, Result};
 use parking_lot::{Condvar, Mutex};
 use sendense_block::Cancel;
+use sendense_vsphere::Ref;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+/// Sessions on one host at once, however many the server may give: its 48 MB of NFC buffers (VDDK's guide) carry some twenty.
+const HOST_SESSIONS_MAX: usize = 20;
 /// How long a machine waits for its places. Then it is told as busy, and the hub tries again by its own rules.
 const WAIT_MAX: Duration = Duration::from_secs(60 * 60);
 
@@ -39,6 +42,12 @@ impl Drop for Places {
 /// Takes places; more than there are in all count as all.
 pub(super) fn take(server: &str, wanted: usize, all: usize, cancel: &Cancel) -> Result<Places> {
     take_within(server, wanted, all, WAIT_MAX, cancel)
+}
+
+/// Takes places on the host that a machine is on, after those of its server, so that nobody waits for each other. None where the
+/// server does not say which host it is.
+pub(super) fn take_on_host(server: &str, host: Option<&Ref>, wanted: usize, cancel: &Cancel) -> Result<Option<Places>> {
+    host.map(|host| take(&format!("host {} of {server}", host.id), wanted, HOST_SESSIONS_MAX, cancel)).transpose()
 }
 
 fn take_within(server: &str, wanted: usize, all: usize, within: Duration, cancel: &Cancel) -> Result<Places> {
@@ -85,5 +94,19 @@ mod tests {
         cancel.cancel();
         assert_eq!(waiting.join().unwrap(), Some(Kind::Cancelled));
         drop(held);
+    }
+
+    #[test]
+    fn each_host_has_its_own_places_and_no_more_than_it_bears() {
+        let (server, stop) = ("limits-hosts", Cancel::new());
+        let host = |id: &str| Ref::new("HostSystem", id);
+        let full = take_on_host(server, Some(&host("a")), HOST_SESSIONS_MAX, &stop).unwrap();
+        assert!(take_on_host(server, Some(&host("b")), 1, &stop).unwrap().is_some(), "another host is free");
+        assert!(take_on_host(server, None, 1, &stop).unwrap().is_none());
+        stop.cancel();
+        let refused = take_on_host(server, Some(&host("a")), 1, &stop).err().map(|error| error.kind);
+        assert_eq!(refused, Some(Kind::Cancelled), "it would have waited");
+        drop(full);
+        assert!(take_on_host(server, Some(&host("a")), 1, &Cancel::new()).unwrap().is_some());
     }
 }

@@ -29,7 +29,7 @@ struct OntoVm {
     wanted: Vec<RemoteDisk>,
     owner: Owner,
     _held: Held,
-    _places: Places,
+    _places: (Places, Option<Places>),
 }
 
 /// Takes the machine.
@@ -46,6 +46,7 @@ pub(super) fn onto(
     let places = limits::take(&settings.host, 1, settings.sessions_max, cancel)?;
     let vim = session::connect(settings, cancel)?;
     let machine = discover::look(&vim, &vm.instance_uuid, cancel)?;
+    let on_host = limits::take_on_host(&settings.host, machine.host.as_ref(), 1, cancel)?;
     disks(&machine, wanted)?;
     if machine.change_tracking {
         vim.set_change_tracking(&machine.reference, false, cancel)?;
@@ -72,7 +73,7 @@ pub(super) fn onto(
         wanted: wanted.to_vec(),
         owner,
         _held: held,
-        _places: places,
+        _places: (places, on_host),
     }))
 }
 

@@ -65,7 +65,7 @@ struct RestoringVm {
     owner: Owner,
     /// Some until it is whole, or gone.
     entry: Option<u64>,
-    _places: Places,
+    _places: (Places, Option<Places>),
 }
 
 /// Makes the machine with empty disks.
@@ -90,6 +90,7 @@ pub(super) fn create(
         return Err(exists());
     }
     let place = place::choose(&vim, new, &recorded, &mut notes, cancel)?;
+    let on_host = limits::take_on_host(&settings.host, place.host.as_ref(), 1, cancel)?;
     let uuid = |kept: &Option<String>| match kept {
         Some(kept) if new.keep_identity => uuid::Uuid::parse_str(kept)
             .map(|uuid| uuid.to_string())
@@ -154,7 +155,7 @@ pub(super) fn create(
         },
         entry: Some(entry),
         vim,
-        _places: places,
+        _places: (places, on_host),
     };
     let made = restoring.vim.create_machine(&place.folder, &place.pool, place.host.as_ref(), &spec, cancel);
     let machine = made.map_err(|error| match error.kind() {
