@@ -37,8 +37,12 @@ pub(crate) struct LeftBehind {
 }
 
 impl super::Running {
-    /// Ends the wait for a job, unless too many are out already.
+    /// Ends the wait for a job, unless too many are out already. A merge is always waited for: each of a task's merges has a
+    /// point of no return of its own, and one that has passed it is changing names, which nobody else may meet half done.
     pub(super) fn leave_behind(&self, handle: &Handle, task: &Task) -> bool {
+        if task.kind == TaskKind::Consolidate {
+            return false;
+        }
         let mut out = self.left_behind.lock();
         if out.len() >= LEFT_BEHIND_MAX {
             return false;
