@@ -566,6 +566,7 @@ fn credentials_go_in_and_never_out() {
         nbd: None,
         vsphere: None,
         running_tasks_max: None,
+        node: None,
         vm_count: 0,
         discovered_at: None,
         created_at: at(0),
@@ -587,6 +588,7 @@ fn credentials_go_in_and_never_out() {
             "nbd": null,
             "vsphere": null,
             "running_tasks_max": null,
+            "node": null,
             "vm_count": 0,
             "discovered_at": null,
             "created_at": "2026-05-28T20:26:40Z"

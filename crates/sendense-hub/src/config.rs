@@ -122,6 +122,9 @@ pub struct Limits {
     /// How long the job of a task that was stopped may take to come back. Copies stop within a second and tools of other people
     /// within ten; what takes longer hangs in the kernel, and the task ends without it.
     pub stop_grace: Duration,
+    /// How long a node may not be heard in mid-backup before it is given up, in seconds: longer than most outages of a line,
+    /// shorter than what a hypervisor bears of a snapshot that nobody reads.
+    pub node_lease_seconds: u32,
 }
 
 impl Default for Limits {
@@ -141,6 +144,7 @@ impl Default for Limits {
             progress_deadline_s: 4 * 3600,
             // With what is taken back after it, less than a hub that stops waits for its tasks.
             stop_grace: Duration::from_secs(20),
+            node_lease_seconds: 300,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::Running;
 use crate::mounts::Mounts;
 use crate::nodes::Nodes;
+use crate::nodes::source::RemoteSource;
 use crate::reconcile::Reaping;
 use crate::recoveries::Recoveries;
 use crate::repositories::Repositories;
@@ -19,6 +20,7 @@ use crate::restore::Rooms;
 use crate::secrets::Sealer;
 use sendense_catalog::{Catalog, HubLease};
 use sendense_node::LaneBudget;
+use sendense_node::remote::message::SourceSpec;
 use sendense_source::paths::Roots;
 use sendense_source::{Journal, Source, SourceContext};
 use sendense_types::{Clock, DeploymentId, Problem, ProblemCode, Timestamp};
@@ -51,7 +53,7 @@ pub(crate) struct Core {
     /// What of the journal is being undone.
     pub reaping: Reaping,
     pub mounts: Mounts,
-    pub nodes: Nodes,
+    pub nodes: Arc<Nodes>,
     pub exports: Arc<Exports>,
     pub recoveries: Recoveries,
     /// Asked for when the hub ends: nothing new begins.
@@ -105,6 +107,32 @@ impl Core {
 
     /// A source, opened. Nothing is connected yet.
     pub fn open_source(&self, row: &sendense_catalog::Source) -> Result<Arc<dyn Source>> {
+        if let Some(remote) = self.remote_source(row)? {
+            return Ok(Arc::new(remote));
+        }
+        let spec = self.source_spec(row)?;
+        let context = SourceContext {
+            source_id: spec.source_id,
+            deployment_id: spec.deployment_id,
+            run_dir: self.data_dir.run_path(),
+            roots: self.roots.clone(),
+        };
+        let source = sendense_source::open(spec.kind, &spec.config, spec.secret.as_deref(), context).or_problem()?;
+        #[cfg(test)]
+        if let Some(between) = &*self.between.lock() {
+            return Ok(between(source));
+        }
+        Ok(source)
+    }
+
+    /// A source as the node sees it that it is bound to; none when it is bound to none.
+    pub fn remote_source(&self, row: &sendense_catalog::Source) -> Result<Option<RemoteSource>> {
+        let Some(node) = crate::app::sources::Settings::read(&row.config)?.node else { return Ok(None) };
+        Ok(Some(RemoteSource::new(self.nodes.clone(), node, self.source_spec(row)?)))
+    }
+
+    /// All that is needed to open a source, its credentials included.
+    pub fn source_spec(&self, row: &sendense_catalog::Source) -> Result<SourceSpec> {
         use secrecy::ExposeSecret;
         let secret = match &row.secret {
             Some(envelope) => {
@@ -112,24 +140,17 @@ impl Core {
                 let opened = self.sealer.open_sealed(row.source_id.as_str(), &envelope).map_err(|error| {
                     internal(format!("credentials of source {} cannot be opened", row.name), error.to_string())
                 })?;
-                Some(opened)
+                Some(opened.expose_secret().to_owned())
             }
             None => None,
         };
-        let context = SourceContext {
+        Ok(SourceSpec {
             source_id: row.source_id.clone(),
+            kind: row.kind,
+            config: crate::app::sources::Settings::read(&row.config)?.for_source(row.kind)?,
+            secret,
             deployment_id: self.deployment_id.clone(),
-            run_dir: self.data_dir.run_path(),
-            roots: self.roots.clone(),
-        };
-        let config = crate::app::sources::Settings::read(&row.config)?.for_source(row.kind)?;
-        let secret = secret.as_ref().map(|secret| secret.expose_secret());
-        let source = sendense_source::open(row.kind, &config, secret, context).or_problem()?;
-        #[cfg(test)]
-        if let Some(between) = &*self.between.lock() {
-            return Ok(between(source));
-        }
-        Ok(source)
+        })
     }
 }
 

@@ -153,7 +153,7 @@ impl Hub {
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,
             ),
-            nodes: Nodes::new(authority),
+            nodes: Arc::new(Nodes::new(authority)),
             recoveries: Recoveries::new(config.recovery.clone(), recovery_dir, data_dir.recoveries_path()),
             exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),

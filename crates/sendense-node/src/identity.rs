@@ -196,7 +196,7 @@ fn store(folder: &Path, stored: &Stored) -> Result<(), Error> {
 }
 
 /// Writes a file whole or not at all, with its mode from the first moment on.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(access(&new)(error)),

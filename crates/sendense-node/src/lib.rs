@@ -9,6 +9,7 @@ pub mod budget;
 pub mod identity;
 pub mod journal;
 pub mod mover;
+pub mod remote;
 
 pub use budget::LaneBudget;
 pub use identity::Identity;

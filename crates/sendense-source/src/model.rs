@@ -27,7 +27,7 @@ pub struct Network {
 }
 
 /// A disk as found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoveredDisk {
     /// The source's key for it within the machine: `vda`, `disk-2000`, a file name. Unique within the machine.
     pub key: String,
@@ -36,6 +36,7 @@ pub struct DiscoveredDisk {
     /// What the disk is; equal bindings mean the same disk.
     pub binding: DiskBinding,
     /// Its size.
+    #[serde(with = "byte_len")]
     pub capacity: ByteLen,
     /// Format of the backing as declared: `raw`, `qcow2`, `vmdk` …
     pub format: String,
@@ -50,7 +51,7 @@ pub struct DiscoveredDisk {
 }
 
 /// A machine as found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiscoveredVm {
     /// What it is.
     pub vm: VmRef,
@@ -116,7 +117,7 @@ pub struct FreezeRequest {
 }
 
 /// A frozen disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenDisk {
     /// Its key.
     pub key: String,
@@ -125,6 +126,7 @@ pub struct FrozenDisk {
     /// For people.
     pub label: String,
     /// Its size at the freeze, in bytes, not rounded.
+    #[serde(with = "byte_len")]
     pub capacity: ByteLen,
     /// What the *next* incremental may ask changes against once this point is published; goes into its manifest.
     pub token: Option<TrackingToken>,
@@ -142,7 +144,7 @@ pub struct ConfigDocument {
 }
 
 /// How reading goes fastest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadHints {
     /// Threads that read at once.
     pub lanes: usize,
@@ -151,7 +153,7 @@ pub struct ReadHints {
 }
 
 /// What was frozen and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenFacts {
     /// The disks, in the order of the request.
     pub disks: Vec<FrozenDisk>,
@@ -163,4 +165,18 @@ pub struct FrozenFacts {
     pub config: Vec<ConfigDocument>,
     /// How reading goes fastest.
     pub hints: ReadHints,
+}
+
+/// Sizes as plain numbers: the crate of blocks knows nothing of serialisation.
+mod byte_len {
+    use sendense_block::ByteLen;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(len: &ByteLen, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(len.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteLen, D::Error> {
+        u64::deserialize(deserializer).map(ByteLen)
+    }
 }

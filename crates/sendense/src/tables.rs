@@ -5,7 +5,8 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, Prune, Recovery, Repository, Source, Task, Token, Vm,
+    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, Prune, Recovery, Repository, Source, Task,
+    Token, Vm,
 };
 use std::collections::HashSet;
 use std::fmt;
@@ -311,6 +312,7 @@ pub fn source(source: &Source) -> Table {
         ("source", format!("{} ({})", source.name, source.source_id)),
         ("kind", source.kind.to_string()),
         ("address", source.address.clone()),
+        ("node", source.node.clone().unwrap_or_default()),
         ("credentials", if source.has_credentials { "stored" } else { "none" }.into()),
         ("scratch", source.scratch_path.clone().unwrap_or_default()),
         ("scratch floor", source.scratch_floor_bytes.map(bytes).unwrap_or_default()),
@@ -473,15 +475,21 @@ pub fn recoveries(recoveries: &[Recovery]) -> Table {
 
 /// Nodes.
 pub fn nodes(nodes: &[Node]) -> Table {
-    let mut table = Table::new(&["NAME", "NODE", "VERSION", "MACHINE", "LAST SEEN", "ENROLLED"], &[]);
+    let mut table = Table::new(
+        &["NAME", "STATUS", "VERSION", "MACHINE", "SOURCES", "BACKUPS", "THROUGHPUT", "LAST SEEN", "NODE"],
+        &[5, 6],
+    );
     for node in nodes {
         table.row([
             node.name.clone(),
-            node.node_id.to_string(),
+            if node.status == NodeStatus::Online { "online".into() } else { "offline".into() },
             or_dash(node.version.clone()),
             or_dash(node.host.clone()),
+            or_dash(Some(node.sources.join(", ")).filter(|names| !names.is_empty())),
+            node.running_backups.to_string(),
+            format!("{}/s", bytes(node.bytes_per_second)),
             or_dash(node.last_seen_at.map(moment)),
-            moment(node.created_at),
+            node.node_id.to_string(),
         ]);
     }
     table

@@ -29,6 +29,12 @@ impl Client {
         self.delete::<_, DoneReply>(&["nodes", node], &()).await.map(drop)
     }
 
+    /// Says something as a node, in the words of nodes; the answer is in them too.
+    pub async fn node_call(&self, body: Vec<u8>) -> Result<Vec<u8>> {
+        let call = self.call(Method::POST, &["node", "call"]).header("content-type", "application/octet-stream");
+        self.finish_bytes(call.body(body)).await
+    }
+
     /// Says who one is, as a node; needs the node's certificate and no token.
     pub async fn node_hello(&self, hello: &NodeHello) -> Result<NodeWelcome> {
         Ok(self.send::<_, NodeWelcomeReply>(Method::POST, &["node", "hello"], hello).await?.payload)

@@ -88,6 +88,16 @@ pub struct NodeWelcome {
     pub version: String,
 }
 
+/// Whether a node works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeStatus {
+    /// It was heard within the last minute.
+    Online,
+    /// It was not.
+    Offline,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
@@ -96,6 +106,14 @@ pub struct Node {
     pub node_id: NodeId,
     /// What it is called.
     pub name: String,
+    /// Whether it works.
+    pub status: NodeStatus,
+    /// The names of the sources that are bound to it.
+    pub sources: Vec<String>,
+    /// Backups that it makes for the hub that was asked.
+    pub running_backups: u64,
+    /// What comes from it, over the last seconds: blocks as they travel, compressed.
+    pub bytes_per_second: u64,
     /// Its version, once it has said something.
     pub version: Option<String>,
     /// The name of its machine, once it has said something.

@@ -141,6 +141,9 @@ pub struct CreateSource {
     #[serde(default, deserialize_with = "super::at_least_one", skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub running_tasks_max: Option<u32>,
+    /// The name of the node that reaches it, and on whose machine paths are meant. Left out: the hub reaches it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// Changes a source; what is left out stays as it is.
@@ -205,6 +208,8 @@ pub struct Source {
     pub vsphere: Option<VsphereOptions>,
     /// How many of its machines may be backed up at once; null: as the hub says.
     pub running_tasks_max: Option<u32>,
+    /// The name of the node that reaches it; null: the hub reaches it itself.
+    pub node: Option<String>,
     /// How many machines were found on it.
     pub vm_count: u64,
     /// When its machines were last listed.

@@ -102,6 +102,20 @@ impl Progress {
         }
     }
 
+    /// Takes over how far a copy is that runs elsewhere.
+    pub fn set(&self, now: &Snapshot) {
+        for (counter, value) in [
+            (&self.planned, now.planned),
+            (&self.done, now.done),
+            (&self.stored, now.stored),
+            (&self.frames, now.frames),
+            (&self.zero, now.zero),
+            (&self.same, now.same),
+        ] {
+            counter.store(value.0, Ordering::Relaxed);
+        }
+    }
+
     /// Adds to what will be read: the sum over all disks of a machine is known before the first byte is copied.
     pub fn plan(&self, len: ByteLen) {
         self.planned.fetch_add(len.0, Ordering::Relaxed);

@@ -5,7 +5,10 @@
 
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, internal, invalid};
-use sendense_api::{CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeWelcome, Page, Pairing, Role};
+use crate::nodes::sessions;
+use sendense_api::{
+    CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeStatus, NodeWelcome, Page, Pairing, Role,
+};
 use sendense_catalog as catalog;
 use sendense_types::{Name, NodeId, Problem, ProblemCode};
 use sha2::{Digest, Sha256};
@@ -91,7 +94,15 @@ impl App {
     pub async fn list_nodes(&self, page: ListQuery) -> Result<Page<Node>> {
         let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
         let (nodes, total) = self.core.catalog.nodes().list(page).await.or_problem()?;
-        Ok(Page { items: nodes.into_iter().map(wire).collect(), total })
+        let every = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+        let (sources, _) = self.core.catalog.sources().list(every).await.or_problem()?;
+        let mut bound = Vec::with_capacity(sources.len());
+        for source in sources {
+            if let Some(node) = super::sources::Settings::read(&source.config)?.node {
+                bound.push((node, source.name.to_string()));
+            }
+        }
+        Ok(Page { items: nodes.into_iter().map(|node| self.node_out(node, &bound)).collect(), total })
     }
 
     /// Makes a node void, by its id or name. Whatever it does is refused from now on.
@@ -99,8 +110,30 @@ impl App {
         caller.require(Role::Admin)?;
         let node = self.core.catalog.nodes().find(id_or_name).await.or_problem()?;
         self.core.catalog.nodes().revoke(&node.node_id, self.core.now()).await.or_problem()?;
+        self.core.nodes.forget(&node.node_id);
         tracing::info!(node_id = %node.node_id, node = %node.name, by = %caller.identity, "node revoked");
         Ok(())
+    }
+
+    fn node_out(&self, node: catalog::Node, bound: &[(String, String)]) -> Node {
+        let word = |name: &str| Some(node.state.as_ref()?.get(name)?.as_str()?.to_owned());
+        let activity = self.core.nodes.sessions.activity(&node.node_id);
+        let is_recent = node.last_seen_at.is_some_and(|seen| sessions::is_recent(seen, self.core.now()));
+        let status = if activity.is_some() || is_recent { NodeStatus::Online } else { NodeStatus::Offline };
+        let sources = bound.iter().filter(|(to, _)| to == node.name.as_str()).map(|(_, source)| source.clone());
+        Node {
+            status,
+            sources: sources.collect(),
+            running_backups: activity.map_or(0, |activity| activity.backups),
+            bytes_per_second: activity.map_or(0, |activity| activity.bytes_per_second),
+            version: word("version"),
+            host: word("host"),
+            node_id: node.node_id,
+            name: node.name.to_string(),
+            enrolled_by: node.enrolled_by,
+            created_at: node.created_at,
+            last_seen_at: node.last_seen_at,
+        }
     }
 
     /// Nodes come over TLS only.
@@ -112,19 +145,6 @@ impl App {
                 "start it with --listen beyond loopback, or with --tls-cert and --tls-key",
             )
         })
-    }
-}
-
-fn wire(node: catalog::Node) -> Node {
-    let word = |name: &str| Some(node.state.as_ref()?.get(name)?.as_str()?.to_owned());
-    Node {
-        version: word("version"),
-        host: word("host"),
-        node_id: node.node_id,
-        name: node.name.to_string(),
-        enrolled_by: node.enrolled_by,
-        created_at: node.created_at,
-        last_seen_at: node.last_seen_at,
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub vsphere: Option<VsphereOptions>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 impl Settings {
@@ -111,9 +113,13 @@ impl App {
             nbd: new.nbd,
             vsphere: new.vsphere,
             running_tasks_max: new.running_tasks_max,
+            node: new.node,
         };
         if settings.address.is_empty() {
             return Err(invalid("address is required"));
+        }
+        if let Some(node) = &settings.node {
+            self.check_node(node, new.kind, &settings, new.credentials.as_ref()).await?;
         }
         if new.kind == SourceKind::Vsphere {
             let vouched = new.credentials.as_ref().is_some_and(|credentials| credentials.tls_ca.is_some());
@@ -159,6 +165,7 @@ impl App {
             nbd: change.nbd.or(before.nbd),
             vsphere: change.vsphere.or(before.vsphere),
             running_tasks_max: change.running_tasks_max.or(before.running_tasks_max),
+            node: before.node,
         };
         let secret = match &change.credentials {
             Some(credentials) => Some(self.seal(&row.source_id, row.kind, Some(credentials))?),
@@ -252,10 +259,29 @@ impl App {
             .map_err(|error| internal("credentials cannot be sealed", error.to_string()))
     }
 
+    /// The node that a source is to be bound to is a valid one, and has all it needs.
+    async fn check_node(
+        &self,
+        node: &str,
+        kind: SourceKind,
+        settings: &Settings,
+        credentials: Option<&Credentials>,
+    ) -> Result<()> {
+        if self.core.catalog.nodes().by_name(node).await.or_problem()?.is_none() {
+            return Err(invalid(format!("node: no valid node is named {node:?}")));
+        }
+        let vouched = credentials.is_some_and(|credentials| credentials.tls_ca.is_some());
+        if kind == SourceKind::Vsphere && settings.thumbprint.is_none() && !vouched {
+            return Err(invalid("thumbprint is required: the hub cannot look at a certificate behind a node"));
+        }
+        Ok(())
+    }
+
     /// Settings that the source's kind does not take are refused before they are kept. Paths are looked at, too.
     fn check_settings(&self, row: &catalog::Source) -> Result<()> {
-        if row.kind == SourceKind::Image {
-            let settings = Settings::read(&row.config)?;
+        let settings = Settings::read(&row.config)?;
+        // Paths behind a node are the node's to look at.
+        if row.kind == SourceKind::Image && settings.node.is_none() {
             self.core.check_host_path(settings.address.as_ref(), false)?;
         }
         // Nothing is connected here, so what is found wrong is in the request: a kind that this build does not have, say.
@@ -283,6 +309,7 @@ impl App {
             nbd: settings.nbd,
             vsphere: settings.vsphere,
             running_tasks_max: settings.running_tasks_max,
+            node: settings.node,
             vm_count,
             discovered_at: row.last_discovered_at,
             created_at: row.created_at,

@@ -116,6 +116,16 @@ impl PathId for sendense_types::MountId {
     const NOUN: &'static str = "mount";
 }
 
+/// A body as it is, at most so long.
+pub(super) async fn bytes(request: Request, bytes_max: usize) -> Result<Vec<u8>> {
+    let body = http_body_util::Limited::new(request.into_body(), bytes_max);
+    match body.collect().await {
+        Ok(body) => Ok(body.to_bytes().into()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(Failure::invalid("the body cannot be read", error.to_string())),
+    }
+}
+
 /// A parameter of the query as the bytes that it stands for: names in a guest need not be text.
 pub(super) fn query_bytes(uri: &http::Uri, name: &str) -> Option<Vec<u8>> {
     let pairs = uri.query().unwrap_or_default().split('&');

@@ -1,7 +1,7 @@
 //! All routes, and the layers around them.
 
 use super::auth::Failures;
-use super::operations::Operations;
+use super::operations::{Access, Operations};
 use super::problem::{Failure, of_status};
 use super::{auth, docs, extract, finish, handlers, host, openapi};
 use crate::app::App;
@@ -129,6 +129,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(nodes::enrol_node))
         .routes(routes!(nodes::revoke_node))
         .routes(routes!(nodes::node_hello))
+        .routes(routes!(nodes::node_call))
         .routes(routes!(system::health))
         .routes(routes!(system::debug_health))
         .routes(routes!(system::debug_endpoints))
@@ -183,16 +184,18 @@ pub(super) fn layered(
 
 /// Bounds a call's time and refuses a body that says itself that it is too large.
 async fn limit(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>();
+    let operation = path.and_then(|path| shared.operations.find(path.as_str(), request.method()));
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > extract::BODY_BYTES_MAX) {
+    let is_node = operation.is_some_and(|operation| operation.access == Access::Node);
+    let length_max = if is_node { sendense_node::remote::message::BODY_BYTES_MAX } else { extract::BODY_BYTES_MAX };
+    if length.is_some_and(|length| length > length_max) {
         // A client that asks first (RFC 9110, section 10.1.1) has sent nothing yet, and need not.
         if !request.headers().contains_key(EXPECT) {
             extract::drain(request.into_body()).await;
         }
         return extract::too_large().into_response();
     }
-    let path = request.extensions().get::<MatchedPath>();
-    let operation = path.and_then(|path| shared.operations.find(path.as_str(), request.method()));
     if operation.is_some_and(|operation| operation.is_stream) {
         return next.run(request).await;
     }

@@ -1,26 +1,37 @@
 //! Nodes: data movers that run beside hypervisors and dial in.
 //!
-//! What lives here: what the hub knows of nodes beyond their rows. [`authority`] signs and checks their certificates. What
-//! does not: who may do what with them (`app`), HTTP. Invariant: whoever bears a certificate of the authority is still looked
+//! What lives here: what the hub knows of nodes beyond their rows. [`authority`] signs and checks their certificates,
+//! [`sessions`] knows who is connected and has what to do, [`run`] lands what a node's backup brings, [`source`] is a source
+//! behind a node, and [`calls`] takes apart what nodes say. What does not: who may do what with them (`app`), HTTP. Invariant: whoever bears a certificate of the authority is still looked
 //! up in the catalog at every call, so that a node that was revoked can do nothing from that moment on.
 
 pub(crate) mod authority;
+pub(crate) mod bodies;
+pub(crate) mod calls;
+pub(crate) mod run;
+pub(crate) mod sessions;
+pub(crate) mod source;
 
 use authority::Authority;
+use bodies::Bodies;
+use sessions::Sessions;
 use std::sync::OnceLock;
 
 /// What the hub knows of nodes.
-#[derive(Debug)]
 pub(crate) struct Nodes {
     /// Signs their certificates.
     pub authority: Authority,
+    /// Who is connected.
+    pub sessions: Sessions,
+    /// Room for the bodies of their calls.
+    pub bodies: Bodies,
     /// SHA-256 of the certificate that the hub itself shows; none on plain HTTP, where no node can come.
     fingerprint: OnceLock<String>,
 }
 
 impl Nodes {
     pub fn new(authority: Authority) -> Self {
-        Self { authority, fingerprint: OnceLock::new() }
+        Self { authority, sessions: Sessions::default(), bodies: Bodies::default(), fingerprint: OnceLock::new() }
     }
 
     /// The hub is served with this certificate.
@@ -32,5 +43,12 @@ impl Nodes {
     /// The certificate by which nodes know the hub.
     pub fn hub_fingerprint(&self) -> Option<&str> {
         self.fingerprint.get().map(String::as_str)
+    }
+}
+
+impl Nodes {
+    /// A node was revoked: what it does is lost, and it is told nothing more.
+    pub fn forget(&self, node: &sendense_types::NodeId) {
+        self.sessions.forget(node);
     }
 }

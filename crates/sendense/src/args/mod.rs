@@ -10,12 +10,13 @@ mod source;
 
 pub use backup::{BackupCommand, BackupStart};
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
-pub use node::{NodeCommand, NodePlace};
+pub use node::{NodeArgs, NodeCommand, NodePlace, NodeRun};
 pub use recover::RecoverCommand;
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
 pub use schedule::{Missed, PolicyArgs, PolicyCommand, ScheduleArgs, ScheduleCommand, WeekDay};
 pub use source::{
-    LimitArgs, NbdArgs, PasswordArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs, VsphereArgs,
+    LimitArgs, NbdArgs, PasswordArgs, SourceAddArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs,
+    VsphereArgs,
 };
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -138,9 +139,8 @@ pub enum Command {
     /// Tasks: what the hub is doing and did.
     #[command(subcommand)]
     Task(TaskCommand),
-    /// Nodes: data movers beside hypervisors.
-    #[command(subcommand)]
-    Node(NodeCommand),
+    /// Nodes: data movers beside hypervisors. Without a command: run as one.
+    Node(Box<NodeArgs>),
     /// Tokens: who may call the hub.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -221,6 +221,9 @@ pub struct HubArgs {
     /// at the least). 0 believes change tracking; 1000000 reads all.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub audit_per_million: u32,
+    /// Seconds after which a backup is given up whose node is not heard any more.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(5..=86_400))]
+    pub node_lease_seconds: u32,
     /// The key file of stored credentials is lost for good: make a new one. Credentials must be set again for all sources.
     #[arg(long)]
     pub accept_new_key: bool,

@@ -3,6 +3,37 @@
 use clap::{Args as ClapArgs, Subcommand};
 use std::path::PathBuf;
 
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    pub command: Option<NodeCommand>,
+    #[command(flatten)]
+    pub run: NodeRun,
+}
+
+/// How a node runs.
+#[derive(Debug, ClapArgs)]
+pub struct NodeRun {
+    #[command(flatten)]
+    pub place: NodePlace,
+    /// The hub's address, where it is another one than at the enrolment. The hub must be the same.
+    #[arg(long, value_name = "URL")]
+    pub hub: Option<String>,
+    /// What the node must be called: refuses to run as another one.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Folder that sources on this machine may lie in. Repeatable; without it none may.
+    #[arg(long = "allow-path", value_name = "DIR")]
+    pub allow_paths: Vec<PathBuf>,
+    /// What blocks may take of the link, per second (`12MB`).
+    #[arg(long, value_name = "SIZE")]
+    pub bandwidth: Option<bytesize::ByteSize>,
+    /// Log as JSON lines.
+    #[arg(long)]
+    pub log_json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// Make a code that lets a node in, once, within a quarter of an hour.

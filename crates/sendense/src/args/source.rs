@@ -6,8 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub enum SourceCommand {
     /// Add a source.
-    #[command(subcommand)]
-    Add(Box<SourceAddCommand>),
+    Add(Box<SourceAddArgs>),
     /// List sources.
     List,
     /// Show one source.
@@ -32,6 +31,15 @@ pub enum SourceCommand {
         /// Its name or id.
         source: String,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SourceAddArgs {
+    /// The node that reaches it; paths are on its machine then. Without it the hub reaches it itself.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub node: Option<String>,
+    #[command(subcommand)]
+    pub command: SourceAddCommand,
 }
 
 #[derive(Debug, Subcommand)]

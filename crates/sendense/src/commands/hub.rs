@@ -45,6 +45,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.recovery.recoveries_max = args.recoveries_max as usize;
     config.limits.lease_seconds = args.lease_seconds;
     config.limits.audit_per_million = args.audit_per_million;
+    config.limits.node_lease_seconds = args.node_lease_seconds;
     config.accept_new_key = args.accept_new_key;
     Ok(config)
 }
@@ -77,13 +78,13 @@ async fn serve(config: HubConfig) -> Result<()> {
 }
 
 /// Does nothing where systemd did not start us.
-fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+pub(super) fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "tell systemd");
     }
 }
 
-fn log_to_stderr(json: bool) {
+pub(super) fn log_to_stderr(json: bool) {
     // RUST_LOG chooses; by default state changes and what a person must look at, without the chatter of libraries.
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,sea_orm=warn,hyper=warn"));

@@ -35,7 +35,7 @@ pub fn run(args: Args) -> Result<u8> {
         Command::Hub(hub) => hub::run(hub),
         Command::Offline(command) => offline::run(command, args.global.json),
         Command::Retention(command) => retention::run(command, args.global.json),
-        Command::Node(command) => node::run(&args.global, command),
+        Command::Node(command) => node::run(&args.global, *command),
         command => {
             let context = Context::new(&args.global)?;
             block_on(async move {

@@ -1,8 +1,9 @@
 //! `sendense node`: what an administrator does with nodes at the hub, and what is done on the node's machine.
 
 use super::backup::confirmed;
+use super::hub::{log_to_stderr, tell_systemd};
 use super::{absolute, block_on};
-use crate::args::{Global, NodeCommand, NodePlace};
+use crate::args::{Global, NodeArgs, NodeCommand, NodePlace, NodeRun};
 use crate::context::Context;
 use crate::output::{json, line, say, table as show};
 use crate::tables;
@@ -11,11 +12,14 @@ use sendense_api::reply::{DoneReply, NodeListReply, NodeWelcomeReply, PairingRep
 use sendense_api::{CreatePairing, ListQuery, fingerprint_of};
 use sendense_block::Cancel;
 use sendense_node::identity::{self, HubAddress, HubTrust, Identity};
+use sendense_node::remote::service::{self, Options};
 use sendense_source::vsphere;
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the command.
-pub fn run(global: &Global, command: NodeCommand) -> Result<u8> {
+pub fn run(global: &Global, args: NodeArgs) -> Result<u8> {
+    let Some(command) = args.command else { return serve(args.run) };
     match command {
         NodeCommand::Enrol { hub, code, proxy, place } => block_on(enrol(global, hub, code, proxy, place)),
         NodeCommand::Check(place) => block_on(check(global, place)),
@@ -27,6 +31,51 @@ pub fn run(global: &Global, command: NodeCommand) -> Result<u8> {
             let context = Context::new(global)?;
             block_on(administer(context, command))
         }
+    }
+}
+
+/// Runs as a node until SIGTERM or SIGINT, or until the hub refuses it.
+fn serve(args: NodeRun) -> Result<u8> {
+    log_to_stderr(args.log_json);
+    let folder = absolute(&args.place.data_dir)?;
+    let mut identity = Identity::open(&folder)?;
+    if let Some(name) = args.name.filter(|name| *name != identity.name) {
+        bail!("{} holds node {} and not {name}", folder.display(), identity.name);
+    }
+    if let Some(url) = args.hub.filter(|url| *url != identity.hub.url) {
+        identity.change_hub(&folder, HubAddress { url, ..identity.hub.clone() })?;
+    }
+    let options = Options {
+        data_dir: folder,
+        allow_paths: args.allow_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
+        bytes_per_second: args.bandwidth.map(|size| size.as_u64()),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let stop = Cancel::new();
+    let asked = stop.clone();
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tell_systemd(&[sd_notify::NotifyState::Stopping]);
+            say("stopping: running backups are given up, their sources are let go");
+            asked.cancel();
+        });
+        anyhow::Ok(())
+    })?;
+    let ready = || {
+        // The one line on stdout: scripts wait for it.
+        println!("node {} of {}", identity.name, identity.hub.url);
+        tell_systemd(&[sd_notify::NotifyState::Ready]);
+    };
+    match service::run(&identity, options, runtime.handle().clone(), &stop, ready) {
+        Ok(()) => Ok(0),
+        // Told as the hub's own words are, with their exit code.
+        Err(service::Error::Refused(error)) => Err(error.into()),
+        Err(error) => Err(error.into()),
     }
 }
 

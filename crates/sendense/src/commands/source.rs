@@ -2,7 +2,7 @@
 
 use super::backup::confirmed;
 use super::path_text;
-use crate::args::{LimitArgs, NbdArgs, SourceAddCommand, SourceCommand, SourceUpdate, VsphereArgs};
+use crate::args::{LimitArgs, NbdArgs, SourceAddArgs, SourceAddCommand, SourceCommand, SourceUpdate, VsphereArgs};
 use crate::context::Context;
 use crate::output::{json, line, say, table as show};
 use crate::secret::{account, certificates, from_file};
@@ -112,7 +112,8 @@ async fn add(context: &Context, mut new: CreateSource) -> Result<Source> {
     Ok(context.client.create_source(&new).await?)
 }
 
-fn body(command: SourceAddCommand) -> Result<CreateSource> {
+fn body(args: SourceAddArgs) -> Result<CreateSource> {
+    let SourceAddArgs { node, command } = args;
     let source = |name, kind, address, limits: LimitArgs| CreateSource {
         name,
         kind,
@@ -124,6 +125,7 @@ fn body(command: SourceAddCommand) -> Result<CreateSource> {
         nbd: None,
         vsphere: None,
         running_tasks_max: limits.running_tasks_max,
+        node: node.clone(),
     };
     Ok(match command {
         SourceAddCommand::Image { name, path, limits } => source(name, SourceKind::Image, path_text(&path)?, limits),

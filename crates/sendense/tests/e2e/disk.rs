@@ -67,6 +67,25 @@ impl Disk {
         self.bytes[at..at + len].copy_from_slice(&data);
     }
 
+    /// The guest writes what cannot be compressed, everywhere.
+    pub fn fill_with_noise(&mut self, random: &mut Random) {
+        for chunk in self.bytes.chunks_mut(8) {
+            let noise = random.next().to_le_bytes();
+            chunk.copy_from_slice(&noise[..chunk.len()]);
+        }
+        fs::write(&self.path, &self.bytes).unwrap();
+    }
+
+    /// The guest writes logs, everywhere.
+    pub fn fill_with_text(&mut self) {
+        for (number, line) in self.bytes.chunks_mut(80).enumerate() {
+            let text =
+                format!("{number:012} a line of a log file that says much the same as the one before, as they do\n");
+            line.copy_from_slice(&text.as_bytes()[..line.len()]);
+        }
+        fs::write(&self.path, &self.bytes).unwrap();
+    }
+
     /// The disk is grown or shrunk.
     pub fn resize(&mut self, size: usize) {
         OpenOptions::new().write(true).open(&self.path).unwrap().set_len(size as u64).unwrap();

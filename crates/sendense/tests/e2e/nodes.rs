@@ -1,24 +1,21 @@
 //! Nodes: letting one in, what it may do, and putting it out again.
 
-use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool};
+use crate::hub::{Hub, cli, field, path, text, tool};
+use crate::proxy::Proxy;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A hub that serves TLS with a certificate of its own making, as nodes need it.
-struct TlsHub {
-    hub: Hub,
+pub struct TlsHub {
+    pub hub: Hub,
     certificate: PathBuf,
-    fingerprint: String,
+    pub fingerprint: String,
 }
 
 impl TlsHub {
-    fn start(dir: &Path) -> Self {
+    pub fn start(dir: &Path) -> Self {
         let hub = Hub::try_start(dir, "0.0.0.0:0").unwrap_or_else(|log| panic!("{log}"));
         let certificate = hub.data_dir.join("tls/certificate.pem");
         let shown =
@@ -28,19 +25,31 @@ impl TlsHub {
     }
 
     /// The command line as the administrator.
-    fn admin(&self, args: &[&str]) -> Output {
+    pub fn admin(&self, args: &[&str]) -> Output {
         let token = self.hub.data_dir.join("admin-token");
         cli(&self.hub.url, Some(&token)).env("SENDENSE_CA_FILE", &self.certificate).args(args).output().unwrap()
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let output = self.admin(&[args, &["--json"]].concat());
         assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stderr), self.hub.log());
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Runs the command line as the administrator and expects success.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.admin(args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stderr), self.hub.log());
+        text(&output.stdout)
+    }
+
+    /// Backs a machine up and waits; gives the backup object.
+    pub fn backup(&self, vm: &str) -> Value {
+        self.json(&["backup", "start", vm, "--repo", "main", "--wait"])["backup"].clone()
+    }
+
     /// A pairing code.
-    fn pair(&self, name: &str) -> String {
+    pub fn pair(&self, name: &str) -> String {
         let pairing = self.json(&["node", "pair", "--name", name]);
         let plain: String = self.fingerprint.chars().filter(|c| *c != ':').collect();
         assert_eq!(field(&pairing, "fingerprint"), plain.to_lowercase());
@@ -48,7 +57,7 @@ impl TlsHub {
     }
 
     /// Enrols a node in `folder`.
-    fn enrol(&self, folder: &Path, code: &str, more: &[&str]) -> Output {
+    pub fn enrol(&self, folder: &Path, code: &str, more: &[&str]) -> Output {
         let args = [&["enrol", "--hub", &self.hub.url, "--code", code, "--data-dir", path(folder)], more].concat();
         node(&args)
     }
@@ -64,7 +73,7 @@ fn check(folder: &Path) -> Output {
 }
 
 #[track_caller]
-fn ended(output: &Output, code: i32) -> String {
+pub fn ended(output: &Output, code: i32) -> String {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{}{stderr}", text(&output.stdout));
     stderr
@@ -137,46 +146,12 @@ fn a_node_reaches_its_hub_through_a_proxy() {
     let folder = tempfile::tempdir().unwrap();
     let hub = TlsHub::start(folder.path());
     let site = folder.path().join("site-a");
-    let (proxy, tunnels) = connect_proxy();
+    let proxy = Proxy::start();
     let code = hub.pair("SITE-A");
-    let proxy = format!("http://{proxy}");
-    ended(&hub.enrol(&site, &code, &["--fingerprint", &hub.fingerprint, "--proxy", &proxy]), 0);
-    let enrolled = tunnels.load(Ordering::SeqCst);
+    let through = format!("http://{}", proxy.address);
+    ended(&hub.enrol(&site, &code, &["--fingerprint", &hub.fingerprint, "--proxy", &through]), 0);
+    let enrolled = proxy.tunnels();
     assert!(enrolled > 0, "the hub was reached beside the proxy");
     ended(&check(&site), 0);
-    assert!(tunnels.load(Ordering::SeqCst) > enrolled, "the proxy was forgotten");
-}
-
-/// An HTTP proxy that does CONNECT and nothing else; it ends with the test's process.
-fn connect_proxy() -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, tunnels) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-    let counted = tunnels.clone();
-    std::thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            let counted = counted.clone();
-            std::thread::spawn(move || tunnel(client, &counted));
-        }
-    });
-    (address, tunnels)
-}
-
-fn tunnel(mut client: TcpStream, counted: &AtomicUsize) {
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut head = BufReader::new(client.try_clone().unwrap()).lines();
-    let Some(Ok(first)) = head.next() else { return };
-    let target = first.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next().map(str::to_owned));
-    // The client waits for our answer before it says more, so that the reader holds nothing beyond the head.
-    while matches!(head.next(), Some(Ok(line)) if !line.is_empty()) {}
-    let Some(server) = target.and_then(|target| TcpStream::connect(target).ok()) else { return };
-    counted.fetch_add(1, Ordering::SeqCst);
-    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
-    let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    let upward = std::thread::spawn(move || {
-        let _ = std::io::copy(&mut up, &mut down);
-        let _ = down.shutdown(std::net::Shutdown::Write);
-    });
-    let _ = std::io::copy(&mut &server, &mut client);
-    let _ = client.shutdown(std::net::Shutdown::Both);
-    let _ = upward.join();
+    assert!(proxy.tunnels() > enrolled, "the proxy was forgotten");
 }

@@ -4,11 +4,12 @@ use super::Who;
 use crate::app::{App, NodeCaller};
 use crate::http::auth::unknown_code;
 use crate::http::extract::{Body, NameOrId, NoBody, Query};
-use crate::http::problem::Result;
+use crate::http::problem::{Failure, Result};
 use crate::http::router::Shared;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::{Extension, Json};
 use http::StatusCode;
+use http::header::CONTENT_LENGTH;
 use sendense_api::reply::{DoneReply, EnrolmentReply, NodeListReply, NodeWelcomeReply, PairingReply};
 use sendense_api::{CreatePairing, EnrolNode, ListQuery, NodeHello, ProblemBody};
 use std::net::SocketAddr;
@@ -85,6 +86,31 @@ pub(in crate::http) async fn revoke_node(
 ) -> Result<Json<DoneReply>> {
     app.revoke_node(&caller, &node).await?;
     Ok(Json(DoneReply::new(format!("node {node} is void"))))
+}
+
+/// Say something as a node.
+///
+/// The words between nodes and hubs of one release; not for others. The session, orders and blocks travel so.
+#[utoipa::path(
+    post, path = "/node/call", tag = "nodes",
+    request_body(content = String, content_type = "application/octet-stream", description = "A head and what follows."),
+    responses(
+        (status = 200, description = "The answer, likewise.", body = String, content_type = "application/octet-stream"),
+    ),
+    extensions(("x-role" = json!("node"))),
+)]
+pub(in crate::http) async fn node_call(
+    State(app): State<App>,
+    Extension(node): Extension<NodeCaller>,
+    request: Request,
+) -> Result<Vec<u8>> {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let Some(length) = length else {
+        return Err(Failure::invalid("the call does not say how long it is", "a node's call has a content-length"));
+    };
+    let room = app.node_body_room(&node, length).await?;
+    let body = crate::http::extract::bytes(request, length).await?;
+    Ok(app.node_call(&node, body, room).await?)
 }
 
 /// Begin as a node.

@@ -94,6 +94,7 @@ impl House {
             nbd: None,
             vsphere: None,
             running_tasks_max: max,
+            node: None,
         };
         self.client.create_source(&source).await.unwrap();
         let found = self.client.discover_source(name).await.unwrap().vms;

@@ -60,6 +60,7 @@ async fn a_disk_goes_in_and_comes_back() {
             nbd: None,
             vsphere: None,
             running_tasks_max: None,
+            node: None,
         })
         .await
         .unwrap();

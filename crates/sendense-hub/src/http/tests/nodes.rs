@@ -10,14 +10,14 @@ use sendense_api::{
 use sendense_types::SystemClock;
 use std::sync::Arc;
 
-struct Site {
-    fixture: Fixture,
-    server: Server,
+pub(super) struct Site {
+    pub fixture: Fixture,
+    pub server: Server,
 }
 
 impl Site {
     /// A hub that serves TLS.
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let fixture = Fixture::new().await;
         let core = &fixture.hub.app().core;
         let options = Options {
@@ -33,14 +33,14 @@ impl Site {
         Self { fixture, server }
     }
 
-    fn client(&self, identity: Option<Identity>, token: Option<Role>) -> Client {
+    pub fn client(&self, identity: Option<Identity>, token: Option<Role>) -> Client {
         let trust = Trust::fingerprint(self.server.fingerprint().unwrap()).unwrap();
         let token = token.map(|role| Secret::new(self.fixture.token(role)));
         let options = ClientOptions::new(self.server.url());
         Client::new(ClientOptions { trust, identity, token, timeout: PATIENCE, ..options }).unwrap()
     }
 
-    async fn enrol(&self, name: &str) -> Identity {
+    pub async fn enrol(&self, name: &str) -> Identity {
         let admin = self.client(None, Some(Role::Admin));
         let code = admin.create_pairing(&CreatePairing { name: name.to_owned() }).await.unwrap().code;
         let key = KeyPair::generate().unwrap();

@@ -24,6 +24,8 @@ use crate::app::create::choose_disks;
 use crate::app::sources::refresh;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
+use crate::nodes::run as remote_run;
+use crate::nodes::source::RemoteSource;
 use crate::recoveries::commit::{self, Commit};
 use landing::DraftLanding;
 use parents::Standing;
@@ -48,9 +50,17 @@ struct Prepared {
     partial: bool,
     address: String,
     expected_bytes: u64,
-    source: Arc<dyn Source>,
+    source: From,
     repository: Repository,
     claim: TaskClaim,
+}
+
+/// Where a machine is frozen and read.
+enum From {
+    /// In this process.
+    Here(Arc<dyn Source>),
+    /// By a node.
+    Node(RemoteSource),
 }
 
 /// Makes the backup.
@@ -96,7 +106,10 @@ async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: Bac
     ));
     let address = crate::app::sources::Settings::read(&source_row.config)?.address;
     let expected_bytes = expected_bytes(core, &work).await?;
-    let source = core.open_source(&source_row)?;
+    let source = match core.remote_source(&source_row)? {
+        Some(remote) => From::Node(remote),
+        None => From::Here(core.open_source(&source_row)?),
+    };
     let claim = claim.clone();
     Ok(Prepared { work, vm, disks, partial, address, expected_bytes, source, repository, claim })
 }
@@ -125,7 +138,7 @@ async fn prepare_commit(
         partial,
         address,
         expected_bytes: 0,
-        source: commit.source(),
+        source: From::Here(commit.source()),
         repository,
         claim: claim.clone(),
     };
@@ -197,8 +210,15 @@ fn make(
     let go_on = handle.cancel.check().map_err(|error| crate::fault::of_block("begin the backup", &error));
     let moved = go_on.and_then(|()| assignment(core, handle, prepared, &standings)).and_then(|assignment| {
         let (journal, budget) = (&core.journal, &core.budget);
-        mover::run(&assignment, &*prepared.source, &landing, journal, budget, &handle.progress, &handle.cancel)
-            .map_err(|error| of_mover(&error))
+        let moved = match &prepared.source {
+            From::Here(source) => {
+                mover::run(&assignment, &**source, &landing, journal, budget, &handle.progress, &handle.cancel)
+            }
+            From::Node(remote) => {
+                remote_run::backup(remote, &assignment, &landing, handle, core.limits.node_lease_seconds)
+            }
+        };
+        moved.map_err(|error| of_mover(&error))
     });
     let (draft, frozen_at) = landing.into_draft();
     let abandon = |draft: sendense_repo::Draft| {

@@ -1,0 +1,126 @@
+//! A source that a node reaches: whatever is asked of it is asked of the node.
+
+use super::Nodes;
+use super::run::Run;
+use super::sessions::Expects;
+use crate::fault::Result;
+use sendense_block::Cancel;
+use sendense_node::remote::message::{Answer, Order, OrderId, SourceSpec, Work};
+use sendense_source::{Artefact, DiscoveredVm, Error, FreezeRequest, Frozen, Journal, Kind, Source, TestReport, VmRef};
+use sendense_types::{ProblemCode, SourceKind, TaskId, TrackingToken};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+/// Between two looks at the request to stop.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+
+/// A source behind a node.
+pub(crate) struct RemoteSource {
+    nodes: Arc<Nodes>,
+    node: String,
+    spec: SourceSpec,
+}
+
+impl RemoteSource {
+    pub fn new(nodes: Arc<Nodes>, node: String, spec: SourceSpec) -> Self {
+        Self { nodes, node, spec }
+    }
+
+    fn new_order(&self, work: Work) -> Order {
+        // An id of a task's kind is unique and random enough that no node guesses another's.
+        Order { id: OrderId(TaskId::generate().to_string()), source: self.spec.clone(), work }
+    }
+
+    pub(super) fn begin_backup(&self, work: Work, run: Arc<Run>) -> Result<OrderId> {
+        let order = self.new_order(work);
+        let id = order.id.clone();
+        self.nodes.sessions.order(&self.node, order, Expects::Backup(run))?;
+        Ok(id)
+    }
+
+    pub(super) fn stop(&self, id: &OrderId) {
+        self.nodes.sessions.stop(id);
+    }
+
+    pub(super) fn end_backup(&self, id: &OrderId) {
+        self.nodes.sessions.remove(id);
+    }
+
+    fn ask(&self, work: Work, cancel: &Cancel) -> sendense_source::Result<Answer> {
+        let order = self.new_order(work);
+        let (id, (answered, answer)) = (order.id.clone(), mpsc::channel());
+        self.nodes.sessions.order(&self.node, order, Expects::Answer(answered)).map_err(|problem| {
+            let kind = if problem.code == ProblemCode::Busy { Kind::Busy } else { Kind::Unavailable };
+            Error::new(kind, problem.message).hint(problem.details)
+        })?;
+        loop {
+            match answer.recv_timeout(LOOK_PERIOD) {
+                Ok(outcome) => return outcome.map_err(|fault| fault.into_source()),
+                Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => {
+                    self.nodes.sessions.remove(&id);
+                    return Err(Error::new(Kind::Cancelled, "stopped on request"));
+                }
+                // However long an answer takes, its node polls meanwhile.
+                Err(RecvTimeoutError::Timeout) if !self.nodes.sessions.is_silent(&id) => {}
+                Err(_) => {
+                    self.nodes.sessions.remove(&id);
+                    return Err(Error::new(Kind::Unavailable, format!("node {} is not connected any more", self.node)));
+                }
+            }
+        }
+    }
+
+    fn odd(&self) -> Error {
+        Error::new(Kind::Failed, format!("node {} answered something else than was asked", self.node))
+    }
+}
+
+impl Source for RemoteSource {
+    fn kind(&self) -> SourceKind {
+        self.spec.kind
+    }
+
+    fn test(&self, cancel: &Cancel) -> sendense_source::Result<TestReport> {
+        match self.ask(Work::Test, cancel)? {
+            Answer::Tested(report) => Ok(report),
+            _ => Err(self.odd()),
+        }
+    }
+
+    fn discover(&self, cancel: &Cancel) -> sendense_source::Result<Vec<DiscoveredVm>> {
+        match self.ask(Work::Discover, cancel)? {
+            Answer::Discovered(vms) => Ok(vms),
+            _ => Err(self.odd()),
+        }
+    }
+
+    fn inspect(&self, vm: &VmRef, cancel: &Cancel) -> sendense_source::Result<DiscoveredVm> {
+        match self.ask(Work::Inspect(vm.clone()), cancel)? {
+            Answer::Inspected(vm) => Ok(*vm),
+            _ => Err(self.odd()),
+        }
+    }
+
+    fn freeze(&self, _: &FreezeRequest, _: &Arc<dyn Journal>, _: &Cancel) -> sendense_source::Result<Box<dyn Frozen>> {
+        Err(Error::new(Kind::Unsupported, "a machine behind a node is frozen by the node, with its whole backup"))
+    }
+
+    fn retire(
+        &self,
+        vm: &VmRef,
+        keep: &[TrackingToken],
+        _: &Arc<dyn Journal>,
+        cancel: &Cancel,
+    ) -> sendense_source::Result<Vec<TrackingToken>> {
+        match self.ask(Work::Retire { vm: vm.clone(), keep: keep.to_vec() }, cancel)? {
+            Answer::Retired(tokens) => Ok(tokens),
+            _ => Err(self.odd()),
+        }
+    }
+
+    /// What is behind a node is in the node's own journal; an entry in ours is from before the source was bound to it.
+    fn reap(&self, _: &Artefact, _: &Cancel) -> sendense_source::Result<bool> {
+        Ok(false)
+    }
+}

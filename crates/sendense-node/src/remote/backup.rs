@@ -1,0 +1,213 @@
+//! A backup that the hub ordered: the same mover as everywhere, with the hub at the far end of a link.
+
+use super::digests::RemoteDigests;
+use super::link::{Broken, Link};
+use super::message::{Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, unpack};
+use super::sink::RemoteSink;
+use crate::budget::LaneBudget;
+use crate::mover::{self, Assignment, DiskAssignment, DiskStart, Landing, Parent, Parentage};
+use parking_lot::{Condvar, Mutex};
+use sendense_block::copy::Progress;
+use sendense_block::{BlockSink, Cancel};
+use sendense_source::{Journal, Source};
+use sendense_types::{DiskNumber, Phase};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two reports: what a person sees moves once a second.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// A hub that was heard within this is asked whether it waits: reports come every second.
+const LETTING_GO_PATIENCE: Duration = Duration::from_secs(10);
+/// Lines that wait for a report; a backup tells tens in its life.
+const NOTES_WAITING_MAX: usize = 256;
+
+/// What a backup needs of its node.
+pub struct Tools<'a> {
+    /// The way to the hub.
+    pub link: &'a Arc<Link>,
+    /// What is made on hypervisors.
+    pub journal: &'a Arc<dyn Journal>,
+    /// Lanes of the process.
+    pub budget: &'a LaneBudget,
+}
+
+/// Runs a backup. When this returns, the source is released, or what could not be is in the journal.
+pub fn run(
+    tools: &Tools<'_>,
+    id: &OrderId,
+    source: &dyn Source,
+    order: BackupOrder,
+    cancel: &Cancel,
+) -> Result<Answer, Fault> {
+    let patience = Duration::from_secs(order.lease_seconds.into());
+    let progress = Progress::default();
+    let landing = RemoteLanding {
+        link: tools.link.clone(),
+        id: id.clone(),
+        patience,
+        cancel: cancel.clone(),
+        sinks: Mutex::default(),
+        told: Mutex::new(Told { phase: Phase::Snapshot, notes: Vec::new(), ended: false }),
+        changed: Condvar::new(),
+    };
+    let assignment = assignment(tools.link, id, order, patience, cancel);
+    std::thread::scope(|scope| {
+        scope.spawn(|| landing.report(&progress));
+        let _reports = Reports(&landing);
+        let moved = mover::run(&assignment, source, &landing, tools.journal, tools.budget, &progress, cancel);
+        let moved = moved.and_then(|outcome| landing.finish().map(|()| outcome));
+        let outcome = moved.map_err(|error| Fault::of_mover(&error))?;
+        Ok(Answer::Moved {
+            facts: outcome.facts,
+            disks: outcome.disks.iter().map(|disk| MovedDisk::new(disk, landing.batches(disk.number))).collect(),
+        })
+    })
+}
+
+fn assignment(link: &Arc<Link>, id: &OrderId, order: BackupOrder, patience: Duration, cancel: &Cancel) -> Assignment {
+    let disks = order.disks.into_iter().map(|disk| {
+        let parentage = match disk.parent {
+            None => Parentage::None { reason: disk.reason },
+            Some(backup_id) => {
+                let digests = RemoteDigests::new(link.clone(), id.clone(), disk.number, patience, cancel.clone());
+                Parentage::Parent(Parent { backup_id, digests: Arc::new(digests) })
+            }
+        };
+        DiskAssignment { number: disk.number, key: disk.key, parentage }
+    });
+    Assignment {
+        disks: disks.collect(),
+        freeze: order.freeze,
+        level: order.level.into(),
+        on_tracking_loss: order.on_tracking_loss,
+        parallel_disks: order.parallel_disks,
+        audit: order.audit.into(),
+    }
+}
+
+/// The hub's draft, seen from here.
+struct RemoteLanding {
+    link: Arc<Link>,
+    id: OrderId,
+    patience: Duration,
+    cancel: Cancel,
+    sinks: Mutex<Vec<(DiskNumber, Arc<RemoteSink>)>>,
+    told: Mutex<Told>,
+    changed: Condvar,
+}
+
+struct Told {
+    phase: Phase,
+    notes: Vec<String>,
+    ended: bool,
+}
+
+impl RemoteLanding {
+    /// Waits until the hub has stored everything.
+    fn finish(&self) -> Result<(), mover::Error> {
+        for (number, sink) in self.sinks.lock().iter() {
+            sink.finish().map_err(|source| match self.cancel.is_cancelled() {
+                true => mover::Error::Cancelled,
+                false => mover::Error::Copy { number: *number, source },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How many batches a disk's blocks took.
+    fn batches(&self, number: DiskNumber) -> u64 {
+        self.sinks.lock().iter().find(|(known, _)| *known == number).map_or(0, |(_, sink)| sink.batches())
+    }
+
+    /// Tells the hub how far the backup is, until it ends. A hub that does not want the backup any more ends it.
+    fn report(&self, progress: &Progress) {
+        loop {
+            let mut told = self.told.lock();
+            let (phase, notes, ended) = (told.phase, std::mem::take(&mut told.notes), told.ended);
+            drop(told);
+            let now = progress.snapshot();
+            let bytes = [now.planned, now.done, now.stored, now.frames, now.zero, now.same].map(|bytes| bytes.0);
+            let call = Call::Report { order: self.id.clone(), phase, progress: bytes, notes: notes.clone() };
+            match self.link.once(&call, &[], &self.cancel) {
+                Ok(_) => {}
+                Err(Broken::Silent(silent, _)) if silent < self.patience => {
+                    let mut told = self.told.lock();
+                    told.notes.splice(0..0, notes);
+                    told.notes.truncate(NOTES_WAITING_MAX);
+                }
+                Err(broken) => {
+                    tracing::warn!(order = %self.id.0, error = %sendense_block::error::chain(&broken), "give the backup up");
+                    self.cancel.cancel();
+                    return;
+                }
+            }
+            // The last lines of a backup are told too, where the hub can be reached.
+            if ended {
+                return;
+            }
+            let mut told = self.told.lock();
+            if !told.ended {
+                self.changed.wait_for(&mut told, REPORT_PERIOD);
+            }
+        }
+    }
+}
+
+/// Ends the reports of a backup with it, also where it panics.
+struct Reports<'a>(&'a RemoteLanding);
+
+impl Drop for Reports<'_> {
+    fn drop(&mut self) {
+        self.0.told.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Landing for RemoteLanding {
+    fn begin_disk(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<dyn BlockSink>> {
+        let disk = BeginDisk {
+            number: start.number,
+            disk: start.disk.clone(),
+            backup_type: start.backup_type,
+            type_reason: start.type_reason.map(str::to_owned),
+            read: start.read.0,
+            audit: start.audit,
+        };
+        let call = Call::BeginDisk { order: self.id.clone(), disk };
+        self.link.call(&call, &[], self.patience, &self.cancel)?;
+        let (link, id, cancel) = (self.link.clone(), self.id.clone(), self.cancel.clone());
+        let sink = Arc::new(RemoteSink::start(link, id, start.number, self.patience, cancel)?);
+        self.sinks.lock().push((start.number, sink.clone()));
+        Ok(sink)
+    }
+
+    fn phase(&self, phase: Phase) {
+        self.told.lock().phase = phase;
+        self.changed.notify_all();
+    }
+
+    fn note(&self, message: &str) {
+        let mut told = self.told.lock();
+        if told.notes.len() < NOTES_WAITING_MAX {
+            told.notes.push(message.to_owned());
+        }
+    }
+
+    fn letting_go(&self) -> bool {
+        // The source does not wait for a hub that is away, and a cancelled backup tells this too.
+        if self.link.silent_for() > LETTING_GO_PATIENCE {
+            return false;
+        }
+        let call = Call::LettingGo { order: self.id.clone() };
+        let answer = self.link.once(&call, &[], &Cancel::new());
+        answer.is_ok_and(|body| unpack::<bool>(&body).is_ok_and(|(is_awaited, _)| is_awaited))
+    }
+
+    fn tracking_is_wrong(&self, disk: DiskNumber, message: &str) {
+        let call = Call::TrackingIsWrong { order: self.id.clone(), disk, message: message.to_owned() };
+        if let Err(broken) = self.link.call(&call, &[], self.patience, &self.cancel) {
+            let error = sendense_block::error::chain(&broken);
+            tracing::error!(order = %self.id.0, disk_id = %disk, message, error, "tell the hub that tracking is wrong");
+        }
+    }
+}

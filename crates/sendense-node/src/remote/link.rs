@@ -1,0 +1,200 @@
+//! Calls of a node to its hub: made again while the link is broken, until patience ends or somebody cancels.
+
+use super::message::{Call, Malformed, pack};
+use parking_lot::Mutex;
+use sendense_api::{Client, ClientError};
+use sendense_block::Cancel;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+/// Pauses between attempts: doubled from the first to the last, each shortened by a random part, so that a hundred nodes do
+/// not come back to a hub that restarted at one moment.
+const PAUSE_MS_FIRST: u64 = 200;
+/// The longest pause. A hub that is back is found again after it.
+const PAUSE_MS_MAX: u64 = 10_000;
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The hub was not heard for too long.
+    #[error("the hub was not heard for {} s", .0.as_secs())]
+    Silent(Duration, #[source] ClientError),
+    /// The hub refused.
+    #[error("the hub refused")]
+    Refused(#[source] ClientError),
+    /// The call could not be put together.
+    #[error("put a call together")]
+    Malformed(#[from] Malformed),
+    /// Somebody cancelled.
+    #[error("stopped on request")]
+    Cancelled,
+}
+
+impl From<Broken> for sendense_block::Error {
+    fn from(broken: Broken) -> Self {
+        use sendense_block::Kind;
+        let kind = match &broken {
+            Broken::Silent(..) => Kind::Unavailable,
+            Broken::Cancelled => Kind::Cancelled,
+            // The hub's reason is in the chain: no space, a lost lease, blocks that it does not take.
+            Broken::Refused(error) if error.code() == Some(sendense_types::ProblemCode::NoSpace) => Kind::NoSpace,
+            Broken::Refused(_) => Kind::Denied,
+            Broken::Malformed(_) => Kind::Protocol,
+        };
+        Self::new(kind, "talk to the hub").caused_by(broken)
+    }
+}
+
+/// The way to the hub. Used from threads of its own, never from a runtime's.
+#[derive(Debug)]
+pub struct Link {
+    client: Client,
+    runtime: Handle,
+    heard: Mutex<Instant>,
+    throttle: Option<Throttle>,
+}
+
+impl Link {
+    /// A link with the node's client; `bytes_per_second` bounds what blocks take of it.
+    pub fn new(client: Client, runtime: Handle, bytes_per_second: Option<u64>) -> Self {
+        let throttle = bytes_per_second.map(Throttle::new);
+        Self { client, runtime, heard: Mutex::new(Instant::now()), throttle }
+    }
+
+    /// One attempt.
+    pub fn once(&self, call: &Call, tail: &[u8], cancel: &Cancel) -> Result<Vec<u8>, Broken> {
+        let body = pack(call, tail)?;
+        match self.attempt(body, cancel) {
+            None => Err(Broken::Cancelled),
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(error)) if is_transient(&error) => Err(Broken::Silent(self.heard.lock().elapsed(), error)),
+            Some(Err(error)) => Err(Broken::Refused(error)),
+        }
+    }
+
+    /// Attempts until there is an answer, or the hub was not heard (by any call) for as long as `patience`.
+    pub fn call(&self, call: &Call, tail: &[u8], patience: Duration, cancel: &Cancel) -> Result<Vec<u8>, Broken> {
+        let mut attempt = 0;
+        loop {
+            match self.once(call, tail, cancel) {
+                Err(Broken::Silent(silent, error)) if silent < patience => {
+                    tracing::debug!(attempt, error = %error, "the hub does not answer");
+                    self.wait(pause(attempt), cancel)?;
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// How long the hub was not heard.
+    pub fn silent_for(&self) -> Duration {
+        self.heard.lock().elapsed()
+    }
+
+    /// Waits for a share of the bandwidth.
+    pub fn wait_for_turn(&self, bytes: usize, cancel: &Cancel) -> Result<(), Broken> {
+        match &self.throttle {
+            Some(throttle) => self.wait(throttle.book(bytes, Instant::now()), cancel),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits, unless somebody cancels.
+    pub fn wait(&self, duration: Duration, cancel: &Cancel) -> Result<(), Broken> {
+        if duration.is_zero() {
+            return Ok(());
+        }
+        // Made where it is awaited: a timer belongs to a runtime, and this thread is none of it.
+        self.until_cancelled(async { tokio::time::sleep(duration).await }, cancel).ok_or(Broken::Cancelled)
+    }
+
+    fn attempt(&self, body: Vec<u8>, cancel: &Cancel) -> Option<Result<Vec<u8>, ClientError>> {
+        let answer = self.until_cancelled(self.client.node_call(body), cancel)?;
+        // A refusal is a sign of life, too.
+        if !answer.as_ref().is_err_and(is_transient) {
+            *self.heard.lock() = Instant::now();
+        }
+        Some(answer)
+    }
+
+    /// What comes of `work`; none when somebody cancels before.
+    fn until_cancelled<T>(&self, work: impl Future<Output = T>, cancel: &Cancel) -> Option<T> {
+        let asked = Arc::new(Notify::new());
+        let rung = asked.clone();
+        let _guard = cancel.on_cancel(move || rung.notify_one());
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Some(done),
+                () = asked.notified() => None,
+            }
+        })
+    }
+}
+
+/// True when the same call may succeed later: the way is broken, or the hub (or a proxy before it) cannot answer now.
+fn is_transient(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable(_) | ClientError::Protocol(_) => true,
+        error => matches!(error.status(), Some(502..=504)),
+    }
+}
+
+/// The pause after an attempt.
+pub fn pause(attempt: u32) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let full = PAUSE_MS_FIRST.saturating_mul(1 << attempt.min(10)).min(PAUSE_MS_MAX);
+    let random = RandomState::new().hash_one(attempt);
+    Duration::from_millis(full / 2 + random % (full / 2))
+}
+
+/// Divides a bandwidth among those who send.
+#[derive(Debug)]
+struct Throttle {
+    bytes_per_second: f64,
+    /// When what was booked so far will have been sent.
+    free: Mutex<Option<Instant>>,
+}
+
+impl Throttle {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second.max(1) as f64, free: Mutex::new(None) }
+    }
+
+    /// Books `bytes`; the answer is how long to wait before they are sent.
+    fn book(&self, bytes: usize, now: Instant) -> Duration {
+        let mut free = self.free.lock();
+        let begin = free.map_or(now, |free| free.max(now));
+        *free = Some(begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second));
+        begin - now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bandwidth_is_kept_and_unused_time_is_not_saved_up() {
+        let throttle = Throttle::new(1000);
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(throttle.book(2000, start), Duration::ZERO);
+        assert_eq!(throttle.book(500, start), 2 * second);
+        assert_eq!(throttle.book(1000, start + second), second * 3 / 2);
+        assert_eq!(throttle.book(1000, start + 60 * second), Duration::ZERO);
+        assert_eq!(throttle.book(1, start + 60 * second), second);
+    }
+
+    #[test]
+    fn pauses_grow_to_their_bound() {
+        for attempt in 0..40 {
+            let pause = pause(attempt).as_millis() as u64;
+            let full = (PAUSE_MS_FIRST << attempt.min(10)).min(PAUSE_MS_MAX);
+            assert!((full / 2..full).contains(&pause), "{attempt}: {pause}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The node away from its hub: one outbound link, and the same mover as beside the hub.
+//!
+//! What lives here: the words between the two ([`message`], [`batch`], [`digests`]; the hub reads them with the same code)
+//! and the node's side of them. What does not: what the hub does with them. Invariant: the node decides nothing about what a
+//! backup stands on; it is told, and what it says of blocks is checked by the hub.
+
+mod backup;
+pub mod batch;
+pub mod digests;
+mod link;
+pub mod message;
+mod reaper;
+pub mod service;
+mod sink;
