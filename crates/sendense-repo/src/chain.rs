@@ -119,7 +119,9 @@ impl Repository {
         disk: DiskNumber,
         who: &str,
     ) -> Result<(Vec<Link>, ChainGuard)> {
-        let points: BTreeSet<BackupId> = self.chain(vm, backup, disk)?.into_iter().map(|link| link.backup_id).collect();
+        // Twice: a merge may take a point away between the reading of its child and its own.
+        let links = self.chain(vm, backup, disk).or_else(|_| self.chain(vm, backup, disk))?;
+        let points: BTreeSet<BackupId> = links.into_iter().map(|link| link.backup_id).collect();
         let guard = self.lock(operation, vm, points, who)?;
         Ok((self.chain(vm, backup, disk)?, guard))
     }

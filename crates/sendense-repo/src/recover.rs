@@ -54,7 +54,7 @@ impl Repository {
             let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE].iter().any(|own| name == *own);
             match (kind, name.to_str().map(str::parse::<VmContextId>)) {
                 (crashsafe::Kindred::Directory, Some(Ok(vm))) => {
-                    if let Err(error) = self.recover_vm(&vm, catalog, &mut report) {
+                    if let Err(error) = self.recover_vm(&vm, catalog, now, &mut report) {
                         report.problems.push((layout::vm_dir(&vm), error));
                     }
                 }
@@ -74,12 +74,12 @@ impl Repository {
         Ok(report)
     }
 
-    fn recover_vm(&self, vm: &VmContextId, catalog: &dyn Catalog, report: &mut Report) -> Result<()> {
+    fn recover_vm(&self, vm: &VmContextId, catalog: &dyn Catalog, now: Timestamp, report: &mut Report) -> Result<()> {
         for (path, entry, _) in self.vm_entries(vm)? {
             let done = match &entry {
                 VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
                 VmEntry::Delete(id) => self.recover_delete(vm, id, report),
-                VmEntry::Merge(id) => self.recover_merge(vm, id, report),
+                VmEntry::Merge(id) => self.recover_merge(vm, id, now, report),
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -157,15 +157,20 @@ impl Repository {
         Ok(())
     }
 
-    fn recover_merge(&self, vm: &VmContextId, id: &BackupId, report: &mut Report) -> Result<()> {
-        let _guard = match self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover") {
-            Ok(guard) => guard,
-            // It is being prepared at this moment.
-            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if merge::finish(self, vm, id)? == merge::Finished::Merged {
-            report.merged.push((vm.clone(), id.clone()));
+    fn recover_merge(&self, vm: &VmContextId, id: &BackupId, now: Timestamp, report: &mut Report) -> Result<()> {
+        if self.is_merging(vm, id) {
+            return Ok(());
+        }
+        // Somebody who reads the points before they are set right is in the way, and told of: the next look tries again.
+        let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover")?;
+        match merge::finish(self, vm, id, now) {
+            Ok(merge::Finished::Merged) => report.merged.push((vm.clone(), id.clone())),
+            Ok(merge::Finished::NotBegun) => {}
+            Err(error) => {
+                // As in `merge`: nobody touches the points before a start has finished it.
+                std::mem::forget(guard);
+                return Err(error);
+            }
         }
         Ok(())
     }

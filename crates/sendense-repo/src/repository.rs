@@ -55,6 +55,17 @@ struct Inner {
     locks: ChainLocks,
     capacity: Capacity,
     holds_turn: Mutex<()>,
+    /// The points into which this process merges others now.
+    merging: Mutex<BTreeSet<(VmContextId, BackupId)>>,
+}
+
+/// Says that a merge into a point is under way, until it is dropped.
+pub(crate) struct MergeMark(Repository, (VmContextId, BackupId));
+
+impl Drop for MergeMark {
+    fn drop(&mut self) {
+        self.0.0.merging.lock().remove(&self.1);
+    }
 }
 
 impl Repository {
@@ -83,6 +94,7 @@ impl Repository {
             locks: ChainLocks::default(),
             capacity: Capacity::new(path, options.limit_bytes, held_bytes),
             holds_turn: Mutex::new(()),
+            merging: Mutex::default(),
         })))
     }
 
@@ -97,6 +109,7 @@ impl Repository {
             locks: ChainLocks::default(),
             capacity: Capacity::new(path, None, 0),
             holds_turn: Mutex::new(()),
+            merging: Mutex::default(),
         })))
     }
 
@@ -142,6 +155,21 @@ impl Repository {
 
     pub(crate) fn capacity(&self) -> &Capacity {
         &self.0.capacity
+    }
+
+    /// Notes that points are merged into this one. [`Kind::Conflict`] when that is so already.
+    pub(crate) fn mark_merging(&self, vm: &VmContextId, successor: &BackupId) -> Result<MergeMark> {
+        let key = (vm.clone(), successor.clone());
+        if !self.0.merging.lock().insert(key.clone()) {
+            let context = format!("a merge into {successor} is under way");
+            return Err(Error::new(Kind::Conflict { holders: Vec::new() }, context));
+        }
+        Ok(MergeMark(self.clone(), key))
+    }
+
+    /// True while this process merges others into this point.
+    pub(crate) fn is_merging(&self, vm: &VmContextId, successor: &BackupId) -> bool {
+        self.0.merging.lock().contains(&(vm.clone(), successor.clone()))
     }
 
     /// Whose turn it is to change a hold: one at a time, for all points.

@@ -11,6 +11,9 @@ use sendense_repo::Kind;
 use sendense_types::{BackupId, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
 use std::collections::BTreeMap;
 
+/// Merges that may wait: far fewer than tasks may, so that they never fill the queue that backups wait in.
+const WAITING_MAX: usize = 50;
+
 impl App {
     /// Lets a point go whose data a later one needs, or shows what that would take.
     pub async fn merge_backup(&self, caller: &Caller, id: &BackupId, how: MergeQuery) -> Result<Merge> {
@@ -50,9 +53,17 @@ impl App {
     pub(crate) async fn merge_needed(&self, caller: &Caller, pruned: &Prune) -> Result<Vec<Task>> {
         let mut needed: BTreeMap<&RepositoryId, Vec<BackupId>> = BTreeMap::new();
         // In the prune's order: each before those it stands on, so that what an older point holds is moved once.
-        for entry in pruned.backups.iter().filter(|entry| entry.fate == PruneFate::Needed) {
-            needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone());
+        let mut kept: BTreeMap<&RepositoryId, usize> = BTreeMap::new();
+        for entry in &pruned.backups {
+            match entry.fate {
+                PruneFate::Needed => needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone()),
+                PruneFate::Keep => *kept.entry(&entry.repository_id).or_default() += 1,
+                PruneFate::Delete | PruneFate::InUse | PruneFate::Unknown => {}
+            }
         }
+        // The oldest point is the full, and is rewritten each time: not for every single one, but when a quarter of what the rules
+        // keep has come together.
+        needed.retain(|repository_id, ids| ids.len() * 4 >= kept.get(repository_id).copied().unwrap_or(0));
         let mut tasks = Vec::new();
         for (repository_id, backup_ids) in needed {
             let work = MergeWork {
@@ -69,7 +80,8 @@ impl App {
         Ok(tasks)
     }
 
-    /// True when points of the machine in that repository are being merged, or will be.
+    /// True when points of the machine in that repository are being merged, or will be, or so many merges wait that this one shall be
+    /// asked for again after the next backup.
     async fn is_merging(&self, work: &MergeWork) -> Result<bool> {
         for state in [TaskState::Pending, TaskState::Running] {
             let filter = catalog::TaskFilter {
@@ -77,9 +89,11 @@ impl App {
                 state: Some(state),
                 ..catalog::TaskFilter::default()
             };
-            // As many as may wait at most: `pending_max` bounds them.
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
             let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+            if state == TaskState::Pending && rows.len() >= WAITING_MAX {
+                return Ok(true);
+            }
             let same = |other: &MergeWork| {
                 other.vm_context_id == work.vm_context_id && other.repository_id == work.repository_id
             };

@@ -27,7 +27,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork)
         match one(core, handle, &work, &repository, id).await {
             Ok((manifest, hold)) => {
                 let point = crate::reconcile::point(&row, &manifest, hold);
-                // Should this fail, the next look at the repository writes it down.
+                // Should this fail, the next start of the hub writes it down.
                 core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
                 merged += 1;
                 handle.info(format!("{id} was merged into {}", manifest.backup_id));
@@ -87,7 +87,15 @@ async fn one(
     let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
         let plan = repository.plan_merge(&vm, &id, core.now())?;
         let options = Options { threads: THREADS, who, patience: PATIENCE };
-        let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now())?;
+        // One may have begun since.
+        let refuse = || match core.recoveries.holding(std::slice::from_ref(&id)) {
+            None => Ok(()),
+            Some((recovery_id, _)) => {
+                let kind = Kind::Conflict { holders: Vec::new() };
+                Err(sendense_repo::Error::new(kind, format!("recovery {recovery_id} runs on {id}")))
+            }
+        };
+        let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now(), refuse)?;
         // A hold that cannot be read keeps its point all the same: the repository sees to that.
         let hold = repository.hold(&vm, &manifest.backup_id).unwrap_or_default();
         Ok((manifest, hold))

@@ -64,7 +64,10 @@ impl Running {
     /// The running tasks that work in a repository.
     pub fn of_repository(&self, id: &RepositoryId) -> Vec<Arc<Handle>> {
         let tasks = self.tasks.lock();
-        let entries = tasks.values().filter(|entry| entry.needs.repository.as_ref().is_some_and(|(of, _)| of == id));
+        let works_in = |needs: &Needs| {
+            needs.repository.as_ref().map(|(of, _)| of).or(needs.merges_in.as_ref()).is_some_and(|of| of == id)
+        };
+        let entries = tasks.values().filter(|entry| works_in(&entry.needs));
         entries.map(|entry| entry.handle.clone()).collect()
     }
 

@@ -62,7 +62,12 @@ async fn pass(core: &Arc<Core>, id: &RepositoryId) -> Result<()> {
             tracing::warn!(repository_id = %id, vm_id = %vm, trouble, "take in a point");
         }
     }
-    forget_gone(core, &row, &repository, &view, &report).await
+    forget_gone(core, &row, &repository, &view, &report).await?;
+    // What a merge left half done must not wait for the next start.
+    match report.problems.iter().find(|(path, _)| path.to_string_lossy().contains("/.merge-")) {
+        Some((_, error)) => Err(crate::fault::of_repo(error)),
+        None => Ok(()),
+    }
 }
 
 async fn view(core: &Core, id: &RepositoryId) -> Result<View> {

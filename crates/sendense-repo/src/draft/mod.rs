@@ -134,6 +134,14 @@ impl Repository {
 
     /// The points and everything they stand on.
     pub(crate) fn below(&self, vm: &VmContextId, points: &BTreeSet<BackupId>) -> Result<BTreeSet<BackupId>> {
+        match self.walk_below(vm, points) {
+            // A merge took a point away between the reading of its child and its own: now the child stands elsewhere.
+            Err(error) if error.kind == Kind::NotFound => self.walk_below(vm, points),
+            walked => walked,
+        }
+    }
+
+    fn walk_below(&self, vm: &VmContextId, points: &BTreeSet<BackupId>) -> Result<BTreeSet<BackupId>> {
         let mut found = BTreeSet::new();
         let mut open: Vec<BackupId> = points.iter().cloned().collect();
         // Disks of one point may have different parents, so this is a walk over a graph: bounded by what a VM may have of

@@ -20,6 +20,7 @@ struct Text {
     going: BackupId,
     disks: BTreeSet<DiskNumber>,
     before: String,
+    going_before: String,
 }
 
 /// Which point goes, which one takes over, and the disks whose files are new.
@@ -30,6 +31,8 @@ pub(crate) struct Intent {
     pub disks: BTreeSet<DiskNumber>,
     /// BLAKE3 of the successor's manifest before: a merge goes forward from that state only.
     pub before: String,
+    /// The same of the other point.
+    pub going_before: String,
 }
 
 /// BLAKE3 of a manifest's file, as `b3sum` says it.
@@ -46,6 +49,7 @@ impl Intent {
             going: self.going.clone(),
             disks: self.disks.clone(),
             before: self.before.clone(),
+            going_before: self.going_before.clone(),
         };
         let mut bytes = serde_json::to_vec_pretty(&text).expect("an intent of plain values can be written");
         bytes.push(b'\n');
@@ -65,7 +69,13 @@ pub(crate) fn read(bytes: &[u8], successor: &BackupId) -> Result<Intent> {
     if text.format != FORMAT || text.successor != *successor || text.going == text.successor || text.disks.is_empty() {
         return Err(Error::invalid(format!("it is no intent of a merge into {successor}")));
     }
-    Ok(Intent { successor: text.successor, going: text.going, disks: text.disks, before: text.before })
+    Ok(Intent {
+        successor: text.successor,
+        going: text.going,
+        disks: text.disks,
+        before: text.before,
+        going_before: text.going_before,
+    })
 }
 
 /// Reads an intent; for the fuzzer.
@@ -85,6 +95,7 @@ mod tests {
             going: "bk-1".parse().unwrap(),
             disks: [DiskNumber(0), DiskNumber(3)].into(),
             before: "f00d".into(),
+            going_before: "beef".into(),
         };
         let text = String::from_utf8(intent.to_bytes()).unwrap();
         expect![[r#"
@@ -97,7 +108,8 @@ mod tests {
                 0,
                 3
               ],
-              "before": "f00d"
+              "before": "f00d",
+              "going_before": "beef"
             }
         "#]]
         .assert_eq(&text);

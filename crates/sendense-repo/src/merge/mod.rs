@@ -119,7 +119,8 @@ impl Repository {
         })
     }
 
-    /// Does what the plan says. Blocks until it is done; `progress` counts bytes of blocks, moved and then checked. Returns the successor as it is now.
+    /// Does what the plan says. Blocks until it is done; `progress` counts bytes of blocks, moved and then checked. `refuse` is asked
+    /// when nobody else has the points any more, for reasons that the lock table does not know. Returns the successor as it is now.
     ///
     /// A cancellation, or an error, before the new files take their names leaves both points as they were.
     ///
@@ -134,14 +135,15 @@ impl Repository {
         progress: &Progress,
         cancel: &Cancel,
         now: impl Fn() -> Timestamp,
+        refuse: impl Fn() -> Result<()>,
     ) -> Result<Manifest> {
         let context = format!("merge {} into {}", plan.going, plan.successor);
         let within = |error: Error| error.within(context.clone());
-        let merge = Merge { repository: self, plan, options, progress, cancel };
+        let merge = Merge { repository: self, plan, options, progress, cancel, refuse: &refuse };
         merge.run(&now).map_err(within)
     }
 
-    /// The point and the one that stands on it.
+    /// The point and the one that stands on it, which has all its disks.
     fn pair(&self, vm: &VmContextId, going: &BackupId, now: Timestamp) -> Result<Pair> {
         self.refuse_held(vm, [going], now)?;
         let points = self.list(vm)?.complete()?;
@@ -152,7 +154,11 @@ impl Repository {
         let why = match (children.next(), children.next()) {
             // Again, as a whole: a listing leaves the segments' digests out.
             (Some(child), None) => {
-                return Ok(Pair { going: self.manifest(vm, going)?, successor: self.manifest(vm, &child.backup_id)? });
+                let pair = Pair { going: self.manifest(vm, going)?, successor: self.manifest(vm, &child.backup_id)? };
+                let lost = pair.going.disks.iter().find(|disk| pair.successor.disk(disk.disk_id).is_none());
+                let Some(lost) = lost else { return Ok(pair) };
+                let why = format!("disk {} would be lost: {} does not have it", lost.disk_id, child.backup_id);
+                return Err(Error::invalid(format!("{going} cannot be merged into a successor: {why}")));
             }
             (Some(_), Some(_)) => "several points stand on it",
             (None, _) => "nothing stands on it: delete it",
@@ -202,6 +208,7 @@ struct Merge<'a> {
     options: &'a Options,
     progress: &'a Progress,
     cancel: &'a Cancel,
+    refuse: &'a dyn Fn() -> Result<()>,
 }
 
 impl Merge<'_> {
@@ -213,6 +220,9 @@ impl Merge<'_> {
         let (repository, vm) = (self.repository, &self.plan.vm_context_id);
         repository.ownership()?.check(now())?;
         let both = BTreeSet::from([self.plan.going.clone(), self.plan.successor.clone()]);
+        let _mark = repository.mark_merging(vm, &self.plan.successor)?;
+        // Who has them now may have them for days: nothing is prepared in vain.
+        drop(repository.lock(Operation::Merge, vm, both.clone(), &self.options.who)?);
         let reading = repository.lock(Operation::Read, vm, both.clone(), &self.options.who)?;
         let pair = self.planned(now())?;
         let reservation = Arc::new(repository.capacity().reserve(self.plan.needed_bytes)?);
@@ -232,6 +242,7 @@ impl Merge<'_> {
                 return Err(conflict("one of the points was changed meanwhile"));
             }
             repository.ownership()?.check(now())?;
+            (self.refuse)()?;
             let manifest = pair.merged(&disks);
             self.cancel.commit()?;
             self.write_intent(&manifest)?;
@@ -240,13 +251,14 @@ impl Merge<'_> {
         let (manifest, alone) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
-                self.give_up(&error);
+                self.give_up(&error, now());
                 return Err(error);
             }
         };
         // No error is a way back from here on: the intent is durable. The claim is kept for good then: between the two states
         // the points read as damaged, which they are not. The next start goes on.
-        if let Err(error) = switch::finish(repository, vm, &self.plan.successor) {
+        let finish = || switch::finish(repository, vm, &self.plan.successor, now());
+        if let Err(error) = finish().or_else(|_| finish()) {
             std::mem::forget(alone);
             return Err(error.within("the points are set aside until the next start of the hub, which goes on"));
         }
@@ -357,9 +369,9 @@ impl Merge<'_> {
         }
     }
 
-    /// The successor's manifest as it lies there.
-    fn published(&self) -> Result<Vec<u8>> {
-        let path = layout::manifest(&self.plan.vm_context_id, &self.plan.successor);
+    /// A point's manifest as it lies there.
+    fn published(&self, point: &BackupId) -> Result<Vec<u8>> {
+        let path = layout::manifest(&self.plan.vm_context_id, point);
         crashsafe::read_small(self.repository.root(), &path, MANIFEST_BYTES_MAX)
     }
 
@@ -370,7 +382,8 @@ impl Merge<'_> {
             successor: self.plan.successor.clone(),
             going: self.plan.going.clone(),
             disks: self.plan.disks.clone(),
-            before: intent::digest_of(&self.published()?),
+            before: intent::digest_of(&self.published(&self.plan.successor)?),
+            going_before: intent::digest_of(&self.published(&self.plan.going)?),
         };
         crashsafe::write_new(fs, &dir.join(layout::MANIFEST_IN_FOLDER), &manifest::write(manifest)?)?;
         crashsafe::sync_dir(fs, &dir)?;
@@ -381,8 +394,10 @@ impl Merge<'_> {
     /// Removes what was prepared, as far as that is possible; start-up does the rest. Touches nothing when another hub has
     /// the repository. An intent that could not be made durable goes first: with it the next start would go forward, which
     /// would be right too, but whoever asked was told that it failed.
-    fn give_up(&self, error: &Error) {
-        if error.kind == Kind::Fenced {
+    fn give_up(&self, error: &Error, now: Timestamp) {
+        // Whatever the error: another hub that has the repository now may merge into the same folder.
+        let ours = self.repository.ownership().and_then(|ownership| ownership.check(now));
+        if error.kind == Kind::Fenced || ours.is_err() {
             return;
         }
         if let Err(second) = switch::abandon(self.repository, &self.plan.vm_context_id, &self.plan.successor) {

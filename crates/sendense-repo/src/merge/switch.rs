@@ -13,9 +13,9 @@ use crate::delete;
 use crate::draft::undo::clear;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
-use crate::manifest::{self, MANIFEST_BYTES_MAX, Manifest};
+use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
 use crate::repository::Repository;
-use sendense_types::{BackupId, VmContextId};
+use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -40,7 +40,12 @@ pub(crate) fn points_of(repository: &Repository, vm: &VmContextId, successor: &B
 }
 
 /// Goes forward by the intent, or removes what was prepared when there is none.
-pub(crate) fn finish(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> Result<Finished> {
+pub(crate) fn finish(
+    repository: &Repository,
+    vm: &VmContextId,
+    successor: &BackupId,
+    now: Timestamp,
+) -> Result<Finished> {
     let relative = layout::merge_dir(vm, successor);
     let intent = match crashsafe::read_small(repository.root(), &relative.join(layout::INTENT_FILE), INTENT_BYTES_MAX) {
         Ok(bytes) => intent::read(&bytes, successor),
@@ -48,7 +53,7 @@ pub(crate) fn finish(repository: &Repository, vm: &VmContextId, successor: &Back
     };
     match intent {
         Ok(intent) => {
-            let done = forward(repository, vm, &intent)?;
+            let done = forward(repository, vm, &intent, now)?;
             abandon(repository, vm, successor)?;
             Ok(done)
         }
@@ -69,7 +74,7 @@ pub(super) fn abandon(repository: &Repository, vm: &VmContextId, successor: &Bac
     clear(repository, vm, &dir)
 }
 
-fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result<Finished> {
+fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent, now: Timestamp) -> Result<Finished> {
     let (fs, dir) = (repository.fs(), repository.at(layout::merge_dir(vm, &intent.successor)));
     let (text, manifest) = new_manifest(repository, vm, intent)?;
     let published = layout::manifest(vm, &intent.successor);
@@ -82,19 +87,30 @@ fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result
         // It was given up and could not be removed; the successor has gone since, or is another.
         return Ok(Finished::NotBegun);
     }
-    for disk in manifest.disks.iter().filter(|disk| intent.disks.contains(&disk.disk_id)) {
+    let disks: Vec<&Disk> = manifest.disks.iter().filter(|disk| intent.disks.contains(&disk.disk_id)).collect();
+    let mut moves = Vec::with_capacity(disks.len() * 2);
+    for disk in &disks {
         let number = disk.disk_id;
-        let files = [
-            (layout::draft_image_name(number), layout::image(vm, number, &intent.successor), disk.image.file_bytes),
-            (
-                layout::draft_digests_name(number),
-                layout::digests(vm, number, &intent.successor),
-                disk.digests.file_bytes,
-            ),
-        ];
-        for (from, to, bytes) in files {
-            take_name(repository, &dir.join(from), &to, bytes)?;
-        }
+        moves.push((dir.join(layout::draft_image_name(number)), layout::image(vm, number, &intent.successor)));
+        moves.push((dir.join(layout::draft_digests_name(number)), layout::digests(vm, number, &intent.successor)));
+    }
+    let mut begun = before == text;
+    for (from, to) in &moves {
+        begun |= has_name(repository, from, to)?;
+    }
+    // Until the first name changes both points are whole, and the world may have changed since the intent was written.
+    if !begun && !still_right(repository, vm, intent, &manifest, now)? {
+        return Ok(Finished::NotBegun);
+    }
+    repository.ownership()?.check(now)?;
+    for (from, to) in &moves {
+        take_name(repository, from, to)?;
+    }
+    for disk in &disks {
+        let number = disk.disk_id;
+        // Opened as the new manifest has it: where a file cannot have two names, its old one would be left otherwise.
+        repository.open_image_at(&layout::image(vm, number, &intent.successor), disk)?;
+        repository.open_digest_file_at(layout::digests(vm, number, &intent.successor), disk)?;
         crashsafe::sync_dir(fs, &repository.at(layout::disk_dir(vm, number)))?;
     }
     // Written anew rather than moved: the folder keeps its copy, by which this step can be made again.
@@ -106,6 +122,7 @@ fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent) -> Result
     }
     // Also when it had its name already: whoever gave it may have died before this.
     crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
+    repository.ownership()?.check(now)?;
     remove_going(repository, vm, &intent.going)?;
     Ok(Finished::Merged)
 }
@@ -127,14 +144,46 @@ fn new_manifest(repository: &Repository, vm: &VmContextId, intent: &Intent) -> R
     Ok((text, manifest))
 }
 
-/// Gives a prepared file its final name, in the place of the old one, unless it has it.
-fn take_name(repository: &Repository, from: &Path, to: &Path, bytes: u64) -> Result<()> {
-    let (fs, to_path) = (repository.fs(), repository.at(to));
-    if from.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        // Moved itself, before this start. The length tells it from the old one well enough to say that nothing is lost.
-        return repository.open_file(to, bytes).map(drop);
+/// True while all that the merge was planned by still holds: the points are as they were, nothing else stands on the one that
+/// goes, what lies below is there, and nobody said that the point must stay.
+fn still_right(
+    repository: &Repository,
+    vm: &VmContextId,
+    intent: &Intent,
+    manifest: &Manifest,
+    now: Timestamp,
+) -> Result<bool> {
+    let going = layout::manifest(vm, &intent.going);
+    match crashsafe::read_small(repository.root(), &going, MANIFEST_BYTES_MAX) {
+        Ok(text) if intent::digest_of(&text) == intent.going_before => {}
+        Ok(_) => return Ok(false),
+        Err(error) if error.kind == Kind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
     }
-    if crashsafe::is_same_file(from, &to_path)? {
+    if repository.hold(vm, &intent.going)?.holds(now) {
+        return Ok(false);
+    }
+    let listed = repository.list(vm)?.complete()?;
+    let others = |point: &&Manifest| point.backup_id != intent.successor;
+    let stands_on_it = |point: &Manifest| point.parents().any(|parent| *parent == intent.going);
+    let is_there = |id: &BackupId| listed.iter().any(|point| point.backup_id == *id);
+    Ok(!listed.iter().filter(others).any(stands_on_it) && manifest.parents().all(is_there))
+}
+
+/// True when a prepared file has its final name.
+fn has_name(repository: &Repository, from: &Path, to: &Path) -> Result<bool> {
+    match from.symlink_metadata() {
+        Ok(_) => crashsafe::is_same_file(from, &repository.at(to)),
+        // Moved itself: while there is an intent, nothing else takes it away.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(crashsafe::failed("stat", from, error)),
+    }
+}
+
+/// Gives a prepared file its final name, in the place of the old one, unless it has it.
+fn take_name(repository: &Repository, from: &Path, to: &Path) -> Result<()> {
+    let (fs, to_path) = (repository.fs(), repository.at(to));
+    if has_name(repository, from, to)? {
         return Ok(());
     }
     let mut moving = from.as_os_str().to_owned();

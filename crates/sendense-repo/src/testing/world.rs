@@ -201,7 +201,7 @@ pub fn facts(point: &Point) -> PointFacts {
 pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
     let plan = repository.plan_merge(&going.vm, &going.id, now())?;
     let options = merge::Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
-    repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now).map(drop)
+    repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
 }
 
 /// Compares every byte of a point.

@@ -160,7 +160,8 @@ fn intents() {
 fn intents_of_merges() {
     let [successor, going] = ["bk-3", "bk-2"].map(|id| id.parse().unwrap());
     let disks = [DiskNumber(0), DiskNumber(17)].into();
-    let intent = merge::Intent { successor, going, disks, before: blake3::hash(b"manifest").to_hex().to_string() };
+    let before = blake3::hash(b"manifest").to_hex().to_string();
+    let intent = merge::Intent { successor, going, disks, going_before: before.clone(), before };
     same(&intent.to_bytes(), MERGE);
     assert_eq!(merge::read_intent(MERGE, &intent.successor).unwrap(), intent);
 }

@@ -31,7 +31,7 @@ fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
 
 fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
     let options = Options { threads: 2, who: "test".into(), patience: Duration::ZERO };
-    repository.execute_merge(plan, &options, &Progress::default(), cancel, now)
+    repository.execute_merge(plan, &options, &Progress::default(), cancel, now, || Ok(()))
 }
 
 /// All of a chain but the last, from either end: what is left reads the same, here and with QEMU, and is a full in the end.
@@ -123,26 +123,45 @@ fn a_reader_is_in_the_way_of_the_change_and_nothing_is_lost() {
     assert_eq!(error.kind, Kind::NotFound, "{error:?}");
 }
 
-/// It waits for a reader that ends in time.
+/// A reader that comes while it prepares is waited for.
 #[test]
 fn a_merge_waits_for_a_reader() {
     let (before, third) = chain();
     let repository = world::open(&before.root()).unwrap();
     let planned = plan(&repository, &before.second).unwrap();
-    let reader = repository.open_disk(&third.vm, &third.id, DiskNumber(0), "a reader").unwrap();
-    std::thread::scope(|scope| {
-        let merging = scope.spawn(|| {
-            let options = Options { threads: 1, who: "test".into(), patience: Duration::from_secs(60) };
-            repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), now)
-        });
-        // The new files are there: what is left is the change.
-        let prepared = before.root().join(layout::merge_dir(&third.vm, &third.id)).join("disk-1.digests");
-        while !prepared.exists() {
-            std::thread::yield_now();
+    let who_came = parking_lot::Mutex::new(None);
+    // It asks for the time when it begins, when it has claimed the points as a reader itself, and at its end.
+    let came = || {
+        let mut came = who_came.lock();
+        if came.is_none() && repository.is_merging(&third.vm, &third.id) {
+            let reader = repository.open_disk(&third.vm, &third.id, DiskNumber(0), "a reader").unwrap();
+            *came = Some(std::time::Instant::now());
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(600));
+                drop(reader);
+            });
         }
-        drop(reader);
-        merging.join().unwrap().unwrap();
-    });
+        now()
+    };
+    let options = Options { threads: 1, who: "test".into(), patience: Duration::from_secs(60) };
+    repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), came, || Ok(())).unwrap();
+    assert!(who_came.lock().is_some(), "a reader came");
+    world::check_bytes(&repository, &third).unwrap();
+}
+
+/// What only the caller knows may refuse it, at the last moment.
+#[test]
+fn a_merge_that_is_refused_at_its_end_leaves_both() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let there = tree(&before.root());
+    let planned = plan(&repository, &before.second).unwrap();
+    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let refuse = || Err(crate::Error::invalid("a recovery runs on it"));
+    let refused = repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), now, refuse);
+    assert_eq!(refused.unwrap_err().kind, Kind::Invalid);
+    assert_eq!(tree(&before.root()), there);
+    assert_eq!(repository.locks().held(), []);
     world::check_bytes(&repository, &third).unwrap();
 }
 
@@ -260,20 +279,57 @@ fn an_old_intent_is_not_carried_out() {
     world::check_bytes(&repository, &before.second).unwrap();
 }
 
-/// A disk that the successor has for the first time, and one that it has no more.
+/// Between the intent and the start that reads it somebody said that the point must stay, or took away what lies below.
+#[test]
+fn an_intent_is_weighed_again_before_the_first_name_changes() {
+    let (before, third) = chain();
+    let cut_off = || {
+        super::faults::gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| {
+            world::merge(repository, &before.second)
+        })
+    };
+    let root = cut_off();
+    let repository = world::open(root.path()).unwrap();
+    let protect = |hold: &mut crate::Hold| hold.protected = true;
+    repository.change_hold(&before.second.vm, &before.second.id, protect, "test", now()).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!((report.merged.len(), report.problems.len()), (0, 0), "{report:?}");
+    world::check_bytes(&repository, &before.second).unwrap();
+    // Another point came to stand on the one that goes.
+    let root = cut_off();
+    let repository = world::open(root.path()).unwrap();
+    let mut fork = before.second.child("bk-fork");
+    fork.disk(0)[1] ^= 1;
+    back_up(&repository, &fork, now()).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!((report.merged.len(), report.problems.len()), (0, 0), "{report:?}");
+    for point in [&before.first, &before.second, &third, &fork] {
+        world::check_bytes(&repository, point).unwrap();
+    }
+}
+
+/// A disk that the successor has for the first time goes along; one that it does not have keeps the point.
 #[test]
 fn disks_come_and_go() {
     let folder = tempfile::tempdir().unwrap();
     let repository = world::open(&folder.path().join("repository")).unwrap();
-    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 100_000), &pattern(2, 70_000)]);
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 100_000)]);
     let mut second = first.child("bk-2");
-    second.disks.remove(&DiskNumber(1));
     second.disks.insert(DiskNumber(7), Disk { bytes: pattern(3, 5000), parent: None });
-    for point in [&first, &second] {
+    let mut third = second.child("bk-3");
+    third.disks.remove(&DiskNumber(7));
+    for point in [&first, &second, &third] {
         back_up(&repository, point, now()).unwrap();
     }
     world::merge(&repository, &first).unwrap();
-    world::check_bytes(&repository, &second).unwrap();
-    assert_eq!(tree(repository.root()), tree_of([&second]));
-    qemu::check(repository.root(), &[&second]);
+    let refused = plan(&repository, &second).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "bk-2 cannot be merged into a successor: disk 7 would be lost: bk-3 does not have it"
+    );
+    for point in [&second, &third] {
+        world::check_bytes(&repository, point).unwrap();
+    }
+    assert_eq!(tree(repository.root()), tree_of([&second, &third]));
+    qemu::check(repository.root(), &[&second, &third]);
 }
