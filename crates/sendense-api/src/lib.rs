@@ -18,10 +18,10 @@ pub use dto::{
     Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint, Event, Export, FileHistory,
     FileKind, FileQuery, FileVersion, FilesQuery, GuestFile, GuestFileInfo, Health, HealthCheck, HistoryPoint,
     HistoryQuery, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount,
-    MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, Prune, PruneFate, PruneQuery, PruneVm,
-    PrunedBackup, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role, SearchQuery, Secret, Source,
-    Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateBackup, UpdateSource, VerifyBackup,
-    VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
+    MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, ProvedBackup, Prune, PruneFate,
+    PruneQuery, PruneVm, PrunedBackup, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role, SearchQuery,
+    Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateBackup, UpdateSource,
+    VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
     VsphereOptions, decode_path, encode_path,
 };
 pub use dto::{

@@ -31,6 +31,8 @@ words! {
     BackupType, "What a point, or one disk of it, holds: every block that is not zero, or what differs from its parent.";
     BackupStatus, "The life of a backup: pending, running, then completed, failed or cancelled.";
     Phase, "Where a running backup is.";
+    VerifyState, "What verifications say of a point: its files are as they were written; some of its bytes are not; or it needs bytes that a point below it has lost.";
+    VerifyDepth, "How much a verification looks at: the files, or every block too.";
     Consistency, "What the guest was told before the freeze.";
     Compression, "How hard blocks are compressed.";
     OnTrackingLoss, "What to do when change tracking cannot be trusted although an incremental was asked for.";

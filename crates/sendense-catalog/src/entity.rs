@@ -138,6 +138,23 @@ backups = "backups" {
     protected: bool,
     hold_until: Option<Ts>,
     consistency_note: Option<String>,
+    verify_state: Option<String>,
+    verify_depth: Option<String>,
+    verified_at: Option<Ts>,
+    verify_bytes: Option<i64>,
+    verify_ms: Option<i64>,
+    verify_finding: Option<String>,
+}}
+
+entity! { /// What damage has cost, by point and disk.
+damage = "damage" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    backup_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    disk_id: i32,
+    vm_context_id: String,
+    repository_id: String,
+    lost: Json,
 }}
 
 entity! { /// What a restore point holds of each disk.

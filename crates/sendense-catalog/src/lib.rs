@@ -37,8 +37,8 @@ mod value;
 mod vm;
 
 pub use backup::{
-    Backup, BackupDisk, BackupFilter, BackupPlan, Backups, Chain, Completed, DiskProgress, NewBackup, Progress,
-    TokenInUse,
+    Backup, BackupDisk, BackupFilter, BackupPlan, Backups, Chain, Completed, DiskProgress, Lost, NewBackup, Progress,
+    TokenInUse, Verification, Verified,
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
 pub use execution::{Execution, ExecutionVm, Executions, NewExecution};

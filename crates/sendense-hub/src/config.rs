@@ -117,6 +117,14 @@ pub struct Limits {
     /// Of a million blocks that change tracking calls unchanged, those that are read and compared all the same (and 64 of a
     /// disk at the least); 0 believes it.
     pub audit_per_million: u32,
+    /// A point that nobody has verified for so many days is verified by itself; 0 leaves that to people. A month finds what
+    /// rots before the points are gone that could still replace it.
+    pub verify_after_days: u32,
+    /// Whether that decodes every block, too.
+    pub verify_deep: bool,
+    /// The most bytes that it reads in a second: a quarter of what one spinning disk gives leaves the rest to backups, and is
+    /// 160 TB in a month.
+    pub verify_bytes_per_second: u64,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
     /// How long the job of a task that was stopped may take to come back. Copies stop within a second and tools of other people
@@ -141,6 +149,9 @@ impl Default for Limits {
             archive_entries_max: 2_000_000,
             archive_bytes_max: 4 << 40,
             audit_per_million: 1000,
+            verify_after_days: 30,
+            verify_deep: false,
+            verify_bytes_per_second: 64 << 20,
             progress_deadline_s: 4 * 3600,
             // With what is taken back after it, less than a hub that stops waits for its tasks.
             stop_grace: Duration::from_secs(20),

@@ -25,6 +25,7 @@ use crate::repositories::{self, Repositories};
 use crate::restore::Rooms;
 use crate::schedule;
 use crate::secrets::{self, Sealer};
+use crate::verification;
 use sendense_catalog::{Catalog, Page, TokenRole};
 use sendense_node::{FileJournal, LaneBudget};
 use sendense_source::Journal;
@@ -172,6 +173,7 @@ impl Hub {
         let app = App::new(core.clone());
         core.tracker.spawn(schedule::keep(app.clone()));
         core.tracker.spawn(schedule::rediscover(app.clone()));
+        core.tracker.spawn(verification::keep(app.clone()));
         let options = crate::http::Options {
             listen: config.listen,
             tls: config.tls.clone(),

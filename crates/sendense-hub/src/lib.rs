@@ -33,6 +33,7 @@ mod repositories;
 mod restore;
 pub mod schedule;
 mod secrets;
+mod verification;
 
 pub use app::{App, Caller};
 pub use config::{HubConfig, Limits, NbdConfig, PORT_DEFAULT, RecoveryConfig, TlsFiles};

@@ -57,6 +57,7 @@ fn describe() {
     describe_counter!("sendense_backup_read_bytes_total", "Bytes read from sources");
     describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
     describe_counter!("sendense_tracking_wrong_total", "Disks whose change tracking an audit found wrong");
+    describe_counter!("sendense_points_damaged_total", "Points that a verification found damaged");
     describe_gauge!("sendense_repository_bytes", "Space of a repository, by what it is");
     describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
     describe_counter!("sendense_http_requests_total", "Calls of the API, by method, route and status");
@@ -96,6 +97,11 @@ pub(crate) fn backup_bytes(read: u64, stored: u64) {
 /// An audit found the change tracking of a disk wrong.
 pub(crate) fn tracking_wrong() {
     counter!("sendense_tracking_wrong_total").increment(1);
+}
+
+/// A verification found a point damaged.
+pub(crate) fn point_damaged() {
+    counter!("sendense_points_damaged_total").increment(1);
 }
 
 /// Tasks now.

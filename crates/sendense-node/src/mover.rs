@@ -62,6 +62,9 @@ pub struct Parent {
     pub backup_id: BackupId,
     /// What it holds.
     pub digests: Arc<dyn DigestMap>,
+    /// Why the disk is compared with it whatever change tracking says: blocks of it are lost, which `digests` tells as something
+    /// that no block is equal to, so that they are stored again.
+    pub lost: Option<String>,
 }
 
 /// A disk that is about to be copied.
@@ -386,6 +389,9 @@ fn prepare<'a>(
     };
     let (mut against, mut type_reason) = match &assignment.parentage {
         Parentage::None { reason } => (Against::Nothing, reason.clone()),
+        Parentage::Parent(Parent { digests, lost: Some(lost), .. }) => {
+            (Against::Parent(digests.clone()), Some(format!("read completely and compared: {lost}")))
+        }
         Parentage::Parent(parent) => match frozen.changes(key).map_err(source_error("ask for the changes of"))? {
             Changes::Delta(changes) => (Against::Changes(parent.digests.clone(), changes), None),
             Changes::Unknown { reason } => without_tracking(parent, reason, number, on_tracking_loss)?,

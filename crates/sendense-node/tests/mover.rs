@@ -149,6 +149,8 @@ struct Place {
     notes: Mutex<Vec<String>>,
     alerts: Mutex<Vec<(u32, String)>>,
     given_up: bool,
+    /// A block of the parent that is lost.
+    lost: Option<u64>,
 }
 
 struct DiskSink(u32, Arc<Mutex<Vec<(u32, u64)>>>);
@@ -187,6 +189,19 @@ impl DigestMap for Filled {
         for (number, known) in out.iter_mut().enumerate() {
             let inside = first.0 + (number as u64) < self.1;
             *known = if inside { Known::Data(Digest::of(&[self.0; B])) } else { Known::Zero };
+        }
+        Ok(())
+    }
+}
+
+/// The same, with a block that is lost.
+struct Losing(Filled, Option<u64>);
+
+impl DigestMap for Losing {
+    fn known(&self, first: BlockIndex, out: &mut [Known]) -> sendense_block::Result<()> {
+        self.0.known(first, out)?;
+        if let Some(known) = self.1.and_then(|lost| out.get_mut(usize::try_from(lost.checked_sub(first.0)?).ok()?)) {
+            *known = Known::Data(Digest([0; 16]));
         }
         Ok(())
     }
@@ -246,7 +261,8 @@ fn run_audited(
                     None => Parentage::None { reason: None },
                     Some(blocks) => Parentage::Parent(Parent {
                         backup_id: "bk-parent".parse::<BackupId>().unwrap(),
-                        digests: Arc::new(Filled(1, blocks)),
+                        digests: Arc::new(Losing(Filled(1, blocks), place.lost)),
+                        lost: place.lost.map(|index| format!("block {index} is lost")),
                     }),
                 },
             })
@@ -285,6 +301,23 @@ fn a_delta_reads_only_what_changed() {
     assert_eq!(outcome.disks[0].summary.read, ByteLen(2 * B as u64));
     assert_eq!(outcome.disks[0].backup_type, BackupType::Incremental);
     assert_eq!(outcome.disks[0].type_reason, None);
+}
+
+#[test]
+fn what_the_parent_has_lost_is_stored_again_whatever_changed() {
+    let (disk, place) = (filled(1, 8), Place { lost: Some(6), ..Place::default() });
+    disk.write_at(ByteOffset(3 * B as u64 + 5), &[9]).unwrap();
+    let changed = vec![(3 * B as u64 + 5, 3 * B as u64 + 6)];
+    // Nothing is wrong with its tracking, so that a request which wants no comparison for that reason gets it all the same.
+    let outcome = run(&script(vec![disk], Some(changed)), &place, Some(8), OnTrackingLoss::Fail, &Cancel::new());
+    let outcome = outcome.unwrap();
+    let mut stored = place.blocks.lock().clone();
+    stored.sort_unstable();
+    assert_eq!(stored, [(0, 3), (0, 6)]);
+    assert_eq!(outcome.disks[0].summary.read, ByteLen(8 * B as u64));
+    assert_eq!(outcome.disks[0].backup_type, BackupType::Incremental);
+    assert_eq!(outcome.disks[0].type_reason.as_deref(), Some("read completely and compared: block 6 is lost"));
+    assert_eq!(*place.alerts.lock(), []);
 }
 
 #[test]

@@ -15,11 +15,12 @@ use crate::repository::Repository;
 use sendense_block::backend::File;
 use sendense_block::device::check_range;
 use sendense_block::{
-    self as block, AllocationMap, BlockIndex, ByteLen, ByteOffset, DigestMap, Extent, Known, MappedExtent, ReadAt,
+    self as block, AllocationMap, BlockIndex, ByteLen, ByteOffset, DigestMap, Extent, ExtentSet, Known, MappedExtent,
+    ReadAt,
 };
 use sendense_qcow2::{Chain, Image};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,8 +106,42 @@ impl Repository {
         disk: DiskNumber,
         who: &str,
     ) -> Result<PointDigests> {
+        self.open_digests_knowing(vm, backup, disk, who, &BTreeMap::new())
+    }
+
+    /// Opens the digests of a disk of a point, where some points of its chain are known to have lost blocks of that disk.
+    /// What the point takes from there is told as [`digests::LOST`](crate::digests::LOST).
+    pub fn open_digests_knowing(
+        &self,
+        vm: &VmContextId,
+        backup: &BackupId,
+        disk: DiskNumber,
+        who: &str,
+        lost: &BTreeMap<BackupId, ExtentSet>,
+    ) -> Result<PointDigests> {
         let (links, guard) = self.claim_chain(Operation::Read, vm, backup, disk, who)?;
-        Ok(PointDigests { digests: self.chain_digests(vm, &links)?, _guard: Some(guard) })
+        let layers = links.iter().map(|link| {
+            let layer = self.open_digest_file(vm, link)?;
+            Ok(Layer { lost: lost.get(&link.backup_id).cloned().unwrap_or_default(), ..layer })
+        });
+        let digests = ChainDigests::new(layers.collect::<Result<_>>()?);
+        Ok(PointDigests { digests, _guard: Some(guard) })
+    }
+
+    /// Opens every file of a disk's chain, which tells whether another point can stand on it. Blocks are not looked at.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when a file is missing, or damaged where it begins.
+    pub fn check_chain(&self, vm: &VmContextId, backup: &BackupId, disk: DiskNumber) -> Result<()> {
+        let links = self.chain(vm, backup, disk)?;
+        self.check_links(vm, &links).map(drop)
+    }
+
+    pub(crate) fn check_links(&self, vm: &VmContextId, links: &[Link]) -> Result<ChainDigests> {
+        for link in links {
+            self.open_image(vm, link)?;
+        }
+        self.chain_digests(vm, links)
     }
 
     /// Follows a chain and claims its points. The chain is followed again under the claim: a deletion may have come
@@ -187,7 +222,7 @@ impl Repository {
         if digests.blocks() != block::block_count(disk.capacity()) {
             return Err(corrupt(Error::invalid("it is of a disk of another size")));
         }
-        Ok(Layer { path, digests })
+        Ok(Layer { path, digests, lost: ExtentSet::new() })
     }
 }
 
@@ -233,6 +268,13 @@ impl AllocationMap for ChainReader {
         let len = usize::try_from(within.len().0).unwrap_or(usize::MAX);
         check_range("the restore point's disk", self.capacity, within.start(), len)?;
         self.chain.allocation(within)
+    }
+}
+
+impl PointDigests {
+    /// How many blocks of the point's disk are lost.
+    pub fn lost_blocks(&self) -> Result<u64> {
+        self.digests.lost_blocks()
     }
 }
 

@@ -147,6 +147,28 @@ impl std::ops::AddAssign for TrackingAudit {
     }
 }
 
+words! {
+    /// What verifications say of a point.
+    VerifyState {
+        /// Its own files are as they were written, and nothing is known against those that it builds on.
+        Sound = "sound",
+        /// Some of its own bytes are not as they were written.
+        Corrupt = "corrupt",
+        /// It builds on a point that is corrupt, and needs what is lost there.
+        Affected = "affected",
+    }
+}
+
+words! {
+    /// How much a verification looks at.
+    VerifyDepth {
+        /// The files, against the manifest.
+        AtRest = "at_rest",
+        /// Also every block, decoded, against its digest.
+        Deep = "deep",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,9 @@ mod source;
 mod task;
 mod vm;
 
-pub use backup::{BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase, TrackingAudit};
+pub use backup::{
+    BackupStatus, BackupType, Compression, Consistency, OnTrackingLoss, Phase, TrackingAudit, VerifyDepth, VerifyState,
+};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use execution::{ExecutionState, VmOutcome};
 pub use id::{

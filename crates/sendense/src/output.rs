@@ -82,7 +82,7 @@ pub enum Mood {
 pub fn mood(word: &str) -> Mood {
     match word {
         "completed" | "protected" | "ok" => Mood::Good,
-        "failed" | "failing" | "corrupt" => Mood::Bad,
+        "failed" | "failing" | "corrupt" | "affected" => Mood::Bad,
         "running" | "pending" | "cancelled" | "unprotected" | "unreadable" => Mood::Open,
         _ => Mood::None,
     }

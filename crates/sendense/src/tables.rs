@@ -5,9 +5,10 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, Prune, Recovery, Repository, Source, Task,
-    Token, Vm,
+    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune, Recovery, Repository,
+    Source, Task, Token, Vm,
 };
+use sendense_types::{VerifyDepth, VerifyState};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -145,7 +146,7 @@ pub fn backups(backups: &[Backup]) -> Table {
             backup.vm_name.clone(),
             disk_numbers(backup),
             backup.backup_type.to_string(),
-            backup.status.to_string(),
+            status(backup),
             bytes(backup.bytes_transferred),
             bytes(backup.bytes_stored),
             took(backup),
@@ -153,6 +154,33 @@ pub fn backups(backups: &[Backup]) -> Table {
         ]);
     }
     table
+}
+
+/// How a backup stands in a list: that its data is damaged says more than that it was completed.
+fn status(backup: &Backup) -> String {
+    match backup.verify_state {
+        Some(state @ (VerifyState::Corrupt | VerifyState::Affected)) => state.to_string(),
+        Some(VerifyState::Sound) | None => backup.status.to_string(),
+    }
+}
+
+/// What verifications say of a backup: `sound (deep, 210 MB/s) 2026-01-31 …`.
+fn verified(backup: &Backup, state: VerifyState) -> String {
+    let depth = backup.verify_depth.map(depth_words).map(str::to_owned);
+    let how: Vec<String> = depth.into_iter().chain(backup.verify_speed_bps.map(speed)).collect();
+    let how = if how.is_empty() { String::new() } else { format!(" ({})", how.join(", ")) };
+    format!("{state}{how} {}", backup.verified_at.map(moment).unwrap_or_default())
+}
+
+fn depth_words(depth: VerifyDepth) -> &'static str {
+    match depth {
+        VerifyDepth::AtRest => "at rest",
+        VerifyDepth::Deep => "deep",
+    }
+}
+
+fn speed(bytes_per_second: u64) -> String {
+    format!("{}/s", bytes(bytes_per_second))
 }
 
 /// One backup in full.
@@ -169,6 +197,8 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
         ("consistency", backup.consistency.map(|word| word.to_string()).unwrap_or_default()),
         ("", backup.consistency_note.clone().unwrap_or_default()),
         ("audit", backup.cbt_audit.map(audit).unwrap_or_default()),
+        ("verified", backup.verify_state.map(|state| verified(backup, state)).unwrap_or_default()),
+        ("", backup.verify_finding.clone().unwrap_or_default()),
         ("parent", backup.parent_backup_id.as_ref().map(|id| id.to_string()).unwrap_or_default()),
         ("sent", bytes(backup.bytes_transferred)),
         ("stored", bytes(backup.bytes_stored)),
@@ -357,6 +387,15 @@ pub fn vms(vms: &[Vm]) -> Table {
     table
 }
 
+/// The newest point that is proved good: which, when, how, how fast.
+fn proved(proved: &ProvedBackup) -> String {
+    let which = if proved.is_newest { "the newest point" } else { "a point of" };
+    let made = if proved.is_newest { String::new() } else { format!(" {}", moment(proved.created_at)) };
+    let speed = proved.speed_bps.map(|bps| format!(", {}", speed(bps))).unwrap_or_default();
+    let (id, depth) = (&proved.backup_id, depth_words(proved.depth));
+    format!("{} {id}, {which}{made} ({depth}{speed})", moment(proved.proved_at))
+}
+
 /// One machine in full.
 pub fn vm(vm: &Vm) -> Vec<Table> {
     let last = vm.last_backup.as_ref();
@@ -382,6 +421,7 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
             "last backup",
             last.map(|b| format!("{} {} {}", b.backup_id, b.status, moment(b.created_at))).unwrap_or_default(),
         ),
+        ("last proved", vm.last_proved.as_ref().map(proved).unwrap_or_else(|| "never".to_owned())),
         ("cannot be backed up", vm.unsupported.clone().unwrap_or_default()),
     ];
     let mut disks = Table::new(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "MODE", "NOTE"], &[3]);

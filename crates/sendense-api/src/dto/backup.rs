@@ -4,7 +4,7 @@ use super::page::Limit;
 use crate::schema;
 use sendense_types::{
     BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, OnTrackingLoss, Phase, ProblemCode,
-    RepositoryId, TaskId, Timestamp, VmContextId,
+    RepositoryId, TaskId, Timestamp, VerifyDepth, VerifyState, VmContextId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -235,6 +235,19 @@ pub struct Backup {
     pub error_code: Option<ProblemCode>,
     /// Why it failed.
     pub error_message: Option<String>,
+    /// What verifications say of it; null where none was made.
+    #[schema(value_type = Option<schema::VerifyState>)]
+    pub verify_state: Option<VerifyState>,
+    /// How much the last one looked at; null for a point that is `affected` by another one's damage.
+    #[schema(value_type = Option<schema::VerifyDepth>)]
+    pub verify_depth: Option<VerifyDepth>,
+    /// When that was found.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub verified_at: Option<Timestamp>,
+    /// Bytes of it that were read per second, or decoded in a deep verification; null where no byte was.
+    pub verify_speed_bps: Option<u64>,
+    /// What is wrong.
+    pub verify_finding: Option<String>,
     /// Free text for people and selectors.
     pub tags: BTreeMap<String, String>,
     /// True when a person said that it stays: it is not deleted, and no rule takes it.

@@ -49,7 +49,7 @@ impl Event {
 pub struct Alert {
     /// What sort it is. More may come; none is ever renamed.
     pub kind: AlertKind,
-    /// The backup that met it.
+    /// The backup that met it, or whose data it is.
     #[schema(value_type = String)]
     pub backup_id: BackupId,
     /// The machine.
@@ -73,4 +73,6 @@ pub struct Alert {
 pub enum AlertKind {
     /// Change tracking called blocks unchanged that had changed.
     ChangeTrackingWrong,
+    /// Stored data of a point is not what was written. The message names the points that need what is lost.
+    PointDamaged,
 }

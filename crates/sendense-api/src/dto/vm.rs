@@ -2,7 +2,9 @@
 
 use super::page::Limit;
 use crate::schema;
-use sendense_types::{BackupId, BackupStatus, BackupType, DiskNumber, PowerState, SourceId, Timestamp, VmContextId};
+use sendense_types::{
+    BackupId, BackupStatus, BackupType, DiskNumber, PowerState, SourceId, Timestamp, VerifyDepth, VmContextId,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -56,6 +58,8 @@ pub struct Vm {
     pub networks: Vec<VmNetwork>,
     /// Its newest backup, in whatever state.
     pub last_backup: Option<LastBackup>,
+    /// Its newest point that is proved good; null where none is, and in lists.
+    pub last_proved: Option<ProvedBackup>,
     /// How well it is protected.
     pub protection_state: ProtectionState,
     /// True when its source tells which blocks changed.
@@ -142,6 +146,27 @@ pub struct LastBackup {
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub completed_at: Option<Timestamp>,
+}
+
+/// A point of which every file, and every file of the points that it builds on, was found to be as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProvedBackup {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// Since when all of it is proved: when that part of it was looked at whose last look is the oldest.
+    #[schema(value_type = String, format = DateTime)]
+    pub proved_at: Timestamp,
+    /// `deep` when every block of all of it was decoded.
+    #[schema(value_type = schema::VerifyDepth)]
+    pub depth: VerifyDepth,
+    /// Bytes per second, over all of it.
+    pub speed_bps: Option<u64>,
+    /// True when it is the machine's newest point.
+    pub is_newest: bool,
 }
 
 /// How well a VM is protected, from its newest backups alone.

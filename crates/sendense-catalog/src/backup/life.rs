@@ -354,6 +354,7 @@ pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result
 fn pending(new: &NewBackup, vm: &entity::vm_contexts::Model, now: Timestamp) -> Result<Backup> {
     Ok(Backup {
         consistency_note: None,
+        verification: None,
         backup_id: new.backup_id.clone(),
         vm_context_id: new.vm_context_id.clone(),
         vm_name: value::read("vm_name", &vm.vm_name)?,

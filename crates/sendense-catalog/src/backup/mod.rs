@@ -11,12 +11,14 @@ mod life;
 mod list;
 mod merge;
 mod row;
+mod verify;
 
 pub use chain::{Chain, TokenInUse};
 pub(crate) use life::begin_in;
 pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
 pub use list::BackupFilter;
 pub(crate) use row::active_conflict;
+pub use verify::{Lost, Verification, Verified};
 
 use crate::Catalog;
 use sendense_types::{
@@ -90,6 +92,8 @@ pub struct Backup {
     pub protected: bool,
     /// It stays until then. A copy of what its repository says.
     pub hold_until: Option<Timestamp>,
+    /// What verifications say of it; `None` where none was made.
+    pub verification: Option<Verification>,
     /// Its disks by number; empty until they are planned.
     pub disks: Vec<BackupDisk>,
 }

@@ -1,6 +1,6 @@
 //! Between rows and restore points.
 
-use super::{Backup, BackupDisk};
+use super::{Backup, BackupDisk, Verification};
 use crate::error::{Conflict, Error, Result};
 use crate::{entity, task, value};
 use sendense_types::{BackupId, DiskNumber, RepositoryId, TrackingAudit, TrackingToken, VmContextId};
@@ -45,6 +45,17 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
         completed_at: row.completed_at.map(Into::into),
         protected: row.protected,
         hold_until: row.hold_until.map(Into::into),
+        verification: match (&row.verify_state, row.verified_at) {
+            (Some(state), Some(at)) => Some(Verification {
+                state: value::read("verify_state", state)?,
+                depth: value::read_opt("verify_depth", row.verify_depth.as_deref())?,
+                at: at.into(),
+                bytes: value::read_u64("verify_bytes", row.verify_bytes.unwrap_or_default())?,
+                took_ms: value::read_u64("verify_ms", row.verify_ms.unwrap_or_default())?,
+                finding: row.verify_finding,
+            }),
+            _ => None,
+        },
         disks: disks.into_iter().map(read_disk).collect::<Result<_>>()?,
     })
 }
@@ -84,6 +95,10 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
     if let Some(policy_id) = &backup.policy_id {
         value::fits("policy_id", policy_id, 64)?;
     }
+    let verification = match &backup.verification {
+        Some(verification) => super::verify::columns(verification)?,
+        None => super::verify::Columns::default(),
+    };
     let tags = serde_json::to_value(&backup.tags)
         .map_err(|error| Error::Invalid { field: "tags", reason: error.to_string() })?;
     Ok(entity::backups::Model {
@@ -119,6 +134,12 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         protected: backup.protected,
         hold_until: backup.hold_until.map(Into::into),
         consistency_note: backup.consistency_note.as_deref().map(note),
+        verify_state: verification.state,
+        verify_depth: verification.depth,
+        verified_at: verification.at,
+        verify_bytes: verification.bytes,
+        verify_ms: verification.took_ms,
+        verify_finding: verification.finding,
     })
 }
 

@@ -11,6 +11,7 @@ mod m0004_notes;
 mod m0005_tracking_audit;
 mod m0006_schedules;
 mod m0007_nodes;
+mod m0009_verification;
 mod m0010_no_task_deadline;
 mod table;
 
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_tracking_audit::Migration),
             Box::new(m0006_schedules::Migration),
             Box::new(m0007_nodes::Migration),
+            Box::new(m0009_verification::Migration),
             Box::new(m0010_no_task_deadline::Migration),
         ]
     }

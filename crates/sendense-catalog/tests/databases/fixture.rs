@@ -233,6 +233,7 @@ pub fn point_of(
         completed_at: Some(created_at.plus_seconds(1)),
         protected: false,
         hold_until: None,
+        verification: None,
         disks: done.disks,
     }
 }

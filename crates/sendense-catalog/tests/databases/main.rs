@@ -14,6 +14,7 @@ mod cases {
     pub mod sources;
     pub mod task_model;
     pub mod tasks;
+    pub mod verify;
     pub mod vms;
 }
 mod fixture;
@@ -60,6 +61,8 @@ suite! {
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,
         of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
         of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once;
+    verify: what_was_found_is_kept_with_the_point, a_failed_attempt_is_no_point_to_verify,
+        the_oldest_proof_is_found_first, all_that_a_point_builds_on_is_found;
     model: random_work_agrees_with_a_model;
     task_model: random_lives_of_tasks_agree_with_a_model;
 }

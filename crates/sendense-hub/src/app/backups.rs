@@ -72,6 +72,21 @@ impl App {
             repository_id: row.repository_id,
             deep: how.deep,
             own_files_only: how.own_files_only,
+            aside: false,
+        };
+        self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
+    }
+
+    /// Checks a point beside everything else, as the hub's settings say.
+    pub(crate) async fn verify_aside(&self, caller: &Caller, row: catalog::Backup) -> Result<Task> {
+        let work = VerifyWork {
+            backup_id: row.backup_id.clone(),
+            vm_context_id: row.vm_context_id,
+            vm_name: row.vm_name.into(),
+            repository_id: row.repository_id,
+            deep: self.core.limits.verify_deep,
+            own_files_only: true,
+            aside: true,
         };
         self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
     }

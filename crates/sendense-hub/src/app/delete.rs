@@ -56,6 +56,7 @@ impl App {
         }
         let ids: Vec<BackupId> = plan.points.iter().map(|point| point.backup_id.clone()).collect();
         tracing::info!(backup_id = %row.backup_id, points = ids.len(), by = %by, "deletion begins");
+        self.core.running.make_way(&ids).await;
         let (who, now) = (format!("deletion by {by}"), self.core.now());
         blocking(move || repository.execute_delete(plan, &who, now)).await?.map_err(|error| refused(&error))?;
         self.core.catalog.backups().delete(&ids, self.core.now()).await.or_problem()?;

@@ -12,7 +12,7 @@ use sendense_catalog as catalog;
 use sendense_repo::delete::Extent;
 use sendense_repo::retention::{Coverage, Fate, Keep, Point, Policy, PrunePlan, State, judge, time_zone};
 use sendense_repo::{Hold, Repository};
-use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId, VmContextId};
+use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId, VerifyState, VmContextId};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,6 +102,7 @@ impl App {
         }
         let repository_id = &place.repository_id;
         tracing::info!(vm_context_id = %vm, repository_id = %repository_id, points = ids.len(), by = %by, "prune begins");
+        self.core.running.make_way(&ids).await;
         let (who, named, now) = (format!("prune by {by}"), ids.iter().cloned().collect(), self.core.now());
         let deleted = blocking(move || {
             let plan = repository.plan_delete(&vm, &named, Extent::Named)?;
@@ -223,7 +224,10 @@ fn point(row: &catalog::Backup, hold: Option<&Hold>) -> Point {
     Point {
         backup_id: row.backup_id.clone(),
         completed_at: counted_at(row),
-        state: State::Good,
+        state: match row.verification.as_ref().map(|found| found.state) {
+            Some(VerifyState::Corrupt | VerifyState::Affected) => State::Bad,
+            Some(VerifyState::Sound) | None => State::Good,
+        },
         protected: hold.is_some_and(|hold| hold.protected),
         hold_until: hold.and_then(|hold| hold.until),
         coverage: if row.partial { Coverage::Disks(disks()) } else { Coverage::Whole },

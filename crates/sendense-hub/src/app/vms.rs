@@ -3,10 +3,10 @@
 use super::{App, wire};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result};
-use sendense_api::{Page, ProtectionState, Vm, VmFilter};
+use sendense_api::{Page, ProtectionState, ProvedBackup, Vm, VmFilter};
 use sendense_catalog as catalog;
 use sendense_source::model::{DiscoveredDisk, DiscoveredVm, Network};
-use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, VmContextId};
+use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, VerifyDepth, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -144,6 +144,31 @@ pub(crate) async fn find(core: &Core, id_or_name: &str) -> Result<catalog::VmCon
     })
 }
 
+/// What is proved of a point with all that it builds on; nothing where one of these was not looked at.
+fn proved(
+    point: &catalog::Backup,
+    chain: &[catalog::Backup],
+    newest: Option<&catalog::Backup>,
+) -> Option<ProvedBackup> {
+    let found: Option<Vec<_>> = chain.iter().map(|point| point.verification.as_ref()).collect();
+    let found = found?;
+    // A corrupt one was decoded block by block, and the point needs nothing of what it has lost, or it would not be sound. Of
+    // one that is affected and was not looked at since, nothing is known.
+    if found.iter().any(|found| found.depth.is_none()) {
+        return None;
+    }
+    let is_deep = found.iter().all(|found| found.depth == Some(VerifyDepth::Deep));
+    let sum = |of: fn(&catalog::Verification) -> u64| found.iter().map(|found| of(found)).fold(0, u64::saturating_add);
+    Some(ProvedBackup {
+        backup_id: point.backup_id.clone(),
+        created_at: point.created_at,
+        proved_at: found.iter().map(|found| found.at).min()?,
+        depth: if is_deep { VerifyDepth::Deep } else { VerifyDepth::AtRest },
+        speed_bps: wire::speed_bps(sum(|found| found.bytes), sum(|found| found.took_ms)),
+        is_newest: newest.is_some_and(|newest| newest.backup_id == point.backup_id),
+    })
+}
+
 impl App {
     /// Machines by name.
     pub async fn list_vms(&self, filter: VmFilter) -> Result<Page<Vm>> {
@@ -160,8 +185,19 @@ impl App {
     /// One machine, by its id or name.
     pub async fn get_vm(&self, id_or_name: &str) -> Result<Vm> {
         let row = find(&self.core, id_or_name).await?;
-        let mut vms = self.vms_out(vec![row]).await?;
-        vms.pop().ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))
+        let proved = self.last_proved(&row.vm_context_id).await?;
+        let vm = self.vms_out(vec![row]).await?.pop();
+        let vm = vm.ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))?;
+        Ok(Vm { last_proved: proved, ..vm })
+    }
+
+    /// The newest point of a machine of which all was found to be as it was written, with all that it builds on.
+    async fn last_proved(&self, vm: &VmContextId) -> Result<Option<ProvedBackup>> {
+        let backups = self.core.catalog.backups();
+        let Some(point) = backups.newest_sound(vm).await.or_problem()? else { return Ok(None) };
+        let chain = backups.with_all_below(&point.backup_id).await.or_problem()?;
+        let newest = backups.newest_of_vms(std::slice::from_ref(vm)).await.or_problem()?;
+        Ok(proved(&point, &chain, newest.get(vm)))
     }
 
     /// Rows with their newest backups.

@@ -62,6 +62,11 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         excluded_disks: Vec::new(),
         error_code: row.error_code,
         error_message: row.error_message,
+        verify_state: row.verification.as_ref().map(|found| found.state),
+        verify_depth: row.verification.as_ref().and_then(|found| found.depth),
+        verified_at: row.verification.as_ref().map(|found| found.at),
+        verify_speed_bps: row.verification.as_ref().and_then(|found| speed_bps(found.bytes, found.took_ms)),
+        verify_finding: row.verification.and_then(|found| found.finding),
         tags: row.tags,
         protected: row.protected,
         hold_until: row.hold_until,
@@ -70,6 +75,11 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         completed_at: row.completed_at,
         disks: row.disks.into_iter().map(backup_disk).collect(),
     }
+}
+
+/// Bytes per second; none where nothing was read.
+pub(super) fn speed_bps(bytes: u64, took_ms: u64) -> Option<u64> {
+    (bytes > 0).then(|| u64::try_from(u128::from(bytes) * 1000 / u128::from(took_ms.max(1))).unwrap_or(u64::MAX))
 }
 
 fn backup_disk(disk: sendense_catalog::BackupDisk) -> dto::BackupDisk {
@@ -200,6 +210,7 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
             created_at: backup.created_at,
             completed_at: backup.completed_at,
         }),
+        last_proved: None,
         protection_state: newest.protection(),
         change_tracking: facts.change_tracking,
         no_change_tracking: facts.no_change_tracking,
@@ -262,6 +273,7 @@ mod tests {
             completed_at: None,
             protected: false,
             hold_until: None,
+            verification: None,
             disks: vec![sendense_catalog::BackupDisk {
                 disk_id: sendense_types::DiskNumber(0),
                 disk_key: "disk-0".to_owned(),

@@ -39,6 +39,8 @@ pub(crate) enum Stop {
     LeaseLost,
     /// Another hub has taken its repository.
     RepositoryLost,
+    /// It was done aside and is in the way of a deletion.
+    MakesWay,
 }
 
 /// A running task, as seen by its job, its reporter and those who cancel.
@@ -222,6 +224,7 @@ impl Stop {
     pub fn problem(self) -> Problem {
         match self {
             Self::Person => Problem::new(ProblemCode::Cancelled, "cancelled", "a person stopped it"),
+            Self::MakesWay => Problem::new(ProblemCode::Cancelled, "cancelled", "it made way for a deletion"),
             Self::Shutdown => Problem::new(ProblemCode::Interrupted, "interrupted: hub stopped", ""),
             Self::Deadline => Problem::new(
                 ProblemCode::DeadlineExceeded,

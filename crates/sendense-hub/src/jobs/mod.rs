@@ -26,13 +26,18 @@ pub(crate) use runner::claim;
 pub(crate) mod verify;
 pub(crate) mod work;
 
-use handle::Handle;
+use handle::{Handle, Stop};
 use parking_lot::Mutex;
 use queue::Needs;
-use sendense_types::{RepositoryId, TaskId};
+use sendense_types::{BackupId, RepositoryId, TaskId};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
+
+/// A stopped verification ends with the read that is under way, and its row is written: ten seconds are plenty.
+const MAKE_WAY_LOOKS: u32 = 200;
+const MAKE_WAY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What runs in this hub now.
 #[derive(Default)]
@@ -71,9 +76,34 @@ impl Running {
         entries.map(|entry| entry.handle.clone()).collect()
     }
 
-    /// How many run.
+    /// How many run that take a place.
     pub fn count(&self) -> usize {
-        self.tasks.lock().len()
+        self.tasks.lock().values().filter(|entry| entry.needs.aside.is_none()).count()
+    }
+
+    /// True while something is done aside.
+    pub fn is_at_work_aside(&self) -> bool {
+        self.tasks.lock().values().any(|entry| entry.needs.aside.is_some())
+    }
+
+    /// Ends what is done aside with one of these points, so that they can be deleted. Waits until it has ended, but not for
+    /// ever: who comes too early is told what is in the way.
+    pub async fn make_way(&self, points: &[BackupId]) {
+        let in_the_way = || {
+            let tasks = self.tasks.lock();
+            let is_one = |entry: &&Entry| entry.needs.aside.as_ref().is_some_and(|point| points.contains(point));
+            tasks.values().filter(is_one).map(|entry| entry.handle.clone()).collect::<Vec<_>>()
+        };
+        for _ in 0..MAKE_WAY_LOOKS {
+            let handles = in_the_way();
+            if handles.is_empty() {
+                return;
+            }
+            for handle in handles {
+                handle.stop(Stop::MakesWay);
+            }
+            tokio::time::sleep(MAKE_WAY_PAUSE).await;
+        }
     }
 
     /// How far a running task was at its last report.

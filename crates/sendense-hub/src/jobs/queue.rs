@@ -3,7 +3,7 @@
 //! Invariant: no limit is passed, and a task waits only while one of *its* limits is reached: a busy repository does not
 //! hold up tasks of another one.
 
-use sendense_types::{RepositoryId, SourceId};
+use sendense_types::{BackupId, RepositoryId, SourceId};
 use std::collections::{HashMap, HashSet};
 
 /// Merges that a hub does at once: each has two threads and some MiB, and none is in a hurry.
@@ -18,6 +18,8 @@ pub(crate) struct Needs {
     pub source: Option<(SourceId, usize)>,
     /// The one place for merges in a repository. They take none of those that backups wait for, neither there nor in the hub.
     pub merges_in: Option<RepositoryId>,
+    /// It is done beside the others: it takes no place, waits for none, and makes way for whoever wants to delete this point.
+    pub aside: Option<BackupId>,
 }
 
 #[derive(Default)]
@@ -34,12 +36,16 @@ impl<'a> Occupied<'a> {
             return !self.merges_in.contains(id) && self.merges_in.len() < MERGES_MAX;
         }
         let below = |used: Option<&usize>, max: usize| used.copied().unwrap_or(0) < max.max(1);
-        self.all < all_max
-            && needs.repository.as_ref().is_none_or(|(id, max)| below(self.repositories.get(id), *max))
-            && needs.source.as_ref().is_none_or(|(id, max)| below(self.sources.get(id), *max))
+        needs.aside.is_some()
+            || self.all < all_max
+                && needs.repository.as_ref().is_none_or(|(id, max)| below(self.repositories.get(id), *max))
+                && needs.source.as_ref().is_none_or(|(id, max)| below(self.sources.get(id), *max))
     }
 
     fn take(&mut self, needs: &'a Needs) {
+        if needs.aside.is_some() {
+            return;
+        }
         if let Some(id) = &needs.merges_in {
             self.merges_in.insert(id);
             return;
@@ -80,7 +86,16 @@ mod tests {
             repository: repository.map(|n| (format!("repo-{n}").parse().unwrap(), max)),
             source: source.map(|n| (format!("src-{n}").parse().unwrap(), max)),
             merges_in: None,
+            aside: None,
         }
+    }
+
+    #[test]
+    fn what_is_done_aside_takes_no_place_and_waits_for_none() {
+        let aside = Needs { aside: Some("bk-1".parse().unwrap()), ..needs(Some(1), None, 1) };
+        let backup = needs(Some(1), Some(1), 1);
+        assert_eq!(startable(std::slice::from_ref(&backup), std::slice::from_ref(&aside), 1), [0]);
+        assert_eq!(startable(std::slice::from_ref(&aside), std::slice::from_ref(&backup), 1), [0]);
     }
 
     #[test]

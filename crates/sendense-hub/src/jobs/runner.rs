@@ -8,6 +8,7 @@ use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::reconcile;
+use crate::verification;
 use sendense_api::RestoreTarget;
 use sendense_catalog::{Completed, Conflict, Error, Heartbeat, LogLevel, Task, TaskClaim};
 use sendense_types::{Problem, ProblemCode, TaskKind, TaskState, Timestamp};
@@ -72,6 +73,7 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     let began = core.now();
     let claim = task.claim();
     let time_limit_s = work.time_limit_seconds();
+    let backup = if let Work::Backup(work) = &work { Some(work.clone()) } else { None };
     crate::app::tell::task(core, &task.task_id).await;
     let mut job = tokio::spawn(job(core.clone(), handle.clone(), claim.clone(), work));
     let mut reporter = Reporter::default();
@@ -122,7 +124,14 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         Err(_) => TaskState::Failed,
     };
     crate::metrics::task_ended(task.kind, state, core.now().seconds_since(began));
+    let is_point = ended.is_ok();
     conclude(core, handle, &claim, task.kind, ended).await;
+    if let (true, Some(work)) = (is_point, &backup)
+        && let Err(problem) = verification::judge_new_point(core, work).await
+    {
+        tracing::warn!(task_id = %task.task_id, error = %problem.message, details = %problem.details,
+            "look whether the new point needs what is lost; its verification will tell");
+    }
     crate::app::tell::task(core, &task.task_id).await;
     // Where it was left behind, its source may be what hangs: then the place is not kept for that.
     if task.kind == TaskKind::Backup && !is_left_behind {

@@ -97,6 +97,9 @@ pub(crate) struct VerifyWork {
     /// Leave out the points that it builds on.
     #[serde(default)]
     pub own_files_only: bool,
+    /// Asked for by nobody: it takes no place from other tasks, keeps to the hub's pace, and makes way for a deletion.
+    #[serde(default)]
+    pub aside: bool,
 }
 
 /// Points to merge into their successors.
@@ -201,6 +204,10 @@ impl Work {
         }
         Needs {
             merges_in: None,
+            aside: match self {
+                Self::Verify(work) if work.aside => Some(work.backup_id.clone()),
+                _ => None,
+            },
             repository: about.repository_id.map(|id| (id.clone(), repository_max(id))),
             source: about.source_id.map(|id| (id.clone(), source_max(id))),
         }
@@ -220,6 +227,7 @@ mod tests {
             repository_id: RepositoryId::generate(),
             deep: true,
             own_files_only: false,
+            aside: true,
         });
         let row = work.write().unwrap();
         assert_eq!(row["work"], "verify");

@@ -401,7 +401,7 @@ fn order(assignment: &Assignment, lease_seconds: u32) -> Work {
     let disks = assignment.disks.iter().map(|disk| {
         let (parent, reason) = match &disk.parentage {
             Parentage::None { reason } => (None, reason.clone()),
-            Parentage::Parent(parent) => (Some(parent.backup_id.clone()), None),
+            Parentage::Parent(parent) => (Some(parent.backup_id.clone()), parent.lost.clone()),
         };
         DiskOrder { number: disk.number, key: disk.key.clone(), parent, reason }
     });

@@ -258,6 +258,7 @@ pub(crate) fn point(row: &catalog::Repository, manifest: &Manifest, hold: Hold) 
         completed_at: Some(manifest.created_at),
         protected: hold.protected,
         hold_until: hold.until,
+        verification: None,
         disks: done.disks,
     }
 }

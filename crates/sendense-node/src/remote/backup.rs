@@ -70,7 +70,7 @@ fn assignment(link: &Arc<Link>, id: &OrderId, order: BackupOrder, patience: Dura
             None => Parentage::None { reason: disk.reason },
             Some(backup_id) => {
                 let digests = RemoteDigests::new(link.clone(), id.clone(), disk.number, patience, cancel.clone());
-                Parentage::Parent(Parent { backup_id, digests: Arc::new(digests) })
+                Parentage::Parent(Parent { backup_id, digests: Arc::new(digests), lost: disk.reason })
             }
         };
         DiskAssignment { number: disk.number, key: disk.key, parentage }

@@ -218,7 +218,7 @@ pub struct DiskOrder {
     pub key: String,
     /// The point that it goes onto.
     pub parent: Option<BackupId>,
-    /// Why there is none although an incremental was asked for.
+    /// Why there is none although an incremental was asked for; or why the disk is compared with it, whatever has changed.
     pub reason: Option<String>,
 }
 

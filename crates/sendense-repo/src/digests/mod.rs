@@ -33,8 +33,9 @@ mod resolve;
 mod spill;
 mod write;
 
+pub(crate) use read::says_damaged;
 pub use read::{DigestFile, Group, IndexEntry, State};
-pub use resolve::{ChainDigests, Layer};
+pub use resolve::{ChainDigests, LOST, Layer};
 pub(crate) use spill::{Spill, check};
 pub(crate) use write::write;
 

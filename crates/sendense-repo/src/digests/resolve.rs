@@ -1,7 +1,8 @@
 //! The digests of a restore point, over its whole chain.
 //!
 //! A block is what the nearest image that holds it says; beyond an image's end it is zero, whatever the images below say,
-//! and zero too when no image holds it: exactly as QEMU reads the chain.
+//! and zero too when no image holds it: exactly as QEMU reads the chain. What an image has lost is told as [`LOST`], so that
+//! whoever compares with it stores the block again.
 //!
 //! Memory: a few resolved groups (200 KiB each) and one group of a file, whatever the disk's size and the chain's length.
 
@@ -9,12 +10,17 @@ use super::read::says_damaged;
 use super::{DigestFile, GROUP_BLOCKS, Group, State};
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
-use sendense_block::{self as block, BlockIndex, DigestMap, Known};
+use sendense_block::{
+    self as block, BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset, Digest, DigestMap, Extent, ExtentSet, Known,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Resolved groups kept: one for whoever plans, and some for threads that check blocks around it.
 const GROUPS_KEPT: usize = 4;
+
+/// What a block holds that is lost: something that no block is equal to (but one of 2^128).
+pub const LOST: Known = Known::Data(Digest([0; block::digest::DIGEST_BYTES]));
 
 /// One image's digests, with the name to tell when they are damaged.
 pub struct Layer {
@@ -22,6 +28,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// Its digests.
     pub digests: DigestFile,
+    /// Whole blocks of which the image or its digests are damaged: nothing is believed of them.
+    pub lost: ExtentSet,
 }
 
 /// Answers what a restore point holds, block by block.
@@ -78,6 +86,15 @@ impl ChainDigests {
                     open -= 1;
                 }
             }
+            for extent in layer.lost.within(extent_of(group)).as_slice() {
+                for index in extent.block_indices() {
+                    let known = &mut known[(index.0 - first) as usize];
+                    if known.is_none() {
+                        *known = Some(LOST);
+                        open -= 1;
+                    }
+                }
+            }
             if open == 0 {
                 break;
             }
@@ -97,11 +114,29 @@ impl ChainDigests {
         Ok(known.into_iter().map(|known| known.unwrap_or(Known::Zero)).collect())
     }
 
+    /// How many blocks of the point are lost: those that an image has lost and none above it holds.
+    pub fn lost_blocks(&self) -> Result<u64> {
+        let all: ExtentSet = self.layers.iter().fold(ExtentSet::new(), |all, layer| all.union(&layer.lost));
+        let group_of = |at: u64| at / BLOCK_BYTES / GROUP_BLOCKS;
+        let (mut count, mut next) = (0, 0);
+        for extent in all.as_slice() {
+            let groups = group_of(extent.start().0).max(next)..=group_of(extent.end().0.saturating_sub(1));
+            next = groups.end() + 1;
+            for group in groups {
+                count += self.resolved(group)?.iter().filter(|known| **known == LOST).count() as u64;
+            }
+        }
+        Ok(count)
+    }
+
     /// True when some image of the chain may hold data in the group.
     fn may_hold_data(&self, group: u64) -> Result<bool> {
         for layer in &self.layers {
             if group >= layer.digests.groups() {
                 return Ok(false);
+            }
+            if layer.lost.overlaps(extent_of(group)) {
+                return Ok(true);
             }
             if layer.digests.entry(group).map_err(|error| layer.blame(error))?.data_blocks > 0 {
                 return Ok(true);
@@ -109,6 +144,13 @@ impl ChainDigests {
         }
         Ok(false)
     }
+}
+
+/// The bytes of the disk that a group stands for.
+fn extent_of(group: u64) -> Extent {
+    const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
+    let start = ByteOffset(group.saturating_mul(GROUP_BYTES));
+    Extent::new(start, ByteLen(GROUP_BYTES)).unwrap_or(Extent::between(start, start))
 }
 
 impl Layer {

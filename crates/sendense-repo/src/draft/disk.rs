@@ -221,8 +221,5 @@ fn open_parent(core: &Core, parent: &BackupId, spec: &DiskSpec) -> Result<ChainD
         return Err(Error::invalid(format!("disk {} of {parent} is another disk", spec.number)));
     }
     // The image is opened too: a parent that is gone or damaged at its head must not get a child.
-    for link in &links {
-        core.repository.open_image(&core.vm, link)?;
-    }
-    core.repository.chain_digests(&core.vm, &links)
+    core.repository.check_links(&core.vm, &links)
 }

@@ -226,7 +226,8 @@ pub fn check_bytes(repository: &Repository, point: &Point) -> Result<(), String>
 
 /// Verifies a point.
 pub fn check_sound(repository: &Repository, point: &Point, depth: Depth) -> Result<(), String> {
-    let options = verify::Options { depth, scope: verify::Scope::Point, threads: 1, who: "test".into() };
+    let options =
+        verify::Options { depth, scope: verify::Scope::Point, threads: 1, bytes_per_second: None, who: "test".into() };
     let report = repository
         .verify(&point.vm, &point.id, None, &options, &verify::Progress::default(), &Cancel::new())
         .map_err(|error| format!("verify {}: {}", point.id, sendense_block::error::chain(&error)))?;

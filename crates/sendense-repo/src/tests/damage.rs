@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 fn verify(repository: &Repository, point: &Point, depth: Depth) -> crate::Result<Report> {
-    let options = Options { depth, scope: Scope::Point, threads: 2, who: "test".into() };
+    let options = Options { depth, scope: Scope::Point, threads: 2, bytes_per_second: None, who: "test".into() };
     repository.verify(&point.vm, &point.id, None, &options, &Progress::default(), &Cancel::new())
 }
 
@@ -62,7 +62,7 @@ fn a_point_is_sound_when_all_that_it_builds_on_is() {
     let repository = world::open(&before.root()).unwrap();
     let point = &before.second;
     let of = |disk, depth| {
-        let options = Options { depth, scope: Scope::Chain, threads: 2, who: "test".into() };
+        let options = Options { depth, scope: Scope::Chain, threads: 2, bytes_per_second: None, who: "test".into() };
         repository.verify(&point.vm, &point.id, disk, &options, &Progress::default(), &Cancel::new()).unwrap()
     };
     let sound = of(None, Depth::Deep);

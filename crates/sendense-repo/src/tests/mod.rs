@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod fencing;
 mod golden;
+mod heal;
 mod holds;
 mod leftovers;
 mod merge;

@@ -44,7 +44,13 @@ fn begin(repository: &Repository, operation: Operation, point: &Point, who: &str
 fn run(repository: &Repository, operation: Operation, point: &Point) -> Result<()> {
     match operation {
         Operation::Verify => {
-            let options = Options { depth: Depth::Deep, scope: Scope::Point, threads: 1, who: "second".into() };
+            let options = Options {
+                depth: Depth::Deep,
+                scope: Scope::Point,
+                threads: 1,
+                bytes_per_second: None,
+                who: "second".into(),
+            };
             let report =
                 repository.verify(&point.vm, &point.id, None, &options, &Progress::default(), &Cancel::new())?;
             assert!(report.is_sound());

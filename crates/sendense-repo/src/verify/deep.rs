@@ -1,7 +1,7 @@
-//! Deep: every block that an image holds is decoded and compared with its digest.
+//! Deep: every block that an image holds is decoded and compared with its digest. What does not agree is lost.
 
 use super::{Check, Finding, work};
-use crate::digests::{GROUP_BLOCKS, Group, Layer, State};
+use crate::digests::{GROUP_BLOCKS, Group, Layer, State, says_damaged};
 use crate::error::{Kind, Result};
 use crate::manifest::Disk;
 use crate::repository::Repository;
@@ -31,7 +31,8 @@ pub(super) fn image(
             let what = block::error::chain(&error);
             let finding = Finding { file: path.to_owned(), segment: None, range: None, what };
             if matches!(error.kind, Kind::Corrupt { .. }) {
-                check.damaged(finding)
+                check.damaged(finding);
+                check.lost(whole(disk));
             } else {
                 check.unreadable(finding)
             }
@@ -48,6 +49,11 @@ pub(super) fn image(
     })
 }
 
+/// All blocks of a disk.
+pub(super) fn whole(disk: &Disk) -> Extent {
+    Extent::whole(disk.capacity()).to_blocks()
+}
+
 fn check_group(
     check: &Check<'_>,
     path: &Path,
@@ -58,6 +64,7 @@ fn check_group(
 ) -> Result<()> {
     let first = number * GROUP_BLOCKS;
     let count = (digests.digests.blocks() - first).min(GROUP_BLOCKS) as usize;
+    let of_group = Extent::between(BlockIndex(first).offset(), BlockIndex(first + count as u64).offset());
     let about = |index: u64, what: &str| Finding {
         file: path.to_owned(),
         segment: None,
@@ -65,18 +72,29 @@ fn check_group(
         what: format!("block {index} of the disk: {what}"),
     };
     if let Err(error) = work::read(|| image.held(BlockIndex(first), &mut desk.held[..count])) {
-        tell(check, &error, about(first, &block::error::chain(&error)));
+        tell(check, &error, about(first, &block::error::chain(&error)), of_group);
         return Ok(());
     }
     let listed = match digests.digests.group(number, &mut desk.group) {
         Ok(listed) => listed,
         Err(error) => {
             let what = block::error::chain(&error);
-            check.unreadable(Finding { file: digests.path.clone(), segment: None, range: None, what });
+            let finding = Finding { file: digests.path.clone(), segment: None, range: None, what };
+            if says_damaged(&error) {
+                // Nothing proves what the image holds there.
+                check.damaged(finding);
+                check.lost(of_group);
+            } else {
+                check.unreadable(finding);
+            }
             return Ok(());
         }
     };
     let states = desk.group.states().take(if listed { count } else { 0 }).chain(std::iter::repeat(State::Absent));
+    let lost = |index: u64, what: &str| {
+        check.damaged(about(index, what));
+        check.lost(Extent::block(BlockIndex(index)));
+    };
     for ((index, held), state) in (first..).zip(&desk.held[..count]).zip(states) {
         match (held, state) {
             (Held::Absent, State::Absent) | (Held::Zero, State::Zero) => {}
@@ -84,12 +102,15 @@ fn check_group(
                 check.cancel.check()?;
                 match work::read(|| read_block(image, index, &mut desk.block)) {
                     Ok(()) if Digest::of(&desk.block) == digest => {}
-                    Ok(()) => check.damaged(about(index, "it does not decode to what was backed up")),
-                    Err(error) => tell(check, &error, about(index, &block::error::chain(&error))),
+                    Ok(()) => lost(index, "it does not decode to what was backed up"),
+                    Err(error) => {
+                        let block = Extent::block(BlockIndex(index));
+                        tell(check, &error, about(index, &block::error::chain(&error)), block);
+                    }
                 }
-                check.read(BLOCK_BYTES);
+                check.decoded(BLOCK_BYTES);
             }
-            _ => check.damaged(about(index, "the image and the digests file disagree on whether it is held")),
+            _ => lost(index, "the image and the digests file disagree on whether it is held"),
         }
     }
     Ok(())
@@ -105,10 +126,11 @@ fn read_block(image: &Image, index: u64, block: &mut [u8]) -> block::Result<()> 
     image.read(&mapping, data)
 }
 
-fn tell(check: &Check<'_>, error: &block::Error, finding: Finding) {
+fn tell(check: &Check<'_>, error: &block::Error, finding: Finding, of: Extent) {
     match error.kind {
         block::Kind::Corrupt | block::Kind::Invalid | block::Kind::OutOfRange | block::Kind::Unsupported => {
             check.damaged(finding);
+            check.lost(of);
         }
         _ => check.unreadable(finding),
     }

@@ -1,7 +1,8 @@
 //! Verification: is what lies there what was written?
 //!
 //! *At rest* reads every file of a point in segments and compares with the digests in its manifest, at disk speed. *Deep*
-//! also decodes every block and compares with the `.digests` file, which proves that the image says what the guest had.
+//! also decodes every block and compares with the `.digests` file, which proves that the image says what the guest had. A disk
+//! of which a file is damaged is always looked at deep, so that it is known which blocks are *lost*.
 //!
 //! Invariant: "damaged" is said only of bytes that were read. What could not be read is told as unreadable, after
 //! [`TRIES`] tries, and proves nothing.
@@ -12,17 +13,20 @@ mod work;
 
 pub(crate) use work::each;
 
+use crate::digests::Layer;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::lock::Operation;
 use crate::manifest::{Disk, Manifest};
 use crate::repository::Repository;
 use parking_lot::Mutex;
-use sendense_block::{Cancel, Extent};
+use sendense_block::{Cancel, Extent, ExtentSet};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use work::Pace;
 
 /// How often a read is tried before the range is told as unreadable.
 pub const TRIES: u32 = 3;
@@ -38,6 +42,8 @@ pub struct Options {
     pub scope: Scope,
     /// Reads in flight, 1 to 16.
     pub threads: usize,
+    /// The most bytes to read or decode in a second; `None` for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
     /// Who does it, for messages to those who meet it.
     pub who: String,
 }
@@ -82,11 +88,45 @@ pub struct Finding {
     pub what: String,
 }
 
+/// Bytes, and how long they took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// How many bytes.
+    pub bytes: u64,
+    /// How long they took.
+    pub took: Duration,
+}
+
+impl Work {
+    /// Bytes per second; `None` for none.
+    pub fn bytes_per_second(self) -> Option<u64> {
+        let took_us = self.took.as_micros().max(1);
+        (self.bytes > 0).then(|| u64::try_from(u128::from(self.bytes) * 1_000_000 / took_us).unwrap_or(u64::MAX))
+    }
+}
+
+/// What a verification found of one point.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PointReport {
+    /// Its files, read.
+    pub read: Work,
+    /// Its blocks, decoded; none at rest.
+    pub decoded: Work,
+    /// What is not as it was written, in a sentence; `None` where all is.
+    pub damage: Option<String>,
+    /// True when a part of it could not be read: then it is not known to be sound.
+    pub is_unreadable: bool,
+    /// By damaged disk the blocks that the damage has cost, as bytes of the disk; there may be none.
+    pub lost: BTreeMap<DiskNumber, ExtentSet>,
+}
+
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Points whose files were looked at.
     pub checked_points: usize,
+    /// What was found of each of them.
+    pub points: BTreeMap<BackupId, PointReport>,
     /// Bytes that were read and compared.
     pub checked_bytes: u64,
     /// What is not as it was written.
@@ -108,6 +148,18 @@ impl Report {
     }
 }
 
+impl Report {
+    fn add(&mut self, backup_id: BackupId, point: PointReport, found: Self) {
+        self.checked_points += 1;
+        self.checked_bytes += found.checked_bytes;
+        self.points.insert(backup_id, point);
+        self.damaged.extend(found.damaged);
+        self.damaged.truncate(FINDINGS_MAX);
+        self.unreadable.extend(found.unreadable);
+        self.unreadable.truncate(FINDINGS_MAX);
+    }
+}
+
 /// The most findings that a report lists: enough to see the pattern; a file that is all wrong has one per segment.
 const FINDINGS_MAX: usize = 1000;
 
@@ -115,16 +167,44 @@ const FINDINGS_MAX: usize = 1000;
 struct Check<'a> {
     progress: &'a Progress,
     cancel: &'a Cancel,
+    pace: &'a Pace,
     report: Mutex<Report>,
+    decoded_bytes: AtomicU64,
+    damages: AtomicU64,
+    lost: Mutex<ExtentSet>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(progress: &'a Progress, cancel: &'a Cancel, pace: &'a Pace) -> Self {
+        Self {
+            progress,
+            cancel,
+            pace,
+            report: Mutex::default(),
+            decoded_bytes: AtomicU64::new(0),
+            damages: AtomicU64::new(0),
+            lost: Mutex::default(),
+        }
+    }
+
     fn read(&self, bytes: u64) {
         self.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.report.lock().checked_bytes += bytes;
+        self.pace.wait(bytes, self.cancel);
+    }
+
+    fn decoded(&self, bytes: u64) {
+        self.decoded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.read(bytes);
+    }
+
+    /// Blocks of the disk that is looked at are lost.
+    fn lost(&self, blocks: Extent) {
+        self.lost.lock().insert(blocks);
     }
 
     fn damaged(&self, finding: Finding) {
+        self.damages.fetch_add(1, Ordering::Relaxed);
         let damaged = &mut self.report.lock().damaged;
         if damaged.len() < FINDINGS_MAX {
             damaged.push(finding);
@@ -168,12 +248,12 @@ impl Repository {
         let total = manifests.iter().map(|manifest| total_bytes(manifest, options.depth));
         progress.total_bytes.store(total.fold(0, u64::saturating_add), Ordering::Relaxed);
         progress.done_bytes.store(0, Ordering::Relaxed);
-        let check = Check { progress, cancel, report: Mutex::default() };
+        let (mut report, pace) = (Report::default(), Pace::new(options.bytes_per_second));
         for manifest in &manifests {
-            self.verify_files(vm, manifest, options, &check)?;
+            let check = Check::new(progress, cancel, &pace);
+            let point = self.verify_files(vm, manifest, options, &check)?;
+            report.add(manifest.backup_id.clone(), point, check.report.into_inner());
         }
-        let mut report = check.report.into_inner();
-        report.checked_points = manifests.len();
         report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         Ok(report)
@@ -212,13 +292,26 @@ impl Repository {
             .collect())
     }
 
-    fn verify_files(&self, vm: &VmContextId, manifest: &Manifest, options: &Options, check: &Check<'_>) -> Result<()> {
+    fn verify_files(
+        &self,
+        vm: &VmContextId,
+        manifest: &Manifest,
+        options: &Options,
+        check: &Check<'_>,
+    ) -> Result<PointReport> {
         let backup = &manifest.backup_id;
-        manifest.disks.iter().try_for_each(|disk| {
+        let mut point = PointReport::default();
+        for disk in &manifest.disks {
             let image = layout::image(vm, disk.disk_id, backup);
             let digests = layout::digests(vm, disk.disk_id, backup);
-            verify_disk(self, disk, (&image, &digests), options.depth, options.threads, check)
-        })
+            verify_disk(self, disk, (&image, &digests), options.depth, options.threads, check, &mut point)?;
+        }
+        let report = check.report.lock();
+        point.decoded.bytes = check.decoded_bytes.load(Ordering::Relaxed);
+        point.read.bytes = report.checked_bytes.saturating_sub(point.decoded.bytes);
+        point.damage = report.damaged.first().map(|finding| finding.what.clone());
+        point.is_unreadable = !report.unreadable.is_empty();
+        Ok(point)
     }
 }
 
@@ -233,34 +326,76 @@ pub(crate) fn unpublished(
 ) -> Result<Report> {
     let image = folder.join(layout::draft_image_name(disk.disk_id));
     let digests = folder.join(layout::draft_digests_name(disk.disk_id));
-    let check = Check { progress, cancel, report: Mutex::default() };
-    verify_disk(repository, disk, (&image, &digests), Depth::Deep, threads, &check)?;
+    let pace = Pace::new(None);
+    let check = Check::new(progress, cancel, &pace);
+    let mut point = PointReport::default();
+    verify_disk(repository, disk, (&image, &digests), Depth::Deep, threads, &check, &mut point)?;
     Ok(check.report.into_inner())
 }
 
-/// Verifies the two files of a disk, image and digests.
+/// Verifies the two files of a disk, image and digests, and notes in `point` how long that took and what is lost.
 fn verify_disk(
     repository: &Repository,
     disk: &Disk,
-    (image, digests): (&Path, &Path),
+    files: (&Path, &Path),
     depth: Depth,
     threads: usize,
     check: &Check<'_>,
+    point: &mut PointReport,
 ) -> Result<()> {
     let threads = threads.clamp(1, THREADS_MAX);
+    let (image, digests) = files;
+    let began = Instant::now();
+    let known = check.damages.load(Ordering::Relaxed);
     rest::image(repository, check, image, disk, threads)?;
     let listed = rest::digests(repository, check, digests, disk)?;
-    match listed {
-        _ if depth == Depth::AtRest => {}
-        Some(listed) => deep::image(repository, check, image, disk, &listed, threads)?,
-        None => check.unreadable(Finding {
-            file: image.to_owned(),
-            segment: None,
-            range: None,
-            what: "its blocks cannot be compared without sound digests".into(),
-        }),
+    point.read.took += began.elapsed();
+    let lost = if depth == Depth::Deep {
+        let began = Instant::now();
+        look_at_blocks(repository, disk, files, listed, threads, check)?;
+        point.decoded.took += began.elapsed();
+        std::mem::take(&mut *check.lost.lock())
+    } else if check.damages.load(Ordering::Relaxed) > known {
+        // Only to learn what is lost: the damage is told by segments, and the figures are those of an honest run.
+        let progress = Progress::default();
+        let look = Check::new(&progress, check.cancel, check.pace);
+        look_at_blocks(repository, disk, files, listed, threads, &look)?;
+        look.lost.into_inner()
+    } else {
+        ExtentSet::new()
+    };
+    if check.damages.load(Ordering::Relaxed) > known {
+        point.lost.insert(disk.disk_id, lost);
     }
     Ok(())
+}
+
+/// Decodes the blocks of a disk, as far as its digests are there to compare with.
+fn look_at_blocks(
+    repository: &Repository,
+    disk: &Disk,
+    (image, digests): (&Path, &Path),
+    listed: Option<Layer>,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<()> {
+    // A file that is damaged somewhere may still be good for most groups, each of which is checked by itself.
+    let open = || repository.open_digest_file_at(digests.to_owned(), disk);
+    match listed.map_or_else(open, Ok) {
+        Ok(listed) => deep::image(repository, check, image, disk, &listed, threads),
+        Err(error) => {
+            check.unreadable(Finding {
+                file: image.to_owned(),
+                segment: None,
+                range: None,
+                what: "its blocks cannot be compared without sound digests".into(),
+            });
+            if matches!(error.kind, Kind::Corrupt { .. }) {
+                check.lost(deep::whole(disk));
+            }
+            Ok(())
+        }
+    }
 }
 
 fn total_bytes(manifest: &Manifest, depth: Depth) -> u64 {

@@ -4,6 +4,38 @@ use super::TRIES;
 use crate::error::Result;
 use parking_lot::Mutex;
 use sendense_block::{self as block, Cancel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The longest pause between two looks at whether to stop.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Keeps reads to so many bytes per second, over all threads.
+pub(super) struct Pace {
+    bytes_per_second: Option<u64>,
+    began: Instant,
+    bytes: AtomicU64,
+}
+
+impl Pace {
+    pub fn new(bytes_per_second: Option<u64>) -> Self {
+        Self { bytes_per_second, began: Instant::now(), bytes: AtomicU64::new(0) }
+    }
+
+    /// Waits until so many bytes more were due.
+    pub fn wait(&self, bytes: u64, cancel: &Cancel) {
+        let Some(bytes_per_second) = self.bytes_per_second else { return };
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let due = self.began + Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() || cancel.is_cancelled() {
+                return;
+            }
+            std::thread::sleep(left.min(PAUSE_MAX));
+        }
+    }
+}
 
 /// Does `work` on each of `0..count`, by `threads` at once.
 pub(crate) fn each<S>(
@@ -51,4 +83,25 @@ pub(super) fn read<T>(mut read: impl FnMut() -> block::Result<T>) -> block::Resu
         }
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_may_succeed_is_tried_again_and_no_other() {
+        let tried = |fails: u32, kind: block::Kind| {
+            let mut tries = 0;
+            let done = read(|| {
+                tries += 1;
+                if tries <= fails { Err(block::Error::new(kind, "read")) } else { Ok(()) }
+            });
+            (done.is_ok(), tries)
+        };
+        assert_eq!(tried(0, block::Kind::Io), (true, 1));
+        assert_eq!(tried(2, block::Kind::Io), (true, 3));
+        assert_eq!(tried(3, block::Kind::Unavailable), (false, TRIES));
+        assert_eq!(tried(1, block::Kind::Corrupt), (false, 1), "bytes that are wrong were read");
+    }
 }

@@ -46,6 +46,10 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.limits.lease_seconds = args.lease_seconds;
     config.limits.audit_per_million = args.audit_per_million;
     config.limits.node_lease_seconds = args.node_lease_seconds;
+    config.limits.verify_after_days = args.verify_after_days;
+    config.limits.verify_deep = args.verify_deep;
+    // Nothing at all would never end.
+    config.limits.verify_bytes_per_second = args.verify_rate.as_u64().max(1 << 20);
     config.accept_new_key = args.accept_new_key;
     Ok(config)
 }

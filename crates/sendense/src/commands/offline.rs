@@ -107,6 +107,7 @@ fn verify(path: &Path, backup_id: Option<BackupId>, deep: bool, as_json: bool) -
         scope,
         // Enough reads to keep a disk busy, no more than an old machine on the worst day can take.
         threads: 4,
+        bytes_per_second: None,
         who: WHO.into(),
     };
     let (mut rows, mut bad) = (Vec::new(), problems);

@@ -38,5 +38,6 @@ mod service;
 mod sizes;
 mod start;
 mod terminal;
+mod verification;
 mod volumes;
 mod vsphere;

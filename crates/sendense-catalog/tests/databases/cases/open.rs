@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -15,6 +15,7 @@ const MIGRATIONS: [&str; 8] = [
     "m0005_tracking_audit",
     "m0006_schedules",
     "m0007_nodes",
+    "m0009_verification",
     "m0010_no_task_deadline",
 ];
 

@@ -12,6 +12,7 @@ mod node_calls;
 mod nodes;
 mod schedules;
 mod stuck;
+mod verification;
 
 use super::openapi;
 use super::operations::{Access, Operations};

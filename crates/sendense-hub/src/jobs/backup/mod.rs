@@ -36,6 +36,7 @@ use sendense_node::mover::{self, Assignment, DiskAssignment, PARALLEL_DISKS_DEFA
 use sendense_repo::{DraftSpec, Repository};
 use sendense_source::{DiskRequest, FreezeRequest, Source, VmRef};
 use sendense_types::{Phase, Problem, ProblemCode};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
@@ -83,9 +84,17 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClai
 /// Copies, publishes, and removes what is not needed any more.
 async fn copy(core: &Arc<Core>, handle: &Arc<Handle>, prepared: Prepared) -> Result<Done> {
     let newest = newest_points(core, &prepared).await?;
+    let damaged = match &prepared.work.recovery_id {
+        None => {
+            let (vm, repository) = (&prepared.work.vm_context_id, &prepared.work.repository_id);
+            core.catalog.backups().damaged(vm, repository).await.or_problem()?
+        }
+        // It is read over the very point that has lost them: only the machine itself can give lost blocks back.
+        Some(_) => BTreeMap::new(),
+    };
     let (worker, watched, work) = (core.clone(), handle.clone(), prepared.work.clone());
     let runtime = tokio::runtime::Handle::current();
-    let made = blocking(move || make(&worker, &watched, &prepared, &newest, &runtime)).await?;
+    let made = blocking(move || make(&worker, &watched, &prepared, &newest, &damaged, &runtime)).await?;
     // A backup that was stopped ends at once, and may not hold its machine any more. The next one's turn does for both.
     if handle.stopped().is_none() && work.recovery_id.is_none() {
         retire::retire(core, handle, &work, made.as_ref().ok()).await;
@@ -187,6 +196,7 @@ fn make(
     handle: &Arc<Handle>,
     prepared: &Prepared,
     newest: &[Option<sendense_types::BackupId>],
+    damaged: &BTreeMap<sendense_types::BackupId, catalog::Lost>,
     runtime: &tokio::runtime::Handle,
 ) -> Result<catalog::Completed> {
     let (work, repository, who) = (&prepared.work, &prepared.repository, handle.task_id.as_str());
@@ -208,7 +218,7 @@ fn make(
     let landing = DraftLanding::new(core, handle, prepared, draft, runtime);
     // What was found out before may have taken so long that nobody waits for it any more.
     let go_on = handle.cancel.check().map_err(|error| crate::fault::of_block("begin the backup", &error));
-    let moved = go_on.and_then(|()| assignment(core, handle, prepared, &standings)).and_then(|assignment| {
+    let moved = go_on.and_then(|()| assignment(core, handle, prepared, &standings, damaged)).and_then(|assignment| {
         let (journal, budget) = (&core.journal, &core.budget);
         let moved = match &prepared.source {
             From::Here(source) => {
@@ -254,7 +264,13 @@ fn make(
     Ok(facts::completed(&manifest))
 }
 
-fn assignment(core: &Core, handle: &Handle, prepared: &Prepared, standings: &[Standing]) -> Result<Assignment> {
+fn assignment(
+    core: &Core,
+    handle: &Handle,
+    prepared: &Prepared,
+    standings: &[Standing],
+    damaged: &BTreeMap<sendense_types::BackupId, catalog::Lost>,
+) -> Result<Assignment> {
     let work = &prepared.work;
     let mut requests = Vec::with_capacity(prepared.disks.len());
     let mut disks = Vec::with_capacity(prepared.disks.len());
@@ -265,7 +281,7 @@ fn assignment(core: &Core, handle: &Handle, prepared: &Prepared, standings: &[St
             since: standing.parent.as_ref().and_then(|parent| parent.token.clone()),
             since_capacity: standing.parent.as_ref().map(|parent| parent.capacity_bytes),
         });
-        let parentage = standing.parentage(&prepared.repository, &work.vm_context_id, disk.disk_id, handle)?;
+        let parentage = standing.parentage(&prepared.repository, &work.vm_context_id, disk.disk_id, damaged, handle)?;
         disks.push(DiskAssignment { number: disk.disk_id, key: disk.disk_key.clone(), parentage });
     }
     let freeze = FreezeRequest {

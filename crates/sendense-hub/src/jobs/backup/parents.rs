@@ -7,10 +7,12 @@
 use super::super::handle::Handle;
 use super::super::work::BackupWork;
 use crate::fault::{Result, of_repo};
-use sendense_catalog::VmDisk;
+use crate::verification::lost;
+use sendense_catalog::{Lost, VmDisk};
 use sendense_node::mover::{Parent, Parentage};
 use sendense_repo::{CHAIN_DEPTH_MAX, Kind, Repository};
 use sendense_types::{BackupId, BackupType, DiskNumber, TrackingToken, VmContextId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a disk stands on.
@@ -35,19 +37,24 @@ impl Standing {
         Self { parent: None, reason }
     }
 
-    /// The same with the parent's digests opened, for the mover.
+    /// The same with the parent's digests opened, for the mover. What `damaged` points have lost is stored again.
     pub fn parentage(
         &self,
         repository: &Repository,
         vm: &VmContextId,
         disk: DiskNumber,
+        damaged: &BTreeMap<BackupId, Lost>,
         handle: &Handle,
     ) -> Result<Parentage> {
         let Some(parent) = &self.parent else { return Ok(Parentage::None { reason: self.reason.clone() }) };
+        let lost = lost::of_disk(damaged, disk);
         let digests = repository
-            .open_digests(vm, &parent.backup_id, disk, handle.task_id.as_str())
+            .open_digests_knowing(vm, &parent.backup_id, disk, handle.task_id.as_str(), &lost)
             .map_err(|error| of_repo(&error))?;
-        Ok(Parentage::Parent(Parent { backup_id: parent.backup_id.clone(), digests: Arc::new(digests) }))
+        let blocks = digests.lost_blocks().map_err(|error| of_repo(&error))?;
+        let lost =
+            (blocks > 0).then(|| format!("{blocks} blocks of {} are lost and are stored again", parent.backup_id));
+        Ok(Parentage::Parent(Parent { backup_id: parent.backup_id.clone(), digests: Arc::new(digests), lost }))
     }
 }
 
@@ -89,6 +96,12 @@ fn look(
     let Some(point) = links.first() else { return full(format!("the newest point {newest} lacks this disk")) };
     if point.disk.binding != disk.binding {
         return full(format!("disk {} of {newest} is another disk", disk.disk_id));
+    }
+    match repository.check_chain(vm, newest, disk.disk_id) {
+        Err(error) if matches!(error.kind, Kind::Corrupt { .. }) => {
+            return full(format!("the chain of {newest} is damaged: {error}"));
+        }
+        checked => checked?,
     }
     if links.len() >= CHAIN_DEPTH_MAX {
         return full(format!("the chain has {} images, the most that one may have", links.len()));

@@ -1,0 +1,218 @@
+//! What verifications found: of each point how it stands, and of a corrupt one which blocks are lost.
+//!
+//! What lives here: keeping that, and finding the points whose proof is the oldest. What does not: which points need what is lost,
+//! which only their digests tell. Invariant: the blocks that are lost are kept for exactly the points that are corrupt.
+
+use super::{Backup, Backups};
+use crate::entity;
+use crate::error::{Error, Result};
+use crate::tx::Tx;
+use crate::value::{self, Ts};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sendense_types::{
+    BackupId, BackupStatus, DiskNumber, RepositoryId, Timestamp, VerifyDepth, VerifyState, VmContextId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The longest finding that is kept, in bytes: a sentence with a path in it. The log of the task has all of them.
+const FINDING_BYTES_MAX: usize = 2000;
+
+/// The lost blocks of each disk, as first block and number of blocks, by rising blocks. A disk of which a file is damaged has an
+/// entry, also where no block is lost with it.
+pub type Lost = BTreeMap<DiskNumber, Vec<(u64, u64)>>;
+
+/// What verifications say of a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verification {
+    /// How it stands.
+    pub state: VerifyState,
+    /// How much was looked at; `None` for a point that another one's damage affects.
+    pub depth: Option<VerifyDepth>,
+    /// When that was found.
+    pub at: Timestamp,
+    /// Bytes that were read, or decoded, and compared.
+    pub bytes: u64,
+    /// How long they took, in milliseconds.
+    pub took_ms: u64,
+    /// What is wrong.
+    pub finding: Option<String>,
+}
+
+/// What is to be kept of a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Which point.
+    pub backup_id: BackupId,
+    /// What is said of it now; `None` where what was said does not hold any more.
+    pub verification: Option<Verification>,
+    /// What it has lost; kept for a corrupt point only.
+    pub lost: Lost,
+}
+
+/// A verification as columns.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Columns {
+    pub(super) state: Option<String>,
+    pub(super) depth: Option<String>,
+    pub(super) at: Option<Ts>,
+    pub(super) bytes: Option<i64>,
+    pub(super) took_ms: Option<i64>,
+    pub(super) finding: Option<String>,
+}
+
+pub(super) fn columns(found: &Verification) -> Result<Columns> {
+    Ok(Columns {
+        state: Some(found.state.as_str().to_owned()),
+        depth: found.depth.map(|depth| depth.as_str().to_owned()),
+        at: Some(found.at.into()),
+        bytes: Some(value::store_u64("verify_bytes", found.bytes)?),
+        took_ms: Some(value::store_u64("verify_ms", found.took_ms)?),
+        finding: found.finding.as_deref().map(|text| value::trim_text(text, FINDING_BYTES_MAX)),
+    })
+}
+
+impl Backups<'_> {
+    /// Keeps what is said of points, of all or of none. Points that are gone, or are no points, are passed over.
+    pub async fn set_verified(&self, found: &[Verified]) -> Result<()> {
+        self.0
+            .write(|tx| async move {
+                // In the order of ids, so that two verifications cannot wait for each other.
+                let by_id: BTreeMap<&str, &Verified> = found.iter().map(|one| (one.backup_id.as_str(), one)).collect();
+                for one in by_id.values() {
+                    set_in(&tx, one).await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// The corrupt points of a machine in a repository, with what they have lost.
+    pub async fn damaged(&self, vm: &VmContextId, repository: &RepositoryId) -> Result<BTreeMap<BackupId, Lost>> {
+        use entity::damage::{Column, Entity};
+        let rows = Entity::find()
+            .filter(Column::VmContextId.eq(vm.as_str()))
+            .filter(Column::RepositoryId.eq(repository.as_str()))
+            .all(self.0.pool())
+            .await?;
+        let mut damaged: BTreeMap<BackupId, Lost> = BTreeMap::new();
+        for row in rows {
+            let lost = serde_json::from_value(row.lost)
+                .map_err(|error| Error::Unreadable { column: "lost", reason: error.to_string() })?;
+            let disk = DiskNumber(value::read_u32("disk_id", row.disk_id)?);
+            damaged.entry(value::read("backup_id", &row.backup_id)?).or_default().insert(disk, lost);
+        }
+        Ok(damaged)
+    }
+
+    /// Points of a repository that nobody has looked at since `before`, those whose proof, or else whose end, is the oldest first.
+    pub async fn longest_unproved(
+        &self,
+        repository: &RepositoryId,
+        before: Timestamp,
+        limit: u64,
+    ) -> Result<Vec<Backup>> {
+        use entity::backups::{Column, Entity};
+        let before = Ts::from(before);
+        let points = || {
+            Entity::find()
+                .filter(Column::RepositoryId.eq(repository.as_str()))
+                .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
+                .limit(limit)
+        };
+        let never = points()
+            .filter(Column::VerifiedAt.is_null())
+            .filter(Column::CompletedAt.lt(before))
+            .order_by_asc(Column::CompletedAt)
+            .all(self.0.pool());
+        let long_ago =
+            points().filter(Column::VerifiedAt.lt(before)).order_by_asc(Column::VerifiedAt).all(self.0.pool());
+        let (mut rows, long_ago) = tokio::try_join!(never, long_ago)?;
+        rows.extend(long_ago);
+        rows.sort_by(|a, b| {
+            (a.verified_at.or(a.completed_at), &a.backup_id).cmp(&(b.verified_at.or(b.completed_at), &b.backup_id))
+        });
+        rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        rows.into_iter().map(|row| super::row::read(row, Vec::new())).collect()
+    }
+
+    /// A point and all that it builds on, newest first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a point that is not known.
+    pub async fn with_all_below(&self, id: &BackupId) -> Result<Vec<Backup>> {
+        use entity::backup_disks::{Column, Entity};
+        let point = self.get(id).await?;
+        // One machine's points in one repository: some hundreds of rows, and one statement instead of one for each generation.
+        let links: Vec<(String, Option<String>)> = Entity::find()
+            .select_only()
+            .column(Column::BackupId)
+            .column(Column::ParentBackupId)
+            .filter(Column::VmContextId.eq(point.vm_context_id.as_str()))
+            .filter(Column::RepositoryId.eq(point.repository_id.as_str()))
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        let mut parents = BTreeMap::<&str, Vec<&str>>::new();
+        for (child, parent) in &links {
+            parents.entry(child).or_default().extend(parent.as_deref());
+        }
+        let mut found = BTreeSet::from([id.as_str()]);
+        let mut open = vec![id.as_str()];
+        while let Some(at) = open.pop() {
+            let below = parents.get(at).into_iter().flatten();
+            open.extend(below.copied().filter(|parent| found.insert(parent)).collect::<Vec<_>>());
+        }
+        let ids: Vec<String> = found.into_iter().map(str::to_owned).collect();
+        self.by_ids(&ids).await
+    }
+
+    /// The newest point of a machine that a verification called sound.
+    pub async fn newest_sound(&self, vm: &VmContextId) -> Result<Option<Backup>> {
+        use entity::backups::{Column, Entity};
+        let row = Entity::find()
+            .filter(Column::VmContextId.eq(vm.as_str()))
+            .filter(Column::VerifyState.eq(VerifyState::Sound.as_str()))
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::BackupId)
+            .one(self.0.pool())
+            .await?;
+        row.map(|row| super::row::read(row, Vec::new())).transpose()
+    }
+}
+
+async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
+    use entity::backups::{ActiveModel, Column, Entity};
+    let id = found.backup_id.as_str();
+    let Some(row) = Entity::find_by_id(id).lock_exclusive().one(&**tx).await? else { return Ok(()) };
+    if row.status != BackupStatus::Completed.as_str() {
+        return Ok(());
+    }
+    let columns = found.verification.as_ref().map(columns).transpose()?.unwrap_or_default();
+    let set = ActiveModel {
+        verify_state: Set(columns.state),
+        verify_depth: Set(columns.depth),
+        verified_at: Set(columns.at),
+        verify_bytes: Set(columns.bytes),
+        verify_ms: Set(columns.took_ms),
+        verify_finding: Set(columns.finding),
+        ..Default::default()
+    };
+    Entity::update_many().set(set).filter(Column::BackupId.eq(id)).exec(&**tx).await?;
+    entity::damage::Entity::delete_many().filter(entity::damage::Column::BackupId.eq(id)).exec(&**tx).await?;
+    if found.verification.as_ref().is_none_or(|found| found.state != VerifyState::Corrupt) {
+        return Ok(());
+    }
+    for (disk_id, lost) in &found.lost {
+        let lost =
+            serde_json::to_value(lost).map_err(|error| Error::Invalid { field: "lost", reason: error.to_string() })?;
+        let damage = entity::damage::Model {
+            backup_id: id.to_owned(),
+            disk_id: value::store_u32("disk_id", disk_id.0)?,
+            vm_context_id: row.vm_context_id.clone(),
+            repository_id: row.repository_id.clone(),
+            lost,
+        };
+        entity::damage::Entity::insert(damage.into_active_model()).exec_without_returning(&**tx).await?;
+    }
+    Ok(())
+}

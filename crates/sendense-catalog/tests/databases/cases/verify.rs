@@ -1,0 +1,124 @@
+//! What verifications found.
+
+use crate::fixture::*;
+use crate::support::TestDb;
+use sendense_catalog::*;
+use sendense_types::*;
+
+fn sound(seconds: i64) -> Option<Verification> {
+    Some(Verification {
+        state: VerifyState::Sound,
+        depth: Some(VerifyDepth::Deep),
+        at: at(seconds),
+        bytes: 5 << 30,
+        took_ms: 4321,
+        finding: None,
+    })
+}
+
+fn said(backup_id: &BackupId, verification: Option<Verification>) -> Verified {
+    Verified { backup_id: backup_id.clone(), verification, lost: Lost::new() }
+}
+
+fn corrupt(backup_id: &BackupId, lost: Lost, seconds: i64) -> Verified {
+    let finding = Some(format!("segment 0 is not what was written{}", "\0".repeat(2)));
+    let state = VerifyState::Corrupt;
+    let verification = sound(seconds).map(|found| Verification { state, finding, ..found });
+    Verified { backup_id: backup_id.clone(), verification, lost }
+}
+
+pub async fn what_was_found_is_kept_with_the_point(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let backups = world.catalog.backups();
+    let (vm, repository) = (&world.vms[0], &world.repository_id);
+    let full = world.point(vm, None, 2, at(10)).await;
+    let child = world.point(vm, Some(&full), 2, at(20)).await;
+    let other = world.point(&world.vms[1], None, 1, at(30)).await;
+    assert_eq!(backups.get(&full).await.expect("get").verification, None);
+    assert_eq!(backups.damaged(vm, repository).await.expect("damaged"), [].into());
+    assert_eq!(backups.newest_sound(vm).await.expect("sound"), None);
+
+    let gone: BackupId = id("bk-gone");
+    backups.set_verified(&[said(&child, sound(99)), said(&gone, sound(99))]).await.expect("set");
+    let kept = backups.get(&child).await.expect("get");
+    assert_eq!(kept.verification, sound(99));
+    assert_eq!(backups.newest_sound(vm).await.expect("sound").expect("one").backup_id, child);
+
+    // A block of disk 0 is lost, and of disk 1 a file is damaged that costs none.
+    let lost: Lost = [(DiskNumber(0), vec![(7, 1), (8192, 8192)]), (DiskNumber(1), vec![])].into();
+    let affected = sound(100).map(|found| Verification {
+        state: VerifyState::Affected,
+        depth: None,
+        bytes: 0,
+        took_ms: 0,
+        finding: Some("it needs what bk-1 has lost".to_owned()),
+        ..found
+    });
+    let marks = [said(&child, affected.clone()), corrupt(&full, lost.clone(), 100), corrupt(&other, lost.clone(), 100)];
+    backups.set_verified(&marks).await.expect("set");
+    let damaged = backups.damaged(vm, repository).await.expect("damaged");
+    assert_eq!(damaged, [(full.clone(), lost.clone())].into());
+    assert_eq!(backups.get(&child).await.expect("get").verification, affected);
+    let found = backups.get(&full).await.expect("get").verification.expect("verified");
+    assert_eq!(found.finding.as_deref(), Some("segment 0 is not what was written\u{fffd}\u{fffd}"));
+    assert_eq!(backups.newest_sound(vm).await.expect("sound"), None);
+
+    // Of what is good again nothing is lost.
+    backups.set_verified(&[said(&full, sound(200)), said(&child, None)]).await.expect("set");
+    assert_eq!(backups.damaged(vm, repository).await.expect("damaged"), [].into());
+    assert_eq!(backups.get(&child).await.expect("get").verification, None);
+    backups.set_verified(&[corrupt(&other, lost, 300)]).await.expect("set");
+    assert_eq!(backups.delete(std::slice::from_ref(&other), at(400)).await.expect("delete"), 1);
+    assert_eq!(backups.damaged(&world.vms[1], repository).await.expect("damaged"), [].into(), "it goes with the point");
+}
+
+pub async fn a_failed_attempt_is_no_point_to_verify(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let new = world.new_backup(&world.vms[0], BackupType::Full);
+    world.running(&new, at(10)).await;
+    backups.set_verified(&[corrupt(&new.backup_id, [(DiskNumber(0), vec![(1, 1)])].into(), 20)]).await.expect("set");
+    assert_eq!(backups.get(&new.backup_id).await.expect("get").verification, None);
+    assert_eq!(backups.damaged(&world.vms[0], &world.repository_id).await.expect("damaged"), [].into());
+}
+
+pub async fn the_oldest_proof_is_found_first(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let mut points = Vec::new();
+    for number in 0..5 {
+        // Each ends one second after it began.
+        points.push(world.point(&world.vms[0], points.last(), 1, at(10 * number)).await);
+    }
+    let oldest = async |before: i64, limit: u64| {
+        let found = backups.longest_unproved(&world.repository_id, at(before), limit).await.expect("find");
+        let position = |point: &Backup| points.iter().position(|id| *id == point.backup_id).expect("known");
+        found.iter().map(position).collect::<Vec<_>>()
+    };
+    assert_eq!(oldest(1000, 10).await, [0, 1, 2, 3, 4]);
+    assert_eq!(oldest(1000, 2).await, [0, 1]);
+    assert_eq!(oldest(21, 10).await, [0, 1], "the third ended at 21");
+    backups.set_verified(&[said(&points[0], sound(35)), said(&points[3], sound(5))]).await.expect("set");
+    assert_eq!(oldest(1000, 10).await, [3, 1, 2, 0, 4]);
+    assert_eq!(oldest(35, 10).await, [3, 1, 2]);
+    let elsewhere = backups.longest_unproved(&id("repo-none"), at(1000), 10).await.expect("find");
+    assert_eq!(elsewhere, []);
+}
+
+pub async fn all_that_a_point_builds_on_is_found(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let vm = &world.vms[0];
+    let full = world.point(vm, None, 2, at(10)).await;
+    let second = world.point(vm, Some(&full), 2, at(20)).await;
+    let third = world.point(vm, Some(&second), 2, at(30)).await;
+    let beside = world.point(vm, None, 2, at(40)).await;
+    let below = async |id: &BackupId| {
+        let found = backups.with_all_below(id).await.expect("below");
+        found.into_iter().map(|point| point.backup_id).collect::<Vec<_>>()
+    };
+    assert_eq!(below(&third).await, [third.clone(), second, full.clone()]);
+    assert_eq!(below(&full).await, [full]);
+    assert_eq!(below(&beside).await, [beside]);
+    assert_eq!(backups.with_all_below(&id("bk-x")).await.expect_err("none").kind(), Kind::NotFound);
+}
