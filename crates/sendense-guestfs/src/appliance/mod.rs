@@ -50,8 +50,10 @@ const ROOM: &str = "__appliance-room";
 /// The first argument of the agent; the guest's kernel gives it.
 const AGENT: &str = "__appliance-agent";
 
-/// Memory of the guest, in MiB. An XFS log takes tens of it, listings and files less.
-const GUEST_MIB: u64 = 256;
+/// Memory of the guest, in MiB, of which the host gives what is touched. While the kernel unpacks its first files they lie in it twice:
+/// this program (80 MiB where it is built without optimisation, half of that else), its libraries, the modules. Afterwards an
+/// XFS log takes tens of it, listings and files less.
+const GUEST_MIB: u64 = 384;
 /// What the memory file system holds beside the guest's memory: the overlay. A replayed log is at most as large as the log,
 /// 5 MiB on common disks and 128 MiB where ext4 and XFS set their default bounds.
 const OVERLAY_MIB: u64 = 256;
