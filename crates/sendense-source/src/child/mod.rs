@@ -368,7 +368,7 @@ mod tests {
 
     /// Polls for at most 10 s: far longer than the kernel needs to end a process.
     fn eventually(mut what: impl FnMut() -> bool) -> bool {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if what() {
                 return true;
@@ -447,8 +447,11 @@ mod tests {
             fs::write(path, "").unwrap();
             Child::spawn(&Spec::new("tail", "coreutils").arg("-f").arg(path)).unwrap()
         };
-        // setpriv bears the marker too and becomes the tool, under the same pid.
+        // setpriv bears the marker too and becomes the tool, under the same pid; in between it bears nothing.
         let (marked, other) = (tail(&marker), tail(&dir.path().join("socket2")));
+        let words = || fs::read(format!("/proc/{}/cmdline", marked.identity().pid)).unwrap_or_default();
+        let is_tool = |words: &[u8]| !words.windows(7).any(|part| part == b"setpriv") && words.ends_with(b"/socket\0");
+        assert!(eventually(|| is_tool(&words())));
         assert!(reap_marked(marker.as_os_str()).unwrap());
         assert!(eventually(|| is_gone(marked.identity())));
         assert!(!is_gone(other.identity()));
