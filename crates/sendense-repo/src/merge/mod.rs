@@ -258,11 +258,17 @@ impl Merge<'_> {
         // No error is a way back from here on: the intent is durable. The claim is kept for good then: between the two states
         // the points read as damaged, which they are not. The next start goes on.
         let finish = || switch::finish(repository, vm, &self.plan.successor, now());
-        if let Err(error) = finish().or_else(|_| finish()) {
-            std::mem::forget(alone);
-            return Err(error.within("the points are set aside until the next start of the hub, which goes on"));
+        match finish().or_else(|_| finish()) {
+            Ok(Finished::Merged) => drop(alone),
+            // Somebody said at the last moment that the point must stay. Both are as they were, and the folder is gone.
+            Ok(Finished::NotBegun) => {
+                return Err(conflict("at the last moment something came up that keeps the point"));
+            }
+            Err(error) => {
+                std::mem::forget(alone);
+                return Err(error.within("the points are set aside until the next start of the hub, which goes on"));
+            }
         }
-        drop(alone);
         let grown = i64::try_from(manifest.file_bytes()).unwrap_or(i64::MAX)
             - i64::try_from(pair.successor.file_bytes()).unwrap_or(i64::MAX);
         repository.capacity().settle(grown);
@@ -354,14 +360,11 @@ impl Merge<'_> {
 
     /// Reads the new image back, every block.
     fn check(&self, pair: &Pair, sealed: &SealedDisk) -> Result<()> {
-        let mut disk =
-            pair.successor.disk(sealed.spec.number).cloned().ok_or_else(|| Error::invalid("no such disk"))?;
-        disk.parent_backup_id = sealed.spec.parent.clone();
-        disk.image = sealed.image.clone();
-        disk.digests = sealed.digests.clone();
+        let manifest = pair.merged(&BTreeMap::from([(sealed.spec.number, sealed.clone())]));
+        let disk = manifest.disk(sealed.spec.number).ok_or_else(|| Error::invalid("no such disk"))?;
         let folder = layout::merge_dir(&self.plan.vm_context_id, &self.plan.successor);
         let report =
-            verify::unpublished(self.repository, &folder, &disk, self.options.threads, self.progress, self.cancel)?;
+            verify::unpublished(self.repository, &folder, disk, self.options.threads, self.progress, self.cancel)?;
         match (report.error(), report.unreadable.first()) {
             (Some(error), _) => Err(error),
             (None, Some(finding)) => Err(Error::new(Kind::Io, format!("read the new image back: {}", finding.what))),

@@ -149,6 +149,28 @@ fn a_merge_waits_for_a_reader() {
     world::check_bytes(&repository, &third).unwrap();
 }
 
+/// The point is protected in the very moment in which it would go: it stays, and nobody is told that it went.
+#[test]
+fn a_hold_at_the_last_moment_counts() {
+    let (before, third) = chain();
+    let repository = world::open(&before.root()).unwrap();
+    let planned = plan(&repository, &before.second).unwrap();
+    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let hold = before.root().join(layout::hold(&before.second.vm, &before.second.id));
+    // It is asked after the last look at the holds.
+    let protect = || {
+        std::fs::write(&hold, r#"{"format":"sendense-hold","version":1,"protected":true}"#).unwrap();
+        Ok(())
+    };
+    let refused = repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), now, protect);
+    assert!(matches!(refused.unwrap_err().kind, Kind::Conflict { .. }));
+    assert_eq!(repository.locks().held(), []);
+    for point in [&before.first, &before.second, &third] {
+        world::check_bytes(&repository, point).unwrap();
+    }
+    assert!(!before.root().join(layout::merge_dir(&third.vm, &third.id)).exists());
+}
+
 /// What only the caller knows may refuse it, at the last moment.
 #[test]
 fn a_merge_that_is_refused_at_its_end_leaves_both() {
