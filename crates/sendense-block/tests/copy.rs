@@ -233,8 +233,7 @@ fn cancelling_stops_within_a_second_and_says_cancelled() {
         let asked = Instant::now();
         cancel.cancel();
         let error = work.join().unwrap();
-        // A lane that did not ask would go on to the end and succeed; the bound is for a machine that is busy.
-        assert!(asked.elapsed() < Duration::from_secs(60));
+        assert!(asked.elapsed() < Duration::from_secs(1));
         error
     });
     assert_eq!(error.kind, Kind::Cancelled);

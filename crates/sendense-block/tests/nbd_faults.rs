@@ -87,13 +87,10 @@ fn errors_amid_many_requests_hit_only_their_own() {
     assert!(good > 100 && bad > 20, "{good} good, {bad} bad");
 }
 
-/// What is stuck in these tests is stuck for an hour, so that a machine that is busy with other things fails none of them.
-const SOON: Duration = Duration::from_secs(60);
-
-/// One after the other, 16 reads that take 2 s each take 32 s.
+/// One after the other, 16 reads that take 300 ms each take 4.8 s.
 #[test]
 fn sixteen_requests_are_in_flight_on_one_connection() {
-    let server = Server::nbdkit(&["--filter=delay", "memory", "16M", "rdelay=2"]);
+    let server = Server::nbdkit(&["--filter=delay", "memory", "16M", "rdelay=300ms"]);
     let client = open(&Options { request_bytes: 64 * 1024, ..server.options() });
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -102,15 +99,15 @@ fn sixteen_requests_are_in_flight_on_one_connection() {
             scope.spawn(move || client.read_at(ByteOffset(thread * MIB), &mut [0; 4096]).unwrap());
         }
     });
-    assert!(start.elapsed() < Duration::from_secs(30), "16 threads took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(2400), "16 threads took {:?}", start.elapsed());
     let start = Instant::now();
     client.read_at(ByteOffset(0), &mut vec![0; MIB as usize]).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(30), "one call of 16 requests took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(2400), "one call of 16 requests took {:?}", start.elapsed());
 }
 
 #[test]
 fn a_silent_server_meets_its_deadline_and_takes_the_others_along() {
-    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=3600"]);
+    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=20"]);
     let client = open(&Options { request_timeout: Duration::from_millis(300), ..server.options() });
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -122,14 +119,14 @@ fn a_silent_server_meets_its_deadline_and_takes_the_others_along() {
         }
     });
     assert!(start.elapsed() >= Duration::from_millis(300));
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     // Nobody knows what the server still does with them: the connection is gone.
     assert_eq!(read_error(&client, 0).kind, Kind::Deadline);
 }
 
 #[test]
 fn cancelling_ends_everything_at_once_and_for_good() {
-    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=3600", "wdelay=3600"]);
+    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=20", "wdelay=20"]);
     let cancel = Cancel::new();
     let client = Client::connect(&Options { connections: 2, ..server.options() }, &cancel).unwrap();
     let started = std::sync::Barrier::new(7);
@@ -152,11 +149,11 @@ fn cancelling_ends_everything_at_once_and_for_good() {
         cancel.cancel();
         asked
     });
-    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     let start = Instant::now();
     assert_eq!(read_error(&client, 0).kind, Kind::Cancelled);
     drop(client);
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < Duration::from_secs(1));
     assert_eq!(Client::connect(&server.options(), &cancel).map(drop).unwrap_err().kind, Kind::Cancelled);
 }
 
@@ -166,23 +163,20 @@ fn cancelling_ends_a_handshake() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("mute");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let options = Options {
-        handshake_timeout: Duration::from_secs(3600),
-        ..Options::new(sendense_block::nbd::Uri::unix(&socket, "").unwrap())
-    };
+    let options = Options::new(sendense_block::nbd::Uri::unix(&socket, "").unwrap());
     let cancel = Cancel::new();
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| Client::connect(&options, &cancel).map(drop).unwrap_err());
         let start = Instant::now();
         cancel.cancel();
         assert_eq!(opening.join().unwrap().kind, Kind::Cancelled);
-        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     });
     let start = Instant::now();
     let hasty = Options { handshake_timeout: Duration::from_millis(200), ..options };
     let error = Client::connect(&hasty, &Cancel::new()).map(drop).unwrap_err();
     assert_eq!(error.kind, Kind::Deadline, "{}", chain(&error));
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -202,7 +196,7 @@ fn a_full_backlog_meets_the_connect_deadline() {
 
 #[test]
 fn a_dead_server_fails_what_is_in_flight_at_once() {
-    let mut server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=3600"]);
+    let mut server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=20"]);
     let client = server.connect();
     let barrier = std::sync::Barrier::new(5);
     let killed = std::thread::scope(|scope| {
@@ -218,7 +212,7 @@ fn a_dead_server_fails_what_is_in_flight_at_once() {
         server.kill();
         killed
     });
-    assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
     assert_eq!(read_error(&client, 0).kind, Kind::Unavailable);
 }
 
@@ -242,7 +236,7 @@ fn a_connection_is_replaced_for_reads_only_and_only_by_the_same_export() {
     server.kill();
     let start = Instant::now();
     assert_eq!(read_error(&client, 0).kind, Kind::Unavailable);
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Runs for each image when nothing else is asked for: 480 in all, in some seconds.
 const RUNS: u64 = 60;
 /// A walk of a sound image takes a fifth of a second without optimisation; a damaged one may read more, within bounds.
-const RUN_TIME_MAX: Duration = Duration::from_secs(60);
+const RUN_TIME_MAX: Duration = Duration::from_secs(20);
 /// What one walk may read from the device.
 const READ_BYTES_MAX: u64 = 4 << 30;
 const BLOCK: u64 = 512;

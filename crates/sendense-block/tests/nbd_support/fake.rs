@@ -48,9 +48,8 @@ impl Fake {
     pub fn options(&self) -> Options {
         Options {
             contexts: vec!["qemu:dirty-bitmap:b".into()],
-            // Nothing is found out by waiting, unless a test says so.
-            handshake_timeout: Duration::from_secs(60),
-            request_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
             ..Options::new(Uri::unix(&self.socket, "x").unwrap())
         }
     }

@@ -43,7 +43,7 @@ fn a_volume_that_the_native_reader_refuses() {
     let took = begun.elapsed();
     let level = session.appliance().unwrap().level().unwrap();
     println!("  {} entries after {} ms, {level}", first.entries.len(), took.as_millis());
-    assert!(took < Duration::from_secs(120), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     let told = (volumes.len(), &volumes[0].state, volumes[0].kind.as_str(), volumes[0].label.as_deref());
     assert_eq!(told, (1, &State::Readable, "btrfs", Some("named")), "{volumes:?}");
     assert_eq!(volumes[0].consistency, Some(Consistency::Replayed));

@@ -70,7 +70,7 @@ impl Served {
         let served = Served { server, socket, size_bytes };
         let begun = Instant::now();
         while UnixStream::connect(&served.socket).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "qemu-nbd does not listen");
+            assert!(begun.elapsed() < Duration::from_secs(20), "qemu-nbd does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
         served

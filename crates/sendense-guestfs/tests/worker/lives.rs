@@ -24,7 +24,7 @@ fn is_alive(id: u32) -> bool {
 
 /// Polls until the process is gone.
 fn await_end(id: u32) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while is_alive(id) {
         assert!(Instant::now() < deadline, "process {id} is still there");
         std::thread::sleep(Duration::from_millis(2));
@@ -51,9 +51,8 @@ fn a_panic_ends_the_process_and_says_why() {
 
 fn a_hanging_worker_is_killed() {
     let mut options = options("evil");
-    // What does not hang must answer in time, also on a machine that does much else.
-    options.patience.step = Duration::from_secs(3);
-    options.patience.slow = Duration::from_secs(60);
+    options.patience.step = Duration::from_millis(300);
+    options.patience.slow = Duration::from_secs(10);
     let worker = std::sync::Arc::new(Worker::start(options).unwrap());
     assert!(worker.stat(&volume("disk"), &path("/quiet")).is_ok());
     // Another call of the same session waits behind it and ends with it.
@@ -104,7 +103,7 @@ fn nothing_is_left_after_a_hundred_sessions() {
         }
     }
     ids.into_iter().for_each(await_end);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while open() > before && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -75,9 +75,8 @@ fn an_agent_that_refuses_or_hangs_costs_consistency_only() {
     let frozen = freeze(&guest, &source, &journal);
     assert_crash_consistent(frozen.facts(), "did not freeze");
     until("the guest is thawed", || (!agent.is_frozen()).then_some(()));
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    // A second or two by itself; a machine that does much else may take its time.
-    assert!(agent.frozen_for().unwrap() < Duration::from_secs(60), "{:?}", agent.frozen_for());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(agent.frozen_for().unwrap() < Duration::from_secs(10), "{:?}", agent.frozen_for());
     frozen.release().unwrap();
     // If it was not certain that the guest was thawed, the journal still has it, and reaping settles it.
     for artefact in journal.open() {
@@ -99,8 +98,7 @@ fn a_guest_is_thawed_after(test: &str, harm: Signal) {
     until("the guest is frozen", || agent.is_frozen().then_some(()));
     kill_process(Pid::from_raw(victim.child.id() as i32).unwrap(), harm).unwrap();
     until("the guest is thawed", || (!agent.is_frozen()).then_some(()));
-    // Ten seconds are promised and two or three are needed; the rest is for a machine that does much else.
-    assert!(agent.frozen_for().unwrap() < Duration::from_secs(60), "frozen for {:?}", agent.frozen_for());
+    assert!(agent.frozen_for().unwrap() < Duration::from_secs(10), "frozen for {:?}", agent.frozen_for());
     drop(victim);
     for artefact in &artefacts {
         until("it is reaped", || source.reap(artefact, &Cancel::new()).ok().filter(|gone| *gone));
@@ -144,7 +142,9 @@ fn a_guest_is_thawed_when_libvirt_dies_and_comes_back() {
     assert!(error.kind.is_transient(), "{error:?}");
     assert!(agent.is_frozen(), "there is no road to the agent");
     lab.restart_daemon();
+    let back = Instant::now();
     until("the guest is thawed", || (!agent.is_frozen()).then_some(()));
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?} after libvirt came back", back.elapsed());
     for artefact in journal.open() {
         until("it is reaped", || source.reap(&artefact, &Cancel::new()).ok().filter(|gone| *gone));
     }

@@ -158,16 +158,17 @@ fn a_hung_daemon_does_not_hang_us() {
     let daemon = Pid::from_raw(lab.daemon_pid()).unwrap();
     kill_process(daemon, Signal::STOP).unwrap();
     // A person who gives up is heard at once.
-    let cancel = Cancel::new();
+    let (cancel, begun) = (Cancel::new(), Instant::now());
     std::thread::scope(|scope| {
         let call = scope.spawn(|| kind(source.inspect(&guest.vm(), &cancel)));
         cancel.cancel();
         assert_eq!(call.join().unwrap(), Some(Kind::Cancelled));
     });
+    assert!(begun.elapsed() < Duration::from_secs(5), "cancelling took {:?}", begun.elapsed());
     // Others wait for the deadline.
     let begun = Instant::now();
     assert_eq!(kind(frozen.check()), Some(Kind::Unavailable));
-    assert!(begun.elapsed() < Duration::from_secs(120), "the deadline took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "the deadline took {:?}", begun.elapsed());
     // The job cannot be ended now: it stays in the journal and is reaped when the daemon answers again.
     assert_eq!(kind(frozen.release()), Some(Kind::Unavailable));
     let left = journal.open();
