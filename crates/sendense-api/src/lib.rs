@@ -20,9 +20,9 @@ pub use dto::{
     HistoryQuery, ImageFormat, LIMIT_DEFAULT, LIMIT_MAX, LastBackup, Limit, ListQuery, LogEntry, LogLevel, Mount,
     MountResources, MountStatus, NbdOptions, NewToken, Page, ProtectionState, ProvedBackup, Prune, PruneFate,
     PruneQuery, PruneVm, PrunedBackup, Repository, RepositoryConfig, RestoreBackup, RestoreTarget, Role, SearchQuery,
-    Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateBackup, UpdateSource,
-    VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume, VolumeConsistency, VolumeState,
-    VsphereOptions, decode_path, encode_path,
+    Secret, Source, Storage, Task, TaskCounts, TaskFilter, TestReport, Token, UnlockVolume, UpdateBackup,
+    UpdateRepository, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume,
+    VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
 };
 pub use dto::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,

@@ -43,5 +43,6 @@ words! {
     VmOutcome, "What became of a VM in an execution: waiting, running, then completed, failed or skipped.";
     SourceKind, "What a source is.";
     RepositoryKind, "Where a repository lies.";
+    RepositoryMode, "What may be done in a repository now: everything; reading and verifying; nothing new, while what runs comes to its end; or nothing, and its folder is left alone.";
     ProblemCode, "A stable word for the kind of failure. More codes may come; none is ever renamed.";
 }

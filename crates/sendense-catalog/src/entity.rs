@@ -101,6 +101,10 @@ repositories = "repositories" {
     settings: Json,
     secret: Option<Vec<u8>>,
     created_at: Ts,
+    mode: Option<String>,
+    mode_reason: Option<String>,
+    mode_since: Option<Ts>,
+    mode_by: Option<String>,
 }}
 
 entity! { /// Restore points, also those that never came to be.

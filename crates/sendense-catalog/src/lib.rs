@@ -47,7 +47,7 @@ pub use journal::{Artefact, Journal, NewArtefact};
 pub use lease::{Lease, Leases};
 pub use node::{NewNode, NewNodeCode, Node, Nodes};
 pub use policy::{Policies, Policy};
-pub use repository::{NewRepository, Repositories, Repository, RepositoryChange};
+pub use repository::{Maintenance, NewRepository, Repositories, Repository, RepositoryChange};
 pub use schedule::{NewSchedule, Schedule, Schedules};
 pub use setting::Settings;
 pub use source::{NewSource, Source, SourceChange, Sources};

@@ -8,7 +8,7 @@ use crate::{Catalog, Page, counts, entity, value};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
 };
-use sendense_types::{Name, RepositoryId, RepositoryKind, Timestamp};
+use sendense_types::{Name, RepositoryId, RepositoryKind, RepositoryMode, Timestamp};
 use serde_json::Value;
 
 /// A repository.
@@ -28,6 +28,26 @@ pub struct Repository {
     pub secret: Option<Vec<u8>>,
     /// When it was added.
     pub created_at: Timestamp,
+    /// What may be done in it.
+    pub maintenance: Maintenance,
+}
+
+/// What may be done in a repository, and who said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintenance {
+    /// What may be done.
+    pub mode: RepositoryMode,
+    /// Why not more.
+    pub reason: Option<String>,
+    /// Since when; none when it never was otherwise.
+    pub since: Option<Timestamp>,
+    /// Who said so.
+    pub by: Option<String>,
+}
+
+impl Maintenance {
+    /// What a new repository begins with.
+    pub const NONE: Self = Self { mode: RepositoryMode::Normal, reason: None, since: None, by: None };
 }
 
 /// A repository to add.
@@ -87,6 +107,10 @@ impl Repositories<'_> {
                     settings: new.settings.clone(),
                     secret: new.secret.clone(),
                     created_at: now.into(),
+                    mode: None,
+                    mode_reason: None,
+                    mode_since: None,
+                    mode_by: None,
                 };
                 entity::repositories::Entity::insert(row.clone().into_active_model())
                     .exec_without_returning(&*tx)
@@ -181,6 +205,29 @@ impl Repositories<'_> {
             .await
     }
 
+    /// Says what may be done in one from now on, and gives what was said before.
+    pub async fn set_maintenance(&self, id: &RepositoryId, to: &Maintenance) -> Result<Maintenance> {
+        self.0
+            .write(|tx| async move {
+                let row = entity::repositories::Entity::find_by_id(id.as_str()).lock_exclusive().one(&*tx).await?;
+                let before: Repository = row.ok_or_else(|| Error::not_found(Noun::Repository, id))?.try_into()?;
+                let set = entity::repositories::ActiveModel {
+                    mode: Set(Some(to.mode.as_str().to_owned())),
+                    mode_reason: Set(to.reason.clone()),
+                    mode_since: Set(to.since.map(Into::into)),
+                    mode_by: Set(to.by.clone()),
+                    ..Default::default()
+                };
+                entity::repositories::Entity::update_many()
+                    .set(set)
+                    .filter(entity::repositories::Column::RepositoryId.eq(id.as_str()))
+                    .exec(&*tx)
+                    .await?;
+                Ok(before.maintenance)
+            })
+            .await
+    }
+
     /// Forgets one. What lies in it is not touched.
     ///
     /// # Errors
@@ -221,6 +268,12 @@ impl TryFrom<entity::repositories::Model> for Repository {
             settings: row.settings,
             secret: row.secret,
             created_at: row.created_at.into(),
+            maintenance: Maintenance {
+                mode: row.mode.map_or(Ok(RepositoryMode::Normal), |mode| value::read("mode", &mode))?,
+                reason: row.mode_reason,
+                since: row.mode_since.map(Into::into),
+                by: row.mode_by,
+            },
         })
     }
 }

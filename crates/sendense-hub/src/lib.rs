@@ -24,6 +24,7 @@ mod fault;
 pub mod http;
 mod hub;
 mod jobs;
+mod maintenance;
 mod metrics;
 mod mounts;
 mod nodes;

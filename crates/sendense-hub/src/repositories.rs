@@ -7,13 +7,14 @@
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::handle::Stop;
+use crate::maintenance::{self, Use};
 use parking_lot::Mutex;
 use sendense_api::Storage;
 use sendense_catalog as catalog;
 use sendense_repo::owner::{Adopt, Claim};
 use sendense_repo::repository::{Create, Options};
 use sendense_repo::{Kind, Repository};
-use sendense_types::{Problem, ProblemCode, RepositoryId, Timestamp};
+use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode, Timestamp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,12 +134,14 @@ impl Repositories {
         self.get_as(core, row, Create::Never, Adopt::Never).await
     }
 
-    /// The same by its id.
-    pub async fn by_id(&self, core: &Core, id: &RepositoryId) -> Result<Repository> {
-        if let Some(open) = self.opened(id) {
+    /// The same by its id, for whoever says what for: a maintenance mode may be in the way.
+    pub async fn by_id(&self, core: &Core, id: &RepositoryId, wanted: Use) -> Result<Repository> {
+        // What goes on asks nobody: only a repository that is offline is in its way, and that one is not open.
+        if let (Use::GoOn, Some(open)) = (wanted, self.opened(id)) {
             return Ok(open);
         }
         let row = core.catalog.repositories().get(id).await.or_problem()?;
+        maintenance::check(&row, wanted)?;
         self.get(core, &row).await
     }
 
@@ -160,6 +163,8 @@ impl Repositories {
         if let Some(open) = slot.state.lock().open.clone() {
             return Ok(open);
         }
+        // Read in this turn, so that none is opened that was taken offline a moment ago.
+        maintenance::check(&core.catalog.repositories().get(&row.repository_id).await.or_problem()?, Use::GoOn)?;
         let opened = open(core, row, create, adopt).await;
         let mut state = slot.state.lock();
         match &opened {
@@ -187,7 +192,7 @@ impl Repositories {
         let (core, id) = (core.clone(), id.clone());
         core.clone().tracker.spawn(async move {
             let opened = tokio::select! {
-                opened = core.repositories.by_id(&core, &id) => opened,
+                opened = core.repositories.by_id(&core, &id, Use::GoOn) => opened,
                 () = core.stop.cancelled() => return,
             };
             if opened.is_ok() {
@@ -236,6 +241,21 @@ impl Repositories {
     /// The room of all repositories, as last asked for.
     pub fn storages(&self) -> Vec<(String, Storage)> {
         self.slots.lock().values().filter_map(|slot| slot.state.lock().storage.clone()).collect()
+    }
+
+    /// Closes a repository that goes offline and gives its lease back, or says who holds something in it.
+    pub async fn close(&self, core: &Core, id: &RepositoryId) -> Result<(), Vec<String>> {
+        let slot = self.slot(id);
+        let _turn = slot.opening.lock().await;
+        let Some(repository) = self.opened(id) else { return Ok(()) };
+        repository.locks().shut().map_err(|holders| holders.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        {
+            let mut state = slot.state.lock();
+            (state.open, state.storage) = (None, None);
+        }
+        release(core, id, repository).await;
+        tracing::info!(repository_id = %id, "repository closed");
+        Ok(())
     }
 
     /// Forgets a repository that was removed from the catalog, and gives its lease back.
@@ -302,9 +322,17 @@ async fn look_for_more(core: &Arc<Core>) {
     };
     for row in rows {
         let id = &row.repository_id;
+        let may_tidy = maintenance::allows(row.maintenance.mode, Use::Write);
+        if row.maintenance.mode == RepositoryMode::Offline {
+            // Another hub was asked; here it is closed as soon as nothing is at work in it.
+            if core.repositories.opened(id).is_some() {
+                _ = maintenance::close(core, id).await;
+            }
+            continue;
+        }
         let recovered = core.repositories.slot(id).state.lock().is_recovered();
         match core.repositories.standing(core, id) {
-            Standing::Open if recovered => {}
+            Standing::Open if recovered || !may_tidy => {}
             Standing::Open | Standing::Untried => Repositories::open_in_background(core, id),
             Standing::Elsewhere | Standing::Away => {}
         }

@@ -118,6 +118,12 @@ pub struct Holder {
     pub who: String,
 }
 
+impl Holder {
+    fn of(held: &Claim) -> Self {
+        Self { operation: held.operation, vm: held.vm.clone(), who: held.who.clone() }
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} by {}", self.operation, self.vm, self.who)
@@ -132,18 +138,19 @@ pub struct ChainLocks(Arc<Mutex<Table>>);
 struct Table {
     next: u64,
     held: BTreeMap<u64, Claim>,
+    /// No claim is taken any more.
+    shut: bool,
 }
 
 impl ChainLocks {
     /// Takes a claim, or says who holds what is in its way. Never waits.
     pub fn acquire(&self, claim: Claim) -> Result<ChainGuard> {
         let mut table = self.0.lock();
-        let holders: Vec<Holder> = table
-            .held
-            .values()
-            .filter(|held| held.is_in_the_way_of(&claim))
-            .map(|held| Holder { operation: held.operation, vm: held.vm.clone(), who: held.who.clone() })
-            .collect();
+        if table.shut {
+            return Err(Error::new(Kind::Unavailable, "the repository was closed"));
+        }
+        let holders: Vec<Holder> =
+            table.held.values().filter(|held| held.is_in_the_way_of(&claim)).map(Holder::of).collect();
         if !holders.is_empty() {
             let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
             let context = format!("{} of {}: in the way: {}", claim.operation, claim.vm, names.join(", "));
@@ -176,6 +183,17 @@ impl ChainLocks {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
+    }
+
+    /// Shuts the table for good when nobody holds anything, or says who does: no claim comes between the look and the end.
+    ///
+    /// # Errors
+    /// Those who hold claims.
+    pub fn shut(&self) -> std::result::Result<(), Vec<Holder>> {
+        let mut table = self.0.lock();
+        let holders: Vec<Holder> = table.held.values().map(Holder::of).collect();
+        table.shut = holders.is_empty();
+        if table.shut { Ok(()) } else { Err(holders) }
     }
 
     /// Everything that is held now.
@@ -223,6 +241,19 @@ mod tests {
             assert_eq!(place, number);
         }
         assert_eq!(Operation::ALL.len(), Operation::Move as usize + 1, "move is the last");
+    }
+
+    #[test]
+    fn a_table_is_shut_only_when_nobody_holds_anything() {
+        let locks = ChainLocks::default();
+        let guard = locks.acquire(claim(Operation::Read, "vm-1", &["bk-1"])).unwrap();
+        let holders = locks.shut().unwrap_err();
+        assert_eq!(holders.iter().map(ToString::to_string).collect::<Vec<_>>(), ["read of vm-1 by task-read"]);
+        drop(locks.acquire(claim(Operation::Backup, "vm-1", &["bk-1"])).unwrap());
+        drop(guard);
+        locks.shut().unwrap();
+        let refused = locks.acquire(claim(Operation::Read, "vm-1", &["bk-1"])).unwrap_err();
+        assert_eq!(refused.kind, Kind::Unavailable);
     }
 
     /// Takes every pair, in both orders, on a common point, on two points of a VM, and on two VMs.

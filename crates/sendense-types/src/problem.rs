@@ -111,6 +111,8 @@ problems! {
     BackupHeld = "backup_held", 409, Caller;
     /// Another deployment owns the repository.
     RepositoryOwned = "repository_owned", 409, Operator;
+    /// Somebody has set the repository to a maintenance mode that does not allow it; whoever runs it sets it back.
+    RepositoryMaintenance = "repository_maintenance", 409, Operator;
     /// The request body is too large.
     TooLarge = "too_large", 413, Caller;
     /// A fault of ours.

@@ -30,3 +30,17 @@ words! {
         S3 = "s3",
     }
 }
+
+words! {
+    /// What may be done in a repository now.
+    RepositoryMode {
+        /// Everything.
+        Normal = "normal",
+        /// Points are read and verified; none is made, changed or deleted.
+        ReadOnly = "read_only",
+        /// What runs comes to its end, and nothing begins.
+        Draining = "draining",
+        /// Nothing: its folder is left alone.
+        Offline = "offline",
+    }
+}

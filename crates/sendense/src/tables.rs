@@ -8,7 +8,7 @@ use sendense_api::{
     Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune, Recovery, Repository,
     Source, Task, Token, Vm,
 };
-use sendense_types::{VerifyDepth, VerifyState};
+use sendense_types::{RepositoryMode, VerifyDepth, VerifyState};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -310,10 +310,35 @@ pub fn repositories(repositories: &[Repository]) -> Table {
             or_dash(storage.map(|storage| bytes(storage.used_bytes))),
             or_dash(storage.map(|storage| bytes(storage.available_bytes))),
             repository.config.path.clone(),
-            repository.problem.clone().unwrap_or_else(|| "ok".into()),
+            match (repository.mode, &repository.problem) {
+                (RepositoryMode::Normal, problem) => problem.clone().unwrap_or_else(|| "ok".into()),
+                (other, _) => mode(other),
+            },
         ]);
     }
     table
+}
+
+/// A maintenance mode as it is typed.
+pub fn mode(mode: RepositoryMode) -> String {
+    mode.as_str().replace('_', "-")
+}
+
+/// The same with who set it, when and why.
+pub fn mode_in_full(repository: &Repository) -> String {
+    let mut text = mode(repository.mode);
+    if repository.mode == RepositoryMode::Normal {
+        return text;
+    }
+    if let Some(since) = repository.mode_since {
+        text.push_str(&format!(" since {}", moment(since)));
+    }
+    for (before, told) in [(", by ", &repository.mode_by), (": ", &repository.mode_reason)] {
+        if let Some(told) = told {
+            text.push_str(&format!("{before}{told}"));
+        }
+    }
+    text
 }
 
 /// Sources.

@@ -11,8 +11,8 @@ use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
     LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository,
-    RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateSource, VerifyBackup, Vm,
-    VmFilter,
+    RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource,
+    VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -179,6 +179,12 @@ impl Client {
     /// The space of a repository.
     pub async fn repository_storage(&self, repository: &str) -> Result<Storage> {
         Ok(self.get::<_, StorageReply>(&["repositories", repository, "storage"], &()).await?.payload)
+    }
+
+    /// Changes a repository: its maintenance mode.
+    pub async fn update_repository(&self, repository: &str, request: &UpdateRepository) -> Result<Repository> {
+        let path = ["repositories", repository];
+        Ok(self.send::<_, RepositoryReply>(Method::PATCH, &path, request).await?.repository)
     }
 
     /// Tries what [`Client::create_repository`] would do, and leaves nothing behind.

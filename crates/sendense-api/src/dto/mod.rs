@@ -43,7 +43,7 @@ pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
-pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage};
+pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage, UpdateRepository};
 pub use restore::{ImageFormat, POOL_DEFAULT, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use schedule::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PreviewQuery, Schedule, ScheduleRules, ScheduleWindow,

@@ -1,7 +1,7 @@
 //! Repositories.
 
 use crate::schema;
-use sendense_types::{Compression, RepositoryId, RepositoryKind, Timestamp};
+use sendense_types::{Compression, RepositoryId, RepositoryKind, RepositoryMode, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -37,6 +37,20 @@ pub struct RepositoryConfig {
     pub path: String,
 }
 
+/// Changes a repository. What is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRepository {
+    /// What may be done in it from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::RepositoryMode>)]
+    pub mode: Option<RepositoryMode>,
+    /// Why, for those who are refused meanwhile. Only with a mode other than `normal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub mode_reason: Option<String>,
+}
+
 /// A repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Repository {
@@ -56,6 +70,16 @@ pub struct Repository {
     pub compression: Compression,
     /// How many tasks may work on it at once; null: as the hub says.
     pub running_tasks_max: Option<u32>,
+    /// What may be done in it now.
+    #[schema(value_type = schema::RepositoryMode)]
+    pub mode: RepositoryMode,
+    /// Why it is in that mode; null when it is `normal`, or nobody said why.
+    pub mode_reason: Option<String>,
+    /// Since when; null when it never was in another.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub mode_since: Option<Timestamp>,
+    /// Who set it.
+    pub mode_by: Option<String>,
     /// How many points it holds.
     pub backup_count: u64,
     /// Its space; null when it cannot be reached now.

@@ -13,6 +13,7 @@ mod m0006_schedules;
 mod m0007_nodes;
 mod m0009_verification;
 mod m0010_no_task_deadline;
+mod m0011_repository_modes;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_nodes::Migration),
             Box::new(m0009_verification::Migration),
             Box::new(m0010_no_task_deadline::Migration),
+            Box::new(m0011_repository_modes::Migration),
         ]
     }
 }

@@ -3,6 +3,7 @@
 use super::{App, Caller, tell, vms, wire};
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{BackupWork, Work};
+use crate::maintenance::{self, Use};
 use sendense_api::{Backup, CreateBackup, Role};
 use sendense_catalog as catalog;
 use sendense_types::{
@@ -41,6 +42,7 @@ impl App {
         check_tags(&asked)?;
         let vm = self.vm_asked(&asked).await?;
         let repository = self.repository_asked(&asked.repository_id).await?;
+        maintenance::check(&repository, Use::Write)?;
         let source_id = source_of(&vm)?;
         if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
             return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
@@ -60,6 +62,7 @@ impl App {
         partial: bool,
         recovery_id: RecoveryId,
     ) -> Result<Backup> {
+        maintenance::check(&repository, Use::Write)?;
         self.refuse_when_full().await?;
         let asked = CreateBackup {
             vm_name: None,

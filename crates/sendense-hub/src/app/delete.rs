@@ -3,6 +3,7 @@
 use super::{App, Caller};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, of_repo};
+use crate::maintenance::Use;
 use sendense_api::{DeleteQuery, DeletedBackup, Deletion, Role};
 use sendense_catalog as catalog;
 use sendense_repo::delete::{DeletePlan, Extent};
@@ -32,7 +33,8 @@ impl App {
     }
 
     async fn delete_point(&self, row: catalog::Backup, query: DeleteQuery, by: String) -> Result<Deletion> {
-        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let wanted = if query.dry_run { Use::Read } else { Use::Write };
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id, wanted).await?;
         let extent = if query.cascade { Extent::Cascade } else { Extent::Named };
         let (planner, vm, id) = (repository.clone(), row.vm_context_id.clone(), row.backup_id.clone());
         let planned = blocking(move || planner.plan_delete(&vm, &BTreeSet::from([id]), extent)).await?;

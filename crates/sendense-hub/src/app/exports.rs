@@ -4,6 +4,7 @@ use super::backups::disk_asked;
 use super::{App, Caller};
 use crate::exports::{Point, View};
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::Use;
 use sendense_api::{CreateExport, Export, ListQuery, Page, Role};
 use sendense_types::ExportId;
 
@@ -13,7 +14,7 @@ impl App {
         caller.require(Role::Operator)?;
         let row = self.point(&asked.backup_id).await?;
         let disk_id = disk_asked(&row, asked.disk_id)?;
-        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id, Use::Read).await?;
         let point =
             Point { backup_id: row.backup_id, vm_context_id: row.vm_context_id, vm_name: row.vm_name.into(), disk_id };
         let of = point.clone();

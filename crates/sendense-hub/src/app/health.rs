@@ -5,7 +5,7 @@ use crate::fault::Result;
 use crate::metrics;
 use sendense_api::{CheckStatus, DebugHealth, Health, HealthCheck, Role, TaskCounts};
 use sendense_catalog::{Page, TaskFilter};
-use sendense_types::TaskState;
+use sendense_types::{RepositoryMode, TaskState};
 use std::time::{Duration, Instant};
 
 /// How long one part may take to answer before it counts as failed: a person waits for the page.
@@ -88,6 +88,10 @@ impl App {
         let checks = rows.into_iter().map(|row| async move {
             let name = format!("repository {}", row.name);
             check(&name, async {
+                // Somebody wanted it so.
+                if row.maintenance.mode == RepositoryMode::Offline {
+                    return Ok("offline for maintenance".to_owned());
+                }
                 let storage = self.core.repositories.storage(&self.core, &row).await;
                 storage
                     .map(|storage| format!("{} of {} bytes free", storage.available_bytes, storage.total_bytes))

@@ -6,6 +6,7 @@
 
 use super::{App, Caller, vms};
 use crate::fault::{OrProblem, Result, internal, invalid};
+use crate::maintenance::Use;
 use crate::mounts::{Reader, fault, look::Looker, pick_volume, words};
 use sendense_api::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, Role, VersionState, encode_path};
 use sendense_catalog as catalog;
@@ -128,7 +129,7 @@ impl App {
         volume: Option<VolumeId>,
         path: GuestPath,
     ) -> Result<FileVersion> {
-        let repository = self.core.repositories.by_id(&self.core, &point.repository_id).await?;
+        let repository = self.core.repositories.by_id(&self.core, &point.repository_id, Use::Read).await?;
         let (vm, backup) = (point.vm_context_id.clone(), point.backup_id.clone());
         let detach = move || repository.detach_disk(&vm, &backup, disk_id, "a file's history").or_problem();
         looker.look(POINT_TIME_MAX, detach, move |reader, volumes| seen(reader, volumes, volume.as_ref(), &path)).await

@@ -4,6 +4,7 @@ use super::delete::refused;
 use super::{App, Caller};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
+use crate::maintenance::Use;
 use sendense_api::{Backup, Role, UpdateBackup};
 use sendense_repo::Hold;
 use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, Timestamp};
@@ -22,7 +23,7 @@ impl App {
             let details = format!("{id} is {}", row.status);
             return Err(Problem::new(ProblemCode::Conflict, "the backup holds no point", details));
         }
-        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id, Use::Write).await?;
         let (vm, point, who) = (row.vm_context_id, id.clone(), format!("hold by {}", caller.identity));
         let (asked, may_release) = (caller.clone(), caller.require(Role::Admin).is_ok());
         let (app, id) = (self.clone(), id.clone());

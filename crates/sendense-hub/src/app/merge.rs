@@ -5,6 +5,7 @@ use super::{App, Caller};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result};
 use crate::jobs::work::{MergeWork, Work};
+use crate::maintenance::Use;
 use sendense_api::{Merge, MergeQuery, Prune, PruneFate, Role, Task};
 use sendense_catalog as catalog;
 use sendense_repo::Kind;
@@ -23,7 +24,8 @@ impl App {
             let details = format!("recovery {recovery_id} runs on {held}; discard it first");
             return Err(Problem::new(ProblemCode::Conflict, "the point is in use", details));
         }
-        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let wanted = if how.dry_run { Use::Read } else { Use::Write };
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id, wanted).await?;
         let (vm, going, now) = (row.vm_context_id.clone(), id.clone(), self.core.now());
         let plan = blocking(move || repository.plan_merge(&vm, &going, now)).await?.map_err(|error| cannot(&error))?;
         let task_id = if how.dry_run {

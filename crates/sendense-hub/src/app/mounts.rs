@@ -3,6 +3,7 @@
 use super::backups::disk_asked;
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, invalid};
+use crate::maintenance::Use;
 use crate::mounts::archive::{self, Bounds};
 use crate::mounts::outlet::{self, Pieces};
 use crate::mounts::{Mount, Point, fault, words};
@@ -52,7 +53,7 @@ impl App {
         let disk_id = disk_asked(&row, asked.disk_id)?;
         let volume = asked.volume.as_deref().map(VolumeId::parse).transpose();
         let volume = volume.map_err(|error| fault::of_guestfs(&error))?;
-        let repository = self.core.repositories.by_id(&self.core, &row.repository_id).await?;
+        let repository = self.core.repositories.by_id(&self.core, &row.repository_id, Use::Read).await?;
         let id = MountId::generate();
         let point =
             Point { backup_id: row.backup_id, vm_context_id: row.vm_context_id, vm_name: row.vm_name.into(), disk_id };

@@ -7,6 +7,7 @@ use super::delete::refused;
 use super::{App, Caller, vms};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
+use crate::maintenance::Use;
 use sendense_api::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup, Role};
 use sendense_catalog as catalog;
 use sendense_repo::delete::Extent;
@@ -57,8 +58,9 @@ impl App {
         by: String,
     ) -> Result<Prune> {
         let mut places = Vec::new();
+        let wanted = if how.dry_run { Use::Read } else { Use::Write };
         for repository_id in self.repositories_of(&vm.vm_context_id, only).await? {
-            places.push(self.plan_in(&vm.vm_context_id, repository_id, &policy).await?);
+            places.push(self.plan_in(&vm.vm_context_id, repository_id, &policy, wanted).await?);
         }
         let pruned = describe(&vm, &places, how.dry_run);
         if how.plan_id.is_some_and(|expected| expected != pruned.plan_id) {
@@ -74,8 +76,14 @@ impl App {
     }
 
     /// Makes the plan for one repository.
-    async fn plan_in(&self, vm: &VmContextId, repository_id: RepositoryId, policy: &Policy) -> Result<Place> {
-        let repository = self.core.repositories.by_id(&self.core, &repository_id).await?;
+    async fn plan_in(
+        &self,
+        vm: &VmContextId,
+        repository_id: RepositoryId,
+        policy: &Policy,
+        wanted: Use,
+    ) -> Result<Place> {
+        let repository = self.core.repositories.by_id(&self.core, &repository_id, wanted).await?;
         let rows = self.points_in(vm, &repository_id).await?;
         let (reader, of) = (repository.clone(), vm.clone());
         let holds = blocking(move || reader.holds(&of)).await?.or_problem()?;

@@ -3,6 +3,7 @@
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{MigrateWork, Work};
+use crate::maintenance::Use;
 use crate::recoveries::{self, Recovery, State, Wanted};
 use sendense_api as dto;
 use sendense_api::{
@@ -127,7 +128,7 @@ impl App {
         }
         let record = recovery.record();
         // A repository that is away now is no reason to tell nothing of the recovery.
-        let Ok(repository) = self.core.repositories.by_id(&self.core, &record.repository_id).await else {
+        let Ok(repository) = self.core.repositories.by_id(&self.core, &record.repository_id, Use::GoOn).await else {
             return Ok(out);
         };
         let read = move || repository.manifest(&record.vm_context_id, &record.backup_id).or_problem();

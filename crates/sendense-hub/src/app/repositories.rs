@@ -4,17 +4,25 @@ use super::{App, Caller};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::work::{ImportWork, Work};
+use crate::maintenance::{self, Use};
 use crate::repositories::{path_of, within};
-use sendense_api::{CreateRepository, ListQuery, Page, Repository, RepositoryConfig, Role, Storage, Task, TestReport};
+use sendense_api::{
+    CreateRepository, ListQuery, Page, Repository, RepositoryConfig, Role, Storage, Task, TestReport, UpdateRepository,
+};
 use sendense_catalog as catalog;
 use sendense_repo::owner::{self, Adopt};
 use sendense_repo::repository::Create;
-use sendense_types::{Compression, Name, NameError, Problem, ProblemCode, RepositoryId, RepositoryKind};
+use sendense_types::{
+    Compression, Name, NameError, Problem, ProblemCode, RepositoryId, RepositoryKind, RepositoryMode,
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Free space below which a test warns: less than one large disk's worth of changes.
 const LITTLE_SPACE_BYTES: u64 = 10 << 30;
+
+/// A reason for a maintenance mode: a line.
+const REASON_BYTES_MAX: usize = 255;
 
 /// How a repository is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +106,35 @@ impl App {
         self.repository_out(self.repository(id_or_name).await?).await
     }
 
+    /// Sets a repository to another maintenance mode.
+    pub async fn update_repository(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        change: UpdateRepository,
+    ) -> Result<Repository> {
+        caller.require(Role::Admin)?;
+        let row = self.repository(id_or_name).await?;
+        let mode = change.mode.unwrap_or(row.maintenance.mode);
+        if let Some(reason) = &change.mode_reason {
+            check_reason(reason, mode)?;
+        }
+        let to = catalog::Maintenance {
+            mode,
+            reason: change.mode_reason,
+            since: Some(self.core.now()),
+            by: Some(caller.identity.clone()),
+        };
+        tracing::info!(repository_id = %row.repository_id, name = %row.name, mode = %mode, reason = ?to.reason,
+            by = %caller.identity, "maintenance mode is set");
+        let app = self.clone();
+        self.to_the_end(async move {
+            maintenance::set(&app.core, &row, to).await?;
+            app.get_repository(row.repository_id.as_str()).await
+        })
+        .await
+    }
+
     /// The room of a repository.
     pub async fn repository_storage(&self, id_or_name: &str) -> Result<Storage> {
         let row = self.repository(id_or_name).await?;
@@ -161,6 +198,7 @@ impl App {
             let details = format!("policy {policy} puts points into it; change that first");
             return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
         }
+        maintenance::check(&row, Use::Write)?;
         // What the catalog does not know may lie there still: a folder that cannot be looked at is not forgotten.
         let repository = self.core.repositories.get(&self.core, &row).await?;
         let listed = blocking(move || {
@@ -242,6 +280,10 @@ impl App {
                 .map_err(|error| internal("a repository's place cannot be read", error.to_string()))?,
             compression: settings.compression,
             running_tasks_max: settings.running_tasks_max,
+            mode: row.maintenance.mode,
+            mode_reason: row.maintenance.reason,
+            mode_since: row.maintenance.since,
+            mode_by: row.maintenance.by,
             backup_count,
             storage: storage.ok(),
             problem: problem.map(|problem| match problem.details.as_str() {
@@ -251,6 +293,17 @@ impl App {
             created_at: row.created_at,
         })
     }
+}
+
+/// A reason is for people who are refused; it stands in messages, lists and logs.
+fn check_reason(reason: &str, mode: RepositoryMode) -> Result<()> {
+    if mode == RepositoryMode::Normal {
+        return Err(invalid("mode_reason is for a mode other than normal"));
+    }
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+        return Err(invalid(format!("mode_reason is a line of 1 to {REASON_BYTES_MAX} bytes")));
+    }
+    Ok(())
 }
 
 /// One folder is one repository: two would not see each other's locks. Nor is one the place for anything else.

@@ -3,6 +3,7 @@
 use super::{App, Caller, tell, wire};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::handle::Stop;
+use crate::maintenance;
 use futures::Stream;
 use sendense_api::{Event, ListQuery, LogEntry, Page, Role, Task, TaskFilter};
 use sendense_catalog as catalog;
@@ -87,6 +88,9 @@ impl App {
         work: crate::jobs::work::Work,
         subject: catalog::TaskSubject,
     ) -> Result<Task> {
+        if let Some(id) = work.about().repository_id {
+            maintenance::check(&self.core.catalog.repositories().get(id).await.or_problem()?, work.wants())?;
+        }
         self.refuse_when_full().await?;
         let new = catalog::NewTask {
             task_id: TaskId::generate(),

@@ -80,7 +80,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(tasks::events))
         .routes(routes!(repositories::create_repository, repositories::list_repositories))
         .routes(routes!(repositories::test_repository))
-        .routes(routes!(repositories::get_repository, repositories::delete_repository))
+        .routes(routes!(repositories::get_repository, repositories::update_repository, repositories::delete_repository))
         .routes(routes!(repositories::repository_storage))
         .routes(routes!(repositories::import_repository))
         .routes(routes!(sources::create_source, sources::list_sources))

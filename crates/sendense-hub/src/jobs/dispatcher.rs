@@ -8,8 +8,10 @@ use super::runner;
 use super::work::Work;
 use crate::core::Core;
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::allows;
 use crate::repositories::{Repositories, Standing};
 use sendense_catalog::{Conflict, Error, Page, Task};
+use sendense_types::RepositoryMode;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +47,7 @@ async fn pass(core: &Arc<Core>) -> Result<()> {
     let mut waiting: Vec<(Task, Work, Needs)> = Vec::new();
     for task in pending {
         match Work::read(&task.request) {
-            Ok(work) if !is_ours(core, &work) => {}
+            Ok(work) if limits.holds_back(&work) || !is_ours(core, &work) => {}
             Ok(work) => {
                 let needs = limits.needs(core, &work);
                 waiting.push((task, work, needs));
@@ -93,6 +95,8 @@ fn is_ours(core: &Arc<Core>, work: &Work) -> bool {
 struct Limits {
     repositories: HashMap<sendense_types::RepositoryId, usize>,
     sources: HashMap<sendense_types::SourceId, usize>,
+    /// Of those that are not in normal use.
+    modes: HashMap<sendense_types::RepositoryId, RepositoryMode>,
 }
 
 impl Limits {
@@ -100,6 +104,8 @@ impl Limits {
         let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
         let (repositories, _) = core.catalog.repositories().list(page).await.or_problem()?;
         let (sources, _) = core.catalog.sources().list(page).await.or_problem()?;
+        let modes = repositories.iter().map(|row| (row.repository_id.clone(), row.maintenance.mode));
+        let modes = modes.filter(|(_, mode)| *mode != RepositoryMode::Normal).collect();
         let repositories = repositories.into_iter().filter_map(|row| {
             let max = crate::app::repositories::Settings::read(&row.settings).ok()?.running_tasks_max?;
             Some((row.repository_id, max as usize))
@@ -108,7 +114,13 @@ impl Limits {
             let max = crate::app::sources::Settings::read(&row.config).ok()?.running_tasks_max?;
             Some((row.source_id, max as usize))
         });
-        Ok(Self { repositories: repositories.collect(), sources: sources.collect() })
+        Ok(Self { repositories: repositories.collect(), sources: sources.collect(), modes })
+    }
+
+    /// True for work that waits until its repository is out of maintenance.
+    fn holds_back(&self, work: &Work) -> bool {
+        let mode = work.about().repository_id.and_then(|id| self.modes.get(id));
+        mode.is_some_and(|mode| !allows(*mode, work.wants()))
     }
 
     fn needs(&self, core: &Core, work: &Work) -> Needs {
@@ -116,5 +128,99 @@ impl Limits {
             |id| self.repositories.get(id).copied().unwrap_or(core.limits.running_per_repository),
             |id| self.sources.get(id).copied().unwrap_or(core.limits.running_per_source),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::work::{BackupWork, ImportWork, MergeWork, MigrateWork, RestoreWork, VerifyWork};
+    use sendense_api::{ImageFormat, RestoreTarget};
+    use sendense_types::{BackupType, Compression, OnTrackingLoss, RecoveryId, RepositoryId, SourceId};
+
+    /// One of each sort, in this repository.
+    fn each(repository_id: &RepositoryId) -> Vec<Work> {
+        let (vm_context_id, vm_name) = ("vm-1".parse().unwrap(), "web".to_owned());
+        let (backup_id, source_id): (_, SourceId) = ("bk-1".parse().unwrap(), "src-1".parse().unwrap());
+        let backup = BackupWork {
+            time_limit_seconds: None,
+            backup_id,
+            vm_context_id,
+            vm_name,
+            source_id,
+            repository_id: repository_id.clone(),
+            backup_type: BackupType::Full,
+            disk_id: None,
+            exclude_disks: Vec::new(),
+            quiesce: false,
+            compression: Compression::Off,
+            on_tracking_loss: OnTrackingLoss::Compare,
+            policy_id: None,
+            tags: Default::default(),
+            recovery_id: None,
+        };
+        let BackupWork { backup_id, vm_context_id, vm_name, source_id, repository_id, .. } = backup.clone();
+        vec![
+            Work::Backup(backup),
+            Work::Restore(RestoreWork {
+                backup_id: backup_id.clone(),
+                vm_context_id: vm_context_id.clone(),
+                vm_name: vm_name.clone(),
+                repository_id: repository_id.clone(),
+                disk_id: None,
+                source_id: None,
+                target: RestoreTarget::Nbd { uri: "nbd://host".to_owned() },
+            }),
+            Work::Migrate(MigrateWork {
+                recovery_id: RecoveryId::generate(),
+                backup_id: backup_id.clone(),
+                vm_context_id: vm_context_id.clone(),
+                vm_name: vm_name.clone(),
+                repository_id: repository_id.clone(),
+                source_id,
+                folder: "/images".to_owned(),
+                format: ImageFormat::Raw,
+            }),
+            Work::Verify(VerifyWork {
+                backup_id: backup_id.clone(),
+                vm_context_id: vm_context_id.clone(),
+                vm_name: vm_name.clone(),
+                repository_id: repository_id.clone(),
+                deep: true,
+                own_files_only: false,
+                aside: false,
+            }),
+            Work::Merge(MergeWork {
+                vm_context_id,
+                vm_name,
+                repository_id: repository_id.clone(),
+                backup_ids: vec![backup_id],
+            }),
+            Work::Import(ImportWork { repository_id }),
+        ]
+    }
+
+    #[test]
+    fn every_sort_of_task_waits_in_the_modes_that_do_not_allow_it() {
+        let (here, elsewhere) = (RepositoryId::generate(), RepositoryId::generate());
+        let mut table = String::new();
+        for mode in RepositoryMode::ALL {
+            let modes = [(here.clone(), *mode)].into();
+            let limits = Limits { repositories: HashMap::new(), sources: HashMap::new(), modes };
+            let waiting: Vec<&str> = each(&here)
+                .iter()
+                .filter(|work| limits.holds_back(work))
+                .map(|work| if matches!(work, Work::Migrate(_)) { "migrate" } else { work.kind().as_str() })
+                .collect();
+            table.push_str(&format!("{mode} holds back [{}]\n", waiting.join(", ")));
+            assert!(each(&elsewhere).iter().all(|work| !limits.holds_back(work)), "of another repository");
+        }
+        expect_test::expect![[r#"
+            normal holds back []
+            read_only holds back [backup, consolidate]
+            draining holds back [backup, restore, verify, consolidate, import]
+            offline holds back [backup, restore, migrate, verify, consolidate, import]
+        "#]]
+        .assert_eq(&table);
     }
 }

@@ -4,6 +4,7 @@ use super::handle::Handle;
 use super::work::MergeWork;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
+use crate::maintenance::Use;
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
 use sendense_repo::merge::Options;
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20 * 60);
 /// Merges each point of the list. What stands in the way of one of several is told, and the others are merged.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork) -> Result<serde_json::Value> {
     let row = core.catalog.repositories().get(&work.repository_id).await.or_problem()?;
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Write).await?;
     let (mut merged, mut left) = (0_u64, 0_u64);
     for id in &work.backup_ids {
         match one(core, handle, &work, &repository, id).await {

@@ -5,6 +5,7 @@ use super::work::{RestoreWork, Work};
 use crate::app::repositories::refuse_known_folder;
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
+use crate::maintenance::Use;
 use crate::restore::{Job, LANES, Onto, check_uri, remove_parts, restore_file, restore_nbd, restore_onto};
 use sendense_api::{RestoreTarget, VmdkSubformat};
 use sendense_block::{Cancel, ReadAt};
@@ -75,7 +76,7 @@ fn takes_room(core: &Core, target: &RestoreTarget) -> Option<PathBuf> {
 /// Refuses a restore that cannot fit before a task is made for it. Whatever else goes wrong is the task's to meet and to tell.
 pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -> Result<()> {
     let (core, work) = (core.clone(), work.clone());
-    let Ok(repository) = core.repositories.by_id(&core, &work.repository_id).await else { return Ok(()) };
+    let Ok(repository) = core.repositories.by_id(&core, &work.repository_id, Use::Read).await else { return Ok(()) };
     let cancel = Cancel::new();
     let asked = cancel.clone();
     let looked = blocking(move || {
@@ -98,7 +99,7 @@ pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -
 
 /// Restores the disk.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
     if let RestoreTarget::File { path, .. } = &work.target {
         // Somebody may have made one there while the restore waited.
         refuse_known_folder(core, Path::new(path)).await?;

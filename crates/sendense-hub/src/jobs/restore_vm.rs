@@ -10,6 +10,7 @@ use super::{restore_onto_vm, restore_remote};
 use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
+use crate::maintenance::Use;
 use crate::restore::{Job, LANES, documents};
 use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
@@ -29,7 +30,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     };
     let id = source_id.parse().map_err(|_| invalid("source_id is not valid"))?;
     let row = core.catalog.sources().get(&id).await.or_problem()?;
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
     let source = core.open_source(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
     if *onto {

@@ -4,6 +4,7 @@ use super::handle::Handle;
 use super::work::VerifyWork;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::Use;
 use crate::verification;
 use sendense_repo::verify::{Depth, Options, PointReport, Report, Scope, Work};
 use sendense_repo::{Kind, layout};
@@ -18,7 +19,7 @@ const FINDINGS_TOLD_MAX: usize = 50;
 /// Checks the point, and keeps what was found of it and of those that it builds on. Damage that it needs is a failure of the
 /// task, told with file and segment.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork) -> Result<serde_json::Value> {
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
     let (worker, progress) = (handle.clone(), handle.measure_verify());
     let (of, pace) = (work.clone(), work.aside.then_some(core.limits.verify_bytes_per_second));
     let verified = blocking(move || {

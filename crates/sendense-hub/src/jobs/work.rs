@@ -4,6 +4,7 @@
 
 use super::queue::Needs;
 use crate::fault::{Result, internal};
+use crate::maintenance::Use;
 use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_types::{
     BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RecoveryId, RepositoryId, SourceId, TaskKind,
@@ -141,6 +142,16 @@ impl Work {
     /// How long it may take, all told, where whoever asked for it says so.
     pub fn time_limit_seconds(&self) -> Option<u32> {
         if let Self::Backup(work) = self { work.time_limit_seconds } else { None }
+    }
+
+    /// What it wants of its repository when it begins.
+    pub fn wants(&self) -> Use {
+        match self {
+            Self::Backup(_) | Self::Merge(_) => Use::Write,
+            Self::Restore(_) | Self::Verify(_) | Self::Import(_) => Use::Read,
+            // It is how a recovery that reads from the repository already comes to its end.
+            Self::Migrate(_) => Use::GoOn,
+        }
     }
 
     /// The kind of task that does it.

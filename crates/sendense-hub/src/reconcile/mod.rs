@@ -22,6 +22,7 @@ pub(crate) use points::{adopt_machine, point, repository};
 pub(crate) use sweep::is_alive;
 
 use crate::core::Core;
+use crate::maintenance::{Use, allows};
 use crate::repositories::Repositories;
 use sendense_catalog::Page;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub(crate) async fn at_start(core: &Arc<Core>) {
     let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
     match core.catalog.repositories().list(page).await {
         Ok((rows, _)) => {
-            for row in rows {
+            for row in rows.iter().filter(|row| allows(row.maintenance.mode, Use::GoOn)) {
                 Repositories::open_in_background(core, &row.repository_id);
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::Use;
 use parking_lot::Mutex;
 use sendense_block::error::chain;
 use sendense_catalog as catalog;
@@ -9,7 +10,7 @@ use sendense_catalog::{KnownDisk, KnownVm};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::recover::{Catalog, Report};
 use sendense_repo::{Hold, Kind, Repository};
-use sendense_types::{BackupId, BackupStatus, RepositoryId, SourceKind, VmContextId};
+use sendense_types::{BackupId, BackupStatus, ProblemCode, RepositoryId, SourceKind, VmContextId};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ impl Catalog for View {
 pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
     match pass(core, id).await {
         Ok(()) => true,
+        // It is done when the mode is set back.
+        Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => false,
         Err(problem) => {
             tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details,
                 "recover a repository");
@@ -49,7 +52,7 @@ pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
 
 async fn pass(core: &Arc<Core>, id: &RepositoryId) -> Result<()> {
     let row = core.catalog.repositories().get(id).await.or_problem()?;
-    let repository = core.repositories.by_id(core, id).await?;
+    let repository = core.repositories.by_id(core, id, Use::Write).await?;
     let view = Arc::new(view(core, id).await?);
     let (asked, recovered, now) = (view.clone(), repository.clone(), core.now());
     let report = blocking(move || recovered.recover(&*asked, now)).await?.or_problem()?;

@@ -11,6 +11,7 @@ use super::record::{Record, State};
 use super::{Recovery, Turn, disks, life, machine};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::Use;
 use sendense_block::{Cancel, ChangeMap, Disk, Overlay};
 use sendense_repo::manifest::{Content, Manifest};
 use sendense_source::{
@@ -70,7 +71,7 @@ pub(crate) async fn begin(core: &Arc<Core>, id: &RecoveryId, backup_id: &BackupI
     let turn = recovery.turn().await?;
     check(core, &recovery).await?;
     let record = recovery.record();
-    let repository = core.repositories.by_id(core, &record.repository_id).await?;
+    let repository = core.repositories.by_id(core, &record.repository_id, Use::GoOn).await?;
     let (vm, point) = (record.vm_context_id.clone(), record.backup_id.clone());
     let manifest = blocking(move || repository.manifest(&vm, &point)).await?.or_problem()?;
     let state = State::Committing { backup_id: backup_id.clone() };
@@ -106,7 +107,7 @@ pub(super) async fn settle(
     record: Record,
     backup_id: BackupId,
 ) -> Result<()> {
-    let repository = core.repositories.by_id(core, &record.repository_id).await?;
+    let repository = core.repositories.by_id(core, &record.repository_id, Use::GoOn).await?;
     let vm = record.vm_context_id;
     match blocking(move || repository.manifest(&vm, &backup_id)).await? {
         Ok(_) => life::end_now(core, recovery).await,

@@ -8,6 +8,7 @@ use super::record::State;
 use super::{Recovery, commit, life, machine, migrate};
 use crate::core::{Core, blocking};
 use crate::fault::Result;
+use crate::maintenance::Use;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ async fn wake(core: &Arc<Core>, recovery: &Arc<Recovery>) {
 
 /// Whoever has the turn brings it to where it should be; so nothing here waits for one.
 async fn serve(core: &Arc<Core>, recovery: &Arc<Recovery>) -> Result<()> {
-    let repository = core.repositories.by_id(core, &recovery.record().repository_id).await?;
+    let repository = core.repositories.by_id(core, &recovery.record().repository_id, Use::GoOn).await?;
     let Some(_turn) = recovery.free_turn() else { return Ok(()) };
     if recovery.record().state != State::Ready || recovery.served().0.is_some() {
         return Ok(());

@@ -6,6 +6,7 @@ use super::record::{DiskRecord, MachineRecord, Of, Record, State};
 use super::{Recovery, migrate};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, of_block};
+use crate::maintenance::Use;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sendense_block::{self as block, ByteLen};
@@ -28,7 +29,7 @@ pub(crate) async fn create(
     wanted: Option<Wanted>,
     by: &str,
 ) -> Result<(Arc<Recovery>, Vec<String>)> {
-    let repository = core.repositories.by_id(core, &row.repository_id).await?;
+    let repository = core.repositories.by_id(core, &row.repository_id, Use::Read).await?;
     let door = match &wanted {
         Some(wanted) => Some(machine::door(core, &wanted.source_id).await?),
         None => None,

@@ -36,6 +36,10 @@ const RETRY_SECONDS: [i64; 4] = [30, 300, 900, 1800];
 /// How long a machine waits that cannot begin now because of others: a backup by hand, a full queue.
 const BUSY_SECONDS: i64 = 60;
 
+/// How long an execution waits for a repository that is looked after: a night's and a day's work on the shelf. Then its machines
+/// are left out, and the next occurrence has its turn.
+const MAINTENANCE_SECONDS_MAX: i64 = 24 * 3600;
+
 /// Backups of one execution that wait or run at once, for each that a hub may run: as many again stand ready, and what a
 /// person asks for meanwhile is not behind thousands.
 const AT_ONCE_PER_RUNNING: usize = 2;
@@ -260,7 +264,8 @@ async fn move_on(app: &App, execution: &Execution, schedule: Option<&catalog::Sc
     for vm in vms.iter_mut().filter(|vm| vm.outcome == VmOutcome::Waiting) {
         if !work.may_begin {
             vm.outcome = VmOutcome::Skipped;
-            vm.reason = Some("the window closed before its turn came".to_owned());
+            let waited = vm.reason.take().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            vm.reason = Some(format!("the window closed before its turn came{waited}"));
             work.note(vm).await?;
         } else if free > 0 && vm.not_before.is_none_or(|not_before| not_before <= now) {
             work.begin(vm).await?;
@@ -384,12 +389,30 @@ impl Work<'_> {
 
     /// Notes a backup that could not be begun. Where another hub has the execution meanwhile, noting it says so.
     async fn refused(&self, vm: &mut ExecutionVm, problem: Problem) -> Result<()> {
+        if problem.code == ProblemCode::RepositoryMaintenance {
+            return self.put_off(vm, words(&problem)).await;
+        }
         vm.attempts = vm.attempts.saturating_add(1);
         self.failed(vm, words(&problem), problem.code).await
     }
 
+    /// Notes that the repository is looked after: it waits without an attempt of its own, but not for ever.
+    async fn put_off(&self, vm: &mut ExecutionVm, reason: String) -> Result<()> {
+        vm.reason = Some(reason);
+        if self.now.seconds_since(self.execution.started_at) > MAINTENANCE_SECONDS_MAX as f64 {
+            vm.outcome = VmOutcome::Skipped;
+        } else {
+            vm.outcome = VmOutcome::Waiting;
+            vm.not_before = Some(self.now.plus_seconds(BUSY_SECONDS));
+        }
+        self.note(vm).await
+    }
+
     /// Notes a failure: to be tried again when it may pass, and there is a try left.
     async fn failed(&self, vm: &mut ExecutionVm, reason: String, code: ProblemCode) -> Result<()> {
+        if code == ProblemCode::RepositoryMaintenance {
+            return self.put_off(vm, reason).await;
+        }
         vm.reason = Some(reason);
         match pause_seconds(code, vm.attempts) {
             Some(seconds) => {

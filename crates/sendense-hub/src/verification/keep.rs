@@ -5,6 +5,7 @@
 
 use crate::app::{App, Caller};
 use crate::fault::{OrProblem, Result};
+use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::Role;
 use sendense_catalog::{Backup, Page};
@@ -55,7 +56,8 @@ async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<()>
     let mut oldest: Option<Backup> = None;
     for repository in repositories {
         let id = &repository.repository_id;
-        if core.repositories.standing(core, id) != Standing::Open {
+        let may_read = allows(repository.maintenance.mode, Use::Read);
+        if !may_read || core.repositories.standing(core, id) != Standing::Open {
             continue;
         }
         let found = core.catalog.backups().longest_unproved(id, before, CANDIDATES).await.or_problem()?;

@@ -4,6 +4,7 @@ use super::lost;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
 use crate::jobs::work::{BackupWork, VerifyWork};
+use crate::maintenance::Use;
 use sendense_api::{Alert, AlertKind};
 use sendense_catalog as catalog;
 use sendense_catalog::{Lost, Verification, Verified};
@@ -43,7 +44,7 @@ struct Need {
 pub(crate) async fn record(core: &Arc<Core>, work: &VerifyWork, report: &Report) -> Result<Option<VerifyState>> {
     let (vm, repository_id) = (&work.vm_context_id, &work.repository_id);
     let backups = core.catalog.backups();
-    let repository = core.repositories.by_id(core, repository_id).await?;
+    let repository = core.repositories.by_id(core, repository_id, Use::GoOn).await?;
     let damaged = backups.damaged(vm, repository_id).await.or_problem()?;
     let mut case = Case { core, vm, repository_id, repository, damaged, now: core.now() };
     let depth = if work.deep { VerifyDepth::Deep } else { VerifyDepth::AtRest };
@@ -110,7 +111,7 @@ pub(crate) async fn judge_new_point(core: &Arc<Core>, work: &BackupWork) -> Resu
     if damaged.is_empty() {
         return Ok(());
     }
-    let repository = core.repositories.by_id(core, repository_id).await?;
+    let repository = core.repositories.by_id(core, repository_id, Use::GoOn).await?;
     let case = Case { core, vm, repository_id, repository, damaged, now: core.now() };
     let Some(row) = case.row(&work.backup_id).await? else { return Ok(()) };
     let Some(need) = case.need(&row).await? else { return Ok(()) };

@@ -20,7 +20,7 @@ pub use source::{
 };
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use sendense_types::{BackupId, Compression, ExportId, TaskId};
+use sendense_types::{BackupId, Compression, ExportId, RepositoryMode, TaskId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -254,6 +254,18 @@ pub enum RepoCommand {
         /// Its name or id.
         repo: String,
     },
+    /// Say what may be done in a repository: normal, read-only (nothing is made, changed or deleted), draining (what runs
+    /// comes to its end, nothing begins) or offline (the hub closes the folder and leaves it alone).
+    Mode {
+        /// Its name or id.
+        repo: String,
+        /// normal, read-only, draining or offline.
+        #[arg(value_parser = repository_mode)]
+        mode: RepositoryMode,
+        /// Why, for those who are refused meanwhile.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Rebuild the catalog from the repository's manifests.
     Import {
         /// Its name or id.
@@ -264,6 +276,11 @@ pub enum RepoCommand {
         /// Its name or id.
         repo: String,
     },
+}
+
+/// A mode as it is typed or as the API says it.
+fn repository_mode(text: &str) -> Result<RepositoryMode, String> {
+    text.replace('-', "_").parse()
 }
 
 #[derive(Debug, Subcommand)]
@@ -522,6 +539,7 @@ mod tests {
             "sendense hub --data-dir D --listen 127.0.0.1:0 --allow-path A --allow-path B",
             "sendense repo add local --name R --path P",
             "sendense repo import R",
+            "sendense repo mode R read-only --reason new-disks",
             "sendense source add image --name I --path P",
             "sendense source add libvirt --name L --uri qemu:///system --scratch S --scratch-floor 2GiB",
             "sendense source add nbd --name N --uri nbd://h/e",

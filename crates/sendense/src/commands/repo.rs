@@ -7,7 +7,7 @@ use crate::output::{bytes, json, line, moment, say, table as show};
 use crate::{progress, tables};
 use anyhow::Result;
 use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, TaskReply};
-use sendense_api::{CreateRepository, ListQuery, RepositoryConfig};
+use sendense_api::{CreateRepository, ListQuery, RepositoryConfig, UpdateRepository};
 use sendense_types::RepositoryKind;
 
 /// Runs the command.
@@ -49,6 +49,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                     ("type", repository.kind.to_string()),
                     ("path", repository.config.path.clone()),
                     ("on", storage.map(|storage| storage.mount_point.clone()).unwrap_or_default()),
+                    ("mode", tables::mode_in_full(&repository)),
                     ("backups", repository.backup_count.to_string()),
                     ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
                     ("free", free.unwrap_or_default()),
@@ -57,6 +58,15 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                     ("created", moment(repository.created_at)),
                     ("problem", repository.problem.clone().unwrap_or_default()),
                 ]));
+            }
+        }
+        RepoCommand::Mode { repo, mode, reason } => {
+            let change = UpdateRepository { mode: Some(mode), mode_reason: reason };
+            let repository = client.update_repository(&repo, &change).await?;
+            if context.json {
+                json(&RepositoryReply::new(repository))?;
+            } else {
+                line(format!("repository {} is {}", repository.name, tables::mode(repository.mode)));
             }
         }
         RepoCommand::Import { repo } => {

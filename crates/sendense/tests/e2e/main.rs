@@ -19,6 +19,7 @@ mod identity;
 mod journey;
 mod kill;
 mod libvirt;
+mod maintenance;
 mod memory;
 mod merge;
 mod nbd;

@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -17,6 +17,7 @@ const MIGRATIONS: [&str; 9] = [
     "m0007_nodes",
     "m0009_verification",
     "m0010_no_task_deadline",
+    "m0011_repository_modes",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

@@ -81,6 +81,25 @@ pub async fn a_repository_in_use_stays(db: TestDb) {
     let change = RepositoryChange { settings: Some(json!({"compression": "off"})), ..Default::default() };
     let changed = repositories.update(&one.repository_id, &change).await.expect("update");
     assert_eq!(changed.settings, json!({"compression": "off"}));
+    // A mode is kept, another change leaves it, and who sets it learns what was before.
+    let away = Maintenance {
+        mode: RepositoryMode::ReadOnly,
+        reason: Some("the shelf moves".to_owned()),
+        since: Some(at(40)),
+        by: Some("anna".to_owned()),
+    };
+    assert_eq!(changed.maintenance, Maintenance::NONE);
+    assert_eq!(repositories.set_maintenance(&one.repository_id, &away).await.expect("set"), Maintenance::NONE);
+    let changed = repositories.update(&one.repository_id, &change).await.expect("update");
+    assert_eq!(changed.maintenance, away);
+    assert_eq!(repositories.get(&one.repository_id).await.expect("get"), changed);
+    let back = Maintenance { since: Some(at(50)), ..Maintenance::NONE };
+    assert_eq!(repositories.set_maintenance(&one.repository_id, &back).await.expect("set"), away);
+    let changed = repositories.get(&one.repository_id).await.expect("get");
+    assert_eq!(changed.maintenance, back);
+    let unknown = repositories.set_maintenance(&id("repo-none"), &back).await.expect_err("no such repository");
+    assert_eq!(unknown.kind(), Kind::NotFound);
+
     let change = RepositoryChange { name: Some(two.name.clone()), ..Default::default() };
     assert_eq!(repositories.update(&one.repository_id, &change).await.expect_err("taken").kind(), Kind::Conflict);
     assert_eq!(repositories.find("two").await.expect("find"), two);

@@ -3,12 +3,12 @@
 use super::Who;
 use crate::app::App;
 use crate::http::extract::{Body, NameOrId, NoBody, Query};
-use crate::http::problem::Result;
+use crate::http::problem::{Failure, Result};
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
 use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, StorageReply, TaskReply, TestReply};
-use sendense_api::{CreateRepository, ListQuery, ProblemBody};
+use sendense_api::{CreateRepository, ListQuery, ProblemBody, UpdateRepository};
 
 /// Make a repository known.
 ///
@@ -56,6 +56,33 @@ pub(in crate::http) async fn get_repository(
     NameOrId(repository): NameOrId,
 ) -> Result<Json<RepositoryReply>> {
     Ok(Json(RepositoryReply::new(app.get_repository(&repository).await?)))
+}
+
+/// Change a repository.
+///
+/// Sets its maintenance mode. `read_only`: points are read and verified, none is made, changed or deleted. `draining`: what runs
+/// comes to its end, and nothing begins. `offline`: only when nothing is at work in it; the hub closes the folder and leaves it
+/// alone. What is not allowed is refused with `repository_maintenance`; tasks that wait already wait until it is.
+#[utoipa::path(
+    patch, path = "/repositories/{repository_id}", tag = "repositories", request_body = UpdateRepository,
+    params(("repository_id" = String, Path, description = "The repository's id or name.")),
+    responses(
+        (status = 200, description = "The repository as it is now.", body = RepositoryReply),
+        (status = 409, description = "It cannot go offline: something is at work in it.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn update_repository(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(repository): NameOrId,
+    Body(request): Body<UpdateRepository>,
+) -> Result<Json<RepositoryReply>> {
+    if request == UpdateRepository::default() {
+        return Err(Failure::invalid("there is nothing to change", "give at least one field"));
+    }
+    let repository = app.update_repository(&caller, &repository, request).await?;
+    Ok(Json(RepositoryReply::done("the repository was changed", repository)))
 }
 
 /// Show the space of a repository.

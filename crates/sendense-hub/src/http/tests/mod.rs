@@ -8,6 +8,7 @@ mod journey;
 mod left_over;
 mod limits;
 mod listener;
+mod maintenance;
 mod node_calls;
 mod nodes;
 mod schedules;

@@ -24,6 +24,7 @@ use crate::app::create::choose_disks;
 use crate::app::sources::refresh;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
+use crate::maintenance::Use;
 use crate::nodes::run as remote_run;
 use crate::nodes::source::RemoteSource;
 use crate::recoveries::commit::{self, Commit};
@@ -104,7 +105,7 @@ async fn copy(core: &Arc<Core>, handle: &Arc<Handle>, prepared: Prepared) -> Res
 
 async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: BackupWork) -> Result<Prepared> {
     let source_row = core.catalog.sources().get(&work.source_id).await.or_problem()?;
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Write).await?;
     let known = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
     let (_, vm) = refresh(core, &source_row, &known, &handle.cancel).await?;
     let (disks, partial) = choose_disks(&vm, work.disk_id, &work.exclude_disks)?;
@@ -131,7 +132,7 @@ async fn prepare_commit(
     work: BackupWork,
     commit: &Commit,
 ) -> Result<Prepared> {
-    let repository = core.repositories.by_id(core, &work.repository_id).await?;
+    let repository = core.repositories.by_id(core, &work.repository_id, Use::Write).await?;
     let vm = core.catalog.vms().get(&work.vm_context_id).await.or_problem()?;
     let disk = |number| vm.disks.iter().find(|disk| disk.disk_id == number).cloned();
     let disks: Option<Vec<_>> = commit.disks().map(disk).collect();
