@@ -71,6 +71,8 @@ fn filter() -> std::result::Result<BpfProgram, seccompiler::BackendError> {
     let empty_path = libc::AT_EMPTY_PATH as u64;
     rules.insert(libc::SYS_newfstatat, vec![rule(&[(3, SeccompCmpOp::MaskedEq(empty_path), empty_path)])?]);
     rules.insert(libc::SYS_statx, vec![rule(&[(2, SeccompCmpOp::MaskedEq(empty_path), empty_path)])?]);
+    // Whether a descriptor is open: the standard library asks before it closes one, where it is built with its own checks.
+    rules.insert(libc::SYS_fcntl, vec![rule(&[(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)])?]);
     // Its own limits, downwards or up to the hard ones.
     rules.insert(libc::SYS_prlimit64, vec![rule(&[(0, SeccompCmpOp::Eq, 0)])?]);
     // abort() signals itself and nobody else.

@@ -87,9 +87,9 @@ fn facts() -> Facts {
 struct Evil(Facts);
 
 /// What he tries. "Done" is what must never be heard.
-pub const ATTEMPTS: [&str; 16] = [
+pub const ATTEMPTS: [&str; 17] = [
     "open", "create", "list", "socket", "tcp", "unix", "pair", "mount", "kill", "exec", "fork", "thread", "become",
-    "chroot", "unshare", "code",
+    "chroot", "unshare", "code", "flags",
 ];
 
 fn attempt(what: &str) -> bool {
@@ -117,6 +117,8 @@ fn attempt(what: &str) -> bool {
         "chroot" => nix::unistd::chroot("/").is_ok(),
         "unshare" => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_ok(),
         "code" => rustix::fs::memfd_create("code", rustix::fs::MemfdFlags::empty()).is_ok(),
+        // Of this call only the harmless question is allowed, whether a descriptor is open.
+        "flags" => nix::fcntl::fcntl(std::io::stdin(), nix::fcntl::FcntlArg::F_GETFL).is_ok(),
         other => panic!("no attempt named {other}"),
     }
 }

@@ -12,7 +12,7 @@ use sendense_guestfs::wire::request::{self, Start};
 use sendense_guestfs::wire::{FRAME_BYTES_MAX, VERSION, frame};
 use sendense_guestfs::{Error, GuestPath, Session, Volume};
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,11 +23,12 @@ pub const TESTS: &[Test] = &[
     ("a_flood_is_cut_off", a_flood_is_cut_off),
 ];
 
-/// Plays the hub's part of the greeting.
-pub fn greet(mut socket: &UnixStream) {
-    let start = Start { version: VERSION, uid: NOBODY, descriptors: 0, setup: Vec::new() };
+/// Plays the hub's part of the greeting, with the files of a disk.
+pub fn greet(mut socket: &UnixStream, files: &[OwnedFd]) {
+    let start = Start { version: VERSION, uid: NOBODY, descriptors: files.len() as u32, setup: Vec::new() };
     let (tag, payload) = request::Message::Start(start).encode();
     frame::write(&mut socket, tag, &payload).unwrap();
+    sendense_guestfs::worker::pass(socket, files).unwrap();
     let hello = Message::decode(&frame::read(&mut socket).unwrap()).unwrap();
     assert!(matches!(hello, Message::Hello { version: VERSION, .. }), "{hello:?}");
 }

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("a_disk_that_cannot_be_opened_is_said", a_disk_that_cannot_be_opened_is_said),
     ("nothing_is_left_after_a_hundred_sessions", nothing_is_left_after_a_hundred_sessions),
     ("a_worker_dies_with_the_hub", a_worker_dies_with_the_hub),
+    ("a_worker_that_is_let_go_ends_by_itself", a_worker_that_is_let_go_ends_by_itself),
 ];
 
 fn is_alive(id: u32) -> bool {
@@ -129,10 +130,45 @@ fn a_worker_dies_with_the_hub() {
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(hub.stderr.take().unwrap()), &mut line).unwrap();
     let worker: u32 = line.trim().parse().unwrap();
-    super::hostile::greet(&ours);
+    super::hostile::greet(&ours, &[]);
     assert!(is_alive(worker));
     hub.kill().unwrap();
     hub.wait().unwrap();
     await_end(worker);
     drop(ours);
+}
+
+/// Its end is no forbidden call: it closes the disk and its socket and says that all was well, however it is built.
+fn a_worker_that_is_let_go_ends_by_itself() {
+    use sendense_guestfs::wire::{frame, request};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Stdio};
+    let dir = super::images::folder();
+    let image = super::images::ext4(dir.path(), "disk.img", 8, "", "echo a > a");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut worker = Command::new(std::env::current_exe().unwrap())
+        .arg("worker:disk")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    super::hostile::greet(&ours, &[std::fs::File::open(&image).unwrap().into()]);
+    let call = request::Message::Request { id: 1, call: request::Call::Volumes };
+    let (tag, payload) = call.encode();
+    frame::write(&mut &ours, tag, &payload).unwrap();
+    // One frame for the volume, one that says that there are no more.
+    for _ in 0..2 {
+        frame::read(&mut &ours).unwrap();
+    }
+    drop(ours);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        match worker.try_wait().unwrap() {
+            Some(status) => break status,
+            None => assert!(Instant::now() < deadline, "it is still there"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert_eq!(status.code(), Some(0), "{status}");
 }
