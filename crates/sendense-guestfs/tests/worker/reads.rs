@@ -3,6 +3,7 @@
 use super::Test;
 use super::images::{ext4, folder, open, path, read, sh, volume};
 use sendense_block::backend::{File, Options};
+use sendense_guestfs::meta::Consistency;
 use sendense_guestfs::native::{self, Readers};
 use sendense_guestfs::session::WalkOptions;
 use sendense_guestfs::wire::{PIECE_BYTES, REQUESTS_MAX};
@@ -16,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("links_and_ranges_are_read_as_in_this_process", links_and_ranges_are_read_as_in_this_process),
     ("a_hundred_thousand_entries_come_in_pages", a_hundred_thousand_entries_come_in_pages),
     ("a_large_file_takes_little_memory", a_large_file_takes_little_memory),
+    ("a_full_log_takes_little_memory", a_full_log_takes_little_memory),
     ("abandoned_streams_free_their_place", abandoned_streams_free_their_place),
     ("points_of_one_machine_do_not_disturb_each_other", points_of_one_machine_do_not_disturb_each_other),
 ];
@@ -178,6 +180,31 @@ fn a_large_file_takes_little_memory() {
     assert_eq!(hasher.finalize(), again.finalize());
     let kib = memory_of(&worker);
     assert!(kib > 1024, "{kib} KiB");
+}
+
+/// An XFS log of the usual size, 64 MiB, as full as it gets: shut down with everything in it and nothing behind it.
+fn a_full_log_takes_little_memory() {
+    let dir = folder();
+    sh(
+        dir.path(),
+        "truncate -s 3G disk.img; mkfs.xfs -q disk.img; mkdir mnt; mount -o loop disk.img mnt; trap 'umount mnt' EXIT
+         cd mnt; for folder in {1..40}; do mkdir $folder; (cd $folder; seq 1500 | xargs touch); done
+         xfs_io -x -c 'shutdown -f' .; cd ..",
+    );
+    let worker = open(&dir.path().join("disk.img"));
+    let volumes = worker.volumes().unwrap();
+    assert_eq!(volumes[0].consistency, Some(Consistency::Replayed), "{volumes:?}");
+    let replayed = memory_of(&worker);
+    // Every inode is looked at again, so that the cache is full too.
+    let mut seen = 0;
+    let mut walk = worker.walk(&volume("disk"), &path("/"), &WalkOptions::default()).unwrap();
+    while let Some(batch) = walk.next_batch().unwrap() {
+        seen += batch.into_iter().filter(|found| found.outcome.is_ok()).count();
+    }
+    assert!(seen >= 40 * 1500, "{seen}");
+    let kib = memory_of(&worker);
+    println!("  {seen} entries; {replayed} KiB after the replay, {kib} KiB after a walk");
+    assert!(kib <= 48 * 1024, "{kib} KiB");
 }
 
 fn abandoned_streams_free_their_place() {

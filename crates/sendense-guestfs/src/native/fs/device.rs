@@ -2,6 +2,7 @@
 //!
 //! Invariant: the device is only read. What a log changes lives in a [`Patch`] beside it.
 
+use super::sectors::Sectors;
 use crate::error::{Error, Result};
 use sendense_block::{ByteOffset, ReadAt};
 use std::collections::BTreeMap;
@@ -12,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub const PAGE_BYTES: u64 = 64 * 1024;
 /// 12 MiB of pages: a fifth of what a worker may use, and the inode table of 49,000 ext4 inodes.
 const PAGES_MAX: usize = 192;
-/// Bytes in a replaced sector.
-pub const SECTOR_BYTES: u64 = 512;
+/// 3 MiB of pages, and 6,000 inodes of XFS: a log names them almost in the order in which they lie.
+const REPLAY_PAGES_MAX: usize = 48;
 
 /// What a replayed log changes.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub enum Patch {
         blocks: BTreeMap<u64, Moved>,
     },
     /// Sectors whose contents were computed (an XFS log).
-    Sectors(BTreeMap<u64, Box<[u8; SECTOR_BYTES as usize]>>),
+    Sectors(Sectors),
 }
 
 /// Where a block's newer contents lie.
@@ -52,8 +53,9 @@ pub struct Device {
     patch: Patch,
 }
 
-#[derive(Default)]
 struct Cache {
+    /// Pages that it may hold.
+    max: usize,
     /// Page number to slot.
     slots: BTreeMap<u64, usize>,
     pages: Vec<Page>,
@@ -71,12 +73,17 @@ impl Device {
     /// Wraps a device whose log is clean or not read yet.
     pub fn new(inner: Arc<dyn ReadAt>) -> Device {
         let size = inner.size().0;
-        Device { inner, size, cache: Mutex::default(), patch: Patch::None }
+        Device { inner, size, cache: Cache::of(PAGES_MAX), patch: Patch::None }
+    }
+
+    /// The same, with the small cache that is enough while a log is replayed, which needs its memory for what the log changes.
+    pub fn while_replaying(inner: Arc<dyn ReadAt>) -> Device {
+        Device { cache: Cache::of(REPLAY_PAGES_MAX), ..Device::new(inner) }
     }
 
     /// The device with a replayed log over it.
     pub fn patched(self, patch: Patch) -> Device {
-        Device { cache: Mutex::default(), patch, ..self }
+        Device { cache: Cache::of(PAGES_MAX), patch, ..self }
     }
 
     /// Bytes in the device.
@@ -148,9 +155,7 @@ impl Device {
                 Ok(())
             }
             Patch::Sectors(sectors) => {
-                for (sector, contents) in sectors.range(units(at, buf.len(), SECTOR_BYTES)) {
-                    lay_over(at, buf, sector * SECTOR_BYTES, &contents[..]);
-                }
+                sectors.lay_over(at, buf);
                 Ok(())
             }
         }
@@ -168,7 +173,7 @@ fn units(at: u64, len: usize, unit: u64) -> std::ops::Range<u64> {
 }
 
 /// Copies the part of `from`, which lies at `from_at`, that falls into `buf`, which lies at `at`.
-fn lay_over(at: u64, buf: &mut [u8], from_at: u64, from: &[u8]) {
+pub(super) fn lay_over(at: u64, buf: &mut [u8], from_at: u64, from: &[u8]) {
     let start = at.max(from_at);
     let end = (at + buf.len() as u64).min(from_at + from.len() as u64);
     if start < end {
@@ -178,16 +183,20 @@ fn lay_over(at: u64, buf: &mut [u8], from_at: u64, from: &[u8]) {
 }
 
 impl Cache {
+    fn of(max: usize) -> Mutex<Cache> {
+        Mutex::new(Cache { max, slots: BTreeMap::new(), pages: Vec::new(), hand: 0 })
+    }
+
     fn insert(&mut self, number: u64, bytes: Box<[u8]>) -> usize {
         let page = Page { number, used: true, bytes };
-        if self.pages.len() < PAGES_MAX {
+        if self.pages.len() < self.max {
             self.pages.push(page);
             self.slots.insert(number, self.pages.len() - 1);
             return self.pages.len() - 1;
         }
         // Each round of the clock clears marks, so that it ends within two rounds.
         while std::mem::take(&mut self.pages[self.hand].used) {
-            self.hand = (self.hand + 1) % PAGES_MAX;
+            self.hand = (self.hand + 1) % self.max;
         }
         let slot = self.hand;
         self.slots.remove(&self.pages[slot].number);

@@ -1,7 +1,7 @@
 //! File systems: which one a volume holds, and its reader.
 //!
 //! Each reader is a `volume::Volume`; paths, pages and reading are the same for all. Invariant: memory is bounded by
-//! constants (12 MiB of cache, 8 MiB of name indexes, at most 24 MiB for a replayed log), never by a number on the disk.
+//! constants (12 MiB of cache, 8 MiB of name indexes, 16 to 48 MiB while a log is replayed), never by a number on the disk.
 
 mod btrfs;
 mod bytes;
@@ -13,6 +13,7 @@ mod fat;
 pub mod foreign;
 mod iso;
 mod ntfs;
+mod sectors;
 mod unpack;
 mod volume;
 mod xfs;

@@ -97,12 +97,14 @@ pub fn detect(device: &dyn ReadAt) -> Result<Option<&'static str>> {
 
 /// Opens the file system, its log replayed in memory.
 pub fn open(device: Arc<dyn ReadAt>) -> Result<Xfs> {
-    let device = Device::new(device);
+    let device = Device::while_replaying(device);
     let sb = Superblock::read(&device)?;
     let facts = sb.facts(Consistency::Clean);
     let mut volume = Xfs { device, sb, facts };
-    if let Some(patch) = replay::replay(&volume)? {
-        volume.device = volume.device.patched(patch);
+    let patch = replay::replay(&volume)?;
+    let replayed = patch.is_some();
+    volume.device = volume.device.patched(patch.unwrap_or_default());
+    if replayed {
         volume.sb = Superblock::read(&volume.device)?;
         volume.facts = volume.sb.facts(Consistency::Replayed);
     }

@@ -10,11 +10,14 @@ use super::{Xfs, checksum_holds};
 use crate::error::Result;
 use crate::native::fs::bytes::{array, be16, be64, le16, le32, le64, slice, u8_at};
 use crate::native::fs::crc32c;
-use crate::native::fs::device::{Patch, SECTOR_BYTES};
+use crate::native::fs::device::Patch;
+use crate::native::fs::sectors::{SECTOR_BYTES, Sectors};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Sectors that a replay may change: 32 MiB, half of what a worker may use. 65,536 inodes of the usual size.
-const SECTORS_MAX: usize = 64 * 1024;
+/// Memory for what a replay changes: half of what a worker may use, and 150,000 new inodes.
+const CHANGED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Cancelled buffers and unfinished changes that are remembered, 2 MiB: a log of 64 MiB has less than half as many.
+const NOTES_MAX: usize = 64 * 1024;
 /// Bytes of transactions that are not committed yet. Linux ends one at 8 MiB with its default settings.
 const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What a region costs beside its bytes: where it ends, and its place in the list that is made when it is committed.
@@ -79,7 +82,7 @@ struct Replay {
     /// Cancels still ahead, by place.
     cancels: BTreeMap<Place, u32>,
     intents: BTreeSet<(u16, u64)>,
-    sectors: BTreeMap<u64, Box<[u8; SECTOR_BYTES as usize]>>,
+    sectors: Sectors,
 }
 
 /// Replays the log; none when it is clean.
@@ -216,7 +219,7 @@ impl Replay {
                     self.intents.remove(&(intent, le64(item.regions[0], 8)?));
                 }
             }
-            if self.cancels.len() + self.intents.len() > SECTORS_MAX {
+            if self.cancels.len() + self.intents.len() > NOTES_MAX {
                 return Err(refuse("more cancelled buffers than memory is given"));
             }
         }
@@ -251,7 +254,8 @@ impl Replay {
         if !matches!(flags >> 11, 4 | 9 | 10 | 11 | 18) || self.cancels.contains_key(&place) {
             return Ok(());
         }
-        let mut block = self.load(volume, place)?;
+        let before = self.load(volume, place)?;
+        let mut block = before.clone();
         if newer(volume, &block, lsn)? {
             return Ok(());
         }
@@ -273,7 +277,7 @@ impl Replay {
         }
         let Some(kind) = BlockKind::of(&block) else { return Ok(()) };
         seal(&mut block, kind.checksum);
-        self.store(place.0, &block)
+        self.store(place.0, &before, &block)
     }
 
     fn apply_inode(&mut self, volume: &Xfs, lsn: u64, item: &Item<'_>) -> Result<()> {
@@ -287,7 +291,8 @@ impl Replay {
         }
         let (at, size) = (volume.sb.inode_at(number)?, volume.sb.inode_bytes);
         let place = (at / SECTOR_BYTES, (size as u64).div_ceil(SECTOR_BYTES));
-        let mut sectors = self.load(volume, place)?;
+        let before = self.load(volume, place)?;
+        let mut sectors = before.clone();
         let offset = (at % SECTOR_BYTES) as usize;
         let inode = sectors.get_mut(offset..offset + size).ok_or_else(|| refuse("an inode lies between sectors"))?;
         let on_disk = inode.starts_with(b"IN")
@@ -322,7 +327,7 @@ impl Replay {
         }
         inode[112..120].copy_from_slice(&lsn.to_be_bytes());
         seal(inode, 100);
-        self.store(place.0, &sectors)
+        self.store(place.0, &before, &sectors)
     }
 
     fn load(&self, volume: &Xfs, place: Place) -> Result<Vec<u8>> {
@@ -332,18 +337,20 @@ impl Replay {
         }
         let at = first.checked_mul(SECTOR_BYTES).ok_or_else(|| refuse("a buffer beyond the device"))?;
         let mut bytes = volume.device.read_vec(at, (count * SECTOR_BYTES) as usize)?;
-        for (sector, contents) in self.sectors.range(first..first + count) {
-            let at = ((sector - first) * SECTOR_BYTES) as usize;
-            bytes[at..at + SECTOR_BYTES as usize].copy_from_slice(&contents[..]);
-        }
+        self.sectors.lay_over(at, &mut bytes);
         Ok(bytes)
     }
 
-    fn store(&mut self, first: u64, bytes: &[u8]) -> Result<()> {
-        for (sector, contents) in (first..).zip(bytes.as_chunks::<{ SECTOR_BYTES as usize }>().0) {
-            self.sectors.insert(sector, Box::new(*contents));
+    /// Keeps those sectors that are not as they were: of a folder's block a change often touches two.
+    fn store(&mut self, first: u64, before: &[u8], after: &[u8]) -> Result<()> {
+        const SECTOR: usize = SECTOR_BYTES as usize;
+        let both = before.as_chunks::<SECTOR>().0.iter().zip(after.as_chunks::<SECTOR>().0);
+        for (sector, (before, after)) in (first..).zip(both) {
+            if before != after {
+                self.sectors.insert(sector, after);
+            }
         }
-        if self.sectors.len() > SECTORS_MAX {
+        if self.sectors.bytes() > CHANGED_BYTES_MAX {
             return Err(refuse("it changes more than memory is given"));
         }
         Ok(())
