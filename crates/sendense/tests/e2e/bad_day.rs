@@ -216,7 +216,7 @@ fn a_running_backup_refuses_a_second_one_and_can_be_cancelled() {
     assert_eq!(quick.bytes.len(), 1 << 20);
 }
 
-fn wait_for(hub: &Hub, id: &str, phase: &str) {
+pub fn wait_for(hub: &Hub, id: &str, phase: &str) {
     let patience = Instant::now() + PATIENCE;
     loop {
         let backup = hub.json(&["backup", "show", id])["backup"].clone();

@@ -15,6 +15,7 @@ mod guests;
 mod history;
 mod holds;
 mod hub;
+mod hung;
 mod identity;
 mod journey;
 mod kill;
