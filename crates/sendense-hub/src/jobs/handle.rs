@@ -206,7 +206,13 @@ impl Handle {
         lines
     }
 
-    /// Seconds since anything moved: bytes or phase.
+    /// Work that moves no bytes came a step further: an hour of such steps is not an hour without progress.
+    pub fn step(&self) {
+        let now = self.clock.now();
+        self.state.lock().moved_at = now;
+    }
+
+    /// Seconds since anything moved: bytes, phase or a step.
     pub fn idle_seconds(&self) -> f64 {
         let (snapshot, now) = (self.snapshot(), self.clock.now());
         let mut state = self.state.lock();
@@ -298,6 +304,10 @@ mod tests {
         assert_eq!(handle.idle_seconds(), 5.0);
         handle.set_phase(Phase::Finalizing);
         assert_eq!(handle.idle_seconds(), 0.0);
+        clock.advance_seconds(9);
+        handle.step();
+        clock.advance_seconds(2);
+        assert_eq!(handle.idle_seconds(), 2.0);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: ImportWork
     for vm in &vms {
         handle.cancel.check().map_err(|error| crate::fault::of_block("import", &error))?;
         let adopted = adopt_machine(core, &row, &repository, vm, |_| true).await?;
+        handle.step();
         for trouble in &adopted.problems {
             handle.warn(trouble.clone());
         }
