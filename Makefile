@@ -35,10 +35,13 @@ check: fmt lint doc tidy test
 
 fmt:
 	cargo fmt --all -- --check
+	cd fuzz && cargo fmt -- --check
 
+# The fuzz targets stand outside of the workspace, and would stop compiling unseen.
 lint:
-	scripts/deps.sh build
+	scripts/deps.sh build fuzz
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cd fuzz && cargo clippy --locked --all-targets -- -D warnings
 
 # For those who read the code: with private items, to which the headers of modules lead.
 doc:

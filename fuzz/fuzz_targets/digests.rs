@@ -2,7 +2,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use sendense_block::backend::Memory;
-use sendense_block::{BlockIndex, DigestMap, Known};
+use sendense_block::{BlockIndex, DigestMap, Extent, ExtentSet, Known};
 use sendense_fuzz::digests::{sealed, seeds};
 use sendense_repo::digests::{ChainDigests, DigestFile, Group, Layer, State};
 
@@ -10,7 +10,8 @@ fuzz_target!(init: sendense_fuzz::write_seeds(seeds), |bytes: &[u8]| {
     walk(open(bytes.to_vec()));
     let (top, base) = bytes.split_at(bytes.len() / 2);
     walk(open(sealed(bytes)));
-    let layers = [top, base].map(|half| open(sealed(half)).map(|digests| Layer { path: "layer".into(), digests }));
+    let layer = |digests| Layer { path: "layer".into(), digests, lost: lost(bytes) };
+    let layers = [top, base].map(|half| open(sealed(half)).map(layer));
     let layers: Vec<_> = layers.into_iter().flatten().collect();
     if layers.is_empty() {
         return;
@@ -22,10 +23,21 @@ fuzz_target!(init: sendense_fuzz::write_seeds(seeds), |bytes: &[u8]| {
     let at = places[usize::from(bytes.first().copied().unwrap_or_default()) % places.len()];
     let mut known = [Known::Zero; 64];
     let _ = chain.known(BlockIndex(at), &mut known);
-    if bytes.len() % 2 == 0 {
+    if bytes.len().is_multiple_of(2) {
         let _ = chain.next_data(BlockIndex(at), BlockIndex(at + 64));
     }
 });
+
+/// A few blocks that are said to be lost, around the places that are looked at.
+fn lost(bytes: &[u8]) -> ExtentSet {
+    let mut lost = ExtentSet::new();
+    for pair in bytes.chunks_exact(2).take(4) {
+        let first = u64::from(pair[0]) + if pair[0] >= 128 { 8064 } else { 0 };
+        let end = BlockIndex(first + u64::from(pair[1] % 8));
+        lost.insert(Extent::between(BlockIndex(first).offset(), end.offset()));
+    }
+    lost
+}
 
 fn open(bytes: Vec<u8>) -> Option<DigestFile> {
     DigestFile::open(Box::new(Memory::from_bytes(bytes)), None).ok()
