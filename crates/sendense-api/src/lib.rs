@@ -11,7 +11,7 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
-pub use dto::{Alert, AlertKind, CbtAudit, POOL_DEFAULT};
+pub use dto::{Alert, AlertKind, CbtAudit, POOL_DEFAULT, RepositorySpace, SpaceAlert, SpaceSample};
 pub use dto::{
     ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
     CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,
@@ -32,5 +32,6 @@ pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeStatus, 
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
+pub use dto::{FindingKind, ReconcileQuery, ReportFinding, RepositoryReport};
 pub use dto::{Merge, MergeQuery};
 pub use problem::{ProblemBody, TaskError};

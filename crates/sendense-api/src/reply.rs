@@ -1,6 +1,5 @@
 //! The envelopes of successful replies: `success` plus the payload under the name of its noun.
 
-use crate::dto::Merge;
 use crate::dto::{
     Backup, Chain, CleanupStatus, DebugHealth, Deletion, Discovery, Endpoint, Export, FileHistory, GuestFile,
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
@@ -8,6 +7,7 @@ use crate::dto::{
 };
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
 use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
+use crate::dto::{Merge, RepositoryReport, SpaceSample};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -104,6 +104,7 @@ single! {
     ExecutionReply { execution: Execution } "One execution.";
     PruneReply { prune: Prune } "What a prune takes and leaves.";
     TaskReply { task: Task } "One task.";
+    ReportReply { report: RepositoryReport } "What is out of order in a repository.";
     RepositoryReply { repository: Repository } "One repository.";
     SourceReply { source: Source } "One source.";
     VmReply { vm: Vm } "One VM.";
@@ -118,6 +119,8 @@ list! {
     TaskListReply { tasks: Task } "A page of tasks.";
     LogReply { entries: LogEntry } "A page of a task's log, oldest first.";
     RepositoryListReply { repositories: Repository } "A page of repositories.";
+    ReportListReply { reports: RepositoryReport } "Reports of a repository, newest first.";
+    SpaceListReply { samples: SpaceSample } "What a repository held from day to day, oldest first.";
     SourceListReply { sources: Source } "A page of sources.";
     VmListReply { vms: Vm } "A page of VMs.";
     PolicyListReply { policies: Policy } "A page of policies.";

@@ -44,5 +44,6 @@ words! {
     SourceKind, "What a source is.";
     RepositoryKind, "Where a repository lies.";
     RepositoryMode, "What may be done in a repository now: everything; reading and verifying; nothing new, while what runs comes to its end; or nothing, and its folder is left alone.";
+    SpaceState, "How much room a repository has left: enough; low, so that somebody should see to it within days; or critical.";
     ProblemCode, "A stable word for the kind of failure. More codes may come; none is ever renamed.";
 }

@@ -414,6 +414,17 @@ fn repositories_and_their_space() {
         mode_by: Some("admin".to_owned()),
         backup_count: 2,
         storage: Some(storage),
+        space: Some(RepositorySpace {
+            state: SpaceState::Low,
+            used_percent: 87.5,
+            low_percent: 85,
+            critical_percent: 95,
+            bytes_per_day: Some(-3),
+            full_in_days: Some(23.0),
+            full_at: Some(at(0)),
+        }),
+        limit_bytes: None,
+        floor_bytes: Some(7),
         problem: None,
         created_at: at(0),
     };
@@ -442,6 +453,17 @@ fn repositories_and_their_space() {
               "available_bytes": 5,
               "mount_point": "/backup"
             },
+            "space": {
+              "state": "low",
+              "used_percent": 87.5,
+              "low_percent": 85,
+              "critical_percent": 95,
+              "bytes_per_day": -3,
+              "full_in_days": 23.0,
+              "full_at": "2026-05-28T20:26:40Z"
+            },
+            "limit_bytes": null,
+            "floor_bytes": 7,
             "problem": null,
             "created_at": "2026-05-28T20:26:40Z"
           }

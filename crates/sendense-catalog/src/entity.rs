@@ -107,6 +107,27 @@ repositories = "repositories" {
     mode_by: Option<String>,
 }}
 
+entity! { /// What repositories held, a row for each day.
+repository_space = "repository_space" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    repository_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    day: i32,
+    at: Ts,
+    total_bytes: i64,
+    used_bytes: i64,
+    available_bytes: i64,
+}}
+
+entity! { /// Reports of what was out of order in repositories.
+repository_reports = "repository_reports" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    repository_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    at: Ts,
+    body: Json,
+}}
+
 entity! { /// Restore points, also those that never came to be.
 backups = "backups" {
     #[sea_orm(primary_key, auto_increment = false)]

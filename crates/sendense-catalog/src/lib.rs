@@ -26,10 +26,12 @@ mod lease;
 mod migration;
 mod node;
 mod policy;
+mod report;
 mod repository;
 mod schedule;
 mod setting;
 mod source;
+mod space;
 mod task;
 mod token;
 mod tx;
@@ -47,10 +49,12 @@ pub use journal::{Artefact, Journal, NewArtefact};
 pub use lease::{Lease, Leases};
 pub use node::{NewNode, NewNodeCode, Node, Nodes};
 pub use policy::{Policies, Policy};
+pub use report::{REPORTS_MAX, Report, Reports};
 pub use repository::{Maintenance, NewRepository, Repositories, Repository, RepositoryChange};
 pub use schedule::{NewSchedule, Schedule, Schedules};
 pub use setting::Settings;
 pub use source::{NewSource, Source, SourceChange, Sources};
+pub use space::{KEPT_DAYS, Space, SpaceSample};
 pub use task::{Heartbeat, LogLevel, LogLine, NewLogLine, NewTask, Task, TaskClaim, TaskFilter, TaskSubject, Tasks};
 pub use token::{NewToken, Token, TokenRole, Tokens};
 pub use vm::{DiscoveredDisk, DiscoveredVm, Discovery, KnownDisk, KnownVm, VmContext, VmDisk, VmFilter, Vms};
@@ -149,6 +153,14 @@ impl Catalog {
     /// What was carried out.
     pub fn executions(&self) -> Executions<'_> {
         Executions(self)
+    }
+    /// Reports of what was out of order in repositories.
+    pub fn reports(&self) -> Reports<'_> {
+        Reports(self)
+    }
+    /// What repositories held from day to day.
+    pub fn space(&self) -> Space<'_> {
+        Space(self)
     }
     /// Named leases.
     pub fn leases(&self) -> Leases<'_> {

@@ -125,6 +125,9 @@ pub struct Limits {
     /// The most bytes that it reads in a second: a quarter of what one spinning disk gives leaves the rest to backups, and is
     /// 160 TB in a month.
     pub verify_bytes_per_second: u64,
+    /// Between two looks at the room of repositories: a disk takes longer than a minute to go from low to full, and a look is one
+    /// call of the file system.
+    pub upkeep_period: Duration,
     /// A running task that moves nothing for so long is ended: 4 h outlast any stall of a storage that still lives.
     pub progress_deadline_s: u64,
     /// How long the job of a task that was stopped may take to come back. Copies stop within a second and tools of other people
@@ -152,6 +155,7 @@ impl Default for Limits {
             verify_after_days: 30,
             verify_deep: false,
             verify_bytes_per_second: 64 << 20,
+            upkeep_period: Duration::from_secs(60),
             progress_deadline_s: 4 * 3600,
             // With what is taken back after it, less than a hub that stops waits for its tasks.
             stop_grace: Duration::from_secs(20),

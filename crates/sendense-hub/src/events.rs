@@ -4,7 +4,7 @@
 //! next one, because each event carries the whole object.
 
 use futures::{Stream, StreamExt};
-use sendense_api::{Alert, Backup, Event, Task};
+use sendense_api::{Alert, Backup, Event, SpaceAlert, Task};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -38,6 +38,11 @@ impl Events {
     /// Tells of something that somebody should look at.
     pub fn alert(&self, alert: Alert) {
         self.tell(Event::Alert { alert });
+    }
+
+    /// Tells of a repository's room.
+    pub fn space(&self, space: SpaceAlert) {
+        self.tell(Event::Space { space });
     }
 
     /// True when telling is worth the work of making the event.

@@ -25,6 +25,7 @@ use crate::repositories::{self, Repositories};
 use crate::restore::Rooms;
 use crate::schedule;
 use crate::secrets::{self, Sealer};
+use crate::space;
 use crate::verification;
 use sendense_catalog::{Catalog, Page, TokenRole};
 use sendense_node::{FileJournal, LaneBudget};
@@ -167,6 +168,7 @@ impl Hub {
         reconcile::at_start(&core).await;
         core.tracker.spawn(dispatcher::run(core.clone()));
         core.tracker.spawn(repositories::keep(core.clone()));
+        core.tracker.spawn(space::keep(core.clone()));
         core.tracker.spawn(mounts::keep(core.clone()));
         core.tracker.spawn(exports::keep(core.clone()));
         core.tracker.spawn(recoveries::keep(core.clone()));

@@ -34,6 +34,7 @@ mod repositories;
 mod restore;
 pub mod schedule;
 mod secrets;
+mod space;
 mod verification;
 
 pub use app::{App, Caller};

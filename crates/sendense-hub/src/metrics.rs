@@ -4,7 +4,7 @@
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use sendense_api::{Storage, TaskCounts};
+use sendense_api::{RepositorySpace, Storage, TaskCounts};
 use sendense_types::{TaskKind, TaskState};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -59,6 +59,11 @@ fn describe() {
     describe_counter!("sendense_tracking_wrong_total", "Disks whose change tracking an audit found wrong");
     describe_counter!("sendense_points_damaged_total", "Points that a verification found damaged");
     describe_gauge!("sendense_repository_bytes", "Space of a repository, by what it is");
+    describe_gauge!("sendense_repository_space_state", "Room of a repository: 0 enough, 1 low, 2 critical");
+    describe_gauge!(
+        "sendense_repository_full_in_days",
+        "Days until a repository is full, +Inf where that cannot be told"
+    );
     describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
     describe_counter!("sendense_http_requests_total", "Calls of the API, by method, route and status");
     describe_histogram!(CALL_SECONDS, "How long calls took until their answer began, by route");
@@ -117,6 +122,13 @@ pub(crate) fn set_storage(name: &str, storage: &Storage) {
     {
         gauge!("sendense_repository_bytes", "repository" => name.to_owned(), "what" => what).set(bytes as f64);
     }
+}
+
+/// What a repository's room means. Without a forecast it is as far away as forecasts go.
+pub(crate) fn set_space(name: &str, space: &RepositorySpace) {
+    let repository = || [("repository", name.to_owned())];
+    gauge!("sendense_repository_space_state", &repository()).set(f64::from(space.state as u8));
+    gauge!("sendense_repository_full_in_days", &repository()).set(space.full_in_days.unwrap_or(f64::INFINITY));
 }
 
 /// The process' memory.

@@ -4,6 +4,7 @@
 //! of those that are away. What does not: what is done in them. Invariant: a repository is open at most once in a process,
 //! because its lock table and its promises of room live in the open repository.
 
+use crate::app::repositories::Settings;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::handle::Stop;
@@ -14,7 +15,7 @@ use sendense_catalog as catalog;
 use sendense_repo::owner::{Adopt, Claim};
 use sendense_repo::repository::{Create, Options};
 use sendense_repo::{Kind, Repository};
-use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode, Timestamp};
+use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode, SpaceState, Timestamp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,6 +57,8 @@ struct Slot {
     opening: tokio::sync::Mutex<()>,
     /// Held while what the dead left in the repository is put in order, so that this is done once at a time.
     recovering: tokio::sync::Mutex<()>,
+    /// Held while it is looked through, for whatever reason.
+    checking: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
 
@@ -96,6 +99,8 @@ struct State {
     opened: u64,
     recovered: u64,
     away: Option<(Problem, Timestamp)>,
+    /// What was said last of its room.
+    space: Option<SpaceState>,
     storage: Option<(String, Storage)>,
 }
 
@@ -238,6 +243,31 @@ impl Repositories {
         Ok(storage)
     }
 
+    /// Whose turn it is to look through a repository.
+    pub fn checking(&self, id: &RepositoryId) -> Arc<tokio::sync::Mutex<()>> {
+        self.slot(id).checking.clone()
+    }
+
+    /// What was said last of a repository's room.
+    pub fn space_state(&self, id: &RepositoryId) -> SpaceState {
+        self.slot(id).state.lock().space.unwrap_or(SpaceState::Ok)
+    }
+
+    /// Notes what is said of it now.
+    pub fn set_space_state(&self, id: &RepositoryId, to: SpaceState) {
+        self.slot(id).state.lock().space = Some(to);
+    }
+
+    /// Sets the bounds of an open repository to what its row says. Where that has to wait, the next round does it.
+    pub fn bound(&self, row: &catalog::Repository) -> Result<()> {
+        let Some(open) = self.opened(&row.repository_id) else { return Ok(()) };
+        let bounds = Settings::read(&row.settings)?.bounds();
+        if open.bounds() != bounds && open.set_bounds(bounds).or_problem()? {
+            tracing::info!(repository_id = %row.repository_id, ?bounds, "a repository has other bounds");
+        }
+        Ok(())
+    }
+
     /// The room of all repositories, as last asked for.
     pub fn storages(&self) -> Vec<(String, Storage)> {
         self.slots.lock().values().filter_map(|slot| slot.state.lock().storage.clone()).collect()
@@ -330,6 +360,14 @@ async fn look_for_more(core: &Arc<Core>) {
             }
             continue;
         }
+        let (repositories, of) = (core.clone(), row.clone());
+        // It may count files.
+        match blocking(move || repositories.repositories.bound(&of)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) | Err(problem) => {
+                tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details, "bound a repository");
+            }
+        }
         let recovered = core.repositories.slot(id).state.lock().is_recovered();
         match core.repositories.standing(core, id) {
             Standing::Open if recovered || !may_tidy => {}
@@ -379,6 +417,7 @@ async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Ado
         ProblemCode::InvalidInput if create == Create::Never => is_not_there(problem.message),
         _ => problem,
     })?;
+    let bounds = Settings::read(&row.settings)?.bounds();
     let options = Options {
         claim: Claim {
             deployment_id: core.deployment_id.clone(),
@@ -386,7 +425,8 @@ async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Ado
             lease_seconds: core.limits.lease_seconds,
             adopt,
         },
-        limit_bytes: None,
+        limit_bytes: bounds.limit_bytes,
+        floor_bytes: bounds.floor_bytes,
         create,
     };
     let now = core.now();

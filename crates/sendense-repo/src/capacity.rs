@@ -8,9 +8,13 @@ use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is left alone of the file system: room for manifests, journals and deletions (which write a little before they
-/// free much). 64 MiB is the bound of one manifest.
+/// What is left alone of the file system at the least: room for manifests, journals and deletions (which write a little before
+/// they free much). 64 MiB is the bound of one manifest.
 const RESERVE_BYTES: u64 = 64 << 20;
+/// The most that is left alone where nobody says how much. A hundredth keeps file systems from the state in which they become
+/// slow and cannot delete; of very large ones 10 GiB are as good.
+const RESERVE_BYTES_MAX: u64 = 10 << 30;
+const RESERVE_PART: u64 = 100;
 /// By how much a promise that was too small grows at a time: large enough that asking the file system does not show.
 const STEP_BYTES: u64 = 64 << 20;
 
@@ -25,38 +29,79 @@ pub struct Storage {
     pub available_bytes: u64,
 }
 
+/// What the operator allows a repository to take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// What its files may hold; `None` for all that the file system has.
+    pub limit_bytes: Option<u64>,
+    /// What is left alone of the file system; `None` for a hundredth of it, between 64 MiB and 10 GiB. Never less than 64 MiB.
+    pub floor_bytes: Option<u64>,
+}
+
+impl Bounds {
+    fn floor_bytes(&self, file_system: &FileSystem) -> u64 {
+        let usual = (file_system.total_bytes / RESERVE_PART).min(RESERVE_BYTES_MAX);
+        self.floor_bytes.unwrap_or(usual).max(RESERVE_BYTES)
+    }
+}
+
 /// Keeps the promises. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Capacity {
     root: PathBuf,
-    limit_bytes: Option<u64>,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    bounds: Bounds,
     /// Promised and not yet written.
     promised_bytes: u64,
     /// What this repository's files hold; kept only for the limit.
     held_bytes: u64,
 }
 
+impl State {
+    fn available(&self, file_system: &FileSystem) -> u64 {
+        let floor_bytes = self.bounds.floor_bytes(file_system);
+        let free = file_system.available_bytes.saturating_sub(floor_bytes).saturating_sub(self.promised_bytes);
+        match self.bounds.limit_bytes {
+            None => free,
+            Some(limit) => free.min(limit.saturating_sub(self.held_bytes).saturating_sub(self.promised_bytes)),
+        }
+    }
+}
+
 impl Capacity {
     /// The capacity of a folder whose files hold `held_bytes` now.
-    pub(crate) fn new(root: &Path, limit_bytes: Option<u64>, held_bytes: u64) -> Self {
-        Self {
-            root: root.to_owned(),
-            limit_bytes,
-            state: Arc::new(Mutex::new(State { promised_bytes: 0, held_bytes })),
+    pub(crate) fn new(root: &Path, bounds: Bounds, held_bytes: u64) -> Self {
+        let state = State { bounds, promised_bytes: 0, held_bytes };
+        Self { root: root.to_owned(), state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The bounds that hold now.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.state.lock().bounds
+    }
+
+    /// Sets other bounds. What was promised stays promised. A first limit needs to know what the files hold: `count` says so, or
+    /// `None` when it cannot be known now; then nothing is changed, and false is returned.
+    pub(crate) fn set_bounds(&self, bounds: Bounds, count: impl FnOnce() -> Result<Option<u64>>) -> Result<bool> {
+        let mut state = self.state.lock();
+        if bounds.limit_bytes.is_some() && state.bounds.limit_bytes.is_none() {
+            let Some(held_bytes) = count()? else { return Ok(false) };
+            state.held_bytes = held_bytes;
         }
+        state.bounds = bounds;
+        Ok(true)
     }
 
     /// The room as it is now.
     pub(crate) fn storage(&self) -> Result<Storage> {
         let free = file_system(&self.root)?;
         let state = self.state.lock();
-        let available_bytes = self.available(&state, free.available_bytes);
-        let (total_bytes, used_bytes) = match self.limit_bytes {
+        let available_bytes = state.available(&free);
+        let (total_bytes, used_bytes) = match state.bounds.limit_bytes {
             Some(limit) if limit < free.total_bytes => (limit, state.held_bytes),
             _ => (free.total_bytes, free.total_bytes - free.free_bytes),
         };
@@ -79,28 +124,20 @@ impl Capacity {
 
     /// Counts anew what the files hold. `count` says so, or `None` to leave it as it is; meanwhile no room is promised or spent.
     pub(crate) fn recount(&self, count: impl FnOnce() -> Result<Option<u64>>) -> Result<()> {
-        if self.limit_bytes.is_none() {
+        let mut state = self.state.lock();
+        if state.bounds.limit_bytes.is_none() {
             return Ok(());
         }
-        let mut state = self.state.lock();
         if let Some(held_bytes) = count()? {
             state.held_bytes = held_bytes;
         }
         Ok(())
     }
 
-    fn available(&self, state: &State, file_system_bytes: u64) -> u64 {
-        let free = file_system_bytes.saturating_sub(RESERVE_BYTES).saturating_sub(state.promised_bytes);
-        match self.limit_bytes {
-            None => free,
-            Some(limit) => free.min(limit.saturating_sub(state.held_bytes).saturating_sub(state.promised_bytes)),
-        }
-    }
-
     fn promise(&self, bytes: u64) -> Result<()> {
         let free = file_system(&self.root)?;
         let mut state = self.state.lock();
-        let available_bytes = self.available(&state, free.available_bytes);
+        let available_bytes = state.available(&free);
         if bytes > available_bytes {
             let context = format!("reserve {bytes} bytes: {available_bytes} are available");
             return Err(Error::new(Kind::NoSpace, context));
@@ -113,7 +150,7 @@ impl Capacity {
     fn promise_up_to(&self, bytes: u64) -> Result<u64> {
         let free = file_system(&self.root)?;
         let mut state = self.state.lock();
-        let promised = bytes.min(self.available(&state, free.available_bytes));
+        let promised = bytes.min(state.available(&free));
         state.promised_bytes += promised;
         Ok(promised)
     }
@@ -235,7 +272,8 @@ mod tests {
 
     fn limited(limit_mib: u64, held_mib: u64) -> (tempfile::TempDir, Capacity) {
         let dir = tempfile::tempdir().unwrap();
-        let capacity = Capacity::new(dir.path(), Some(limit_mib * MIB), held_mib * MIB);
+        let bounds = Bounds { limit_bytes: Some(limit_mib * MIB), floor_bytes: None };
+        let capacity = Capacity::new(dir.path(), bounds, held_mib * MIB);
         (dir, capacity)
     }
 
@@ -272,9 +310,55 @@ mod tests {
     #[test]
     fn more_than_the_file_system_has_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let capacity = Capacity::new(dir.path(), None, 0);
+        let capacity = Capacity::new(dir.path(), Bounds::default(), 0);
         assert_eq!(capacity.reserve(u64::MAX / 2).unwrap_err().kind, Kind::NoSpace);
         let storage = capacity.storage().unwrap();
         assert!(storage.used_bytes + storage.available_bytes <= storage.total_bytes);
+    }
+
+    #[test]
+    fn the_floor_is_kept_free_of_whatever_size_the_file_system_is() {
+        let of = |total_gib: u64, available_gib: u64| FileSystem {
+            total_bytes: total_gib << 30,
+            free_bytes: available_gib << 30,
+            available_bytes: available_gib << 30,
+        };
+        for (name, file_system, floor_bytes, expected) in [
+            ("a hundredth", of(500, 100), None, (100 << 30) - 5 * (1 << 30)),
+            ("no more than 10 GiB", of(50_000, 100), None, 90 << 30),
+            ("no less than 64 MiB", of(1, 1), None, (1 << 30) - RESERVE_BYTES),
+            ("as is asked for", of(500, 100), Some(70 << 30), 30 << 30),
+            ("none is asked for", of(500, 100), Some(0), (100 << 30) - RESERVE_BYTES),
+            ("more than there is", of(500, 100), Some(200 << 30), 0),
+        ] {
+            let bounds = Bounds { limit_bytes: None, floor_bytes };
+            let state = State { bounds, ..State::default() };
+            assert_eq!(state.available(&file_system), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_changed_while_promises_are_out() {
+        let (_dir, capacity) = limited(100, 10);
+        let set = |limit_mib: Option<u64>, floor_bytes| {
+            let limit_bytes = limit_mib.map(|mib| mib * MIB);
+            assert!(capacity.set_bounds(Bounds { limit_bytes, floor_bytes }, || unreachable!("it is known")).unwrap());
+        };
+        let promise = capacity.reserve(50 * MIB).unwrap();
+        set(Some(70), None);
+        assert_eq!(capacity.storage().unwrap().available_bytes, 10 * MIB);
+        set(Some(20), None);
+        assert_eq!(capacity.reserve(1).unwrap_err().kind, Kind::NoSpace);
+        // What was promised may still be written.
+        promise.spend(50 * MIB).unwrap();
+        assert_eq!(promise.spend(1).unwrap_err().kind, Kind::NoSpace);
+        set(None, Some(u64::MAX));
+        assert_eq!(capacity.storage().unwrap().available_bytes, 0);
+        // A first limit waits until it is known what the files hold.
+        let limit = Bounds { limit_bytes: Some(100 * MIB), floor_bytes: None };
+        assert!(!capacity.set_bounds(limit, || Ok(None)).unwrap());
+        assert_eq!(capacity.bounds().limit_bytes, None);
+        assert!(capacity.set_bounds(limit, || Ok(Some(70 * MIB))).unwrap());
+        assert_eq!(capacity.storage().unwrap().available_bytes, 30 * MIB);
     }
 }

@@ -36,13 +36,14 @@ pub mod repository;
 pub mod retention;
 pub mod room;
 pub mod segments;
+pub mod survey;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 
-pub use capacity::Storage;
+pub use capacity::{Bounds, Storage};
 pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
 pub use delete::DeletePlan;
 pub use detached::{Detached, Words};

@@ -196,6 +196,13 @@ impl ChainLocks {
         if table.shut { Ok(()) } else { Err(holders) }
     }
 
+    /// The points of a VM that somebody deletes now.
+    pub fn deleting(&self, vm: &VmContextId) -> BTreeSet<BackupId> {
+        let table = self.0.lock();
+        let claims = table.held.values().filter(|claim| claim.operation == Operation::Delete && claim.vm == *vm);
+        claims.flat_map(|claim| claim.points.iter().cloned()).collect()
+    }
+
     /// Everything that is held now.
     pub fn held(&self) -> Vec<Claim> {
         self.0.lock().held.values().cloned().collect()

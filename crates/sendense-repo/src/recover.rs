@@ -86,31 +86,13 @@ impl Repository {
                 report.problems.push((path, error));
             }
         }
-        // Again, for what has been undone and finished is gone now.
-        let mut points = BTreeSet::new();
-        let (mut disks, mut holds) = (Vec::new(), Vec::new());
-        for (path, entry, _) in self.vm_entries(vm)? {
-            match entry {
-                VmEntry::Manifest(id) => {
-                    points.insert(id.clone());
-                    if !catalog.knows(vm, &id) {
-                        report.unknown.push((vm.clone(), id));
-                    }
-                }
-                VmEntry::Disk(number) => disks.push((path, number)),
-                // The next change of the hold, or the deletion of the point, removes one that is half written.
-                VmEntry::Hold(id) | VmEntry::HoldHalf(id) => holds.push((path, id)),
-                VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) => {}
-                VmEntry::Stranger => report.strangers.push(path),
-            }
-        }
-        let is_live = |id: &BackupId| points.contains(id) || self.at(layout::delete_dir(vm, id)).exists();
-        report.strangers.extend(holds.into_iter().filter(|(_, id)| !is_live(id)).map(|(path, _)| path));
-        let empty = points.is_empty() && disks.is_empty();
-        for (dir, number) in disks {
-            self.find_strangers(vm, dir, number, &points, report)?;
-        }
-        if empty { self.remove_empty(vm) } else { Ok(()) }
+        // For what has been undone and finished is gone now.
+        let lies_there = self.survey_vm(vm)?;
+        let unknown = lies_there.points.iter().filter(|id| !catalog.knows(vm, id)).cloned();
+        report.unknown.extend(unknown.map(|id| (vm.clone(), id)));
+        let is_empty = lies_there.points.is_empty() && !lies_there.has_disks;
+        report.strangers.extend(lies_there.strangers);
+        if is_empty { self.remove_empty(vm) } else { Ok(()) }
     }
 
     /// Removes the folder of a VM whose first point died before it had a draft's folder, or whose last was deleted just
@@ -170,37 +152,6 @@ impl Repository {
                 // As in `merge`: nobody touches the points before a start has finished it.
                 std::mem::forget(guard);
                 return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn find_strangers(
-        &self,
-        vm: &VmContextId,
-        dir: PathBuf,
-        number: sendense_types::DiskNumber,
-        points: &BTreeSet<BackupId>,
-        report: &mut Report,
-    ) -> Result<()> {
-        for (name, kind) in crashsafe::entries(&self.at(&dir))? {
-            let id = layout::parse_disk_entry(&name).filter(|_| kind == crashsafe::Kindred::File);
-            let named = match id {
-                // A live draft of this process is moving its files now, or the point has just been published.
-                Some(id) if !points.contains(&id) => {
-                    self.at(layout::draft_dir(vm, &id)).exists()
-                        || self.at(layout::delete_dir(vm, &id)).exists()
-                        || self.at(layout::manifest(vm, &id)).exists()
-                }
-                Some(id) => match self.manifest(vm, &id) {
-                    Ok(manifest) => manifest.disk(number).is_some(),
-                    // What a manifest that cannot be read names is not known.
-                    Err(_) => true,
-                },
-                None => false,
-            };
-            if !named {
-                report.strangers.push(dir.join(name));
             }
         }
         Ok(())

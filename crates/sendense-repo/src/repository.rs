@@ -6,7 +6,7 @@
 //! Invariant: nothing is written through a repository that was opened read-only, and nothing is published or deleted
 //! without the owner record having been checked just before.
 
-use crate::capacity::{Capacity, Storage};
+use crate::capacity::{Bounds, Capacity, Storage};
 use crate::crashsafe::{self, Fs, Kindred, System};
 use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
@@ -31,6 +31,8 @@ pub struct Options {
     pub claim: owner::Claim,
     /// What the operator allows it to hold; `None` for all that the file system has.
     pub limit_bytes: Option<u64>,
+    /// What is left alone of the file system; `None` for the usual part (see [`Bounds`]).
+    pub floor_bytes: Option<u64>,
     /// Whether a folder that is no repository yet becomes one.
     pub create: Create,
 }
@@ -83,7 +85,8 @@ impl Repository {
         let within = |error: Error| error.within(format!("open the repository {}", path.display()));
         prepare(&*fs, path, options.create).map_err(within)?;
         let ownership = Ownership::take(path, fs.clone(), options.claim, now).map_err(within)?;
-        let held_bytes = match options.limit_bytes {
+        let bounds = Bounds { limit_bytes: options.limit_bytes, floor_bytes: options.floor_bytes };
+        let held_bytes = match bounds.limit_bytes {
             Some(_) => held_bytes(path).map_err(within)?,
             None => 0,
         };
@@ -92,7 +95,7 @@ impl Repository {
             fs,
             ownership: Some(ownership),
             locks: ChainLocks::default(),
-            capacity: Capacity::new(path, options.limit_bytes, held_bytes),
+            capacity: Capacity::new(path, bounds, held_bytes),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
         })))
@@ -107,7 +110,7 @@ impl Repository {
             fs: Arc::new(System),
             ownership: None,
             locks: ChainLocks::default(),
-            capacity: Capacity::new(path, None, 0),
+            capacity: Capacity::new(path, Bounds::default(), 0),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
         })))
@@ -126,6 +129,17 @@ impl Repository {
     /// The room it has.
     pub fn storage(&self) -> Result<Storage> {
         self.0.capacity.storage()
+    }
+
+    /// What may be written.
+    pub fn bounds(&self) -> Bounds {
+        self.0.capacity.bounds()
+    }
+
+    /// Sets other bounds for what is written from now on. False when a first limit has to wait: somebody adds or removes files at
+    /// this moment, and what they take is not known.
+    pub fn set_bounds(&self, bounds: Bounds) -> Result<bool> {
+        self.0.capacity.set_bounds(bounds, || self.count())
     }
 
     /// Extends the lease. The hub calls it at a third of the lease's length; [`Kind::Fenced`] means: stop using this
@@ -179,10 +193,12 @@ impl Repository {
 
     /// Counts anew what the files take, unless somebody adds or removes some now and keeps the count himself.
     pub(crate) fn recount(&self) -> Result<()> {
-        self.0.capacity.recount(|| {
-            let changes = |claim: &LockClaim| !matches!(claim.operation, Operation::Read | Operation::Verify);
-            if self.0.locks.held().iter().any(changes) { Ok(None) } else { held_bytes(&self.0.root).map(Some) }
-        })
+        self.0.capacity.recount(|| self.count())
+    }
+
+    fn count(&self) -> Result<Option<u64>> {
+        let changes = |claim: &LockClaim| !matches!(claim.operation, Operation::Read | Operation::Verify);
+        if self.0.locks.held().iter().any(changes) { Ok(None) } else { held_bytes(&self.0.root).map(Some) }
     }
 
     /// The absolute path of something in it.
@@ -304,7 +320,7 @@ mod tests {
     use crate::testing::{claim, now};
 
     fn options(create: Create) -> Options {
-        Options { claim: claim(), limit_bytes: None, create }
+        Options { claim: claim(), limit_bytes: None, floor_bytes: None, create }
     }
 
     #[test]

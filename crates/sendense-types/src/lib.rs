@@ -22,6 +22,6 @@ pub use id::{
     RepositoryId, ScheduleId, SourceId, TaskId, VmContextId,
 };
 pub use problem::{Problem, ProblemCode, WhoActs};
-pub use source::{RepositoryKind, RepositoryMode, SourceKind};
+pub use source::{RepositoryKind, RepositoryMode, SourceKind, SpaceState};
 pub use task::{TaskKind, TaskState};
 pub use vm::{DiskBinding, Name, NameError, PowerState, TrackingToken};

@@ -44,3 +44,15 @@ words! {
         Offline = "offline",
     }
 }
+
+words! {
+    /// How much room a repository has left.
+    SpaceState {
+        /// Enough.
+        Ok = "ok",
+        /// Somebody should see to it within days.
+        Low = "low",
+        /// Somebody should see to it now.
+        Critical = "critical",
+    }
+}

@@ -11,6 +11,7 @@ mod output;
 mod plain;
 mod progress;
 mod secret;
+mod shelves;
 mod tables;
 mod timetables;
 mod worker;

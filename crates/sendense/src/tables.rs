@@ -5,10 +5,10 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune, Recovery, Repository,
-    Source, Task, Token, Vm,
+    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune, Recovery, Source,
+    Task, Token, Vm,
 };
-use sendense_types::{RepositoryMode, VerifyDepth, VerifyState};
+use sendense_types::{VerifyDepth, VerifyState};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -296,49 +296,6 @@ pub fn prune(prune: &Prune) -> Table {
         ]);
     }
     table
-}
-
-/// Repositories.
-pub fn repositories(repositories: &[Repository]) -> Table {
-    let mut table = Table::new(&["NAME", "TYPE", "BACKUPS", "USED", "FREE", "PATH", "STATE"], &[2, 3, 4]);
-    for repository in repositories {
-        let storage = repository.storage.as_ref();
-        table.row([
-            repository.name.clone(),
-            repository.kind.to_string(),
-            repository.backup_count.to_string(),
-            or_dash(storage.map(|storage| bytes(storage.used_bytes))),
-            or_dash(storage.map(|storage| bytes(storage.available_bytes))),
-            repository.config.path.clone(),
-            match (repository.mode, &repository.problem) {
-                (RepositoryMode::Normal, problem) => problem.clone().unwrap_or_else(|| "ok".into()),
-                (other, _) => mode(other),
-            },
-        ]);
-    }
-    table
-}
-
-/// A maintenance mode as it is typed.
-pub fn mode(mode: RepositoryMode) -> String {
-    mode.as_str().replace('_', "-")
-}
-
-/// The same with who set it, when and why.
-pub fn mode_in_full(repository: &Repository) -> String {
-    let mut text = mode(repository.mode);
-    if repository.mode == RepositoryMode::Normal {
-        return text;
-    }
-    if let Some(since) = repository.mode_since {
-        text.push_str(&format!(" since {}", moment(since)));
-    }
-    for (before, told) in [(", by ", &repository.mode_by), (": ", &repository.mode_reason)] {
-        if let Some(told) = told {
-            text.push_str(&format!("{before}{told}"));
-        }
-    }
-    text
 }
 
 /// Sources.

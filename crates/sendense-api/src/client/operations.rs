@@ -4,15 +4,16 @@ use super::{Client, ClientError};
 use crate::reply::{
     BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
     EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, MergeReply, NewTokenReply, PruneReply,
-    RecoveryListReply, RecoveryReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, StorageReply,
-    TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
+    RecoveryListReply, RecoveryReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply,
+    SourceListReply, SourceReply, SpaceListReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply,
+    VmListReply, VmReply,
 };
 use crate::{
     Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
     CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
-    LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, Recovery, Repository,
-    RestoreBackup, Source, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource,
-    VerifyBackup, Vm, VmFilter,
+    LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery,
+    Repository, RepositoryReport, RestoreBackup, Source, SpaceSample, Storage, Task, TaskFilter, TestReport, Token,
+    UpdateBackup, UpdateRepository, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -181,7 +182,23 @@ impl Client {
         Ok(self.get::<_, StorageReply>(&["repositories", repository, "storage"], &()).await?.payload)
     }
 
-    /// Changes a repository: its maintenance mode.
+    /// Looks through a repository and repairs what is safe.
+    pub async fn reconcile_repository(&self, repository: &str, how: &ReconcileQuery) -> Result<RepositoryReport> {
+        let path = ["repositories", repository, "reconcile"];
+        Ok(self.finish::<ReportReply>(self.call(Method::POST, &path).query(how)).await?.report)
+    }
+
+    /// What was out of order in a repository, newest first.
+    pub async fn repository_reports(&self, repository: &str, page: &ListQuery) -> Result<Page<RepositoryReport>> {
+        Ok(self.get::<_, ReportListReply>(&["repositories", repository, "reports"], page).await?.into())
+    }
+
+    /// What a repository held from day to day.
+    pub async fn repository_space(&self, repository: &str, page: &ListQuery) -> Result<Page<SpaceSample>> {
+        Ok(self.get::<_, SpaceListReply>(&["repositories", repository, "space"], page).await?.into())
+    }
+
+    /// Changes a repository: its maintenance mode and its room.
     pub async fn update_repository(&self, repository: &str, request: &UpdateRepository) -> Result<Repository> {
         let path = ["repositories", repository];
         Ok(self.send::<_, RepositoryReply>(Method::PATCH, &path, request).await?.repository)

@@ -2,7 +2,8 @@
 
 use super::backup::Backup;
 use super::task::Task;
-use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
+use crate::schema;
+use sendense_types::{BackupId, DiskNumber, RepositoryId, SpaceState, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,6 +26,11 @@ pub enum Event {
         /// What it is.
         alert: Alert,
     },
+    /// The room of a repository has become scarce, or is enough again.
+    Space {
+        /// Which one, and how it is.
+        space: SpaceAlert,
+    },
     /// The reader was too slow and missed events; it should ask for what it watches.
     Lagged {
         /// How many were missed.
@@ -39,6 +45,7 @@ impl Event {
             Self::Task { .. } => "task",
             Self::Backup { .. } => "backup",
             Self::Alert { .. } => "alert",
+            Self::Space { .. } => "space",
             Self::Lagged { .. } => "lagged",
         }
     }
@@ -61,6 +68,24 @@ pub struct Alert {
     #[schema(value_type = u32)]
     pub disk_id: DiskNumber,
     /// What was found and what was done, for people.
+    pub message: String,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+/// How the room of a repository is, told when that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SpaceAlert {
+    /// The repository.
+    #[schema(value_type = String)]
+    pub repository_id: RepositoryId,
+    /// Its name.
+    pub name: String,
+    /// How its room is now.
+    #[schema(value_type = schema::SpaceState)]
+    pub state: SpaceState,
+    /// The figures, for people.
     pub message: String,
     /// When.
     #[schema(value_type = String, format = DateTime)]

@@ -13,6 +13,7 @@ mod page;
 mod policy;
 mod prune;
 mod recovery;
+mod report;
 mod repository;
 mod restore;
 mod schedule;
@@ -26,7 +27,7 @@ pub use backup::{
     VerifyBackup,
 };
 pub use chain::{Chain, ChainBackup, ChainQuery};
-pub use event::{Alert, AlertKind, Event};
+pub use event::{Alert, AlertKind, Event, SpaceAlert};
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
@@ -43,7 +44,10 @@ pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
-pub use repository::{CreateRepository, Repository, RepositoryConfig, Storage, UpdateRepository};
+pub use report::{FindingKind, ReconcileQuery, ReportFinding, RepositoryReport};
+pub use repository::{
+    CreateRepository, Repository, RepositoryConfig, RepositorySpace, SpaceSample, Storage, UpdateRepository,
+};
 pub use restore::{ImageFormat, POOL_DEFAULT, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use schedule::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PreviewQuery, Schedule, ScheduleRules, ScheduleWindow,

@@ -1,7 +1,7 @@
 //! Repositories.
 
 use crate::schema;
-use sendense_types::{Compression, RepositoryId, RepositoryKind, RepositoryMode, Timestamp};
+use sendense_types::{Compression, RepositoryId, RepositoryKind, RepositoryMode, SpaceState, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -49,10 +49,25 @@ pub struct UpdateRepository {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 255)]
     pub mode_reason: Option<String>,
+    /// What its points may take in bytes, though the file system has more; 0 for all that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// What is kept free on its file system in bytes: no backup is begun that would take from it. 0 for the default: a hundredth
+    /// of the file system, between 64 MiB and 10 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_bytes: Option<u64>,
+    /// From how many percent taken on its room is called low; 85 until somebody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub low_percent: Option<u8>,
+    /// The same for critical; 95 until somebody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub critical_percent: Option<u8>,
 }
 
 /// A repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Repository {
     /// Its id.
     #[schema(value_type = String)]
@@ -84,6 +99,12 @@ pub struct Repository {
     pub backup_count: u64,
     /// Its space; null when it cannot be reached now.
     pub storage: Option<Storage>,
+    /// What that means; null when it cannot be reached now.
+    pub space: Option<RepositorySpace>,
+    /// What its points may take; null: all that the file system has.
+    pub limit_bytes: Option<u64>,
+    /// What is kept free on its file system; null: the default.
+    pub floor_bytes: Option<u64>,
     /// Why it cannot be used now; null when it can.
     pub problem: Option<String>,
     /// When it was made known.
@@ -102,4 +123,39 @@ pub struct Storage {
     pub available_bytes: u64,
     /// Where the file system is mounted.
     pub mount_point: String,
+}
+
+/// What the space of a repository means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RepositorySpace {
+    /// Whether somebody has to see to it.
+    #[schema(value_type = schema::SpaceState)]
+    pub state: SpaceState,
+    /// Of its size, what is taken.
+    pub used_percent: f64,
+    /// From how many percent on that is low.
+    pub low_percent: u8,
+    /// From how many percent on that is critical.
+    pub critical_percent: u8,
+    /// By how much what is taken grew each day of the last month; null until three days are known.
+    pub bytes_per_day: Option<i64>,
+    /// In how many days nothing more can be written if that goes on; null when it is not known, or more than ten years.
+    pub full_in_days: Option<f64>,
+    /// The same as a date.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub full_at: Option<Timestamp>,
+}
+
+/// What a repository held on one day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SpaceSample {
+    /// When it was looked at: the last time on that day (UTC).
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// Its size.
+    pub total_bytes: u64,
+    /// What was taken.
+    pub used_bytes: u64,
+    /// What could still be written.
+    pub available_bytes: u64,
 }

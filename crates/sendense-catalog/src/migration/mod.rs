@@ -14,6 +14,8 @@ mod m0007_nodes;
 mod m0009_verification;
 mod m0010_no_task_deadline;
 mod m0011_repository_modes;
+mod m0015_repository_space;
+mod m0016_repository_reports;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -34,6 +36,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_verification::Migration),
             Box::new(m0010_no_task_deadline::Migration),
             Box::new(m0011_repository_modes::Migration),
+            Box::new(m0015_repository_space::Migration),
+            Box::new(m0016_repository_reports::Migration),
         ]
     }
 }

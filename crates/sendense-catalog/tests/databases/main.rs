@@ -45,7 +45,8 @@ suite! {
         what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
         references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
-        tokens_are_found_until_revoked, the_journal_keeps_what_may_exist;
+        tokens_are_found_until_revoked, the_journal_keeps_what_may_exist, a_day_has_one_sample_and_a_year_is_kept,
+        the_newest_reports_are_kept;
     nodes: a_code_lets_one_node_in_once, a_node_is_found_until_it_is_revoked;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,

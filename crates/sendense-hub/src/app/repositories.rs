@@ -5,11 +5,15 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::work::{ImportWork, Work};
 use crate::maintenance::{self, Use};
+use crate::reconcile::{self, Doing};
 use crate::repositories::{path_of, within};
+use crate::space::{self, Thresholds};
 use sendense_api::{
-    CreateRepository, ListQuery, Page, Repository, RepositoryConfig, Role, Storage, Task, TestReport, UpdateRepository,
+    CreateRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig, RepositoryReport, Role,
+    SpaceSample, Storage, Task, TestReport, UpdateRepository,
 };
 use sendense_catalog as catalog;
+use sendense_repo::Bounds;
 use sendense_repo::owner::{self, Adopt};
 use sendense_repo::repository::Create;
 use sendense_types::{
@@ -30,9 +34,40 @@ pub(crate) struct Settings {
     pub compression: Compression,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_tasks_max: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_percent: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critical_percent: Option<u8>,
 }
 
 impl Settings {
+    /// What may be written.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { limit_bytes: self.limit_bytes, floor_bytes: self.floor_bytes }
+    }
+
+    /// Refuses percentages that are none, or of which one never comes to pass.
+    fn check(&self) -> Result<()> {
+        let at = Thresholds::of(self);
+        let is_percent = |percent: u8| (1..=100).contains(&percent);
+        if !is_percent(at.low_percent) || !is_percent(at.critical_percent) || at.low_percent > at.critical_percent {
+            return Err(invalid(format!(
+                "low_percent ({}) and critical_percent ({}) lie between 1 and 100, and low is not more than critical",
+                at.low_percent, at.critical_percent
+            )));
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self)
+            .map_err(|error| internal("a repository's settings cannot be written down", error.to_string()))
+    }
+
     /// Reads a row.
     pub fn read(settings: &serde_json::Value) -> Result<Self> {
         Self::deserialize(settings)
@@ -55,6 +90,10 @@ impl App {
         let settings = Settings {
             compression: new.compression.unwrap_or(Compression::Default),
             running_tasks_max: new.running_tasks_max,
+            limit_bytes: None,
+            floor_bytes: None,
+            low_percent: None,
+            critical_percent: None,
         };
         let path = path.into_os_string().into_string().map_err(|_| invalid("the path is not UTF-8"))?;
         let to_json = |error: serde_json::Error| internal("a repository cannot be written down", error.to_string());
@@ -64,7 +103,7 @@ impl App {
             name,
             kind: new.kind,
             config: serde_json::to_value(RepositoryConfig { path }).map_err(to_json)?,
-            settings: serde_json::to_value(settings).map_err(to_json)?,
+            settings: settings.write()?,
             secret: None,
         };
         // The row first: it claims the name, so of two callers only one goes on to the folder.
@@ -106,7 +145,7 @@ impl App {
         self.repository_out(self.repository(id_or_name).await?).await
     }
 
-    /// Sets a repository to another maintenance mode.
+    /// Changes a repository: what may be done in it, and what it may take.
     pub async fn update_repository(
         &self,
         caller: &Caller,
@@ -118,6 +157,26 @@ impl App {
         let mode = change.mode.unwrap_or(row.maintenance.mode);
         if let Some(reason) = &change.mode_reason {
             check_reason(reason, mode)?;
+        }
+        let before = Settings::read(&row.settings)?;
+        let bytes = |asked: Option<u64>, before| asked.map_or(before, |bytes| Some(bytes).filter(|bytes| *bytes > 0));
+        let settings = Settings {
+            limit_bytes: bytes(change.limit_bytes, before.limit_bytes),
+            floor_bytes: bytes(change.floor_bytes, before.floor_bytes),
+            low_percent: change.low_percent.or(before.low_percent),
+            critical_percent: change.critical_percent.or(before.critical_percent),
+            ..before.clone()
+        };
+        settings.check()?;
+        if settings != before {
+            let change = catalog::RepositoryChange { settings: Some(settings.write()?), ..Default::default() };
+            let row = self.core.catalog.repositories().update(&row.repository_id, &change).await.or_problem()?;
+            tracing::info!(repository_id = %row.repository_id, ?settings, by = %caller.identity, "repository changed");
+            let core = self.core.clone();
+            blocking(move || core.repositories.bound(&row)).await??;
+        }
+        if change.mode.is_none() && change.mode_reason.is_none() {
+            return self.get_repository(row.repository_id.as_str()).await;
         }
         let to = catalog::Maintenance {
             mode,
@@ -139,6 +198,47 @@ impl App {
     pub async fn repository_storage(&self, id_or_name: &str) -> Result<Storage> {
         let row = self.repository(id_or_name).await?;
         self.core.repositories.storage(&self.core, &row).await
+    }
+
+    /// What a repository held from day to day.
+    pub async fn repository_space(&self, id_or_name: &str, page: ListQuery) -> Result<Page<SpaceSample>> {
+        let row = self.repository(id_or_name).await?;
+        let history = self.core.catalog.space().history(&row.repository_id).await.or_problem()?;
+        let total = history.len() as u64;
+        let skip = usize::try_from(page.offset).unwrap_or(usize::MAX);
+        let samples = history.into_iter().skip(skip).take(page.limit.get() as usize).map(|sample| SpaceSample {
+            at: sample.at,
+            total_bytes: sample.total_bytes,
+            used_bytes: sample.used_bytes,
+            available_bytes: sample.available_bytes,
+        });
+        Ok(Page { items: samples.collect(), total })
+    }
+
+    /// Looks through a repository, and repairs what is safe unless it is only to look.
+    pub async fn reconcile_repository(
+        &self,
+        caller: &Caller,
+        id_or_name: &str,
+        how: ReconcileQuery,
+    ) -> Result<RepositoryReport> {
+        caller.require(Role::Admin)?;
+        let row = self.repository(id_or_name).await?;
+        let doing = if how.dry_run { Doing::Look } else { Doing::Repair };
+        let (core, by) = (self.core.clone(), caller.identity.clone());
+        self.to_the_end(async move { reconcile::check(&core, &row.repository_id, &by, doing).await }).await
+    }
+
+    /// What was out of order in a repository, newest first.
+    pub async fn repository_reports(&self, id_or_name: &str, page: ListQuery) -> Result<Page<RepositoryReport>> {
+        let row = self.repository(id_or_name).await?;
+        let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
+        let (kept, total) = self.core.catalog.reports().list(&row.repository_id, page).await.or_problem()?;
+        let read = |kept: catalog::Report| {
+            RepositoryReport::deserialize(kept.body)
+                .map_err(|error| internal("a report cannot be read", error.to_string()))
+        };
+        Ok(Page { items: kept.into_iter().map(read).collect::<Result<_>>()?, total })
     }
 
     /// Looks whether a folder would do as a repository, without making it one.
@@ -272,6 +372,10 @@ impl App {
             _ => self.core.repositories.storage(&self.core, &row).await.map_err(Some),
         };
         let problem = storage.as_ref().err().cloned().flatten();
+        let space = match &storage {
+            Ok(storage) => Some(space::of(&self.core, &row.repository_id, &settings, storage).await?),
+            Err(_) => None,
+        };
         Ok(Repository {
             repository_id: row.repository_id,
             name: row.name.into(),
@@ -286,6 +390,9 @@ impl App {
             mode_by: row.maintenance.by,
             backup_count,
             storage: storage.ok(),
+            space,
+            limit_bytes: settings.limit_bytes,
+            floor_bytes: settings.floor_bytes,
             problem: problem.map(|problem| match problem.details.as_str() {
                 "" => problem.message,
                 details => format!("{}: {details}", problem.message),

@@ -10,14 +10,17 @@
 //! be reached now holds nothing up: it is tried again.
 
 mod journal;
+mod plan;
 mod points;
+mod report;
 mod sweep;
 mod tasks;
 
 #[cfg(test)]
 pub(crate) use journal::reap_orphans;
 pub(crate) use journal::{Reaping, left_over, reap_task};
-pub(crate) use points::{adopt_machine, point, repository};
+pub(crate) use points::{Doing, adopt_machine, point, repository};
+pub(crate) use report::check;
 #[cfg(test)]
 pub(crate) use sweep::is_alive;
 
@@ -38,6 +41,7 @@ pub(crate) async fn at_start(core: &Arc<Core>) {
     // Guests first: one may stand still.
     core.tracker.spawn(watch(core.clone()));
     core.tracker.spawn(sweep::keep(core.clone()));
+    core.tracker.spawn(report::keep(core.clone()));
     let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
     match core.catalog.repositories().list(page).await {
         Ok((rows, _)) => {

@@ -2,44 +2,60 @@
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
+use crate::jobs::work::Work;
 use crate::maintenance::Use;
-use parking_lot::Mutex;
+use crate::reconcile::plan::{Facts, Finding, Repair, plan};
+use sendense_api::{FindingKind, MountStatus};
 use sendense_block::error::chain;
 use sendense_catalog as catalog;
 use sendense_catalog::{KnownDisk, KnownVm};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::recover::{Catalog, Report};
+use sendense_repo::survey::Survey;
 use sendense_repo::{Hold, Kind, Repository};
-use sendense_types::{BackupId, BackupStatus, ProblemCode, RepositoryId, SourceKind, VmContextId};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use sendense_types::{
+    BackupId, BackupStatus, MountId, ProblemCode, RepositoryId, SourceKind, TaskId, TaskState, Timestamp, VmContextId,
+};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Strangers named in the log; the rest is counted.
 const STRANGERS_TOLD_MAX: usize = 20;
 
-/// What the catalog knew when a pass began, and what the repository turned out to hold.
-struct View {
-    completed: HashMap<BackupId, VmContextId>,
-    at_work: HashSet<BackupId>,
-    seen: Mutex<HashSet<BackupId>>,
+/// Failed tasks that are looked through for such as were interrupted: more than a hub runs in a day go wrong on no day.
+const INTERRUPTED_MAX: u64 = 500;
+
+/// The catalog, as far as the repository has to ask: only drafts whose repair was planned are taken back.
+struct Planned {
+    undo: BTreeSet<(VmContextId, BackupId)>,
 }
 
-impl Catalog for View {
-    fn is_live(&self, _: &VmContextId, draft: &BackupId) -> bool {
-        self.at_work.contains(draft)
+impl Catalog for Planned {
+    fn is_live(&self, vm: &VmContextId, draft: &BackupId) -> bool {
+        !self.undo.contains(&(vm.clone(), draft.clone()))
     }
 
-    fn knows(&self, _: &VmContextId, point: &BackupId) -> bool {
-        self.seen.lock().insert(point.clone());
-        self.completed.contains_key(point)
+    fn knows(&self, _: &VmContextId, _: &BackupId) -> bool {
+        // Asked of the plan, which knows what the catalog said before the folder was looked through.
+        true
     }
+}
+
+/// What a look at a repository came to.
+pub(crate) struct Looked {
+    /// Points that lie there.
+    pub points: u64,
+    /// What is or was out of order.
+    pub findings: Vec<Finding>,
+    /// What was done about it.
+    pub done: BTreeSet<Repair>,
 }
 
 /// Undoes dead drafts, finishes deletions, takes in points that the catalog does not know and forgets those that are gone.
 /// False when it could not be looked through; that is logged.
 pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
-    match pass(core, id).await {
-        Ok(()) => true,
+    match super::report::check(core, id, "start", Doing::Repair).await {
+        Ok(_) => true,
         // It is done when the mode is set back.
         Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => false,
         Err(problem) => {
@@ -50,51 +66,171 @@ pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
     }
 }
 
-async fn pass(core: &Arc<Core>, id: &RepositoryId) -> Result<()> {
-    let row = core.catalog.repositories().get(id).await.or_problem()?;
-    let repository = core.repositories.by_id(core, id, Use::Write).await?;
-    let view = Arc::new(view(core, id).await?);
-    let (asked, recovered, now) = (view.clone(), repository.clone(), core.now());
-    let report = blocking(move || recovered.recover(&*asked, now)).await?.or_problem()?;
-    tell(id, &report);
-    let vms: BTreeSet<&VmContextId> = report.unknown.iter().map(|(vm, _)| vm).collect();
-    let unknown: HashSet<&BackupId> = report.unknown.iter().map(|(_, point)| point).collect();
-    for vm in vms {
-        let adopted = adopt_machine(core, &row, &repository, vm, |point| unknown.contains(point)).await?;
-        for trouble in adopted.problems {
-            tracing::warn!(repository_id = %id, vm_id = %vm, trouble, "take in a point");
-        }
-    }
-    forget_gone(core, &row, &repository, &view, &report).await?;
-    // What a merge left half done must not wait for the next start.
-    match report.problems.iter().find(|(path, _)| path.to_string_lossy().contains("/.merge-")) {
-        Some((_, error)) => Err(crate::fault::of_repo(error)),
-        None => Ok(()),
-    }
+/// Whether what is safe is done about what is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Look,
+    Repair,
 }
 
-async fn view(core: &Core, id: &RepositoryId) -> Result<View> {
-    let mut completed = HashMap::new();
-    let of_it = catalog::BackupFilter { repository_id: Some(id.clone()), ..Default::default() };
-    let points = catalog::BackupFilter { status: Some(BackupStatus::Completed), ..of_it.clone() };
+/// Looks through a repository, judges, and does what the judgement says. The second part of the answer is a part of it that could
+/// not be repaired and must not wait for a person.
+pub(crate) async fn look(
+    core: &Arc<Core>,
+    row: &catalog::Repository,
+    since: Option<Timestamp>,
+    doing: Doing,
+) -> Result<(Looked, Result<()>)> {
+    let id = &row.repository_id;
+    let wanted = if doing == Doing::Repair { Use::Write } else { Use::Read };
+    let repository = core.repositories.by_id(core, id, wanted).await?;
+    let mut facts = gather(core, id, &repository, since).await?;
+    let mut findings = plan(&facts);
+    let mut looked = Looked { points: points_of(&facts.survey), findings: findings.clone(), done: BTreeSet::new() };
+    if doing == Doing::Look {
+        return Ok((looked, Ok(())));
+    }
+    let repairs: Vec<Repair> = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
+    let in_folder = |repair: &Repair| {
+        matches!(repair, Repair::UndoDraft(..) | Repair::FinishDeletion(..) | Repair::FinishMerge(..))
+    };
+    let report = mend(core, id, &repository, &repairs).await?;
+    let left: Vec<&str> = report.problems.iter().filter_map(|(path, _)| path.to_str()).collect();
+    let is_left = |of: &BackupId| left.iter().any(|path| path.contains(of.as_str()));
+    if repairs.iter().any(in_folder) {
+        // What a merge or a deletion has changed is seen anew before the catalog follows.
+        facts = gather(core, id, &repository, since).await?;
+        findings = plan(&facts);
+        let known: HashSet<(FindingKind, String)> =
+            looked.findings.iter().map(|finding| (finding.kind, finding.subject.clone())).collect();
+        let news = findings.iter().filter(|new| !known.contains(&(new.kind, new.subject.clone())));
+        looked.findings.extend(news.cloned());
+        looked.done.extend(
+            repairs
+                .iter()
+                .filter(|repair| in_folder(repair))
+                .filter(|repair| match repair {
+                    Repair::UndoDraft(_, of) | Repair::FinishDeletion(_, of) | Repair::FinishMerge(_, of) => {
+                        !is_left(of) && !findings.iter().any(|left| left.repair.as_ref() == Some(*repair))
+                    }
+                    _ => false,
+                })
+                .cloned(),
+        );
+    }
+    let repairs: Vec<Repair> = findings.into_iter().filter_map(|finding| finding.repair).collect();
+    take_in(core, row, &repository, &repairs, &mut looked.done).await?;
+    if report.problems.is_empty() {
+        forget_gone(core, row, &repository, &repairs, &mut looked.done).await?;
+    }
+    for repair in &repairs {
+        match repair {
+            Repair::CloseMount(mount) if core.mounts.close(mount).await.is_ok() => {
+                _ = looked.done.insert(repair.clone())
+            }
+            Repair::Done => _ = looked.done.insert(Repair::Done),
+            _ => {}
+        }
+    }
+    // What a merge left half done must not wait for the next start.
+    let half = match report.problems.iter().find(|(path, _)| path.to_string_lossy().contains("/.merge-")) {
+        Some((_, error)) => Err(crate::fault::of_repo(error)),
+        None => Ok(()),
+    };
+    Ok((looked, half))
+}
+
+fn points_of(survey: &Survey) -> u64 {
+    survey.vms.values().flatten().map(|found| found.points.len() as u64).sum()
+}
+
+/// Asks the catalog first, then the folder, then once more who is at work: whatever is in the folder by then was known to one of
+/// them, unless it is out of order.
+async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: Option<Timestamp>) -> Result<Facts> {
+    let rows = rows(core, id).await?;
+    let mut at_work = at_work(core, id).await?;
+    let (surveyed, now) = (repository.clone(), core.now());
+    let survey = blocking(move || surveyed.survey(now)).await?.or_problem()?;
+    at_work.extend(self::at_work(core, id).await?);
+    Ok(Facts {
+        survey,
+        rows,
+        at_work,
+        interrupted: interrupted(core, id, since).await?,
+        ended_mounts: ended_mounts(core, id).await?,
+    })
+}
+
+/// The points that the catalog says are there.
+async fn rows(core: &Core, id: &RepositoryId) -> Result<BTreeMap<BackupId, VmContextId>> {
+    let status = Some(BackupStatus::Completed);
+    let points = catalog::BackupFilter { repository_id: Some(id.clone()), status, ..Default::default() };
+    let mut completed = BTreeMap::new();
     let mut offset = 0;
     loop {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
         let (rows, _) = core.catalog.backups().list(&points, page).await.or_problem()?;
         if rows.is_empty() {
-            break;
+            return Ok(completed);
         }
         offset += rows.len() as u64;
         completed.extend(rows.into_iter().map(|row| (row.backup_id, row.vm_context_id)));
     }
-    // The repository is ours, so only this process can be writing a draft in it.
-    let running = catalog::BackupFilter { status: Some(BackupStatus::Running), ..of_it };
+}
+
+/// The repository is ours, so only this process can be writing a draft in it.
+async fn at_work(core: &Core, id: &RepositoryId) -> Result<BTreeSet<BackupId>> {
+    let status = Some(BackupStatus::Running);
+    let running = catalog::BackupFilter { repository_id: Some(id.clone()), status, ..Default::default() };
     let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
     let (rows, _) = core.catalog.backups().list(&running, page).await.or_problem()?;
     let ours = rows.into_iter().filter(|row| row.task_id.as_ref().is_some_and(|id| core.running.get(id).is_some()));
     // One that hangs in its publication is nobody's to undo either.
-    let at_work = ours.map(|row| row.backup_id).chain(core.running.publishing_left_behind()).collect();
-    Ok(View { completed, at_work, seen: Mutex::default() })
+    Ok(ours.map(|row| row.backup_id).chain(core.running.publishing_left_behind()).collect())
+}
+
+/// Tasks in the repository that were ended since then because their hub was dead.
+async fn interrupted(core: &Core, id: &RepositoryId, since: Option<Timestamp>) -> Result<Vec<(TaskId, String)>> {
+    let failed = catalog::TaskFilter { state: Some(TaskState::Failed), ..catalog::TaskFilter::default() };
+    let page = catalog::Page { limit: INTERRUPTED_MAX, offset: 0 };
+    let (rows, _) = core.catalog.tasks().list(&failed, page).await.or_problem()?;
+    let is_new = |task: &catalog::Task| {
+        let ended = task.finished_at.is_some_and(|at| since.is_none_or(|since| at > since));
+        ended && task.error_code == Some(ProblemCode::Interrupted)
+    };
+    let of_it = rows.into_iter().filter(is_new).filter_map(|task| {
+        let work = Work::read(&task.request).ok()?;
+        let about = work.about();
+        let of = about.vm.map(|(_, name)| format!(" of {name}")).unwrap_or_default();
+        (about.repository_id == Some(id)).then(|| (task.task_id, format!("{}{of}", work.kind())))
+    });
+    Ok(of_it.collect())
+}
+
+/// Points of the repository that are open for browsing although what read them has ended.
+async fn ended_mounts(core: &Core, id: &RepositoryId) -> Result<Vec<(MountId, String)>> {
+    let mut ended = Vec::new();
+    for mount in core.mounts.all() {
+        let (MountStatus::Failed, why) = mount.status() else { continue };
+        match core.catalog.backups().get(&mount.point.backup_id).await {
+            Ok(row) if row.repository_id != *id => {}
+            Err(error) if error.kind() != catalog::Kind::NotFound => return Err(error).or_problem(),
+            _ => ended.push((mount.id.clone(), why.unwrap_or_default())),
+        }
+    }
+    Ok(ended)
+}
+
+/// Takes back the drafts of the plan and finishes what was begun.
+async fn mend(core: &Core, id: &RepositoryId, repository: &Repository, repairs: &[Repair]) -> Result<Report> {
+    let undo = repairs.iter().filter_map(|repair| match repair {
+        Repair::UndoDraft(vm, draft) => Some((vm.clone(), draft.clone())),
+        _ => None,
+    });
+    let (planned, mended, now) = (Planned { undo: undo.collect() }, repository.clone(), core.now());
+    let report = blocking(move || mended.recover(&planned, now)).await?.or_problem()?;
+    tell(id, &report);
+    Ok(report)
 }
 
 fn tell(id: &RepositoryId, report: &Report) {
@@ -118,25 +254,48 @@ fn tell(id: &RepositoryId, report: &Report) {
     }
 }
 
+/// Takes the points of the plan into the catalog.
+async fn take_in(
+    core: &Core,
+    row: &catalog::Repository,
+    repository: &Repository,
+    repairs: &[Repair],
+    done: &mut BTreeSet<Repair>,
+) -> Result<()> {
+    let mut unknown: BTreeMap<&VmContextId, BTreeSet<&BackupId>> = BTreeMap::new();
+    for repair in repairs {
+        if let Repair::Adopt(vm, point) = repair {
+            unknown.entry(vm).or_default().insert(point);
+        }
+    }
+    for (vm, points) in unknown {
+        let adopted = adopt_machine(core, row, repository, vm, |point| points.contains(point)).await?;
+        for trouble in &adopted.problems {
+            tracing::warn!(repository_id = %row.repository_id, vm_id = %vm, trouble, "take in a point");
+        }
+        for point in points {
+            if core.catalog.backups().get(point).await.is_ok() {
+                done.insert(Repair::Adopt(vm.clone(), point.clone()));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Forgets completed rows whose point is gone. A row goes only when the repository was listed completely and its manifest,
 /// looked for once more, is not there: what cannot be read is not gone.
 async fn forget_gone(
     core: &Core,
     row: &catalog::Repository,
     repository: &Repository,
-    view: &View,
-    report: &Report,
+    repairs: &[Repair],
+    done: &mut BTreeSet<Repair>,
 ) -> Result<()> {
-    if !report.problems.is_empty() {
-        return Ok(());
-    }
-    let seen = view.seen.lock().clone();
-    let candidates: Vec<(BackupId, VmContextId)> = view
-        .completed
-        .iter()
-        .filter(|(point, _)| !seen.contains(*point))
-        .map(|(point, vm)| (point.clone(), vm.clone()))
-        .collect();
+    let candidates = repairs.iter().filter_map(|repair| match repair {
+        Repair::ForgetRow(vm, point) => Some((point.clone(), vm.clone())),
+        _ => None,
+    });
+    let candidates: Vec<(BackupId, VmContextId)> = candidates.collect();
     if candidates.is_empty() {
         return Ok(());
     }
@@ -145,14 +304,17 @@ async fn forget_gone(
         let is_gone = |(point, vm): &(BackupId, VmContextId)| {
             matches!(looked.manifest(vm, point), Err(error) if error.kind == Kind::NotFound)
         };
-        candidates.into_iter().filter(is_gone).map(|(point, _)| point).collect::<Vec<_>>()
+        candidates.into_iter().filter(is_gone).collect::<Vec<_>>()
     })
     .await?;
-    crate::jobs::merge::catch_up(core, row, repository, &gone).await?;
-    for point in &gone {
+    let ids: Vec<BackupId> = gone.iter().map(|(point, _)| point.clone()).collect();
+    crate::jobs::merge::catch_up(core, row, repository, &ids).await?;
+    for point in &ids {
         tracing::warn!(backup_id = %point, "the point is not in its repository any more; its row is removed");
     }
-    core.catalog.backups().delete(&gone, core.now()).await.or_problem().map(drop)
+    core.catalog.backups().delete(&ids, core.now()).await.or_problem()?;
+    done.extend(gone.into_iter().map(|(point, vm)| Repair::ForgetRow(vm, point)));
+    Ok(())
 }
 
 /// What came of taking in a machine's points.

@@ -83,7 +83,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 }
 
 pub fn options() -> Options {
-    Options { claim: claim(), limit_bytes: None, create: Create::IfMissing }
+    Options { claim: claim(), limit_bytes: None, floor_bytes: None, create: Create::IfMissing }
 }
 
 /// Opens a repository on a file system where nothing goes wrong.

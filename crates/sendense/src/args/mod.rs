@@ -4,6 +4,7 @@ mod backup;
 mod files;
 mod node;
 mod recover;
+mod repo;
 mod retention;
 mod schedule;
 mod source;
@@ -12,6 +13,7 @@ pub use backup::{BackupCommand, BackupStart};
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use node::{NodeArgs, NodeCommand, NodePlace, NodeRun};
 pub use recover::RecoverCommand;
+pub use repo::{RepoAddCommand, RepoCommand};
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
 pub use schedule::{Missed, PolicyArgs, PolicyCommand, ScheduleArgs, ScheduleCommand, WeekDay};
 pub use source::{
@@ -20,7 +22,7 @@ pub use source::{
 };
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use sendense_types::{BackupId, Compression, ExportId, RepositoryMode, TaskId};
+use sendense_types::{BackupId, ExportId, TaskId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -240,66 +242,6 @@ pub struct HubArgs {
     /// Log as JSON lines.
     #[arg(long)]
     pub log_json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum RepoCommand {
-    /// Add a repository.
-    #[command(subcommand)]
-    Add(RepoAddCommand),
-    /// List repositories.
-    List,
-    /// Show one repository and its space.
-    Show {
-        /// Its name or id.
-        repo: String,
-    },
-    /// Say what may be done in a repository: normal, read-only (nothing is made, changed or deleted), draining (what runs
-    /// comes to its end, nothing begins) or offline (the hub closes the folder and leaves it alone).
-    Mode {
-        /// Its name or id.
-        repo: String,
-        /// normal, read-only, draining or offline.
-        #[arg(value_parser = repository_mode)]
-        mode: RepositoryMode,
-        /// Why, for those who are refused meanwhile.
-        #[arg(long, value_name = "TEXT")]
-        reason: Option<String>,
-    },
-    /// Rebuild the catalog from the repository's manifests.
-    Import {
-        /// Its name or id.
-        repo: String,
-    },
-    /// Forget a repository that holds no backups.
-    Delete {
-        /// Its name or id.
-        repo: String,
-    },
-}
-
-/// A mode as it is typed or as the API says it.
-fn repository_mode(text: &str) -> Result<RepositoryMode, String> {
-    text.replace('-', "_").parse()
-}
-
-#[derive(Debug, Subcommand)]
-pub enum RepoAddCommand {
-    /// A folder on a local file system.
-    Local {
-        /// A name for it.
-        #[arg(long)]
-        name: String,
-        /// The folder, below one of the hub's allowed paths.
-        #[arg(long, value_name = "DIR")]
-        path: PathBuf,
-        /// How hard backups are compressed when they do not say.
-        #[arg(long)]
-        compression: Option<Compression>,
-        /// How many tasks may work on it at once; more wait (default 4).
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-        running_tasks_max: Option<u32>,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -539,6 +481,10 @@ mod tests {
             "sendense hub --data-dir D --listen 127.0.0.1:0 --allow-path A --allow-path B",
             "sendense repo add local --name R --path P",
             "sendense repo import R",
+            "sendense repo update R --limit 2TiB --keep-free 20GiB --low-percent 80 --critical-percent 90",
+            "sendense repo space R",
+            "sendense repo check R --dry-run",
+            "sendense repo reports R",
             "sendense repo mode R read-only --reason new-disks",
             "sendense source add image --name I --path P",
             "sendense source add libvirt --name L --uri qemu:///system --scratch S --scratch-floor 2GiB",

@@ -4,10 +4,12 @@ use super::path_text;
 use crate::args::{RepoAddCommand, RepoCommand};
 use crate::context::Context;
 use crate::output::{bytes, json, line, moment, say, table as show};
-use crate::{progress, tables};
+use crate::{progress, shelves, tables};
 use anyhow::Result;
-use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, TaskReply};
-use sendense_api::{CreateRepository, ListQuery, RepositoryConfig, UpdateRepository};
+use sendense_api::reply::{
+    DoneReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply, SpaceListReply, TaskReply,
+};
+use sendense_api::{CreateRepository, LIMIT_MAX, Limit, ListQuery, ReconcileQuery, RepositoryConfig, UpdateRepository};
 use sendense_types::RepositoryKind;
 
 /// Runs the command.
@@ -34,7 +36,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
             if context.json {
                 json(&RepositoryListReply::from(page))?;
             } else {
-                show(tables::repositories(&page.items));
+                show(shelves::repositories(&page.items));
             }
         }
         RepoCommand::Show { repo } => {
@@ -49,10 +51,13 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                     ("type", repository.kind.to_string()),
                     ("path", repository.config.path.clone()),
                     ("on", storage.map(|storage| storage.mount_point.clone()).unwrap_or_default()),
-                    ("mode", tables::mode_in_full(&repository)),
+                    ("mode", shelves::mode_in_full(&repository)),
                     ("backups", repository.backup_count.to_string()),
                     ("used", storage.map(|storage| bytes(storage.used_bytes)).unwrap_or_default()),
                     ("free", free.unwrap_or_default()),
+                    ("room", repository.space.as_ref().map(shelves::room).unwrap_or_default()),
+                    ("limit", repository.limit_bytes.map(bytes).unwrap_or_default()),
+                    ("kept free", repository.floor_bytes.map(bytes).unwrap_or_default()),
                     ("compression", repository.compression.to_string()),
                     ("tasks at once", repository.running_tasks_max.map(|count| count.to_string()).unwrap_or_default()),
                     ("created", moment(repository.created_at)),
@@ -60,13 +65,55 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                 ]));
             }
         }
-        RepoCommand::Mode { repo, mode, reason } => {
-            let change = UpdateRepository { mode: Some(mode), mode_reason: reason };
+        RepoCommand::Update { repo, limit, keep_free, low_percent, critical_percent } => {
+            let change = UpdateRepository {
+                limit_bytes: limit.map(|size| size.0),
+                floor_bytes: keep_free.map(|size| size.0),
+                low_percent,
+                critical_percent,
+                ..UpdateRepository::default()
+            };
             let repository = client.update_repository(&repo, &change).await?;
             if context.json {
                 json(&RepositoryReply::new(repository))?;
             } else {
-                line(format!("repository {} is {}", repository.name, tables::mode(repository.mode)));
+                line(format!("repository {} was changed", repository.name));
+            }
+        }
+        RepoCommand::Check { repo, dry_run } => {
+            let report = client.reconcile_repository(&repo, &ReconcileQuery { dry_run }).await?;
+            if context.json {
+                json(&ReportReply::new(report))?;
+            } else if report.findings_total == 0 {
+                line(format!("{} points lie there; nothing is out of order", report.backup_count));
+            } else {
+                show(shelves::findings(std::slice::from_ref(&report)));
+            }
+        }
+        RepoCommand::Reports { repo } => {
+            let page = client.repository_reports(&repo, &ListQuery::default()).await?;
+            if context.json {
+                json(&ReportListReply::from(page))?;
+            } else {
+                show(shelves::findings(&page.items));
+            }
+        }
+        RepoCommand::Space { repo } => {
+            let page = ListQuery { limit: Limit::try_from(LIMIT_MAX).unwrap_or_default(), offset: 0 };
+            let page = client.repository_space(&repo, &page).await?;
+            if context.json {
+                json(&SpaceListReply::from(page))?;
+            } else {
+                show(shelves::space(&page.items));
+            }
+        }
+        RepoCommand::Mode { repo, mode, reason } => {
+            let change = UpdateRepository { mode: Some(mode), mode_reason: reason, ..Default::default() };
+            let repository = client.update_repository(&repo, &change).await?;
+            if context.json {
+                json(&RepositoryReply::new(repository))?;
+            } else {
+                line(format!("repository {} is {}", repository.name, shelves::mode(repository.mode)));
             }
         }
         RepoCommand::Import { repo } => {

@@ -29,6 +29,7 @@ mod offline;
 mod papers;
 mod proxy;
 mod prune;
+mod reconcile;
 mod recover;
 mod remote_backup;
 mod restore_targets;

@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 12] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -18,6 +18,8 @@ const MIGRATIONS: [&str; 10] = [
     "m0009_verification",
     "m0010_no_task_deadline",
     "m0011_repository_modes",
+    "m0015_repository_space",
+    "m0016_repository_reports",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

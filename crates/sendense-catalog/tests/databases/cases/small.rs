@@ -137,3 +137,53 @@ pub async fn the_journal_keeps_what_may_exist(db: TestDb) {
     assert_eq!(ids(journal.open().await.expect("open")), ["art-0", "art-2"]);
     assert_eq!(journal.done("art-1", at(12)).await.expect_err("forgotten").kind(), Kind::NotFound);
 }
+
+pub async fn a_day_has_one_sample_and_a_year_is_kept(db: TestDb) {
+    let catalog = db.open().await;
+    let (one, two) = (add_repository(&catalog, "one").await, add_repository(&catalog, "two").await);
+    let day = |day: i64| Timestamp::from_micros(86_400_000_000 * (20_000 + day));
+    let sample =
+        |at: Timestamp, used_bytes: u64| SpaceSample { at, total_bytes: 1 << 60, used_bytes, available_bytes: 7 };
+    let space = catalog.space();
+    for (number, used) in [(0, 1), (1, 2), (2, 3)] {
+        space.note(&one.repository_id, &sample(day(number), used)).await.expect("note");
+    }
+    // Later on the same day it is replaced.
+    let last = sample(day(2).plus_seconds(86_399), 4);
+    space.note(&one.repository_id, &last).await.expect("note");
+    space.note(&two.repository_id, &sample(day(1), 9)).await.expect("note");
+    let history = space.history(&one.repository_id).await.expect("history");
+    assert_eq!(history, [sample(day(0), 1), sample(day(1), 2), last]);
+    // What is older than the bound goes, of this repository alone.
+    space.note(&one.repository_id, &sample(day(i64::from(KEPT_DAYS) + 1), 5)).await.expect("note");
+    let history = space.history(&one.repository_id).await.expect("history");
+    assert_eq!(history.iter().map(|sample| sample.used_bytes).collect::<Vec<_>>(), [4, 5]);
+    assert_eq!(space.history(&two.repository_id).await.expect("history").len(), 1);
+    // It goes with the repository.
+    catalog.repositories().delete(&one.repository_id).await.expect("delete");
+    assert_eq!(space.history(&one.repository_id).await.expect("history"), []);
+    let unknown = space.note(&one.repository_id, &last).await.expect_err("no such repository");
+    assert_ne!(unknown.kind(), Kind::Unavailable, "{unknown}");
+}
+
+pub async fn the_newest_reports_are_kept(db: TestDb) {
+    let catalog = db.open().await;
+    let (one, two) = (add_repository(&catalog, "one").await, add_repository(&catalog, "two").await);
+    let reports = catalog.reports();
+    let beyond = i64::try_from(REPORTS_MAX).expect("it is small") + 3;
+    for number in 0..beyond {
+        reports.add(&one.repository_id, at(number), &json!({ "number": number })).await.expect("add");
+    }
+    reports.add(&two.repository_id, at(0), &json!({})).await.expect("add");
+    // Twice at the same time is once.
+    reports.add(&one.repository_id, at(beyond - 1), &json!({ "number": "again" })).await.expect("add");
+    let (kept, total) = reports.list(&one.repository_id, Page { limit: 1000, offset: 0 }).await.expect("list");
+    assert_eq!((kept.len() as u64, total), (REPORTS_MAX, REPORTS_MAX));
+    assert_eq!(kept[0], Report { at: at(beyond - 1), body: json!({ "number": "again" }) });
+    assert_eq!(kept.last().expect("some").at, at(3));
+    let (second, _) = reports.list(&one.repository_id, Page { limit: 1, offset: 1 }).await.expect("list");
+    assert_eq!(second[0].at, at(beyond - 2));
+    assert_eq!(reports.list(&two.repository_id, Page::default()).await.expect("list").1, 1);
+    catalog.repositories().delete(&one.repository_id).await.expect("delete");
+    assert_eq!(reports.list(&one.repository_id, Page::default()).await.expect("list").1, 0);
+}

@@ -7,8 +7,11 @@ use crate::http::problem::{Failure, Result};
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
-use sendense_api::reply::{DoneReply, RepositoryListReply, RepositoryReply, StorageReply, TaskReply, TestReply};
-use sendense_api::{CreateRepository, ListQuery, ProblemBody, UpdateRepository};
+use sendense_api::reply::{
+    DoneReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply, SpaceListReply, StorageReply,
+    TaskReply, TestReply,
+};
+use sendense_api::{CreateRepository, ListQuery, ProblemBody, ReconcileQuery, UpdateRepository};
 
 /// Make a repository known.
 ///
@@ -60,7 +63,7 @@ pub(in crate::http) async fn get_repository(
 
 /// Change a repository.
 ///
-/// Sets its maintenance mode. `read_only`: points are read and verified, none is made, changed or deleted. `draining`: what runs
+/// Its maintenance mode, and what it may take. `read_only`: points are read and verified, none is made, changed or deleted. `draining`: what runs
 /// comes to its end, and nothing begins. `offline`: only when nothing is at work in it; the hub closes the folder and leaves it
 /// alone. What is not allowed is refused with `repository_maintenance`; tasks that wait already wait until it is.
 #[utoipa::path(
@@ -97,6 +100,62 @@ pub(in crate::http) async fn repository_storage(
     NameOrId(repository): NameOrId,
 ) -> Result<Json<StorageReply>> {
     Ok(Json(app.repository_storage(&repository).await?.into()))
+}
+
+/// Show what a repository held from day to day.
+///
+/// The last look of each day (UTC), oldest first; 400 days are kept. What that means is in the repository itself (`space`).
+#[utoipa::path(
+    get, path = "/repositories/{repository_id}/space", tag = "repositories",
+    params(("repository_id" = String, Path, description = "The repository's id or name."), ListQuery),
+    responses((status = 200, description = "A page of days.", body = SpaceListReply)),
+    extensions(("x-role" = json!("viewer"))),
+)]
+pub(in crate::http) async fn repository_space(
+    State(app): State<App>,
+    NameOrId(repository): NameOrId,
+    Query(page): Query<ListQuery>,
+) -> Result<Json<SpaceListReply>> {
+    Ok(Json(app.repository_space(&repository, page).await?.into()))
+}
+
+/// Look through a repository.
+///
+/// Compares its folder, the catalog and what runs: unfinished points that no task works on, points that only one of folder and
+/// catalog knows, half deletions and merges, tasks whose lease ran out, points open for browsing that nobody reads any more, files
+/// that nobody knows. What is safe is repaired; the rest is told. What cannot be looked through is not changed. The report is kept.
+/// The hub does the same whenever it opens a repository, and each day.
+#[utoipa::path(
+    post, path = "/repositories/{repository_id}/reconcile", tag = "repositories",
+    params(("repository_id" = String, Path, description = "The repository's id or name."), ReconcileQuery),
+    responses((status = 200, description = "What was found and done.", body = ReportReply)),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn reconcile_repository(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(repository): NameOrId,
+    Query(how): Query<ReconcileQuery>,
+    _: NoBody,
+) -> Result<Json<ReportReply>> {
+    Ok(Json(ReportReply::new(app.reconcile_repository(&caller, &repository, how).await?)))
+}
+
+/// List what was out of order in a repository.
+///
+/// The last thirty reports, newest first.
+#[utoipa::path(
+    get, path = "/repositories/{repository_id}/reports", tag = "repositories",
+    params(("repository_id" = String, Path, description = "The repository's id or name."), ListQuery),
+    responses((status = 200, description = "A page of reports.", body = ReportListReply)),
+    extensions(("x-role" = json!("viewer"))),
+)]
+pub(in crate::http) async fn repository_reports(
+    State(app): State<App>,
+    NameOrId(repository): NameOrId,
+    Query(page): Query<ListQuery>,
+) -> Result<Json<ReportListReply>> {
+    Ok(Json(app.repository_reports(&repository, page).await?.into()))
 }
 
 /// Test a repository.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 impl House {
     async fn set_mode(&self, repository: &str, mode: RepositoryMode) {
         let reason = (mode != RepositoryMode::Normal).then(|| "the shelf moves".to_owned());
-        let change = UpdateRepository { mode: Some(mode), mode_reason: reason };
+        let change = UpdateRepository { mode: Some(mode), mode_reason: reason, ..Default::default() };
         assert_eq!(self.client.update_repository(repository, &change).await.unwrap().mode, mode);
     }
 
@@ -230,7 +230,7 @@ async fn what_runs_ends_what_waits_waits_and_offline_lets_the_folder_go() {
     assert_eq!(house.status(&waits.backup_id).await, BackupStatus::Pending);
     // What ran goes on, and is in the way of going offline.
     assert_eq!(house.client.list_exports(&ListQuery::default()).await.unwrap().total, 1);
-    let offline = UpdateRepository { mode: Some(RepositoryMode::Offline), mode_reason: None };
+    let offline = UpdateRepository { mode: Some(RepositoryMode::Offline), ..Default::default() };
     let refused = house.client.update_repository("two", &offline).await.unwrap_err();
     assert_eq!(refused.code(), Some(ProblemCode::Conflict), "{refused:?}");
     assert!(format!("{refused:?}").contains(export.export_id.as_str()), "{refused:?}");

@@ -12,6 +12,7 @@ mod maintenance;
 mod node_calls;
 mod nodes;
 mod schedules;
+mod space;
 mod stuck;
 mod verification;
 
