@@ -28,6 +28,7 @@ pub use dto::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,
     Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
+pub use dto::{ConsolidateQuery, Consolidation};
 pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeStatus, NodeWelcome, Pairing};
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,

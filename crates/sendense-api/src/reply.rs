@@ -5,9 +5,9 @@ use crate::dto::{
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
     Storage, Task, TestReport, Token, Vm, Volume,
 };
+use crate::dto::{Consolidation, Merge, RepositoryReport, SpaceSample};
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
 use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
-use crate::dto::{Merge, RepositoryReport, SpaceSample};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -96,6 +96,7 @@ single! {
     BackupReply { backup: Backup } "One backup.";
     DeletionReply { deletion: Deletion } "What a delete takes.";
     MergeReply { merge: Merge } "What a merge takes.";
+    ConsolidationReply { consolidation: Consolidation } "How a chain becomes shorter.";
     PolicyReply { policy: Policy } "One policy.";
     PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
     PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";

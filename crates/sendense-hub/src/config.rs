@@ -125,6 +125,9 @@ pub struct Limits {
     /// The most bytes that it reads in a second: a quarter of what one spinning disk gives leaves the rest to backups, and is
     /// 160 TB in a month.
     pub verify_bytes_per_second: u64,
+    /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 lets chains grow to 256, where
+    /// backups make a full by themselves. Sixty open files for a disk's restore, and two months of daily points.
+    pub chain_points_max: u32,
     /// Between two looks at the room of repositories: a disk takes longer than a minute to go from low to full, and a look is one
     /// call of the file system.
     pub upkeep_period: Duration,
@@ -155,6 +158,7 @@ impl Default for Limits {
             verify_after_days: 30,
             verify_deep: false,
             verify_bytes_per_second: 64 << 20,
+            chain_points_max: 60,
             upkeep_period: Duration::from_secs(60),
             progress_deadline_s: 4 * 3600,
             // With what is taken back after it, less than a hub that stops waits for its tasks.

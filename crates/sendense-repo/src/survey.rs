@@ -25,7 +25,9 @@ pub struct Survey {
 pub struct VmSurvey {
     /// Published points, whether or not their manifests can be read.
     pub points: BTreeSet<BackupId>,
-    /// Those whose manifests cannot, with the reason.
+    /// Those that stand on nothing.
+    pub fulls: BTreeSet<BackupId>,
+    /// Those whose manifests cannot be read, with the reason.
     pub unreadable: BTreeMap<BackupId, String>,
     /// Drafts, whoever works on them.
     pub drafts: BTreeSet<BackupId>,
@@ -38,7 +40,7 @@ pub struct VmSurvey {
     /// Files and folders that no manifest names, relative to the repository.
     pub strangers: Vec<PathBuf>,
     /// Whether there is a folder for disks.
-    pub(crate) has_disks: bool,
+    pub has_disks: bool,
 }
 
 impl Repository {
@@ -70,9 +72,12 @@ impl Repository {
     }
 
     fn with_unreadable(&self, vm: &VmContextId, mut found: VmSurvey) -> Result<VmSurvey> {
-        let problems = self.list(vm)?.problems.into_iter();
+        let listing = self.list(vm)?;
+        let problems = listing.problems.into_iter();
         found.unreadable =
             problems.map(|problem| (problem.backup_id, sendense_block::error::chain(&problem.error))).collect();
+        let fulls = listing.points.into_iter().filter(|point| point.parents().next().is_none());
+        found.fulls = fulls.map(|point| point.backup_id).collect();
         Ok(found)
     }
 

@@ -2,18 +2,19 @@
 
 use super::{Client, ClientError};
 use crate::reply::{
-    BackupListReply, BackupReply, ChainReply, DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply,
-    EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, MergeReply, NewTokenReply, PruneReply,
-    RecoveryListReply, RecoveryReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply,
+    BackupListReply, BackupReply, ChainReply, ConsolidationReply, DebugHealthReply, DeletionReply, DiscoveryReply,
+    DoneReply, EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, MergeReply, NewTokenReply,
+    PruneReply, RecoveryListReply, RecoveryReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply,
     SourceListReply, SourceReply, SpaceListReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply,
     VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, Chain, ChainQuery, CreateBackup, CreateExport, CreateRecovery, CreateRepository,
-    CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery, Endpoint, Export, Health, ListQuery,
-    LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery,
-    Repository, RepositoryReport, RestoreBackup, Source, SpaceSample, Storage, Task, TaskFilter, TestReport, Token,
-    UpdateBackup, UpdateRepository, UpdateSource, VerifyBackup, Vm, VmFilter,
+    Backup, BackupFilter, Chain, ChainQuery, ConsolidateQuery, Consolidation, CreateBackup, CreateExport,
+    CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery,
+    Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune,
+    PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport, RestoreBackup, Source, SpaceSample,
+    Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource, VerifyBackup, Vm,
+    VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -46,6 +47,12 @@ impl Client {
     pub async fn merge_backup(&self, backup_id: &BackupId, how: &MergeQuery) -> Result<Merge> {
         let path = ["backups", backup_id.as_str(), "merge"];
         Ok(self.finish::<MergeReply>(self.call(Method::POST, &path).query(how)).await?.merge)
+    }
+
+    /// Makes a chain shorter, or shows what that would take.
+    pub async fn consolidate_chain(&self, vm: &str, how: &ConsolidateQuery) -> Result<Consolidation> {
+        let path = ["vms", vm, "consolidate"];
+        Ok(self.finish::<ConsolidationReply>(self.call(Method::POST, &path).query(how)).await?.consolidation)
     }
 
     /// The chain of a disk.

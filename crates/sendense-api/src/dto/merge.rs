@@ -1,6 +1,6 @@
 //! Merging a backup into the one that stands on it.
 
-use sendense_types::{BackupId, DiskNumber, TaskId};
+use sendense_types::{BackupId, DiskNumber, RepositoryId, TaskId, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -33,6 +33,63 @@ pub struct Merge {
     /// Room that is needed meanwhile, at most.
     pub needed_bytes: u64,
     /// The task that does it; null when this is only the plan.
+    #[schema(value_type = Option<String>)]
+    pub task_id: Option<TaskId>,
+}
+
+/// How a chain is made shorter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ConsolidateQuery {
+    /// Whose chain is looked at; other disks of the same points go along.
+    #[param(value_type = Option<u32>, required = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_id: Option<DiskNumber>,
+    /// The repository, by id or name, when the VM has chains in several.
+    #[param(required = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository_id: Option<String>,
+    /// How many points stay: the oldest of the others go, and what they held becomes their successors'. Left out: the hub's bound.
+    #[param(minimum = 1, required = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+    /// No point goes: the newest becomes a full of its own, and a chain begins with it.
+    #[param(required = false)]
+    pub full: bool,
+    /// Only show what would be done.
+    #[param(required = false)]
+    pub dry_run: bool,
+}
+
+/// How a chain becomes shorter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Consolidation {
+    /// True when this is only the plan.
+    pub dry_run: bool,
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// The disk whose chain it is.
+    #[schema(value_type = u32)]
+    pub disk_id: DiskNumber,
+    /// Where the chain lies.
+    #[schema(value_type = String)]
+    pub repository_id: RepositoryId,
+    /// How many points it has now.
+    pub backup_count: u64,
+    /// The points that go, in the order in which they do.
+    #[schema(value_type = Vec<String>)]
+    pub going: Vec<BackupId>,
+    /// Points that would go, but are protected or held.
+    #[schema(value_type = Vec<String>)]
+    pub held: Vec<BackupId>,
+    /// The point that becomes a full.
+    #[schema(value_type = Option<String>)]
+    pub full_backup_id: Option<BackupId>,
+    /// The task that does it; null when this is only the plan, or there is nothing to do.
     #[schema(value_type = Option<String>)]
     pub task_id: Option<TaskId>,
 }

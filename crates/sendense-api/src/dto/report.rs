@@ -60,6 +60,8 @@ pub enum FindingKind {
     RowWithoutFiles,
     /// A point lies there that the catalog does not know. Repaired: it is taken in.
     FilesWithoutRow,
+    /// The catalog says that a point builds on another one, and it is a full. Repaired: its row is written anew.
+    RowOutOfDate,
     /// A task was ended because whoever had it did not renew its lease.
     LeaseOut,
     /// A point is open for browsing although what read it has ended. Repaired: it is closed.
@@ -83,6 +85,7 @@ impl FindingKind {
             Self::DraftWithoutTask => "draft without a task",
             Self::RowWithoutFiles => "row without files",
             Self::FilesWithoutRow => "files without a row",
+            Self::RowOutOfDate => "row out of date",
             Self::LeaseOut => "lease run out",
             Self::MountForgotten => "mount forgotten",
             Self::DeletionUnfinished => "unfinished deletion",

@@ -16,6 +16,18 @@ impl Backups<'_> {
     /// [`Error::NotFound`] for a successor that is not known; [`Conflict::WrongState`] when it is no completed point;
     /// [`Conflict::HasDependents`] when another point still builds on the one that went. Then nothing was changed.
     pub async fn merged(&self, successor: &Backup, going: &BackupId, now: Timestamp) -> Result<()> {
+        self.rewrite(successor, Some(going), now).await
+    }
+
+    /// Writes down that a point was made a full: its type, parents, disks and bytes. Doing it again does no harm.
+    ///
+    /// # Errors
+    /// As of [`Backups::merged`].
+    pub async fn became_full(&self, point: &Backup, now: Timestamp) -> Result<()> {
+        self.rewrite(point, None, now).await
+    }
+
+    async fn rewrite(&self, successor: &Backup, going: Option<&BackupId>, now: Timestamp) -> Result<()> {
         self.0
             .write(|tx| async move {
                 life::lock_vm(&tx, &successor.vm_context_id).await?;
@@ -34,7 +46,9 @@ impl Backups<'_> {
                 };
                 life::update(&tx, &row.backup_id, set).await?;
                 let mut changes = BackupChanges::became(&row, BackupStatus::Completed, successor.backup_type.as_str());
-                delete::delete_in(&tx, &BTreeSet::from([going.as_str()]), now.into(), &mut changes).await?;
+                if let Some(going) = going {
+                    delete::delete_in(&tx, &BTreeSet::from([going.as_str()]), now.into(), &mut changes).await?;
+                }
                 changes.write(&tx).await
             })
             .await

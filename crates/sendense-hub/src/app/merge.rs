@@ -36,6 +36,7 @@ impl App {
                 vm_name: row.vm_name.into(),
                 repository_id: row.repository_id,
                 backup_ids: vec![id.clone()],
+                full: None,
             };
             Some(self.make_task(caller, Work::Merge(work), catalog::TaskSubject::Backup(id.clone())).await?.task_id)
         };
@@ -73,6 +74,7 @@ impl App {
                 vm_name: pruned.vm_name.clone(),
                 repository_id: repository_id.clone(),
                 backup_ids,
+                full: None,
             };
             if !self.is_merging(&work).await? {
                 let subject = catalog::TaskSubject::Repository(repository_id.clone());
@@ -84,7 +86,7 @@ impl App {
 
     /// True when points of the machine in that repository are being merged, or will be, or so many merges wait that this one shall be
     /// asked for again after the next backup.
-    async fn is_merging(&self, work: &MergeWork) -> Result<bool> {
+    pub(super) async fn is_merging(&self, work: &MergeWork) -> Result<bool> {
         for state in [TaskState::Pending, TaskState::Running] {
             let filter = catalog::TaskFilter {
                 kind: Some(TaskKind::Consolidate),

@@ -6,6 +6,7 @@
 
 mod backups;
 mod chain;
+mod consolidate;
 pub(crate) mod create;
 mod delete;
 mod exports;

@@ -195,6 +195,7 @@ mod tests {
                 vm_name,
                 repository_id: repository_id.clone(),
                 backup_ids: vec![backup_id],
+                full: None,
             }),
             Work::Import(ImportWork { repository_id }),
         ]

@@ -1,4 +1,4 @@
-//! Merging points into their successors.
+//! Merging points into their successors, and making a point a full of its own.
 
 use super::handle::Handle;
 use super::work::MergeWork;
@@ -19,30 +19,71 @@ const THREADS: usize = 2;
 /// mount or an export may last for days; a restore of most machines is done by then.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
+/// One step of a task.
+#[derive(Debug, Clone, Copy)]
+enum Step<'a> {
+    /// This point goes.
+    Merge(&'a BackupId),
+    /// This point stands on nothing any more.
+    Full(&'a BackupId),
+}
+
+impl<'a> Step<'a> {
+    fn of(self) -> &'a BackupId {
+        match self {
+            Self::Merge(id) | Self::Full(id) => id,
+        }
+    }
+}
+
 /// Merges each point of the list. What stands in the way of one of several is told, and the others are merged.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork) -> Result<serde_json::Value> {
     let row = core.catalog.repositories().get(&work.repository_id).await.or_problem()?;
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Write).await?;
     let (mut merged, mut left) = (0_u64, 0_u64);
-    for id in &work.backup_ids {
-        match one(core, handle, &work, &repository, id).await {
+    let mut made_full = None;
+    let steps: Vec<Step<'_>> =
+        work.backup_ids.iter().map(Step::Merge).chain(work.full.as_ref().map(Step::Full)).collect();
+    for step in &steps {
+        let id = step.of();
+        match one(core, handle, &work, &repository, *step).await {
             Ok((manifest, hold)) => {
                 let point = crate::reconcile::point(&row, &manifest, hold);
-                // Should this fail, the next start of the hub writes it down.
-                core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
-                merged += 1;
-                handle.info(format!("{id} was merged into {}", manifest.backup_id));
+                // Should this fail, the next look at the repository writes it down.
+                match step {
+                    Step::Merge(_) => {
+                        core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
+                        merged += 1;
+                        handle.info(format!("{id} was merged into {}", manifest.backup_id));
+                    }
+                    Step::Full(_) => {
+                        core.catalog.backups().became_full(&point, core.now()).await.or_problem()?;
+                        made_full = Some(id);
+                        handle.info(format!("{id} was made a full; a chain begins with it"));
+                    }
+                }
             }
-            Err(Stopped { problem, is_of_this_point }) if is_of_this_point && work.backup_ids.len() > 1 => {
+            Err(Stopped { problem, is_of_this_point }) if is_of_this_point && steps.len() > 1 => {
                 left += 1;
-                handle.warn(format!("{id} stays: {}: {}", problem.message, problem.details));
+                handle.warn(format!("{id} stays as it is: {}: {}", problem.message, problem.details));
             }
-            Err(Stopped { problem, .. }) => return Err(problem),
+            Err(Stopped { problem, .. }) => {
+                if merged > 0 {
+                    // Whoever stopped it is to know that it was not in vain.
+                    let all = steps.len();
+                    handle.warn(format!("it ends early: {merged} of {all} points were merged before, and stay so"));
+                }
+                return Err(problem);
+            }
         }
     }
     let rest = if left > 0 { format!("; {left} stay for now") } else { String::new() };
-    let summary = format!("{merged} points of {} were merged into their successors{rest}", work.vm_name);
-    Ok(serde_json::json!({ "summary": summary, "merged": merged, "left": left }))
+    let summary = match made_full {
+        Some(id) if merged == 0 => format!("{id} of {} was made a full{rest}", work.vm_name),
+        Some(id) => format!("{merged} points of {} were merged, {id} was made a full{rest}", work.vm_name),
+        None => format!("{merged} points of {} were merged into their successors{rest}", work.vm_name),
+    };
+    Ok(serde_json::json!({ "summary": summary, "merged": merged, "left": left, "full": made_full }))
 }
 
 /// Why a point was not merged.
@@ -71,8 +112,10 @@ async fn one(
     handle: &Arc<Handle>,
     work: &MergeWork,
     repository: &Repository,
-    id: &BackupId,
+    step: Step<'_>,
 ) -> Result<(Manifest, Hold), Stopped> {
+    let id = step.of();
+    let is_full = matches!(step, Step::Full(_));
     // Also one that is not served now, which claims nothing in the repository.
     if let Some((recovery_id, held)) = core.recoveries.holding(std::slice::from_ref(id)) {
         let details = format!("recovery {recovery_id} runs on {held}");
@@ -86,7 +129,10 @@ async fn one(
     let (progress, who) = (handle.measure_verify(), handle.task_id.to_string());
     let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
     let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
-        let plan = repository.plan_merge(&vm, &id, core.now())?;
+        let plan = match is_full {
+            true => repository.plan_full(&vm, &id)?,
+            false => repository.plan_merge(&vm, &id, core.now())?,
+        };
         let options = Options { threads: THREADS, who, patience: PATIENCE };
         // One may have begun since.
         let refuse = || match core.recoveries.holding(std::slice::from_ref(&id)) {

@@ -5,6 +5,7 @@ use super::queue::Needs;
 use super::report::Reporter;
 use super::work::Work;
 use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
+use crate::app::App;
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::reconcile;
@@ -131,6 +132,19 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     {
         tracing::warn!(task_id = %task.task_id, error = %problem.message, details = %problem.details,
             "look whether the new point needs what is lost; its verification will tell");
+    }
+    if let (true, Some(work)) = (is_point, backup) {
+        // Beside whatever comes next: the backup has ended.
+        let app = App::new(core.clone());
+        core.tracker.spawn(async move {
+            match app.bound_chains(&work).await {
+                Err(problem) if problem.code != ProblemCode::RepositoryMaintenance => {
+                    tracing::warn!(backup_id = %work.backup_id, error = %problem.message, details = %problem.details,
+                        "bound the length of a chain; the next backup tries again");
+                }
+                _ => {}
+            }
+        });
     }
     crate::app::tell::task(core, &task.task_id).await;
     // Where it was left behind, its source may be what hangs: then the place is not kept for that.

@@ -111,6 +111,9 @@ pub(crate) struct MergeWork {
     pub repository_id: RepositoryId,
     /// In the order in which they go: each before those it stands on.
     pub backup_ids: Vec<BackupId>,
+    /// A point that is made a full of its own, after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<BackupId>,
 }
 
 /// A repository to read.

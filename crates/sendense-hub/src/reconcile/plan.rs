@@ -22,6 +22,8 @@ pub(crate) struct Facts {
     pub survey: Survey,
     /// Points that the catalog said were there, before the folder was looked through.
     pub rows: BTreeMap<BackupId, VmContextId>,
+    /// Those of them that stand on another one, as the catalog says.
+    pub incrementals: BTreeSet<BackupId>,
     /// Points that somebody worked on before or after that: their drafts are theirs.
     pub at_work: BTreeSet<BackupId>,
     /// Tasks that were ended since the last look because nobody renewed their lease, with what they were.
@@ -53,6 +55,8 @@ pub(crate) enum Repair {
     FinishMerge(VmContextId, BackupId),
     /// The point is taken into the catalog.
     Adopt(VmContextId, BackupId),
+    /// The row is written anew: the point has become a full.
+    Rewrite(VmContextId, BackupId),
     /// The row is removed from the catalog.
     ForgetRow(VmContextId, BackupId),
     /// What is open is closed.
@@ -133,6 +137,14 @@ fn of_vm(facts: &Facts, vm: &VmContextId, found: &VmSurvey, findings: &mut Vec<F
         let message = format!("a point of {vm} lies there that the catalog does not know");
         tell(FindingKind::FilesWithoutRow, &id.clone(), message, Some(Repair::Adopt(vm, id)));
     }
+    let mut tell = |kind, id: &BackupId, message: String, repair| {
+        findings.push(Finding { kind, subject: id.to_string(), message, repair });
+    };
+    for id in found.fulls.intersection(&facts.incrementals) {
+        let (vm, id) = of(id);
+        let message = format!("the catalog says that this point of {vm} builds on another one, and it is a full");
+        tell(FindingKind::RowOutOfDate, &id.clone(), message, Some(Repair::Rewrite(vm, id)));
+    }
     findings.extend(found.strangers.iter().map(|path| stranger(&path.display().to_string())));
 }
 
@@ -176,6 +188,7 @@ mod tests {
     fn each_disorder_is_found_and_what_is_in_order_is_not() {
         let found = VmSurvey {
             points: points(&[1, 2, 3].into()),
+            fulls: points(&[1].into()),
             unreadable: [(point(3), "half of it is missing".to_owned())].into(),
             drafts: points(&[4, 5].into()),
             deletions: points(&[6].into()),
@@ -188,6 +201,7 @@ mod tests {
         let facts = Facts {
             survey,
             rows: [1, 3, 6, 7, 9].map(|n| (point(n), vm(1))).into(),
+            incrementals: points(&[1, 3].into()),
             at_work: points(&[5].into()),
             interrupted: vec![("task-1".parse().unwrap(), "backup of web".to_owned())],
             ended_mounts: vec![("mnt-1".parse().unwrap(), "killed".to_owned())],
@@ -202,6 +216,7 @@ mod tests {
             MergeUnfinished bk-2 true
             Unreadable bk-3 false
             FilesWithoutRow bk-2 true
+            RowOutOfDate bk-1 true
             Stranger vm-1/notes.txt false
             Stranger lost+found false
             RowWithoutFiles bk-9 true
@@ -220,14 +235,16 @@ mod tests {
             let unreadable = all.intersection(&bad).map(|n| (point(*n), "bad".to_owned())).collect();
             let (deletions, under_way) = (self::points(&gone), self::points(&now));
             let (drafts, merges) = (self::points(&drafts), self::points(&merges));
-            VmSurvey { points, unreadable, drafts, deletions, merges, under_way, ..VmSurvey::default() }
+            let fulls = points.iter().filter(|id| !bad.iter().any(|n| point(*n) == **id)).cloned().collect();
+            VmSurvey { points, fulls, unreadable, drafts, deletions, merges, under_way, ..VmSurvey::default() }
         });
         let looked = prop_oneof![4 => folder.prop_map(Ok), 1 => Just(Err("input/output error".to_owned()))];
         let vms = prop::collection::btree_map((0..3_u8).prop_map(vm), looked, 0..4);
         let rows = prop::collection::btree_map((0..12_u8).prop_map(point), (0..3_u8).prop_map(vm), 0..8);
-        (vms, rows, ids()).prop_map(|(vms, rows, at_work)| Facts {
+        (vms, rows, ids(), ids()).prop_map(|(vms, rows, at_work, incrementals)| Facts {
             survey: Survey { vms, strangers: Vec::new() },
             rows,
+            incrementals: points(&incrementals),
             at_work: points(&at_work),
             ..Facts::default()
         })
@@ -254,7 +271,7 @@ mod tests {
                         let found = facts.survey.vms[&vm].as_ref().unwrap();
                         prop_assert!(found.deletions.contains(&id) || found.merges.contains(&id), "nobody began that");
                     }
-                    Repair::Adopt(..) | Repair::CloseMount(_) | Repair::Done => {}
+                    Repair::Adopt(..) | Repair::Rewrite(..) | Repair::CloseMount(_) | Repair::Done => {}
                 }
             }
         }
@@ -265,7 +282,7 @@ mod tests {
                 facts.survey.vms.iter().filter(|(_, looked)| looked.is_err()).map(|(vm, _)| vm.clone()).collect();
             for repair in repairs(&facts) {
                 match repair {
-                    Repair::UndoDraft(vm, _) | Repair::FinishDeletion(vm, _) | Repair::FinishMerge(vm, _) | Repair::Adopt(vm, _) => {
+                    Repair::UndoDraft(vm, _) | Repair::FinishDeletion(vm, _) | Repair::FinishMerge(vm, _) | Repair::Adopt(vm, _) | Repair::Rewrite(vm, _) => {
                         prop_assert!(!unlisted.contains(&vm));
                     }
                     Repair::ForgetRow(..) => prop_assert!(unlisted.is_empty()),
@@ -289,6 +306,7 @@ mod tests {
                         facts.rows.remove(&id);
                     }
                     Repair::Adopt(vm, id) => _ = facts.rows.insert(id, vm),
+                    Repair::Rewrite(_, id) => _ = facts.incrementals.remove(&id),
                     Repair::ForgetRow(_, id) => _ = facts.rows.remove(&id),
                     Repair::CloseMount(_) | Repair::Done => {}
                 }

@@ -120,6 +120,7 @@ pub(crate) async fn look(
     }
     let repairs: Vec<Repair> = findings.into_iter().filter_map(|finding| finding.repair).collect();
     take_in(core, row, &repository, &repairs, &mut looked.done).await?;
+    rewrite(core, row, &repository, &repairs, &mut looked.done).await?;
     if report.problems.is_empty() {
         forget_gone(core, row, &repository, &repairs, &mut looked.done).await?;
     }
@@ -147,7 +148,7 @@ fn points_of(survey: &Survey) -> u64 {
 /// Asks the catalog first, then the folder, then once more who is at work: whatever is in the folder by then was known to one of
 /// them, unless it is out of order.
 async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: Option<Timestamp>) -> Result<Facts> {
-    let rows = rows(core, id).await?;
+    let (rows, incrementals) = rows(core, id).await?;
     let mut at_work = at_work(core, id).await?;
     let (surveyed, now) = (repository.clone(), core.now());
     let survey = blocking(move || surveyed.survey(now)).await?.or_problem()?;
@@ -155,25 +156,28 @@ async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: 
     Ok(Facts {
         survey,
         rows,
+        incrementals,
         at_work,
         interrupted: interrupted(core, id, since).await?,
         ended_mounts: ended_mounts(core, id).await?,
     })
 }
 
-/// The points that the catalog says are there.
-async fn rows(core: &Core, id: &RepositoryId) -> Result<BTreeMap<BackupId, VmContextId>> {
+/// The points that the catalog says are there, and those of them that stand on another one.
+async fn rows(core: &Core, id: &RepositoryId) -> Result<(BTreeMap<BackupId, VmContextId>, BTreeSet<BackupId>)> {
     let status = Some(BackupStatus::Completed);
     let points = catalog::BackupFilter { repository_id: Some(id.clone()), status, ..Default::default() };
-    let mut completed = BTreeMap::new();
+    let (mut completed, mut incrementals) = (BTreeMap::new(), BTreeSet::new());
     let mut offset = 0;
     loop {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
         let (rows, _) = core.catalog.backups().list(&points, page).await.or_problem()?;
         if rows.is_empty() {
-            return Ok(completed);
+            return Ok((completed, incrementals));
         }
         offset += rows.len() as u64;
+        let on_another = rows.iter().filter(|row| row.parent_backup_id.is_some());
+        incrementals.extend(on_another.map(|row| row.backup_id.clone()));
         completed.extend(rows.into_iter().map(|row| (row.backup_id, row.vm_context_id)));
     }
 }
@@ -277,6 +281,31 @@ async fn take_in(
             if core.catalog.backups().get(point).await.is_ok() {
                 done.insert(Repair::Adopt(vm.clone(), point.clone()));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Writes down which points have become fulls: the hub died, or the database was away, between that and the catalog.
+async fn rewrite(
+    core: &Core,
+    row: &catalog::Repository,
+    repository: &Repository,
+    repairs: &[Repair],
+    done: &mut BTreeSet<Repair>,
+) -> Result<()> {
+    for repair in repairs {
+        let Repair::Rewrite(vm, id) = repair else { continue };
+        let (reader, of, which) = (repository.clone(), vm.clone(), id.clone());
+        let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+            let manifest = reader.manifest(&of, &which)?;
+            let hold = reader.hold(&of, &which).unwrap_or_default();
+            Ok((manifest, hold))
+        });
+        let (manifest, hold) = read.await?.or_problem()?;
+        if manifest.parents().next().is_none() {
+            core.catalog.backups().became_full(&point(row, &manifest, hold), core.now()).await.or_problem()?;
+            done.insert(repair.clone());
         }
     }
     Ok(())

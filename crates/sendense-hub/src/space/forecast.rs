@@ -102,7 +102,7 @@ mod tests {
                 28,
                 "full in 28 days, 1 GiB a day",
             ),
-            ("a prune in the midst", days(prune(15)), 230, "full in 33 days, 7 GiB a day"),
+            ("a prune in the midst", days(prune(15)), 230, "full in 33 days, 6 GiB a day"),
             ("a prune yesterday", days(prune(29)), 230, "full in 23 days, 10 GiB a day"),
             (
                 "what was before a month",

@@ -1,9 +1,9 @@
-//! The blocks of two images as those of one: what the newer holds, else what the older holds.
+//! The blocks of two images, or of more, as those of one: what the newest holds, else what the next older one holds.
 //!
 //! Compressed blocks are moved as the frames they are; raw ones are compared with their digests on the way. Both are
 //! decoded and compared once more when the new image is read back.
 //!
-//! Invariant: a block reads through the new image as it did through the two: where the older one ends there are zeros,
+//! Invariant: a block reads through the new image as it did through the others: where an older one ends there are zeros,
 //! never what lies below it.
 
 use crate::chain::Link;
@@ -80,10 +80,11 @@ impl Layer {
     }
 }
 
-/// Moves the blocks of two images into a third.
+/// Moves the blocks of several images into another one.
 pub(super) struct Move<'a> {
     pub newer: &'a Layer,
-    pub older: &'a Layer,
+    /// Those below it, the nearest first.
+    pub older: &'a [Layer],
     pub sink: &'a crate::draft::DiskDraft,
     pub progress: &'a Progress,
 }
@@ -91,8 +92,9 @@ pub(super) struct Move<'a> {
 /// What one thread works with.
 #[derive(Default)]
 struct Desk {
-    newer: Group,
-    older: Group,
+    group: Group,
+    /// Of each block of the group: which layer it is taken from, counted from the newest, and what that one holds.
+    resolved: Vec<(usize, State)>,
     frame: Vec<u8>,
     payload: Vec<u8>,
     batch: Vec<Found>,
@@ -114,23 +116,13 @@ impl Move<'_> {
     }
 
     fn group(&self, number: u64, desk: &mut Desk, cancel: &Cancel) -> Result<()> {
-        let Desk { newer, older, frame, payload, batch } = desk;
+        let Desk { group, resolved, frame, payload, batch } = desk;
         let first = number * GROUP_BLOCKS;
-        let count = GROUP_BLOCKS.min(self.newer.digests.blocks() - first) as usize;
-        let newer = self.newer.group(number, newer)?;
-        let older = self.older.group(number, older)?;
-        let states = |group: Option<&Group>| {
-            let states: Vec<State> = group.map(|group| group.states().take(count).collect()).unwrap_or_default();
-            states.into_iter().chain(std::iter::repeat(State::Absent))
-        };
+        self.resolve(number, group, resolved)?;
         // Below what remains, an unflagged block would show through.
         let stands_alone = self.sink.spec().parent.is_none();
-        for ((index, new), old) in (first..first + count as u64).map(BlockIndex).zip(states(newer)).zip(states(older)) {
-            let (layer, state) = match new {
-                State::Absent if index.0 >= self.older.digests.blocks() => (self.older, State::Zero),
-                State::Absent => (self.older, old),
-                held => (self.newer, held),
-            };
+        for (index, (layer, state)) in (first..).map(BlockIndex).zip(resolved.drain(..)) {
+            let layer = self.layer(layer);
             match state {
                 State::Absent => {}
                 State::Zero if stands_alone => {}
@@ -147,6 +139,36 @@ impl Move<'_> {
             }
         }
         self.put(payload, batch)
+    }
+
+    fn layer(&self, number: usize) -> &Layer {
+        number.checked_sub(1).and_then(|older| self.older.get(older)).unwrap_or(self.newer)
+    }
+
+    /// Finds out of each block of a group which layer holds it. One layer's digests are in memory at a time, however many there are.
+    fn resolve(&self, number: u64, group: &mut Group, resolved: &mut Vec<(usize, State)>) -> Result<()> {
+        let first = number * GROUP_BLOCKS;
+        let count = GROUP_BLOCKS.min(self.newer.digests.blocks() - first) as usize;
+        resolved.clear();
+        resolved.resize(count, (0, State::Absent));
+        for number_of_layer in 0..=self.older.len() {
+            let layer = self.layer(number_of_layer);
+            if resolved.iter().all(|(_, state)| *state != State::Absent) {
+                return Ok(());
+            }
+            // Beyond the end of an older layer there are zeros.
+            let held = layer.digests.blocks().saturating_sub(first).min(count as u64) as usize;
+            let open = |(_, state): &&mut (usize, State)| *state == State::Absent;
+            if let Some(group) = layer.group(number, group)? {
+                for (slot, state) in resolved.iter_mut().take(held).zip(group.states()) {
+                    if slot.1 == State::Absent {
+                        *slot = (number_of_layer, state);
+                    }
+                }
+            }
+            resolved.iter_mut().skip(held).filter(open).for_each(|slot| *slot = (number_of_layer, State::Zero));
+        }
+        Ok(())
     }
 
     fn put(&self, payload: &mut Vec<u8>, batch: &mut Vec<Found>) -> Result<()> {

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 
 const FORMAT: &str = "sendense-merge-intent";
 const VERSION: u32 = 1;
+/// Of intents by which the other point stays, which programs of before would have deleted.
+const VERSION_STAYS: u32 = 2;
 /// 256 disks' numbers, two ids, and as much again.
 pub(super) const INTENT_BYTES_MAX: u64 = 64 * 1024;
 
@@ -21,6 +23,8 @@ struct Text {
     disks: BTreeSet<DiskNumber>,
     before: String,
     going_before: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stays: bool,
 }
 
 /// Which point goes, which one takes over, and the disks whose files are new.
@@ -33,6 +37,8 @@ pub(crate) struct Intent {
     pub before: String,
     /// The same of the other point.
     pub going_before: String,
+    /// The other point stays: the successor only stands on nothing any more.
+    pub stays: bool,
 }
 
 /// BLAKE3 of a manifest's file, as `b3sum` says it.
@@ -44,12 +50,13 @@ impl Intent {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let text = Text {
             format: FORMAT.into(),
-            version: VERSION,
+            version: if self.stays { VERSION_STAYS } else { VERSION },
             successor: self.successor.clone(),
             going: self.going.clone(),
             disks: self.disks.clone(),
             before: self.before.clone(),
             going_before: self.going_before.clone(),
+            stays: self.stays,
         };
         let mut bytes = serde_json::to_vec_pretty(&text).expect("an intent of plain values can be written");
         bytes.push(b'\n');
@@ -62,8 +69,9 @@ impl Intent {
 pub(crate) fn read(bytes: &[u8], successor: &BackupId) -> Result<Intent> {
     let text: Text =
         serde_json::from_slice(bytes).map_err(|error| Error::invalid("read the intent of a merge").caused_by(error))?;
-    if text.format == FORMAT && text.version != VERSION {
-        let context = format!("the intent has version {}; this program knows {VERSION}", text.version);
+    let version = if text.stays { VERSION_STAYS } else { VERSION };
+    if text.format == FORMAT && text.version != version {
+        let context = format!("the intent has version {}; this program knows {VERSION_STAYS}", text.version);
         return Err(Error::new(Kind::Unsupported, context));
     }
     if text.format != FORMAT || text.successor != *successor || text.going == text.successor || text.disks.is_empty() {
@@ -75,6 +83,7 @@ pub(crate) fn read(bytes: &[u8], successor: &BackupId) -> Result<Intent> {
         disks: text.disks,
         before: text.before,
         going_before: text.going_before,
+        stays: text.stays,
     })
 }
 
@@ -96,6 +105,7 @@ mod tests {
             disks: [DiskNumber(0), DiskNumber(3)].into(),
             before: "f00d".into(),
             going_before: "beef".into(),
+            stays: false,
         };
         let text = String::from_utf8(intent.to_bytes()).unwrap();
         expect![[r#"
@@ -119,6 +129,8 @@ mod tests {
         }
         assert!(read(text.as_bytes(), &intent.going).is_err(), "it is another point's");
         assert!(read(&text.as_bytes()[..text.len() / 2], &intent.successor).is_err());
+        let stays = Intent { stays: true, ..intent.clone() };
+        assert_eq!(read(&stays.to_bytes(), &intent.successor).unwrap(), stays);
         let later = text.replace("\"version\": 1", "\"version\": 2");
         assert_eq!(read(later.as_bytes(), &intent.successor).unwrap_err().kind, Kind::Unsupported);
     }

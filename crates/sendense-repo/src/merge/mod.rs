@@ -16,6 +16,9 @@
 //! successor keeps its name, so that no later image has to be rewritten. A process that dies before 3 leaves a folder that
 //! start-up removes; one that dies after 3, a merge that start-up finishes.
 //!
+//! A **synthetic full** is the same with one difference: the successor gets the blocks of all that it stands on, stands on
+//! nothing afterwards, and no point goes.
+//!
 //! What lives here: the plan, and the order of the steps. [`blocks`] fills a new image, [`switch`] is steps 4 and 5.
 //!
 //! Invariant: no file of the two points is touched before every block of the new ones was read back and found right.
@@ -57,6 +60,8 @@ pub struct MergePlan {
     pub going: BackupId,
     /// The one that takes over what it held.
     pub successor: BackupId,
+    /// Whether the other point stays all the same: the successor only becomes a full, and a chain begins with it.
+    pub stays: bool,
     /// The disks whose image is written anew; those that do not stand on the going point stay as they are.
     pub disks: BTreeSet<DiskNumber>,
     /// Bytes of the two points' files now.
@@ -69,6 +74,9 @@ impl fmt::Display for MergePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let disks: Vec<String> = self.disks.iter().map(DiskNumber::to_string).collect();
         let (going, successor, needed) = (&self.going, &self.successor, self.needed_bytes);
+        if self.stays {
+            return writeln!(f, "make {successor} a full (disks {}, at most {needed} bytes written)", disks.join(", "));
+        }
         writeln!(f, "merge {going} into {successor} (disks {}, at most {needed} bytes written)", disks.join(", "))
     }
 }
@@ -91,6 +99,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 struct Pair {
     going: Manifest,
     successor: Manifest,
+    /// See [`MergePlan::stays`]; then `going` is one of the points that the successor stands on.
+    stays: bool,
 }
 
 impl Repository {
@@ -113,10 +123,33 @@ impl Repository {
             vm_context_id: vm.clone(),
             going: going.clone(),
             successor: pair.successor.backup_id.clone(),
+            stays: false,
             needed_bytes: touched.map(needed).fold(0, u64::saturating_add),
             bytes: pair.going.file_bytes().saturating_add(pair.successor.file_bytes()),
             disks,
         })
+    }
+
+    /// Plans to make an incremental a full of the same data, so that a chain begins with it and nothing is lost. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Invalid`] when it is a full; [`Kind::Corrupt`] when a point that it stands on is missing.
+    pub fn plan_full(&self, vm: &VmContextId, point: &BackupId) -> Result<MergePlan> {
+        let pair = self.full_pair(vm, point)?;
+        let disks = pair.disks();
+        let (mut needed_bytes, mut bytes) = (0_u64, 0_u64);
+        for disk in &disks {
+            let chain = self.chain(vm, point, *disk)?;
+            let held = chain.iter().map(|link| link.disk.image.file_bytes + link.disk.digests.file_bytes);
+            let held = held.fold(0, u64::saturating_add);
+            // No block is held twice; a thousandth, and a little for small ones, is more than tables and digests take.
+            let capacity = chain.first().map_or(0, |link| link.disk.capacity_bytes);
+            let whole = capacity.saturating_add(capacity / 1000).saturating_add(1 << 20);
+            needed_bytes = needed_bytes.saturating_add(held.min(whole));
+            bytes = bytes.saturating_add(held);
+        }
+        let (going, successor) = (pair.going.backup_id, point.clone());
+        Ok(MergePlan { vm_context_id: vm.clone(), going, successor, stays: true, disks, bytes, needed_bytes })
     }
 
     /// Does what the plan says. Blocks until it is done; `progress` counts bytes of blocks, moved and then checked. `refuse` is asked
@@ -137,10 +170,22 @@ impl Repository {
         now: impl Fn() -> Timestamp,
         refuse: impl Fn() -> Result<()>,
     ) -> Result<Manifest> {
-        let context = format!("merge {} into {}", plan.going, plan.successor);
+        let context = match plan.stays {
+            true => format!("make {} a full", plan.successor),
+            false => format!("merge {} into {}", plan.going, plan.successor),
+        };
         let within = |error: Error| error.within(context.clone());
         let merge = Merge { repository: self, plan, options, progress, cancel, refuse: &refuse };
         merge.run(&now).map_err(within)
+    }
+
+    /// A point, and one that it stands on.
+    fn full_pair(&self, vm: &VmContextId, point: &BackupId) -> Result<Pair> {
+        let successor = self.manifest(vm, point)?;
+        let Some(parent) = successor.parents().next().cloned() else {
+            return Err(Error::invalid(format!("{point} is a full already")));
+        };
+        Ok(Pair { going: self.manifest(vm, &parent)?, successor, stays: true })
     }
 
     /// The point and the one that stands on it, which has all its disks.
@@ -154,7 +199,8 @@ impl Repository {
         let why = match (children.next(), children.next()) {
             // Again, as a whole: a listing leaves the segments' digests out.
             (Some(child), None) => {
-                let pair = Pair { going: self.manifest(vm, going)?, successor: self.manifest(vm, &child.backup_id)? };
+                let (old, new) = (self.manifest(vm, going)?, self.manifest(vm, &child.backup_id)?);
+                let pair = Pair { going: old, successor: new, stays: false };
                 let lost = pair.going.disks.iter().find(|disk| pair.successor.disk(disk.disk_id).is_none());
                 let Some(lost) = lost else { return Ok(pair) };
                 let why = format!("disk {} would be lost: {} does not have it", lost.disk_id, child.backup_id);
@@ -168,14 +214,20 @@ impl Repository {
 }
 
 impl Pair {
-    /// The disks of the successor that stand on the point that goes.
+    /// The disks of the successor that stand on the point that goes; all that stand on any, when it stays.
     fn disks(&self) -> BTreeSet<DiskNumber> {
-        let stands = |disk: &&Disk| disk.parent_backup_id.as_ref() == Some(&self.going.backup_id);
+        let stands = |disk: &&Disk| match &disk.parent_backup_id {
+            Some(parent) => self.stays || *parent == self.going.backup_id,
+            None => false,
+        };
         self.successor.disks.iter().filter(stands).map(|disk| disk.disk_id).collect()
     }
 
     /// What a disk of the successor stands on afterwards.
     fn parent(&self, disk: DiskNumber) -> Result<Option<BackupId>> {
+        if self.stays {
+            return Ok(None);
+        }
         let old = self.going.disk(disk).ok_or_else(|| {
             let path = layout::manifest(&self.successor.vm_context_id, &self.successor.backup_id);
             Error::corrupt(&path, None, format!("its disk {disk} stands on a point that has no such disk"))
@@ -219,11 +271,11 @@ impl Merge<'_> {
     fn run(&self, now: &dyn Fn() -> Timestamp) -> Result<Manifest> {
         let (repository, vm) = (self.repository, &self.plan.vm_context_id);
         repository.ownership()?.check(now())?;
-        let both = BTreeSet::from([self.plan.going.clone(), self.plan.successor.clone()]);
         let _mark = repository.mark_merging(vm, &self.plan.successor)?;
+        let (read, changed) = self.points()?;
         // Who has them now may have them for days: nothing is prepared in vain.
-        drop(repository.lock(Operation::Merge, vm, both.clone(), &self.options.who)?);
-        let reading = repository.lock(Operation::Read, vm, both.clone(), &self.options.who)?;
+        drop(repository.lock(Operation::Merge, vm, changed.clone(), &self.options.who)?);
+        let reading = repository.lock(Operation::Read, vm, read, &self.options.who)?;
         let pair = self.planned(now())?;
         let reservation = Arc::new(repository.capacity().reserve(self.plan.needed_bytes)?);
         if !crashsafe::ensure_dir(repository.fs(), &self.dir())? {
@@ -236,9 +288,9 @@ impl Merge<'_> {
         let prepared = prepared.and_then(|disks| {
             // Given up and taken anew: nobody waits holding a claim. What came between is found below.
             drop(reading);
-            let alone = self.wait_alone(&both)?;
+            let alone = self.wait_alone(&changed)?;
             let again = self.planned(now())?;
-            if again.going != pair.going || again.successor != pair.successor {
+            if (!self.plan.stays && again.going != pair.going) || again.successor != pair.successor {
                 return Err(conflict("one of the points was changed meanwhile"));
             }
             repository.ownership()?.check(now())?;
@@ -272,8 +324,25 @@ impl Merge<'_> {
         let grown = i64::try_from(manifest.file_bytes()).unwrap_or(i64::MAX)
             - i64::try_from(pair.successor.file_bytes()).unwrap_or(i64::MAX);
         repository.capacity().settle(grown);
-        tracing::info!(vm_context_id = %vm, going = %self.plan.going, successor = %self.plan.successor, "merged");
+        let (going, successor) = (&self.plan.going, &self.plan.successor);
+        tracing::info!(vm_context_id = %vm, %going, %successor, stays = self.plan.stays, "merged");
         Ok(manifest)
+    }
+
+    /// The points that are read, and those that are changed.
+    fn points(&self) -> Result<(BTreeSet<BackupId>, BTreeSet<BackupId>)> {
+        let MergePlan { going, successor, .. } = self.plan;
+        if !self.plan.stays {
+            let both = BTreeSet::from([going.clone(), successor.clone()]);
+            return Ok((both.clone(), both));
+        }
+        let changed = BTreeSet::from([successor.clone()]);
+        let mut read = changed.clone();
+        for disk in &self.plan.disks {
+            let chain = self.repository.chain(&self.plan.vm_context_id, successor, *disk)?;
+            read.extend(chain.into_iter().map(|link| link.backup_id));
+        }
+        Ok((read, changed))
     }
 
     /// Claims the points for itself, holding nothing while it waits.
@@ -295,7 +364,11 @@ impl Merge<'_> {
 
     /// The two points, if the plan still holds.
     fn planned(&self, now: Timestamp) -> Result<Pair> {
-        let pair = self.repository.pair(&self.plan.vm_context_id, &self.plan.going, now)?;
+        let (vm, plan) = (&self.plan.vm_context_id, self.plan);
+        let pair = match plan.stays {
+            true => self.repository.full_pair(vm, &plan.successor)?,
+            false => self.repository.pair(vm, &plan.going, now)?,
+        };
         if pair.successor.backup_id != self.plan.successor || pair.disks() != self.plan.disks {
             return Err(conflict("the plan is out of date: make it again"));
         }
@@ -308,10 +381,15 @@ impl Merge<'_> {
         pair: &Pair,
         reservation: &Arc<crate::capacity::Reservation>,
     ) -> Result<BTreeMap<DiskNumber, SealedDisk>> {
-        let held = |point: &Manifest, disk: &DiskNumber| point.disk(*disk).map_or(0, |disk| disk.image.data_blocks);
-        let blocks = self.plan.disks.iter().map(|disk| held(&pair.going, disk) + held(&pair.successor, disk));
-        // Moved once and checked once. An upper bound: what the successor wrote anew is in both.
-        let total = blocks.fold(0, u64::saturating_add).saturating_mul(2 * BLOCK_BYTES);
+        let mut blocks = 0_u64;
+        for disk in &self.plan.disks {
+            let links = self.links(pair, *disk)?;
+            let held = links.iter().map(|link| link.disk.image.data_blocks).fold(0, u64::saturating_add);
+            let capacity = links.first().map_or(0, |link| link.disk.capacity_bytes.div_ceil(BLOCK_BYTES));
+            blocks = blocks.saturating_add(held.min(capacity));
+        }
+        // Moved once and checked once. An upper bound: what a newer point wrote anew is in several.
+        let total = blocks.saturating_mul(2 * BLOCK_BYTES);
         self.progress.total_bytes.store(total, std::sync::atomic::Ordering::Relaxed);
         let mut sealed = BTreeMap::new();
         for number in &self.plan.disks {
@@ -332,13 +410,10 @@ impl Merge<'_> {
         reservation: &Arc<crate::capacity::Reservation>,
     ) -> Result<SealedDisk> {
         let (vm, repository) = (&self.plan.vm_context_id, self.repository);
-        let open = |point: &Manifest| {
-            let disk = point.disk(number).cloned();
-            let disk =
-                disk.ok_or_else(|| Error::new(Kind::NotFound, format!("{} has no disk {number}", point.backup_id)))?;
-            blocks::Layer::open(repository, vm, Link { backup_id: point.backup_id.clone(), disk })
-        };
-        let (older, newer) = (open(&pair.going)?, open(&pair.successor)?);
+        let mut links = self.links(pair, number)?.into_iter();
+        let newest = links.next().ok_or_else(|| Error::invalid("a chain without a point"))?;
+        let newer = blocks::Layer::open(repository, vm, newest)?;
+        let older: Vec<_> = links.map(|link| blocks::Layer::open(repository, vm, link)).collect::<Result<_>>()?;
         let spec = DiskSpec {
             number,
             binding: newer.link.disk.binding.clone(),
@@ -356,6 +431,21 @@ impl Merge<'_> {
         let move_blocks = blocks::Move { newer: &newer, older: &older, sink: &draft, progress: self.progress };
         move_blocks.run(self.options.threads, self.cancel)?;
         draft.seal()
+    }
+
+    /// The images whose blocks a disk's new one gets, the successor's first.
+    fn links(&self, pair: &Pair, number: DiskNumber) -> Result<Vec<Link>> {
+        let vm = &self.plan.vm_context_id;
+        if pair.stays {
+            return self.repository.chain(vm, &pair.successor.backup_id, number);
+        }
+        let link = |point: &Manifest| {
+            let disk = point.disk(number).cloned();
+            let disk =
+                disk.ok_or_else(|| Error::new(Kind::NotFound, format!("{} has no disk {number}", point.backup_id)))?;
+            Ok::<_, Error>(Link { backup_id: point.backup_id.clone(), disk })
+        };
+        Ok(vec![link(&pair.successor)?, link(&pair.going)?])
     }
 
     /// Reads the new image back, every block.
@@ -387,6 +477,7 @@ impl Merge<'_> {
             disks: self.plan.disks.clone(),
             before: intent::digest_of(&self.published(&self.plan.successor)?),
             going_before: intent::digest_of(&self.published(&self.plan.going)?),
+            stays: self.plan.stays,
         };
         crashsafe::write_new(fs, &dir.join(layout::MANIFEST_IN_FOLDER), &manifest::write(manifest)?)?;
         crashsafe::sync_dir(fs, &dir)?;

@@ -1,4 +1,4 @@
-//! The new files take the successor's names and the other point goes: from wherever it was cut off.
+//! The new files take the successor's names and the other point goes, unless it stays: from wherever it was cut off.
 //!
 //! A new file gets a second name in the folder, and that name is moved over the old file: so the folder still has the file
 //! should power fail in the middle of the move, and the move can be made again. Where the file system knows no second names
@@ -123,7 +123,9 @@ fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent, now: Time
     // Also when it had its name already: whoever gave it may have died before this.
     crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
     repository.ownership()?.check(now)?;
-    remove_going(repository, vm, &intent.going)?;
+    if !intent.stays {
+        remove_going(repository, vm, &intent.going)?;
+    }
     Ok(Finished::Merged)
 }
 
@@ -153,6 +155,10 @@ fn still_right(
     manifest: &Manifest,
     now: Timestamp,
 ) -> Result<bool> {
+    if intent.stays {
+        // Nothing goes, and what the successor holds from now on is all that it needs.
+        return Ok(manifest.parents().next().is_none());
+    }
     let going = layout::manifest(vm, &intent.going);
     match crashsafe::read_small(repository.root(), &going, MANIFEST_BYTES_MAX) {
         Ok(text) if intent::digest_of(&text) == intent.going_before => {}

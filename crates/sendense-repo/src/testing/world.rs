@@ -204,6 +204,13 @@ pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
     repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
 }
 
+/// Makes a point a full.
+pub fn make_full(repository: &Repository, point: &Point) -> Result<()> {
+    let plan = repository.plan_full(&point.vm, &point.id)?;
+    let options = merge::Options { threads: 2, who: "test".into(), patience: Duration::ZERO };
+    repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
+}
+
 /// Compares every byte of a point.
 pub fn check_bytes(repository: &Repository, point: &Point) -> Result<(), String> {
     for (number, disk) in &point.disks {

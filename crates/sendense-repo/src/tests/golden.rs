@@ -19,6 +19,7 @@ const MANIFEST: &[u8] = include_bytes!("../../tests/fixtures/v1/manifest.json");
 const DIGESTS: &[u8] = include_bytes!("../../tests/fixtures/v1/disk.digests");
 const INTENT: &[u8] = include_bytes!("../../tests/fixtures/v1/intent.json");
 const MERGE: &[u8] = include_bytes!("../../tests/fixtures/v1/merge.json");
+const FULL: &[u8] = include_bytes!("../../tests/fixtures/v2/merge.json");
 const OWNER: &[u8] = include_bytes!("../../tests/fixtures/v1/owner.json");
 
 /// Compares; a difference in text is shown as text.
@@ -161,9 +162,13 @@ fn intents_of_merges() {
     let [successor, going] = ["bk-3", "bk-2"].map(|id| id.parse().unwrap());
     let disks = [DiskNumber(0), DiskNumber(17)].into();
     let before = blake3::hash(b"manifest").to_hex().to_string();
-    let intent = merge::Intent { successor, going, disks, going_before: before.clone(), before };
+    let intent = merge::Intent { successor, going, disks, going_before: before.clone(), before, stays: false };
     same(&intent.to_bytes(), MERGE);
     assert_eq!(merge::read_intent(MERGE, &intent.successor).unwrap(), intent);
+    // Of a synthetic full, which programs of version 1 must not carry out.
+    let full = merge::Intent { stays: true, ..intent };
+    same(&full.to_bytes(), FULL);
+    assert_eq!(merge::read_intent(FULL, &full.successor).unwrap(), full);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod fencing;
+mod full;
 mod golden;
 mod heal;
 mod holds;

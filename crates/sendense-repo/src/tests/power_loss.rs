@@ -167,6 +167,16 @@ fn a_merge_of_the_first_point_loses_nothing() {
 }
 
 #[test]
+fn a_synthetic_full_loses_nothing() {
+    // Once done it cannot be done again to the same point: each way has a chain of its own.
+    for renames in [Renames::AtOnce, Renames::ByLink] {
+        let (before, third) = with_a_third();
+        let recording = record(&before.root(), renames, |repository| world::make_full(repository, &third).unwrap());
+        cut_everywhere(&recording, &[&before.first, &before.second, &third, &before.other], &[], &[]);
+    }
+}
+
+#[test]
 fn start_up_may_be_cut_off_while_it_finishes_a_merge() {
     let (before, third) = with_a_third();
     let recording =

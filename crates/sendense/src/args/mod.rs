@@ -1,6 +1,7 @@
 //! The command line's grammar. What a word does is in `commands`.
 
 mod backup;
+mod chain;
 mod files;
 mod node;
 mod recover;
@@ -10,6 +11,7 @@ mod schedule;
 mod source;
 
 pub use backup::{BackupCommand, BackupStart};
+pub use chain::ChainCommand;
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
 pub use node::{NodeArgs, NodeCommand, NodePlace, NodeRun};
 pub use recover::RecoverCommand;
@@ -67,6 +69,9 @@ pub enum Command {
     /// Repositories: where backups are kept.
     #[command(subcommand)]
     Repo(RepoCommand),
+    /// Chains: the points of a disk that stand on each other.
+    #[command(subcommand)]
+    Chain(ChainCommand),
     /// Sources: hypervisors, image folders, NBD servers.
     #[command(subcommand)]
     Source(SourceCommand),
@@ -236,6 +241,9 @@ pub struct HubArgs {
     /// The most that those verifications read in a second (`64MiB`).
     #[arg(long, default_value = "64MiB", value_name = "SIZE")]
     pub verify_rate: bytesize::ByteSize,
+    /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 for as late as can be.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub chain_points_max: u32,
     /// The key file of stored credentials is lost for good: make a new one. Credentials must be set again for all sources.
     #[arg(long)]
     pub accept_new_key: bool,
@@ -482,6 +490,8 @@ mod tests {
             "sendense repo add local --name R --path P",
             "sendense repo import R",
             "sendense repo update R --limit 2TiB --keep-free 20GiB --low-percent 80 --critical-percent 90",
+            "sendense chain consolidate web --disk 1 --keep 30 --dry-run",
+            "sendense chain consolidate web --repo R --full --yes --no-wait",
             "sendense repo space R",
             "sendense repo check R --dry-run",
             "sendense repo reports R",

@@ -49,6 +49,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.limits.verify_after_days = args.verify_after_days;
     config.limits.verify_deep = args.verify_deep;
     // Nothing at all would never end.
+    config.limits.chain_points_max = args.chain_points_max;
     config.limits.verify_bytes_per_second = args.verify_rate.as_u64().max(1 << 20);
     config.accept_new_key = args.accept_new_key;
     Ok(config)

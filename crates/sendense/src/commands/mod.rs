@@ -1,6 +1,7 @@
 //! One file per noun; each turns words into calls and prints what comes back.
 
 mod backup;
+mod chain;
 mod diff;
 mod export;
 mod fetch;
@@ -41,6 +42,7 @@ pub fn run(args: Args) -> Result<u8> {
             block_on(async move {
                 match command {
                     Command::Repo(command) => repo::run(&context, command).await,
+                    Command::Chain(command) => chain::run(&context, command).await,
                     Command::Source(command) => source::run(&context, command).await,
                     Command::Vm(command) => vm::run(&context, command).await,
                     Command::Backup(command) => backup::run(&context, command).await,

@@ -6,6 +6,7 @@
 
 mod appliance;
 mod bad_day;
+mod chains;
 mod databases;
 mod disk;
 mod export_clients;

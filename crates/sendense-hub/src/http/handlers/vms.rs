@@ -2,12 +2,12 @@
 
 use super::Who;
 use crate::app::App;
-use crate::http::extract::{Body, NameOrId, Query};
+use crate::http::extract::{Body, NameOrId, NoBody, Query};
 use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
-use sendense_api::reply::{PruneReply, VmListReply, VmReply};
-use sendense_api::{ProblemBody, PruneQuery, PruneVm, VmFilter};
+use sendense_api::reply::{ConsolidationReply, PruneReply, VmListReply, VmReply};
+use sendense_api::{ConsolidateQuery, ProblemBody, PruneQuery, PruneVm, VmFilter};
 
 /// List VMs.
 ///
@@ -65,4 +65,28 @@ pub(in crate::http) async fn prune_vm(
     let verb = if prune.dry_run { "would delete" } else { "deleted" };
     let message = format!("{verb} {} backups, {} bytes; {} stay", prune.deleted, prune.freed_bytes, prune.kept);
     Ok(Json(PruneReply::done(message, prune)))
+}
+
+/// Make a chain shorter.
+///
+/// The oldest points of a disk's chain go until so many stay, and what they held becomes their successors'; or, with `full=true`,
+/// no point goes, and the newest becomes a full with which a chain begins. With `dry_run=true` only the plan is shown.
+#[utoipa::path(
+    post, path = "/vms/{vm_name}/consolidate", tag = "vms",
+    params(("vm_name" = String, Path, description = "The VM's name or id."), ConsolidateQuery),
+    responses(
+        (status = 200, description = "What is done, or would be, and the task that does it.", body = ConsolidationReply),
+        (status = 404, description = "There is no such VM or repository, or the disk has no backup.", body = ProblemBody),
+        (status = 409, description = "Points of it are being merged.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn consolidate_chain(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(vm): NameOrId,
+    Query(how): Query<ConsolidateQuery>,
+    _: NoBody,
+) -> Result<Json<ConsolidationReply>> {
+    Ok(Json(ConsolidationReply::new(app.consolidate_chain(&caller, &vm, how).await?)))
 }

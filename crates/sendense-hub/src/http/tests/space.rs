@@ -1,5 +1,6 @@
 //! The room of repositories: what is told of it, and what is refused before it is gone.
 
+use super::PATIENCE;
 use super::house::{House, until};
 use futures::{Stream, StreamExt as _};
 use sendense_api::{ClientError, Event, ListQuery, Repository, Role, SpaceAlert, UpdateRepository};
@@ -17,7 +18,8 @@ async fn change(house: &House, change: UpdateRepository) -> Repository {
 /// The next word on the room of the repository.
 async fn told(events: &mut (impl Stream<Item = Result<Event, ClientError>> + Unpin)) -> SpaceAlert {
     loop {
-        let event = events.next().await.unwrap().unwrap();
+        let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("nothing is told");
+        let event = event.unwrap().unwrap();
         if let Event::Space { space } = event
             && space.name == "two"
         {
@@ -84,7 +86,7 @@ async fn a_history_is_kept_and_says_when_a_repository_is_full() {
     })
     .await;
     // With a limit its own points count, and nothing else that happens to the file system.
-    change(&house, UpdateRepository { limit_bytes: Some(64 * MIB), ..Default::default() }).await;
+    change(&house, UpdateRepository { limit_bytes: Some(512 * MIB), ..Default::default() }).await;
     std::fs::create_dir_all(house.path("web")).unwrap();
     std::fs::write(Path::new(&house.path("web")).join("disk.raw"), noise(0)).unwrap();
     let vm = house.machine("web", SourceKind::Image, house.path("web")).await;
@@ -104,7 +106,7 @@ async fn a_history_is_kept_and_says_when_a_repository_is_full() {
     let space = house.client.get_repository("two").await.unwrap().space.unwrap();
     let grows = space.bytes_per_day.unwrap();
     assert!((MIB as i64..2 * MIB as i64).contains(&grows), "{space:?}");
-    // About 60 of 64 MiB are left, of which each day takes a little more than one.
-    assert!(space.full_in_days.is_some_and(|days| (40.0..=60.0).contains(&days)), "{space:?}");
+    // About 508 of 512 MiB are left, of which each day takes a little more than one.
+    assert!(space.full_in_days.is_some_and(|days| (250.0..=508.0).contains(&days)), "{space:?}");
     house.fixture.hub.shutdown().await;
 }
