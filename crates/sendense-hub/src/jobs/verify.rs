@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// Reads in flight: what a file system on one spinning disk bears beside a backup.
 const THREADS: usize = 4;
+/// The least that a thread may ask for; a disk's queue takes it for the lowest of eight levels.
+const NICE_MAX: i32 = 19;
 /// Findings that are told one by one; the log must stay readable.
 const FINDINGS_TOLD_MAX: usize = 50;
 
@@ -30,7 +32,11 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
             bytes_per_second: pace,
             who: worker.task_id.to_string(),
         };
-        repository.verify(&of.vm_context_id, &of.backup_id, None, &options, &progress, &worker.cancel)
+        let verify = || {
+            let cancel = &worker.cancel;
+            repository.verify(&of.vm_context_id, &of.backup_id, None, &options, &progress, cancel)
+        };
+        if of.aside { humbly(verify) } else { verify() }
     });
     let verified = match verified.await? {
         Err(error) => Err((of_manifest(core, &work, &error).await?, error)),
@@ -50,6 +56,24 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
     }
     let stands = verification::record(core, &work, &report).await?;
     judge(&work.backup_id, &report, stands)
+}
+
+/// Does it on a thread of its own that everything else is before, at the processor and at the disk: the kernel takes the place
+/// of a read in a disk's queue from its thread's niceness. Who has no rights cannot take niceness back, so the thread ends with it.
+fn humbly<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            // Of a thread: on Linux it is each thread that has a niceness.
+            if let Err(error) = rustix::process::setpriority_process(None, NICE_MAX) {
+                tracing::debug!(%error, "verify at the usual priority");
+            }
+            work()
+        });
+        match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// A report of a manifest that is damaged: nothing can be said of its point any more.
@@ -116,4 +140,23 @@ fn figures(report: &Report) -> Work {
     };
     let decoded = sum(|point| point.decoded);
     if decoded.bytes > 0 { decoded } else { sum(|point| point.read) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The niceness of the calling thread, as Linux tells it: the 19th word, after a name that may hold anything in brackets.
+    fn niceness() -> i32 {
+        let text = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, words) = text.rsplit_once(')').unwrap();
+        words.split_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn only_the_work_is_humble() {
+        let before = niceness();
+        assert_eq!(humbly(niceness), NICE_MAX);
+        assert_eq!(niceness(), before);
+    }
 }
