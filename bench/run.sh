@@ -10,7 +10,7 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-# all, or words of: raw zstd incremental restore onto export libvirt memory files. The rows of the others stay in the table as they are.
+# all, or words of: raw zstd incremental restore onto export verify merge libvirt memory files. The rows of the others stay in the table as they are.
 ONLY=${ONLY:-all}
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
@@ -184,6 +184,35 @@ if wants export; then
     row export4 ours qemu "NBD export of full + 3 incrementals, zstd, \`nbdcopy URI null:\` — \`qemu-nbd -r\` of the same chain" 1.5
     row export1 ours qemu "the same over one connection (\`nbdcopy -C 1\`)" 1
     drop_chain
+fi
+
+if wants verify; then
+    chain
+    files=$(find "$work/repo" -path '*/disk-0/*' -type f | tr '\n' ' ')
+    for round in $(seq "$ROUNDS"); do
+        say "verification, round $round"
+        time_one rest ours "$sendense backup verify $id"
+        time_one rest cat "cat $files > /dev/null"
+        time_one deep ours "$sendense backup verify $id --deep"
+        time_one deep qemu "qemu-img convert -n -W --target-image-opts $image driver=null-co,size=${SIZE_MIB}M"
+    done
+    row rest ours cat "verification at rest of full + 3 incrementals — \`cat\` of the same files" 0.9
+    row deep ours qemu "deep verification of the same, every block of every point — \`qemu-img convert -W\` of the newest to null" 1.5
+    drop_chain
+fi
+
+if wants merge; then
+    for round in $(seq "$ROUNDS"); do
+        say "merge, round $round"
+        chain
+        first=$(sd backup chain web --json | jq -r '.backups[0].backup_id')
+        second=$(sd backup chain web --json | jq -r '.backups[1].backup_id')
+        time_one merge ours "$sendense backup merge $first --yes"
+        kept=$(find "$work/repo" -name "$second.*" -path '*/disk-0/*' | tr '\n' ' ')
+        time_one merge cp "cp --reflink=never $kept $work/out/"; rm "$work/out/$second".*
+        drop_chain
+    done
+    row merge ours cp "merging a full into its successor, by copy, read back and checked — \`cp\` of the bytes kept" 1
 fi
 
 if wants libvirt; then
