@@ -49,17 +49,18 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork)
         match one(core, handle, &work, &repository, *step).await {
             Ok((manifest, hold)) => {
                 let point = crate::reconcile::point(&row, &manifest, hold);
-                // Should this fail, the next look at the repository writes it down.
+                // Told first: it is so, whatever comes of the catalog or of the rest. Should the catalog be away, the next look at
+                // the repository writes it down.
                 match step {
                     Step::Merge(_) => {
+                        handle.info(format!("{id} was merged into {}", manifest.backup_id));
                         core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
                         merged += 1;
-                        handle.info(format!("{id} was merged into {}", manifest.backup_id));
                     }
                     Step::Full(_) => {
+                        handle.info(format!("{id} was made a full; a chain begins with it"));
                         core.catalog.backups().became_full(&point, core.now()).await.or_problem()?;
                         made_full = Some(id);
-                        handle.info(format!("{id} was made a full; a chain begins with it"));
                     }
                 }
             }

@@ -200,6 +200,42 @@ fn a_cancelled_merge_leaves_both() {
     world::check_bytes(&repository, &third).unwrap();
 }
 
+/// Stopped before the intent is durable it did not happen; stopped after that it did, and nobody is told otherwise.
+#[test]
+fn a_merge_that_is_stopped_at_its_end_says_what_became_of_it() {
+    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    for is_late in [false, true] {
+        let (before, third) = chain();
+        let repository = world::open(&before.root()).unwrap();
+        let planned = plan(&repository, &before.second).unwrap();
+        let intent = before.root().join(layout::merge_dir(&third.vm, &third.id)).join(layout::INTENT_FILE);
+        let (cancel, was_late) = (Cancel::new(), std::cell::Cell::new(false));
+        // The time is asked for once more when the names are about to change.
+        let time = || {
+            if intent.exists() {
+                was_late.set(true);
+                cancel.cancel();
+            }
+            now()
+        };
+        let stop = || {
+            if !is_late {
+                cancel.cancel();
+            }
+            Ok(())
+        };
+        let done = repository.execute_merge(&planned, &options, &Progress::default(), &cancel, time, stop);
+        assert_eq!((cancel.is_cancelled(), was_late.get()), (!is_late, is_late), "it was asked for in this moment");
+        let is_there = repository.manifest(&before.second.vm, &before.second.id).is_ok();
+        match done {
+            Ok(manifest) => assert!(is_late && !is_there && manifest.backup_id == third.id),
+            Err(error) => assert!(!is_late && is_there && error.kind == Kind::Cancelled, "{error:?}"),
+        }
+        world::check_bytes(&repository, &third).unwrap();
+        assert!(!intent.exists());
+    }
+}
+
 /// Damage in either image is met before anything is touched, and is not written into the new one.
 #[test]
 fn damaged_blocks_are_not_moved() {

@@ -3,7 +3,9 @@
 use super::PATIENCE;
 use super::house::{House, until};
 use futures::{Stream, StreamExt as _};
-use sendense_api::{ClientError, Event, ListQuery, Repository, Role, SpaceAlert, UpdateRepository};
+use sendense_api::{
+    ClientError, Event, FindingKind, ListQuery, ReconcileQuery, Repository, Role, SpaceAlert, UpdateRepository,
+};
 use sendense_types::{BackupType, ManualClock, ProblemCode, SourceKind, SpaceState, TaskState, Timestamp};
 use std::path::Path;
 use std::sync::Arc;
@@ -108,5 +110,32 @@ async fn a_history_is_kept_and_says_when_a_repository_is_full() {
     assert!((MIB as i64..2 * MIB as i64).contains(&grows), "{space:?}");
     // About 508 of 512 MiB are left, of which each day takes a little more than one.
     assert!(space.full_in_days.is_some_and(|days| (250.0..=508.0).contains(&days)), "{space:?}");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_is_looked_through_each_day() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.upkeep_period = Duration::from_millis(50);
+    })
+    .await;
+    let reports = async |made_by: &str| {
+        let all = house.client.repository_reports("two", &ListQuery::default()).await.unwrap().items;
+        all.into_iter().filter(|report| report.made_by == made_by).collect::<Vec<_>>()
+    };
+    house.client.reconcile_repository("two", &ReconcileQuery::default()).await.unwrap();
+    std::fs::write(Path::new(&house.path("two")).join("notes.txt"), "").unwrap();
+    clock.advance_seconds(25 * 3600);
+    until("a day has passed", async || reports("daily").await.len() == 1).await;
+    let found = reports("daily").await.remove(0).findings;
+    assert_eq!(
+        found.iter().map(|one| (one.kind, one.subject.as_str())).collect::<Vec<_>>(),
+        [(FindingKind::Stranger, "notes.txt")]
+    );
+    clock.advance_seconds(25 * 3600);
+    until("another day has passed", async || reports("daily").await.len() == 2).await;
     house.fixture.hub.shutdown().await;
 }
