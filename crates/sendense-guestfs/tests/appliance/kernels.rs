@@ -3,7 +3,7 @@
 
 use super::Test;
 use super::disks::TREE;
-use super::images::{Served, digest, digests, digests_of, folder, open, sh};
+use super::images::{Served, digest, digests, digests_of, folder, open, path, read, sh, volume};
 use sendense_guestfs::Session;
 use sendense_guestfs::meta::{Consistency, State};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
     ("file_systems_filled_by_a_guest", file_systems_filled_by_a_guest),
     ("file_systems_that_were_not_unmounted", file_systems_that_were_not_unmounted),
     ("the_log_of_an_old_xfs", the_log_of_an_old_xfs),
-    ("thin_and_mirrored_logical_volumes", thin_and_mirrored_logical_volumes),
+    ("every_sort_of_logical_volume", every_sort_of_logical_volume),
     ("hfsplus_of_another_maker", hfsplus_of_another_maker),
 ];
 
@@ -174,18 +174,19 @@ fn the_log_of_an_old_xfs() {
     }
 }
 
-/// One group over two partitions, with a volume of either kind.
-fn thin_and_mirrored_logical_volumes() {
+/// One group over two partitions, with a volume of each kind: mirrored, thin, one with a cache that was not written back, one
+/// with a snapshot, and the snapshot.
+fn every_sort_of_logical_volume() {
     let dir = folder();
     let at = dir.path();
     sh(at, &format!("{TREE}; rm -r tree/sparse tree/fifo tree/many"));
-    let script = r#"truncate -s 300M disk.img
-        printf 'label: gpt\nsize=128M, type=lvm\nsize=128M, type=lvm\n' | sfdisk -q disk.img
+    let script = r#"truncate -s 520M disk.img
+        printf 'label: gpt\nsize=256M, type=lvm\nsize=256M, type=lvm\n' | sfdisk -q disk.img
         mkdir -p guest/proc guest/dev guest/sys guest/run guest/etc guest/at guest/modules guest/sbin
         cp /bin/busybox guest/; cp -a tree guest/tree; cp /sbin/lvm guest/sbin/
         for library in $(ldd /sbin/lvm | grep -o '/[^ ]*'); do mkdir -p "guest${library%/*}"; cp "$library" "guest$library"; done
         folder=$(echo /usr/lib/uml/modules/*/); : > order
-        for module in dm-mod raid1 dm-raid dm-thin-pool; do
+        for module in dm-mod raid1 dm-raid dm-thin-pool dm-snapshot dm-cache dm-cache-smq; do
             needs=$(sed -n "s#^\(.*/$module\.ko\): *\(.*\)#\2 \1#p" $folder/modules.dep)
             # What is needed by others stands behind them.
             for file in $(echo ${needs% *} | tr ' ' '\n' | tac) ${needs##* }; do
@@ -196,16 +197,22 @@ fn thin_and_mirrored_logical_volumes() {
     let order = std::fs::read_to_string(at.join("order")).unwrap();
     let load: String = order.lines().map(|module| format!("insmod /modules/{module}\n")).collect();
     let script = r#"mount -t sysfs sys /sys
-        config='activation{udev_sync=0 udev_rules=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source="none"} global{use_lvmpolld=0 thin_check_executable=""} backup{backup=0 archive=0}'
+        config='activation{udev_sync=0 udev_rules=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source="none"} global{use_lvmpolld=0 thin_check_executable="" cache_check_executable=""} backup{backup=0 archive=0}'
         lvm() { command=$1; shift; /sbin/lvm $command --config "$config" "$@"; }
         lvm pvcreate /dev/ubda1 /dev/ubda2
         lvm vgcreate vg /dev/ubda1 /dev/ubda2
         lvm lvcreate -y --type raid1 --mirrors 1 --size 40M --name mirrored vg
         lvm lvcreate -y --type thin-pool --size 60M --name pool vg
         lvm lvcreate -y --type thin --virtualsize 500M --thinpool pool --name thin vg
-        for name in mirrored thin; do
+        lvm lvcreate -y --size 40M --name origin vg
+        lvm lvcreate -y --size 40M --name cached vg
+        lvm lvcreate -y --size 24M --name fast vg
+        lvm lvconvert -y --type cache --cachevol fast --cachemode writeback vg/cached
+        for name in mirrored thin origin cached; do
             mke2fs /dev/vg/$name; mount -t ext2 /dev/vg/$name /at; cp -a /tree/. /at/; umount /at
         done
+        lvm lvcreate -y --snapshot --size 24M --name before vg/origin
+        mount -t ext2 /dev/vg/origin /at; echo later > /at/later; echo other > /at/etc/passwd; umount /at
         lvm vgchange --activate n vg"#;
     run(at, &format!("{load}{script}"));
     let image = at.join("disk.img");
@@ -213,13 +220,24 @@ fn thin_and_mirrored_logical_volumes() {
     let served = Arc::new(Served::raw(&image));
     let session = open(&image, &served);
     let volumes = session.volumes().unwrap();
-    for name in ["lvm:vg/mirrored", "lvm:vg/thin"] {
+    // The native readers say of each which it is; the origin of a snapshot they read themselves.
+    for (name, kind) in [("mirrored", "raid1"), ("thin", "thin"), ("cached", "cache"), ("before", "snapshot")] {
+        let alone = session.native().volumes().unwrap();
+        let id = format!("lvm:vg/{name}");
+        let refused = alone.into_iter().find(|volume| volume.id.as_str() == id).map(|volume| volume.state);
+        let Some(State::Unsupported(why)) = &refused else { panic!("{name}: {refused:?}") };
+        assert!(why.0.contains(kind), "{name}: {why:?}");
+    }
+    for name in ["lvm:vg/mirrored", "lvm:vg/thin", "lvm:vg/cached", "lvm:vg/before"] {
         let volume = volumes.iter().find(|volume| volume.id.as_str() == name).unwrap_or_else(|| panic!("{volumes:#?}"));
         assert_eq!((&volume.state, session.is_taken(&volume.id)), (&State::Readable, true), "{volume:?}");
         let mut told = digests(&session, name);
         told.retain(|path, _| !path.starts_with(b"/lost+found"));
         same(told, at, name);
     }
+    assert!(!session.is_taken(&volume("lvm:vg/origin")));
+    let content = |file: &str| read(&session, "lvm:vg/origin", &path(file)).unwrap();
+    assert_eq!((content("/later"), content("/etc/passwd")), (b"later\n".to_vec(), b"other\n".to_vec()));
     Box::new(session).close();
     assert_eq!(digest(&image), before);
 }

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("lvm_with_several_segments", lvm_with_several_segments),
     ("luks_opens_with_its_key", luks_opens_with_its_key),
     ("a_mirror_is_read_from_one_member", a_mirror_is_read_from_one_member),
+    ("what_no_reader_knows_is_named", what_no_reader_knows_is_named),
     ("a_disk_cut_short_still_shows_the_rest", a_disk_cut_short_still_shows_the_rest),
 ];
 
@@ -224,4 +225,36 @@ fn a_disk_cut_short_still_shows_the_rest() {
     assert_eq!(volumes.len(), 5);
     assert!(matches!(volumes[1].state, State::Corrupt(_)), "{volumes:#?}");
     assert_eq!(read(&worker, "p1", "/file").unwrap(), b"hello\n");
+}
+
+/// Each by its kind, in a partition of its own; none hides the file system beside them.
+fn what_no_reader_knows_is_named() {
+    let dir = folder();
+    ext4(dir.path(), "fs", 8, "", "echo beside > file");
+    // Made by the tools that make them, and by their marks where there is no such tool.
+    let script = r#"truncate -s 160M disk
+        printf 'label: gpt\nstart=1M, size=8M\nsize=16M\nsize=16M\nsize=8M\nsize=8M\nsize=8M\nsize=64M\n' | sfdisk -q disk
+        truncate -s 16M udf exfat; mkudffs --media-type=hd udf > made; mkfs.exfat exfat >> made
+        for kind in BitLocker:-FVE-FS- ReFS:'ReFS\0\0\0\0'; do
+            truncate -s 8M ${kind%%:*}; printf "\xeb\x58\x90${kind#*:}" | dd of=${kind%%:*} conv=notrunc status=none
+        done
+        truncate -s 8M apfs; printf NXSB | dd of=apfs bs=1 seek=32 conv=notrunc status=none
+        seq 1 100000 > other; truncate -s 64M other"#;
+    sh(dir.path(), script);
+    let parts = [("udf", 9), ("exfat", 25), ("BitLocker", 41), ("ReFS", 49), ("apfs", 57), ("other", 65)];
+    put(dir.path(), "fs", "disk", 1 << 20);
+    for (name, at) in parts {
+        put(dir.path(), name, "disk", at << 20);
+    }
+    let worker = open(&dir.path().join("disk"));
+    let volumes = worker.volumes().unwrap();
+    assert_eq!(brief(&volumes)[0], ("p1", "ext4", &State::Readable));
+    for ((name, _), volume) in parts.iter().zip(&volumes[1..]) {
+        let State::Unsupported(why) = &volume.state else { panic!("{name}: {volume:?}") };
+        let said = if *name == "other" { "no file system that these readers know" } else { *name };
+        let kind = if *name == "other" { "" } else { *name };
+        assert_eq!((volume.kind.as_str(), why.0.contains(said)), (kind, true), "{name}: {why:?}");
+    }
+    assert_eq!(volumes.len(), 7, "{volumes:#?}");
+    assert_eq!(read(&worker, "p1", "/file").unwrap(), b"beside\n");
 }

@@ -11,7 +11,7 @@ use super::mapping::{Mapping, Piece};
 use crate::error::{Error, Result};
 use crate::volume::VOLUMES_MAX;
 use sendense_block::ReadAt;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use text::{Section, Value};
 
@@ -165,10 +165,19 @@ fn group(root: &Section, uuid: &str, device: &Arc<dyn ReadAt>) -> Option<Result<
     let here = Place { device, own, data_at, extent_bytes };
     let none = Section::default();
     let volumes = vg.sections.get("logical_volumes").unwrap_or(&none);
-    let stores = snapshot_stores(volumes);
-    let visible = volumes.sections.iter().filter(|(_, volume)| is_visible(volume));
-    let volumes = visible.take(VOLUMES_MAX).map(|(name, volume)| here.volume(name, volume, &stores)).collect();
-    Some(Ok(Group { name: name.clone(), volumes }))
+    // By the names that people know.
+    let mut named: BTreeMap<&str, LogicalVolume> = BTreeMap::new();
+    for volume in volumes.sections.values() {
+        if let Some(store) = snapshot_store(volume) {
+            named.insert(store, here.snapshot(store, volume, volumes.sections.get(store)));
+        }
+    }
+    for (name, volume) in volumes.sections.iter().filter(|(_, volume)| is_visible(volume)).take(VOLUMES_MAX) {
+        if snapshot_store(volume).is_none() {
+            named.entry(name).or_insert_with(|| here.volume(name, volume));
+        }
+    }
+    Some(Ok(Group { name: name.clone(), volumes: named.into_values().take(VOLUMES_MAX).collect() }))
 }
 
 fn is_visible(volume: &Section) -> bool {
@@ -176,10 +185,10 @@ fn is_visible(volume: &Section) -> bool {
     volume.list("status").is_some_and(|status| status.contains(&visible))
 }
 
-/// Volumes that hold the old blocks of a snapshot; read as they lie they are no disk.
-fn snapshot_stores(volumes: &Section) -> BTreeSet<&str> {
-    let segments = volumes.sections.values().flat_map(|volume| volume.sections.values());
-    segments.filter_map(|segment| segment.text("cow_store")).collect()
+/// For a snapshot, which LVM itself names `snapshot0`, the volume with the old blocks, whose name is the one that people gave it.
+/// Read as it lies, that one is no disk.
+fn snapshot_store(volume: &Section) -> Option<&str> {
+    volume.sections.values().find_map(|segment| segment.text("cow_store"))
 }
 
 /// What a segment's numbers count from.
@@ -191,30 +200,34 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn volume(&self, name: &str, volume: &Section, stores: &BTreeSet<&str>) -> LogicalVolume {
+    /// A snapshot under the name of its store.
+    fn snapshot(&self, name: &str, volume: &Section, store: Option<&Section>) -> LogicalVolume {
+        LogicalVolume {
+            name: name.to_owned(),
+            uuid: store.and_then(|store| store.text("id")).and_then(crate::volume::shown),
+            size_bytes: self.size(&segments(volume)),
+            kind: "snapshot".into(),
+            content: Err(Error::unsupported("LVM snapshot")),
+        }
+    }
+
+    fn size(&self, segments: &[&Section]) -> u64 {
+        let extents = segments.iter().filter_map(|segment| segment.number("extent_count"));
+        extents.fold(0u64, |sum, count| sum.saturating_add(count)).saturating_mul(self.extent_bytes)
+    }
+
+    fn volume(&self, name: &str, volume: &Section) -> LogicalVolume {
         let segments = segments(volume);
         let kind = segments.first().and_then(|segment| segment.text("type")).unwrap_or("unknown");
-        let kind = if stores.contains(name) {
-            "snapshot"
-        } else if is_linear(segments.first()) {
-            "linear"
-        } else {
-            kind
-        };
-        let extents = segments.iter().filter_map(|segment| segment.number("extent_count"));
-        let size = extents.fold(0u64, |sum, count| sum.saturating_add(count)).saturating_mul(self.extent_bytes);
-        let content = if stores.contains(name) {
-            Err(Error::unsupported("LVM snapshot"))
-        } else {
-            self.pieces(&segments).and_then(|pieces| {
-                let mapping = Mapping::new(self.device.clone(), pieces)?;
-                Ok(Arc::new(mapping) as Arc<dyn ReadAt>)
-            })
-        };
+        let kind = if is_linear(segments.first()) { "linear" } else { kind };
+        let content = self.pieces(&segments).and_then(|pieces| {
+            let mapping = Mapping::new(self.device.clone(), pieces)?;
+            Ok(Arc::new(mapping) as Arc<dyn ReadAt>)
+        });
         LogicalVolume {
             name: name.to_owned(),
             uuid: volume.text("id").and_then(crate::volume::shown),
-            size_bytes: size,
+            size_bytes: self.size(&segments),
             kind: crate::volume::shown(kind).unwrap_or_default(),
             content,
         }
@@ -337,6 +350,10 @@ mod tests {
             volume("beyond", &[&linear("pv0", 700)]),
             volume("store", &[&b]),
             "hidden { id = \"h\" status = [\"READ\"] segment_count = 1 segment1 { start_extent = 0 extent_count = 1 type = \"snapshot\" cow_store = \"store\" } }".into(),
+            // As LVM writes it: the store is not visible, what refers to it is.
+            volume("snapshot0", &["type = \"snapshot\" origin = \"root\" cow_store = \"before\""]),
+            "before { id = \"b\" status = [\"READ\", \"WRITE\"] segment_count = 1 segment1 { start_extent = 0 extent_count = 1 type = \"striped\" } }".into(),
+            volume("cached", &["type = \"cache\" cache_pool = \"fast\""]),
         ].join(" "));
         for wrapped in [false, true] {
             let mut bytes = physical(&text, wrapped);
@@ -347,8 +364,11 @@ mod tests {
             let group = open(&device).unwrap();
             assert_eq!(group.name, "vg0");
             let names: Vec<_> = group.volumes.iter().map(|volume| volume.name.as_str()).collect();
-            assert_eq!(names, ["beyond", "far", "pool", "root", "store"]);
-            let [beyond, far, pool, root, store] = &group.volumes[..] else { panic!() };
+            assert_eq!(names, ["before", "beyond", "cached", "far", "pool", "root", "store"]);
+            let [before, beyond, cached, far, pool, root, store] = &group.volumes[..] else { panic!() };
+            assert!(matches!(&before.content, Err(Error::Unsupported(why)) if why.0.contains("snapshot")));
+            assert_eq!((&*before.kind, before.uuid.as_deref(), before.size_bytes), ("snapshot", Some("b"), 1 << 20));
+            assert!(matches!(&cached.content, Err(Error::Unsupported(why)) if why.0.contains("cache")));
             assert!(matches!(beyond.content, Err(Error::Corrupt(_))));
             assert!(matches!(&far.content, Err(Error::Unsupported(why)) if why.0.contains("another disk")));
             assert!(matches!(&pool.content, Err(Error::Unsupported(why)) if why.0.contains("thin-pool")));
