@@ -1,4 +1,5 @@
-//! The fallback backend: a guest's own kernel reads what the native readers do not know, in a User Mode Linux appliance.
+//! The fallback backend: a guest's own kernel reads what the native readers do not know, in an appliance: User Mode Linux, or a
+//! virtual machine of QEMU.
 //!
 //! ```text
 //! hub --(wire, a socketpair)-------------------------------------------------.
@@ -6,9 +7,10 @@
 //!  '-- outside: namespaces --> room (pid 1): own root, no privileges, seccomp |
 //!                               |-- qemu-storage-daemon <--vhost-user--> linux.uml: guest agent, serial line
 //!      NBD socket --------------'   throw-away overlay over the disk
+//!                               or |-- qemu-system: both in one; the guest's processor is KVM's
 //! ```
 //!
-//! What lives here: finding the parts ([`kit`]), the process that confines itself and starts both programs, the agent
+//! What lives here: finding the parts ([`kit`]), which machine it is ([`machine`], [`proof`]), the process that confines itself and starts both programs, the agent
 //! in the guest, and the session that asks the appliance only for what the native one refuses ([`fallback`]). The words are
 //! those of [`crate::wire`], and the hub's end is [`crate::client`]: it believes an appliance as little as a worker.
 //!
@@ -20,16 +22,21 @@
 mod cpio;
 mod elf;
 pub mod fallback;
+mod first_files;
 mod guest;
 pub mod kit;
+pub mod machine;
 mod outside;
 mod overlay;
+pub mod proof;
 mod room;
 mod seccomp;
 mod tail;
 
 pub use fallback::Fallback;
-pub use kit::{Kit, Kits};
+pub use kit::Kit;
+pub use machine::{Accelerator, Machine};
+pub use proof::Kits;
 
 use crate::client::{self, Patience, Worker};
 use crate::error::{Error, Result};

@@ -1,29 +1,36 @@
 //! The first process of the room: builds an own root folder, gives up every privilege, starts the storage daemon and the
 //! guest's kernel, and ends with the first of them.
 //!
-//! It hands its standard input, the hub's socket, to the kernel as the guest's serial line; the agent at its other end greets
-//! the hub. The kernel and the daemon meet at a socket that listens before either is started, so that nobody polls.
+//! It hands its standard input, the hub's socket, to the guest's machine as a serial line; the agent at its other end greets
+//! the hub. User Mode Linux and the daemon meet at a socket that listens before either is started, so that nobody polls.
 //!
 //! Invariant: both programs are started after privileges are gone and the filter stands.
 
+use super::machine::{self, Accelerator, Machine};
 use super::{GUEST_MIB, OVERLAY_MIB, Setup, overlay, seccomp, tail::Tail};
 use crate::error::{Error, Result};
 use crate::sandbox::Level;
 use crate::worker::{die_of_panics, last_words, standard_input, start, take};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::sys::wait::wait;
 use nix::unistd::{Gid, Uid, chdir, chown, pivot_root, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets, set_capabilities};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 /// Where the room is built: every system has this folder, and no program or image lies in it.
 const SITE: &str = "/sys";
+/// Address space of QEMU: the guest's memory, 64 threads for the disk with stacks of 8 MiB, translated code, libraries; and as
+/// much again, because what is addressed is not used.
+const ADDRESS_BYTES_MAX: u64 = 4 << 30;
 /// Folder for the guest's memory, the overlay and the sockets.
 const RUN: &str = "/run";
 
@@ -51,10 +58,14 @@ fn live(socket: &UnixStream, mut level: u32) -> Result<std::convert::Infallible>
         Error::Io(text) => Error::Sandbox(text),
         other => other,
     })?;
-    level |= privileges(become_uid)?;
-    seccomp::apply()?;
-    let (daemon, kernel) = programs(&setup, disk, level)?;
-    Err(first_end(daemon, kernel))
+    let machine = setup.kit.machine;
+    level |= machine.level() | privileges(machine, become_uid)?;
+    seccomp::apply(machine)?;
+    let programs = match machine {
+        Machine::UserMode => user_mode(&setup, disk, level)?,
+        Machine::Virtual(accelerator) => virtual_machine(&setup, accelerator, disk, level)?,
+    };
+    Err(first_end(&programs))
 }
 
 /// A root folder with the two programs, what they load, three devices, and a folder to write in.
@@ -62,7 +73,9 @@ fn build(setup: &Setup, uid: Option<u32>) -> Result<()> {
     let none: Option<&str> = None;
     let step = |what: &str, done: nix::Result<()>| done.map_err(|errno| Error::Io(format!("{what}: {errno}")));
     step("make the mounts private", mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
-    let size = format!("size={}m,mode=755,nr_inodes=4096", GUEST_MIB + OVERLAY_MIB);
+    // User Mode Linux keeps the guest's memory in a file, QEMU does not.
+    let mib = if setup.kit.machine.is_virtual() { OVERLAY_MIB } else { GUEST_MIB + OVERLAY_MIB };
+    let size = format!("size={mib}m,mode=755,nr_inodes=4096");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     step("mount a memory file system", mount(Some("tmpfs"), SITE, Some("tmpfs"), flags, Some(size.as_str())))?;
     let kit = &setup.kit;
@@ -72,6 +85,13 @@ fn build(setup: &Setup, uid: Option<u32>) -> Result<()> {
     }
     for device in ["/dev/null", "/dev/zero", "/dev/urandom"] {
         bind(Path::new(device), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+    }
+    for device in kit.machine.devices() {
+        // A hub that is no root, or may make no devices, needs the right to use this one as it is.
+        match uid.map(|uid| own_device(Path::new(device), uid)) {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => bind(Path::new(device), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?,
+        }
     }
     let io = |error: std::io::Error| Error::Io(format!("furnish the room: {error}"));
     for folder in ["proc", "run", "old"] {
@@ -97,6 +117,22 @@ fn at_site(path: &str) -> PathBuf {
     Path::new(SITE).join(path.trim_start_matches('/'))
 }
 
+/// Makes a device of the room's own, for the room's user alone: the host's one belongs to root, or to a group that the room has
+/// left. In a memory file system of its own, because no other place in the room may have devices.
+fn own_device(device: &Path, uid: u32) -> std::io::Result<()> {
+    let number = fs::metadata(device)?.rdev();
+    let place = at_site(&device.to_string_lossy());
+    let (folder, made) = (at_site("/devices"), at_site("/devices").join("own"));
+    fs::create_dir_all(&folder)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some("size=64k,mode=755"))?;
+    mknod(&made, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number)?;
+    chown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?;
+    fs::write(&place, [])?;
+    let none: Option<&str> = None;
+    Ok(mount(Some(&made), &place, none, MsFlags::MS_BIND, none)?)
+}
+
 /// Shows one file of the host in the room, for reading.
 fn bind(file: &Path, flags: MsFlags) -> Result<()> {
     let fault = |what: &str, error: &dyn std::fmt::Display| {
@@ -119,7 +155,7 @@ fn bind(file: &Path, flags: MsFlags) -> Result<()> {
 }
 
 /// Gives up everything but what any process of a user without rights may do.
-fn privileges(uid: Option<u32>) -> Result<u32> {
+fn privileges(machine: Machine, uid: Option<u32>) -> Result<u32> {
     let fault = |what: &str, errno: &dyn std::fmt::Display| Error::Sandbox(format!("{what}: {errno}"));
     let mut level = 0;
     // Root by name only: no program it starts gets capabilities for it, and none can change that.
@@ -145,6 +181,7 @@ fn privileges(uid: Option<u32>) -> Result<u32> {
     prctl::set_no_new_privs().map_err(|errno| fault("give up new privileges", &errno))?;
     // No core of a guest's memory; files for the disk's and the memory's descriptors and no thousands.
     let limits = [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_NOFILE, 256), (Resource::RLIMIT_MEMLOCK, 0)];
+    let limits = limits.into_iter().chain(machine.is_virtual().then_some((Resource::RLIMIT_AS, ADDRESS_BYTES_MAX)));
     if limits.into_iter().all(|(resource, bound)| setrlimit(resource, bound, bound).is_ok()) {
         level |= Level::LIMITS;
     }
@@ -153,8 +190,30 @@ fn privileges(uid: Option<u32>) -> Result<u32> {
     Ok(level)
 }
 
+/// QEMU, which is the guest's machine and serves its disk.
+fn virtual_machine(setup: &Setup, accelerator: Accelerator, disk: OwnedFd, level: u32) -> Result<Vec<Program>> {
+    let fault = |error: &dyn std::fmt::Display| Error::Io(format!("start the virtual machine: {error}"));
+    // What QEMU says and what the guest's kernel says come the same way: together they tell why it ended.
+    let (console, says) = UnixStream::pair().map_err(|error| fault(&error))?;
+    let says = OwnedFd::from(says);
+    let errors = says.try_clone().map_err(|error| fault(&error))?;
+    for descriptor in [&disk, &says] {
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| fault(&errno))?;
+    }
+    let overlay = format!("{RUN}/overlay");
+    let process = machine::emulator(setup, accelerator, &overlay, disk.as_raw_fd(), says.as_raw_fd(), level)
+        .env_clear()
+        .current_dir(RUN)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::null())
+        .stderr(errors)
+        .spawn()
+        .map_err(|error| fault(&error))?;
+    Ok(vec![Program { name: "the virtual machine", process, says: Tail::of(console) }])
+}
+
 /// The storage daemon and the guest's kernel.
-fn programs(setup: &Setup, disk: OwnedFd, level: u32) -> Result<(Program, Program)> {
+fn user_mode(setup: &Setup, disk: OwnedFd, level: u32) -> Result<Vec<Program>> {
     let fault = |what: &str, error: &dyn std::fmt::Display| Error::Io(format!("{what}: {error}"));
     let socket = format!("{RUN}/disk");
     let meeting = UnixListener::bind(&socket).map_err(|error| fault("listen for the guest's kernel", &error))?;
@@ -195,7 +254,7 @@ fn programs(setup: &Setup, disk: OwnedFd, level: u32) -> Result<(Program, Progra
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| fault("start the guest's kernel", &error))?;
-    Ok((Program::new("the storage daemon", daemon), Program::new("the guest's kernel", kernel)))
+    Ok(vec![Program::new("the storage daemon", daemon), Program::new("the guest's kernel", kernel)])
 }
 
 /// A running program and what it says.
@@ -217,14 +276,14 @@ impl Program {
 }
 
 /// Waits for the first of them to end. As the first process of its namespace it also buries what others leave behind.
-fn first_end(daemon: Program, kernel: Program) -> Error {
+fn first_end(programs: &[Program]) -> Error {
     loop {
         let ended = match wait() {
             Ok(status) => status.pid().map(|pid| pid.as_raw() as u32),
             Err(nix::errno::Errno::EINTR) => None,
             Err(errno) => return Error::Io(format!("wait for the room's programs: {errno}")),
         };
-        for program in [&daemon, &kernel] {
+        for program in programs {
             if ended == Some(program.process.id()) {
                 return Error::Io(format!("{} has ended: {}", program.name, program.says.words()));
             }

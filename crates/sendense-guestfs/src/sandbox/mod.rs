@@ -38,7 +38,7 @@ pub const NOBODY: u32 = 65_534;
 pub struct Level(u32);
 
 /// The walls behind seccomp and what they are called.
-const WALLS: [(u32, &str); 12] = [
+const WALLS: [(u32, &str); 14] = [
     (Level::UNPRIVILEGED, "unprivileged user"),
     (Level::USER, "user namespace"),
     (Level::NET, "network namespace"),
@@ -51,6 +51,8 @@ const WALLS: [(u32, &str); 12] = [
     (Level::LANDLOCK, "landlock"),
     (Level::LIMITS, "resource limits"),
     (Level::NOT_DUMPABLE, "not dumpable"),
+    (Level::VIRTUAL, "virtual machine"),
+    (Level::EMULATED, "emulated machine"),
 ];
 
 impl Level {
@@ -78,6 +80,10 @@ impl Level {
     pub const LIMITS: u32 = 1 << 10;
     /// Not to be traced or read by others of the same user.
     pub const NOT_DUMPABLE: u32 = 1 << 11;
+    /// The disk's reader is a guest on a virtual processor of its own.
+    pub const VIRTUAL: u32 = 1 << 12;
+    /// The same on an emulated one.
+    pub const EMULATED: u32 = 1 << 13;
 
     /// From the wire; unknown bits mean nothing.
     pub fn from_bits(bits: u32) -> Level {

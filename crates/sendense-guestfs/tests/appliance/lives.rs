@@ -28,7 +28,7 @@ fn image(dir: &Path, content: &str) {
 }
 
 /// Waits until none of the processes is there any more.
-fn gone(processes: &[u32]) {
+pub fn gone(processes: &[u32]) {
     let begun = Instant::now();
     loop {
         let alive: Vec<&u32> = processes
@@ -49,7 +49,7 @@ fn gone(processes: &[u32]) {
 
 /// Waits until an appliance is known to be dead: a kill reaches its processes one after the other, and until it has it may
 /// still answer.
-fn dies(appliance: &dyn Session) {
+pub fn dies(appliance: &dyn Session) {
     let begun = Instant::now();
     loop {
         match appliance.stat(&volume("disk"), &path("/")) {

@@ -7,6 +7,7 @@ mod disks;
 mod images;
 mod kernels;
 mod lives;
+mod machines;
 #[path = "../runner/mod.rs"]
 mod runner;
 
@@ -21,5 +22,5 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    runner::run([attempts::TESTS, disks::TESTS, kernels::TESTS, lives::TESTS].concat(), &arguments)
+    runner::run([attempts::TESTS, disks::TESTS, kernels::TESTS, lives::TESTS, machines::TESTS].concat(), &arguments)
 }

@@ -8,7 +8,7 @@
 use super::kernel;
 use super::left::{Left, left};
 use super::mounted::Mounted;
-use crate::appliance::kit::LVM;
+use crate::appliance::first_files::LVM;
 use crate::error::{Error, Result};
 use crate::meta::{Consistency, Facts, State};
 use crate::native::fs::{detect, foreign};

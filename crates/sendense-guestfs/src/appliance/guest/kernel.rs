@@ -1,6 +1,6 @@
 //! The guest's kernel, as its agent uses it: own file systems, modules, its log, and mounting what lies on the disk.
 
-use crate::appliance::kit::MODULES_FOLDER;
+use crate::appliance::first_files::MODULES_FOLDER;
 use crate::error::{Error, Result};
 use crate::sandbox::Level;
 use nix::mount::{MsFlags, mount};
@@ -24,7 +24,16 @@ pub fn mount_own_files() -> Result<()> {
 
 /// How the room is confined, as the process that made it says.
 pub fn level() -> Level {
-    Level::of_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+    Level::of_command_line(&command_line())
+}
+
+/// Whether the line to the hub is a port of a virtual machine.
+pub fn has_port() -> bool {
+    command_line().split_whitespace().any(|word| word == "sendense_line=virtio")
+}
+
+fn command_line() -> String {
+    fs::read_to_string("/proc/cmdline").unwrap_or_default()
 }
 
 /// A line on the console, which is the appliance's last words.
@@ -82,6 +91,8 @@ fn sectors_written(device: &str) -> u64 {
 
 /// Mounts a device so that its log is replayed and its files can only be read. Answers whether there was something to replay.
 pub fn mount_volume(device: &Path, name: &str, kind: &str, place: &Path) -> Result<bool> {
+    // Where it is a module. What it says of itself belongs to no mount.
+    load(kind);
     let mut log = Log::from_now();
     let before = sectors_written(name);
     let options = match kind {

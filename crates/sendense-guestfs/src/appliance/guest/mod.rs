@@ -22,6 +22,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// The whole life of the agent. When it ends the guest's kernel has lost its first process, and ends too.
 pub fn run() -> ExitCode {
@@ -35,7 +36,7 @@ pub fn run() -> ExitCode {
 
 fn live() -> Result<()> {
     kernel::mount_own_files()?;
-    let mut line = serial_line()?;
+    let mut line = if kernel::has_port() { port()? } else { serial_line()? };
     let (tag, payload) = reply::Message::Hello { version: VERSION, level: kernel::level() }.encode();
     frame::write(&mut line, tag, &payload).map_err(|error| Error::Io(error.to_string()))?;
     let (inside, outside) = UnixStream::pair().map_err(|error| Error::Io(error.to_string()))?;
@@ -55,7 +56,27 @@ fn serial_line() -> Result<File> {
     Ok(line.into())
 }
 
-/// Carries bytes between the line and the server's socket: the server waits on sockets, and a terminal is none.
+/// A virtual machine's port to the hub, which is a plain stream of bytes. It shows a moment after its driver is there.
+fn port() -> Result<File> {
+    /// Most of it would be the time of a machine that has stopped.
+    const TRIES: u32 = 2000;
+    kernel::load("line");
+    for _ in 0..TRIES {
+        let ports = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+        let mut ports = ports.filter(|entry| entry.file_name().to_string_lossy().starts_with("vport"));
+        if let Some(port) = ports.next() {
+            return File::options()
+                .read(true)
+                .write(true)
+                .open(port.path())
+                .map_err(|error| Error::Io(format!("open the port to the hub: {error}")));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Error::Io("the machine has no port to the hub".into()))
+}
+
+/// Carries bytes between the line and the server's socket: the server waits on sockets, and a line is none.
 fn relay(line: File, socket: UnixStream) -> Result<()> {
     let fault = |error: std::io::Error| Error::Io(format!("split the serial line: {error}"));
     let (line_in, socket_in) = (line.try_clone().map_err(fault)?, socket.try_clone().map_err(fault)?);
