@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("logs_are_replayed_and_the_image_stays_as_it_is", logs_are_replayed_and_the_image_stays_as_it_is),
     ("a_striped_logical_volume", a_striped_logical_volume),
     ("pages_links_and_holes", pages_links_and_holes),
+    ("both_backends_show_the_same", both_backends_show_the_same),
     ("file_systems_that_only_a_kernel_knows", file_systems_that_only_a_kernel_knows),
 ];
 
@@ -217,4 +218,45 @@ fn file_systems_that_only_a_kernel_knows() {
         );
         assert_eq!(digests(&session, volume.id.as_str()), digests_of(&dir.path().join("tree")), "{kind}");
     }
+}
+
+/// What both can read, one partition each: native readers and guest give every file the same content, which is what was put there.
+fn both_backends_show_the_same() {
+    let dir = folder();
+    let at = dir.path();
+    // Names that every one of them can hold.
+    let tree = r#"mkdir -p tree/etc tree/data/www; echo guest > tree/etc/passwd; seq 1 200000 > tree/data/numbers; : > tree/empty
+        (cd tree/data/www; for n in {1..200}; do echo $n > page-$n.html; done)"#;
+    sh(at, tree);
+    let make = r#"truncate -s 48M p1 p2 p3 p6; mkfs.ext2 -q -d tree p1; mkfs.ext3 -q -d tree p2; mkfs.ext4 -q -d tree p3
+        truncate -s 320M p4; mkfs.xfs -q p4; mkdir at; mount -o loop p4 at; cp -a tree/. at/; umount at
+        truncate -s 128M p5; mkfs.btrfs -q -r tree p5 2> made
+        mkfs.vfat p6 >> made; mcopy -s -i p6 tree/* ::
+        genisoimage -quiet -R -o p7 tree; truncate -s 16M p7
+        truncate -s 680M disk.img
+        printf 'label: gpt\nstart=1M, size=48M\nsize=48M\nsize=48M\nsize=320M\nsize=128M\nsize=48M\nsize=16M\n' | sfdisk -q disk.img
+        begin=1; for part in p1:48 p2:48 p3:48 p4:320 p5:128 p6:48 p7:16; do
+            dd if=${part%:*} of=disk.img bs=1M seek=$begin conv=notrunc,sparse status=none; begin=$((begin + ${part#*:}))
+        done; rm p?"#;
+    sh(at, make);
+    let image = at.join("disk.img");
+    let served = Arc::new(Served::raw(&image));
+    let fallback = open(&image, &served);
+    let (native, guest) = (fallback.native(), served.boot());
+    let expected = digests_of(&at.join("tree"));
+    let kinds = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "iso9660"];
+    let (seen, guests) = (native.volumes().unwrap(), guest.volumes().unwrap());
+    assert_eq!(seen.iter().map(|volume| volume.kind.as_str()).collect::<Vec<_>>(), kinds);
+    assert_eq!(guests.len(), kinds.len(), "{guests:#?}");
+    for (volume, other) in seen.iter().zip(&guests) {
+        assert_eq!((&volume.state, &other.state, &volume.id), (&State::Readable, &State::Readable, &other.id));
+        assert_eq!(volume.consistency, other.consistency, "{volume:?}");
+        for (session, who) in [(native as &dyn Session, "native"), (&guest, "guest")] {
+            let mut told = digests(session, volume.id.as_str());
+            told.retain(|path, _| !path.starts_with(b"/lost+found"));
+            assert!(told == expected, "{who} of {volume:?}: {} files, not {}", told.len(), expected.len());
+        }
+    }
+    // Nothing of it needed the guest.
+    assert!(fallback.volumes().is_ok() && fallback.appliance().is_none());
 }
