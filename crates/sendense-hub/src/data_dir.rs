@@ -10,6 +10,7 @@
 //!     journal/           what the embedded node made outside this process
 //!     recoveries/        what recovered machines are and, unless told otherwise, what they have written
 //!     run/               sockets of tools that the hub runs
+//!     transfers/         backups of nodes that go on after a restart
 //!     tls/               certificate made at first start, where TLS is needed
 //! ```
 //!
@@ -92,7 +93,7 @@ impl DataDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse(path)),
             Err(errno) => return Err(access(&lock_path)(errno.into())),
         }
-        for folder in ["journal", "recoveries", "run", "tls"] {
+        for folder in ["journal", "recoveries", "run", "tls", "transfers"] {
             let folder = path.join(folder);
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(access(&folder))?;
         }
@@ -133,6 +134,11 @@ impl DataDir {
     /// Records of recovered machines.
     pub fn recoveries_path(&self) -> PathBuf {
         self.path.join("recoveries")
+    }
+
+    /// Records of backups that nodes make.
+    pub fn transfers_path(&self) -> PathBuf {
+        self.path.join("transfers")
     }
 
     /// Sockets of tools that the hub runs. Short names: a socket's path has at most 107 bytes.

@@ -19,6 +19,7 @@ use crate::jobs::{Running, dispatcher};
 use crate::mounts::{self, Mounts};
 use crate::nodes::Nodes;
 use crate::nodes::authority::{self, Authority};
+use crate::nodes::resume::Transfers;
 use crate::reconcile;
 use crate::recoveries::{self, Recoveries};
 use crate::repositories::{self, Repositories};
@@ -130,6 +131,9 @@ impl Hub {
         let until = config.limits.lease_until(now);
         let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
         let journal: Arc<dyn Journal> = Arc::new(FileJournal::open(&data_dir.journal_path()).map_err(Error::Journal)?);
+        let transfers_path = data_dir.transfers_path();
+        let transfers = Transfers::open(transfers_path.clone())
+            .map_err(|source| data_dir::Error::Access { path: transfers_path, source })?;
         crate::metrics::install();
         let core = Arc::new(Core {
             catalog,
@@ -155,7 +159,7 @@ impl Hub {
                 config.limits.mounts_max,
                 config.limits.mount_idle_seconds,
             ),
-            nodes: Arc::new(Nodes::new(authority)),
+            nodes: Arc::new(Nodes::new(authority, transfers)),
             recoveries: Recoveries::new(config.recovery.clone(), recovery_dir, data_dir.recoveries_path()),
             exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),

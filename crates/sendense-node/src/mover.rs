@@ -73,6 +73,8 @@ pub struct DiskStart<'a> {
     pub number: DiskNumber,
     /// What was frozen.
     pub disk: &'a FrozenDisk,
+    /// Where its blocks can be read again until it is released; none where somebody else reads it.
+    pub reader: Option<&'a Arc<dyn Disk>>,
     /// What its backup is.
     pub backup_type: BackupType,
     /// The parent, for an incremental.
@@ -92,6 +94,12 @@ pub trait Landing: Send + Sync {
 
     /// The backup has come to this phase.
     fn phase(&self, phase: Phase);
+
+    /// All is put. Called while the source can still be read, so that what got lost on its way can be sent again; on an error,
+    /// which disk it was.
+    fn settle(&self) -> Result<(), (DiskNumber, sendense_block::Error)> {
+        Ok(())
+    }
 
     /// All is read, or will not be: the source is let go next, in its own time (a snapshot's removal takes minutes). False when
     /// nobody waits for this backup any more, because a read did not come back for too long: then nothing but that is done.
@@ -225,6 +233,7 @@ pub fn run(
         .map_err(|e| cancelled(e, cancel))?;
     let wrong = Mutex::new(Vec::new());
     let copied = copy_all(assignment, &*frozen, landing, &wrong, budget, progress, cancel)
+        .and_then(|disks| landing.settle().map(|()| disks).map_err(|(number, source)| Error::Copy { number, source }))
         // Only a frozen state that nobody disturbed is a point.
         .and_then(|disks| {
             frozen.check().map(|()| disks).map_err(source_error(format!("check that {vm} stayed frozen")))
@@ -313,6 +322,7 @@ fn copy_all(
         let start = DiskStart {
             number: disk.assignment.number,
             disk: facts.disks.get(position).ok_or_else(|| missing(disk.assignment))?,
+            reader: Some(&disk.disk),
             backup_type: disk.backup_type(),
             parent: disk.parent(),
             type_reason: disk.type_reason.as_deref(),

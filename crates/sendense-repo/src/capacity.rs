@@ -197,6 +197,15 @@ impl Reservation {
         state.held_bytes = state.held_bytes.saturating_sub(given.written_bytes);
     }
 
+    /// So much was written by an earlier life of the draft: it is counted with the repository's files already, and given back
+    /// with the rest.
+    pub(crate) fn resumed(&self, bytes: u64) {
+        let mut left = self.left.lock();
+        if !left.closed {
+            left.written_bytes = left.written_bytes.saturating_add(bytes);
+        }
+    }
+
     /// Counts bytes that are about to be written. Grows the promise when it was too small, if there is room.
     pub(crate) fn spend(&self, bytes: u64) -> Result<()> {
         let mut left = self.left.lock();

@@ -47,7 +47,7 @@ pub use capacity::{Bounds, Storage};
 pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
 pub use delete::DeletePlan;
 pub use detached::{Detached, Words};
-pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Recall, Sealed};
+pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Recall, Resumed, Sealed};
 pub use error::{Error, Kind, Result};
 pub use hold::Hold;
 pub use list::Listing;

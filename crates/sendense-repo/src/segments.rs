@@ -107,6 +107,45 @@ impl Tally {
     }
 }
 
+/// What a tally knows, to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub segment_bytes: u64,
+    pub finished: Vec<(u64, Digest)>,
+    /// The digests of the clusters of a segment that is not finished; those not told yet are `None`.
+    pub open: Vec<(u64, Vec<Option<Digest>>)>,
+}
+
+impl Tally {
+    /// What is known now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.state.lock();
+        Snapshot {
+            segment_bytes: self.segment_bytes,
+            finished: state.finished.iter().map(|(number, digest)| (*number, *digest)).collect(),
+            open: state.open.iter().map(|(number, open)| (*number, open.clusters.clone())).collect(),
+        }
+    }
+
+    /// Goes on from what was kept.
+    pub(crate) fn resume(capacity: ByteLen, kept: &Snapshot) -> Result<Self> {
+        let segment_bytes = segment_bytes(capacity);
+        let per_segment = segment_bytes / BLOCK_BYTES;
+        let mut state = State { finished: kept.finished.iter().copied().collect(), ..State::default() };
+        for (number, clusters) in &kept.open {
+            let told = clusters.iter().flatten().count() as u64;
+            if clusters.len() as u64 > per_segment || told >= per_segment || state.finished.contains_key(number) {
+                return Err(Error::invalid("what was kept of the image's segments contradicts itself"));
+            }
+            state.open.insert(*number, Open { clusters: clusters.clone(), missing: per_segment - told });
+        }
+        if kept.segment_bytes != segment_bytes || state.finished.len() != kept.finished.len() {
+            return Err(Error::invalid("what was kept of the image's segments contradicts itself"));
+        }
+        Ok(Self { segment_bytes, state: Mutex::new(state) })
+    }
+}
+
 fn fold(clusters: &[Option<Digest>]) -> Option<Digest> {
     let mut hasher = SegmentHasher::default();
     for cluster in clusters {

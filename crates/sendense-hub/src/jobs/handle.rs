@@ -59,6 +59,7 @@ struct State {
     stop: Option<(Stop, Instant)>,
     letting_go: Option<Instant>,
     abandoned: bool,
+    paused: bool,
     take_back: Vec<TakeBack>,
     phase: Option<Phase>,
     verify: Option<Arc<verify::Progress>>,
@@ -75,6 +76,7 @@ impl Handle {
             stop: None,
             letting_go: None,
             abandoned: false,
+            paused: false,
             take_back: Vec::new(),
             phase: None,
             verify: None,
@@ -136,6 +138,18 @@ impl Handle {
         let mut state = self.state.lock();
         state.abandoned = true;
         std::mem::take(&mut state.take_back)
+    }
+
+    /// The hub ends, and its next life goes on with the task: it is not ended. False when it was left behind meanwhile.
+    pub fn pause(&self) -> bool {
+        let mut state = self.state.lock();
+        state.paused = !state.abandoned;
+        state.paused
+    }
+
+    /// The next life of the hub goes on with the task.
+    pub fn is_paused(&self) -> bool {
+        self.state.lock().paused
     }
 
     /// The job has come to this phase.

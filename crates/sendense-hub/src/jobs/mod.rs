@@ -39,6 +39,12 @@ use tokio::sync::Notify;
 const MAKE_WAY_LOOKS: u32 = 200;
 const MAKE_WAY_PAUSE: Duration = Duration::from_millis(50);
 
+/// Starts a task again that this hub has taken over from its earlier life. It has its place already: limits are not asked.
+pub(crate) fn start_again(core: &Arc<crate::core::Core>, task: sendense_catalog::Task, work: work::Work) {
+    let needs = work.needs(|_| core.limits.running_per_repository, |_| core.limits.running_per_source);
+    runner::start(core, task, work, needs);
+}
+
 /// What runs in this hub now.
 #[derive(Default)]
 pub(crate) struct Running {

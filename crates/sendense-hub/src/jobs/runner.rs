@@ -115,6 +115,10 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         (ended, _) => ended,
     };
     report(core, handle, &claim, &mut reporter, &mut lease).await;
+    if handle.is_paused() && !is_left_behind {
+        tracing::info!(task_id = %task.task_id, "task is paused; the next start goes on with it");
+        return;
+    }
     if handle.stopped() == Some(Stop::LeaseLost) {
         tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
         return;

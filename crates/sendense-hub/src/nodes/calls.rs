@@ -32,7 +32,12 @@ impl App {
         match call {
             Call::Poll(poll) => self.node_poll(node, poll).await,
             Call::Answer { order, outcome } => {
-                sessions.answer(&node.node_id, &order, outcome);
+                // Before the node is told that it need not keep it.
+                if let (Ok(answer), Ok(run)) = (&outcome, self.run_of(node, &order)) {
+                    let answer = answer.clone();
+                    blocking(move || run.keep_answer(&answer)).await?;
+                }
+                sessions.answer(&node.node_id, node.name.as_str(), &order, outcome);
                 answer(&())
             }
             Call::BeginDisk { order, disk } => {
@@ -49,8 +54,11 @@ impl App {
                     drop((body, room));
                     stored
                 });
-                stored.await??;
-                answer(&())
+                answer(&stored.await??)
+            }
+            Call::Settle { order, disk } => {
+                let run = self.run_of(node, &order)?;
+                answer(&blocking(move || run.settle(disk)).await??)
             }
             Call::Digests { order, disk, first, count } => {
                 let run = self.run_of(node, &order)?;
@@ -64,7 +72,7 @@ impl App {
                 self.run_of(node, &order)?.report(phase, progress, &notes)?;
                 answer(&())
             }
-            Call::LettingGo { order } => answer(&self.run_of(node, &order)?.letting_go().await),
+            Call::LettingGo { order } => answer(&self.run_of(node, &order)?.letting_go().await?),
             Call::TrackingIsWrong { order, disk, message } => {
                 self.run_of(node, &order)?.tracking_is_wrong(disk, &message)?;
                 answer(&())
@@ -74,7 +82,7 @@ impl App {
     }
 
     fn run_of(&self, node: &NodeCaller, order: &OrderId) -> Result<Arc<super::run::Run>> {
-        self.core.nodes.sessions.run(&node.node_id, order).ok_or_else(over)
+        self.core.nodes.sessions.run(&node.node_id, node.name.as_str(), order).ok_or_else(over)
     }
 
     async fn node_poll(&self, node: &NodeCaller, poll: Poll) -> Result<Vec<u8>> {

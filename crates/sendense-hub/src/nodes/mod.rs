@@ -1,19 +1,24 @@
 //! Nodes: data movers that run beside hypervisors and dial in.
 //!
 //! What lives here: what the hub knows of nodes beyond their rows. [`authority`] signs and checks their certificates,
-//! [`sessions`] knows who is connected and has what to do, [`run`] lands what a node's backup brings, [`source`] is a source
+//! [`sessions`] knows who is connected and has what to do, [`run`] lands what a node's backup brings, [`resume`] takes it up again after a
+//! restart, [`source`] is a source
 //! behind a node, and [`calls`] takes apart what nodes say. What does not: who may do what with them (`app`), HTTP. Invariant: whoever bears a certificate of the authority is still looked
 //! up in the catalog at every call, so that a node that was revoked can do nothing from that moment on.
 
 pub(crate) mod authority;
 pub(crate) mod bodies;
 pub(crate) mod calls;
+pub(crate) mod kept;
+mod landed;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod sessions;
 pub(crate) mod source;
 
 use authority::Authority;
 use bodies::Bodies;
+use resume::Transfers;
 use sessions::Sessions;
 use std::sync::OnceLock;
 
@@ -23,6 +28,8 @@ pub(crate) struct Nodes {
     pub authority: Authority,
     /// Who is connected.
     pub sessions: Sessions,
+    /// Backups that outlive the hub.
+    pub transfers: Transfers,
     /// Room for the bodies of their calls.
     pub bodies: Bodies,
     /// SHA-256 of the certificate that the hub itself shows; none on plain HTTP, where no node can come.
@@ -30,8 +37,9 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    pub fn new(authority: Authority) -> Self {
-        Self { authority, sessions: Sessions::default(), bodies: Bodies::default(), fingerprint: OnceLock::new() }
+    pub fn new(authority: Authority, transfers: Transfers) -> Self {
+        let (sessions, bodies) = (Sessions::default(), Bodies::default());
+        Self { authority, sessions, transfers, bodies, fingerprint: OnceLock::new() }
     }
 
     /// The hub is served with this certificate.

@@ -3,23 +3,28 @@
 //! The job's thread holds the draft and waits here for what the node says; blocks go straight into the draft's disks, on the
 //! threads of the calls that bring them, after they were decoded and compared with their digests.
 //!
+//! A hub that ends, or dies, does not end the backup: its disks are marked every few seconds, a record says what it is, and the
+//! next life of the hub goes on with it ([`super::resume`]), as long as the node has kept the machine frozen.
+//!
 //! Invariants: a node writes only into disks that its order names, and that were begun; it reads only the digests of the
 //! points that they stand on; and once [`Run::close`] has returned, nothing of it is written any more.
 
+use super::kept::{Keeper, Record};
+use super::landed::{Begun, Landed};
 use super::source::RemoteSource;
 use crate::fault::Result;
 use crate::jobs::handle::{Handle, Stop};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use sendense_block::copy::Snapshot;
-use sendense_block::{BlockIndex, BlockSink, ByteLen, DigestMap, Error, Known, block_count};
+use sendense_block::{BlockIndex, ByteLen, DigestMap, Error, Known};
 use sendense_node::mover::{self, Assignment, DiskOutcome, DiskStart, Landing, Outcome, Parentage};
-use sendense_node::remote::batch::Checked;
 use sendense_node::remote::digests::{WINDOW_BLOCKS, encode};
-use sendense_node::remote::message::{Answer, BackupOrder, BeginDisk, DiskOrder, Fault, OrderId, Work, words};
-use sendense_types::{BackupId, BackupType, DiskBinding, DiskNumber, Phase, Problem, ProblemCode};
-use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use sendense_node::remote::message::{Answer, BackupOrder, BeginDisk, DiskOrder, Fault, OrderId, Stored, Work, words};
+use sendense_repo::{DiskDraft, Draft};
+use sendense_types::{BackupId, BackupType, DiskBinding, DiskNumber, Phase, Problem, ProblemCode, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -31,8 +36,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// The same once it has said that it lets the source go: removing the snapshot of a busy machine takes minutes. Less than
 /// what a job may take for it.
 const LETTING_GO_PATIENCE: Duration = Duration::from_secs(540);
-/// Batches that may arrive before an earlier one: a node has 8 streams per disk.
-const BATCHES_AHEAD_MAX: u64 = 1024;
+/// Between two marks of a disk that grows: what a hub that dies loses of a slow line.
+const MARK_PERIOD: Duration = Duration::from_secs(3);
 /// Lines of one report: a node tells tens in the life of a backup.
 const NOTES_MAX: usize = 256;
 /// Reports that wait for the job's thread, which takes them within milliseconds. A node sends one per second, and is told to
@@ -43,9 +48,22 @@ const ALERTS_MAX: usize = 1;
 /// What a node says of a disk or of its tracking: labels and tokens of hypervisors have tens of characters.
 const TOKEN_BYTES_MAX: usize = 4096;
 
+/// Where a node's blocks go, and who is told: a draft.
+pub(crate) trait Place: Landing {
+    /// As [`Landing::begin_disk`].
+    fn begin(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<DiskDraft>>;
+
+    /// When the machine stood still.
+    fn frozen_at(&self) -> Timestamp;
+}
+
 /// A backup that a node makes.
 pub(super) struct Run {
-    disks: Vec<Disk>,
+    /// Not there yet in a backup that goes on, until its draft is open again.
+    disks: OnceLock<Vec<Disk>>,
+    keeper: Keeper,
+    /// A disk, or the record of the backup, could not be kept: it ends with the hub.
+    is_lost_with_hub: AtomicBool,
     landed: RwLock<HashMap<DiskNumber, Arc<Landed>>>,
     events: Mutex<mpsc::Sender<Event>>,
     heard: Mutex<Instant>,
@@ -54,7 +72,16 @@ pub(super) struct Run {
     /// Disks whose tracking was found wrong.
     alerts: Mutex<Vec<DiskNumber>>,
     /// Read by calls that write, written when nothing may be written any more.
-    closed: RwLock<bool>,
+    closed: RwLock<Closed>,
+}
+
+/// Whether a run takes anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    No,
+    /// The hub ends, and its next life goes on with it.
+    Paused,
+    Over,
 }
 
 /// A disk that the node may write.
@@ -65,16 +92,8 @@ struct Disk {
     parent: Option<(BackupId, Arc<dyn DigestMap>)>,
 }
 
-/// A disk that was begun.
-struct Landed {
-    sink: Arc<dyn BlockSink>,
-    blocks: u64,
-    begun: BeginDisk,
-    batches: Mutex<Batches>,
-}
-
 /// What the job's thread is told.
-enum Event {
+pub(super) enum Event {
     Begin(Box<BeginDisk>, oneshot::Sender<Result<()>>),
     Report { phase: Phase, progress: Snapshot, notes: Vec<String> },
     LettingGo(oneshot::Sender<bool>),
@@ -85,7 +104,23 @@ enum Event {
 }
 
 impl Run {
-    fn new(assignment: &Assignment, events: mpsc::Sender<Event>) -> Self {
+    /// One whose node is yet to be told, or (where its disks are not told yet) to come back.
+    pub fn new(keeper: Keeper, events: mpsc::Sender<Event>) -> Self {
+        Self {
+            disks: OnceLock::new(),
+            keeper,
+            is_lost_with_hub: AtomicBool::new(false),
+            landed: RwLock::default(),
+            events: Mutex::new(events),
+            heard: Mutex::new(Instant::now()),
+            waiting: AtomicUsize::new(0),
+            alerts: Mutex::default(),
+            closed: RwLock::new(Closed::No),
+        }
+    }
+
+    /// Says what the node may write and read; from now on it is answered.
+    fn set_disks(&self, assignment: &Assignment) {
         let disks = assignment.disks.iter().zip(&assignment.freeze.disks).map(|(disk, asked)| Disk {
             number: disk.number,
             key: disk.key.clone(),
@@ -95,15 +130,46 @@ impl Run {
                 Parentage::Parent(parent) => Some((parent.backup_id.clone(), parent.digests.clone())),
             },
         });
-        Self {
-            disks: disks.collect(),
-            landed: RwLock::default(),
-            events: Mutex::new(events),
-            heard: Mutex::new(Instant::now()),
-            waiting: AtomicUsize::new(0),
-            alerts: Mutex::default(),
-            closed: RwLock::new(false),
+        // Said once.
+        let _ = self.disks.set(disks.collect());
+    }
+
+    fn disks(&self) -> Result<&[Disk]> {
+        self.disks.get().map(Vec::as_slice).ok_or_else(not_yet)
+    }
+
+    /// The backup, as the next life of the hub finds it.
+    pub fn record(&self) -> Record {
+        self.keeper.record()
+    }
+
+    /// This life of the node was told the order.
+    pub fn told(&self, process: &str) {
+        self.keeper.told(process);
+    }
+
+    /// True when the node has begun: what it works at is not told to it again.
+    pub fn has_begun(&self) -> bool {
+        self.keeper.has_begun()
+    }
+
+    /// True when the next life of the hub can go on with it.
+    fn outlives_hub(&self) -> bool {
+        self.has_begun() && !self.is_lost_with_hub.load(Ordering::SeqCst)
+    }
+
+    /// Keeps the answer of a node, so that the node need not keep it.
+    pub fn keep_answer(&self, answer: &Answer) {
+        if self.has_begun()
+            && let Err(error) = self.keeper.answered(answer)
+        {
+            self.not_kept(&error);
         }
+    }
+
+    fn not_kept(&self, error: &std::io::Error) {
+        self.is_lost_with_hub.store(true, Ordering::SeqCst);
+        tracing::warn!(error = %error, "a node's backup could not be kept; it ends with the hub");
     }
 
     fn tell(&self, event: Event) {
@@ -129,22 +195,25 @@ impl Run {
     /// Opens the place for a disk's blocks. The answer comes from the job's thread.
     pub async fn begin(&self, disk: BeginDisk) -> Result<()> {
         self.hear();
+        self.disks()?;
         let (reply, opened) = oneshot::channel();
         self.tell(Event::Begin(Box::new(disk), reply));
-        opened.await.unwrap_or_else(|_| Err(over()))
+        opened.await.unwrap_or_else(|_| Err(self.ended_as()))
     }
 
     /// The node has read all, or will not, and lets the source go; whether the job waits for that.
-    pub async fn letting_go(&self) -> bool {
+    pub async fn letting_go(&self) -> Result<bool> {
         self.hear();
+        self.disks()?;
         let (reply, is_awaited) = oneshot::channel();
         self.tell(Event::LettingGo(reply));
-        is_awaited.await.unwrap_or(false)
+        Ok(is_awaited.await.unwrap_or(false))
     }
 
     /// Takes a report.
     pub fn report(&self, phase: Phase, progress: [u64; 6], notes: &[String]) -> Result<()> {
         self.hear();
+        self.disks()?;
         if self.waiting.fetch_add(1, Ordering::SeqCst) >= REPORTS_WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             return Err(Problem::new(ProblemCode::Busy, "more reports than are read", ""));
@@ -192,58 +261,91 @@ impl Run {
     }
 
     fn parent(&self, disk: DiskNumber) -> Result<&dyn DigestMap> {
-        let disk = self.disks.iter().find(|known| known.number == disk);
+        let disk = self.disks()?.iter().find(|known| known.number == disk);
         let parent = disk.and_then(|disk| disk.parent.as_ref()).map(|(_, parent)| &**parent);
         parent.ok_or_else(|| Problem::new(ProblemCode::Forbidden, "the order gives this disk no parent", ""))
     }
 
     /// Held by whatever reads or writes points: who closes waits for it.
-    fn open(&self) -> Result<RwLockReadGuard<'_, bool>> {
+    fn open(&self) -> Result<RwLockReadGuard<'_, Closed>> {
         let closed = self.closed.read();
-        if *closed { Err(over()) } else { Ok(closed) }
+        if *closed == Closed::No {
+            return self.disks().map(|_| closed);
+        }
+        drop(closed);
+        Err(self.ended_as())
+    }
+
+    /// What a node is told that comes too late.
+    fn ended_as(&self) -> Problem {
+        if *self.closed.read() == Closed::Over { over() } else { not_yet() }
+    }
+
+    fn begun(&self, disk: DiskNumber) -> Result<Arc<Landed>> {
+        let landed = self.landed.read().get(&disk).cloned();
+        landed.ok_or_else(|| Problem::new(ProblemCode::Forbidden, "the disk was not begun", ""))
     }
 
     /// Stores a batch of blocks, once they are what their digests say. Blocks.
-    pub fn blocks(&self, disk: DiskNumber, batch: u64, bytes: &[u8]) -> Result<()> {
+    pub fn blocks(&self, disk: DiskNumber, batch: u64, bytes: &[u8]) -> Result<Stored> {
         self.hear();
         let _open = self.open()?;
-        let landed = self.landed.read().get(&disk).cloned();
-        let landed = landed.ok_or_else(|| Problem::new(ProblemCode::Forbidden, "the disk was not begun", ""))?;
+        let landed = self.begun(disk)?;
         let begun = landed.batches.lock().begin(batch);
         match begun {
             Begun::New => {}
-            Begun::Done => return Ok(()),
+            Begun::Done => return Ok(landed.stored()),
             Begun::Busy => return Err(Problem::new(ProblemCode::Busy, "the batch is being stored", "")),
             Begun::TooFar => return Err(Problem::new(ProblemCode::InvalidInput, "too many batches at once", "")),
         }
-        let stored = Checked::default().parse(bytes, landed.blocks).and_then(|blocks| landed.sink.put(&blocks));
-        match stored {
-            Ok(()) => {
-                landed.batches.lock().end(batch);
-                self.hear();
-                Ok(())
-            }
-            Err(error) => {
-                let problem = crate::fault::of_block("store a batch of blocks", &error);
-                self.tell(Event::Failed(disk, error));
-                Err(problem)
+        let stored = landed.store(batch, bytes);
+        self.hear();
+        stored.map(|()| landed.stored()).map_err(|error| self.failed(disk, "store a batch of blocks", error))
+    }
+
+    /// Makes what is stored of a disk durable. Blocks.
+    pub fn settle(&self, disk: DiskNumber) -> Result<Stored> {
+        self.hear();
+        let _open = self.open()?;
+        let landed = self.begun(disk)?;
+        let settled = landed.mark();
+        self.hear();
+        settled.map(|()| landed.stored()).map_err(|error| self.failed(disk, "make a disk durable", error))
+    }
+
+    /// Makes what is stored of all disks durable, until nobody asks any more.
+    fn mark_at_times(&self, ended: &mpsc::Receiver<()>) {
+        while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(MARK_PERIOD) {
+            let Ok(_open) = self.open() else { return };
+            let landed: Vec<_> = self.landed.read().iter().map(|(number, disk)| (*number, disk.clone())).collect();
+            for (number, disk) in landed {
+                if let Err(error) = disk.mark() {
+                    self.failed(number, "make a disk durable", error);
+                }
             }
         }
     }
 
+    /// A disk is of no use any more, and its backup neither.
+    fn failed(&self, disk: DiskNumber, what: &str, error: Error) -> Problem {
+        let problem = crate::fault::of_block(what, &error);
+        self.tell(Event::Failed(disk, error));
+        problem
+    }
+
     /// Waits for what is being written; from then on nothing is.
-    fn close(&self) {
-        *self.closed.write() = true;
+    fn close(&self, how: Closed) {
+        *self.closed.write() = how;
     }
 
     /// Opens a disk's place in the draft, if the order names it.
-    fn land(&self, landing: &dyn Landing, begin: &BeginDisk) -> Result<()> {
+    fn land(&self, place: &dyn Place, begin: &BeginDisk) -> Result<()> {
         let refuse = |why: &str| Err(Problem::new(ProblemCode::Forbidden, why, format!("disk {}", begin.number)));
         if self.landed.read().contains_key(&begin.number) {
             // Told again because the answer was lost.
             return Ok(());
         }
-        let Some(disk) = self.disks.iter().find(|disk| disk.number == begin.number) else {
+        let Some(disk) = self.disks()?.iter().find(|disk| disk.number == begin.number) else {
             return refuse("the order does not name the disk");
         };
         if disk.binding != begin.disk.binding || disk.key != begin.disk.key {
@@ -263,19 +365,36 @@ impl Run {
         let start = DiskStart {
             number: begin.number,
             disk: &begun.disk,
+            reader: None,
             backup_type: begin.backup_type,
             parent,
             type_reason: begun.type_reason.as_deref(),
             read: ByteLen(begin.read.min(begin.disk.capacity.0)),
             audit: begin.audit,
         };
-        let sink = landing.begin_disk(&start).map_err(|error| {
-            let problem = crate::fault::of_block("begin the disk", &error);
-            self.tell(Event::Failed(begin.number, error));
-            problem
-        })?;
-        let (blocks, batches) = (block_count(begin.disk.capacity), Mutex::default());
-        self.landed.write().insert(begin.number, Arc::new(Landed { sink, blocks, begun, batches }));
+        let failed = |error| self.failed(begin.number, "begin the disk", error);
+        let draft = place.begin(&start).map_err(failed)?;
+        let landed = Landed::begin(draft, begun.clone(), self.keeper.life()).map_err(failed)?;
+        self.landed.write().insert(begin.number, Arc::new(landed));
+        // After the mark: what the record names can be gone on with.
+        if let Err(error) = self.keeper.begun(&begun, place.frozen_at()) {
+            self.not_kept(&error);
+        }
+        Ok(())
+    }
+
+    /// Takes in the disks of a draft that goes on.
+    fn land_again(&self, draft: &Draft, notes: &BTreeMap<DiskNumber, Vec<u8>>) -> Result<()> {
+        let record = self.keeper.record();
+        let lost = |what: &str| Problem::new(ProblemCode::Internal, "the backup cannot be gone on with", what);
+        for begun in record.disks {
+            let number = begun.number;
+            let (disk, note) = (draft.disk(number), notes.get(&number));
+            let (Some(disk), Some(note)) = (disk, note) else { return Err(lost("a disk is missing")) };
+            let landed = Landed::resume(disk.clone(), begun, record.life, note);
+            let landed = landed.map_err(|error| lost(&error.to_string()))?;
+            self.landed.write().insert(number, Arc::new(landed));
+        }
         Ok(())
     }
 
@@ -288,12 +407,13 @@ impl Run {
         let Answer::Moved { mut facts, disks } = answer else {
             return Err(wrong("it answers something else than was asked"));
         };
-        if disks.len() != self.disks.len() || facts.disks.len() != self.disks.len() {
+        let ordered_disks = self.disks.get().map_or(&[][..], Vec::as_slice);
+        if disks.len() != ordered_disks.len() || facts.disks.len() != ordered_disks.len() {
             return Err(wrong("it tells of other disks than were ordered"));
         }
         facts.consistency_note = facts.consistency_note.as_deref().map(words);
         let mut outcomes = Vec::with_capacity(disks.len());
-        for ((ordered, moved), frozen) in self.disks.iter().zip(disks).zip(&mut facts.disks) {
+        for ((ordered, moved), frozen) in ordered_disks.iter().zip(disks).zip(&mut facts.disks) {
             let landed = self.landed.read().get(&ordered.number).cloned();
             let landed = landed.ok_or_else(|| wrong("it never began a disk"))?;
             let begun = &landed.begun;
@@ -334,70 +454,101 @@ pub(super) fn over() -> Problem {
     Problem::new(ProblemCode::TaskNotFound, "the hub knows no such order of this node", "it ended, or was given up")
 }
 
-/// Which batches of a disk were stored. A batch whose answer was lost comes again.
-#[derive(Debug, Default)]
-struct Batches {
-    /// All below are stored.
-    floor: u64,
-    /// Stored beyond it.
-    stored: BTreeSet<u64>,
-    /// Being stored.
-    busy: BTreeSet<u64>,
+/// What a node is told while its backup waits for the hub.
+fn not_yet() -> Problem {
+    Problem::new(ProblemCode::Busy, "the hub is not ready to go on", "it was restarted, or ends")
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Begun {
-    New,
-    Done,
-    Busy,
-    TooFar,
-}
-
-impl Batches {
-    fn begin(&mut self, batch: u64) -> Begun {
-        if batch < self.floor || self.stored.contains(&batch) {
-            return Begun::Done;
-        }
-        if batch - self.floor >= BATCHES_AHEAD_MAX {
-            return Begun::TooFar;
-        }
-        if self.busy.insert(batch) { Begun::New } else { Begun::Busy }
-    }
-
-    fn end(&mut self, batch: u64) {
-        self.busy.remove(&batch);
-        self.stored.insert(batch);
-        while self.stored.remove(&self.floor) {
-            self.floor += 1;
-        }
-    }
-
-    /// True when so many were stored, and none is missing among them.
-    fn are(&self, count: u64) -> bool {
-        self.floor == count && self.stored.is_empty() && self.busy.is_empty()
-    }
-}
-
-/// Has a node make a backup, and lands what it sends. Blocks until the node has let its source go, or is not heard any more.
+/// Has a node make a backup, and lands what it sends. Blocks until the node has let its source go, is not heard any more, or the
+/// hub ends: then the handle is paused, and the draft is left for the next life of the hub.
 pub(crate) fn backup(
     remote: &RemoteSource,
     assignment: &Assignment,
-    landing: &dyn Landing,
+    place: &dyn Place,
+    handle: &Handle,
+    lease_seconds: u32,
+    keep: impl FnOnce(&BackupOrder) -> Keeper,
+) -> Result<Outcome, mover::Error> {
+    place.phase(Phase::Snapshot);
+    let order = order(assignment, lease_seconds);
+    let (events, heard) = mpsc::channel();
+    let run = Arc::new(Run::new(keep(&order), events));
+    run.set_disks(assignment);
+    let id = remote.new_id();
+    run.keeper.ordered(&id);
+    let begun = remote.begin_backup(id.clone(), Work::Backup(order), run.clone());
+    begun.map_err(|problem| away(&problem.message))?;
+    conduct(remote, &id, &run, &heard, place, handle, lease_seconds)
+}
+
+/// A backup that an earlier life of the hub has begun.
+pub(crate) struct Resuming {
+    pub(super) run: Arc<Run>,
+    pub(super) events: mpsc::Receiver<Event>,
+}
+
+impl Resuming {
+    /// What it is.
+    pub fn record(&self) -> Record {
+        self.run.record()
+    }
+}
+
+/// Goes on with it, now that its draft is open again.
+pub(crate) fn go_on(
+    resuming: &Resuming,
+    assignment: &Assignment,
+    (draft, notes): (&Draft, &BTreeMap<DiskNumber, Vec<u8>>),
+) -> Result<u64> {
+    let Resuming { run, .. } = resuming;
+    run.land_again(draft, notes)?;
+    run.set_disks(assignment);
+    run.hear();
+    if let Some(answer) = run.record().answer {
+        run.ended(Ok(answer));
+    }
+    Ok(run.landed.read().values().map(|disk| disk.draft.stored_bytes()).sum())
+}
+
+/// The rest of a backup that goes on; as [`backup`].
+pub(crate) fn conduct_again(
+    remote: &RemoteSource,
+    resuming: &Resuming,
+    place: &dyn Place,
     handle: &Handle,
     lease_seconds: u32,
 ) -> Result<Outcome, mover::Error> {
-    landing.phase(Phase::Snapshot);
-    let (events, heard) = mpsc::channel();
-    let run = Arc::new(Run::new(assignment, events));
-    let id =
-        remote.begin_backup(order(assignment, lease_seconds), run.clone()).map_err(|problem| away(&problem.message))?;
-    let ended = follow(remote, &id, &run, &heard, landing, handle, Duration::from_secs(lease_seconds.into()));
-    remote.end_backup(&id);
-    run.close();
+    let id = resuming.run.record().order;
+    conduct(remote, &id, &resuming.run, &resuming.events, place, handle, lease_seconds)
+}
+
+fn conduct(
+    remote: &RemoteSource,
+    id: &OrderId,
+    run: &Arc<Run>,
+    events: &mpsc::Receiver<Event>,
+    place: &dyn Place,
+    handle: &Handle,
+    lease_seconds: u32,
+) -> Result<Outcome, mover::Error> {
+    let ended = std::thread::scope(|scope| {
+        let (ended, until) = mpsc::channel();
+        scope.spawn(move || run.mark_at_times(&until));
+        // Dropped also where following panics, or the scope would wait for ever.
+        let _ended: mpsc::Sender<()> = ended;
+        follow(remote, id, run, events, place, handle, Duration::from_secs(lease_seconds.into()))
+    });
+    if handle.is_paused() {
+        // The order stays: a node that asks is not told to give it up.
+        run.close(Closed::Paused);
+        return Err(mover::Error::Cancelled);
+    }
+    remote.end_backup(id);
+    run.close(Closed::Over);
     run.outcome(ended?)
 }
 
-fn order(assignment: &Assignment, lease_seconds: u32) -> Work {
+fn order(assignment: &Assignment, lease_seconds: u32) -> BackupOrder {
     let disks = assignment.disks.iter().map(|disk| {
         let (parent, reason) = match &disk.parentage {
             Parentage::None { reason } => (None, reason.clone()),
@@ -405,7 +556,7 @@ fn order(assignment: &Assignment, lease_seconds: u32) -> Work {
         };
         DiskOrder { number: disk.number, key: disk.key.clone(), parent, reason }
     });
-    Work::Backup(BackupOrder {
+    BackupOrder {
         disks: disks.collect(),
         freeze: assignment.freeze.clone(),
         level: assignment.level.into(),
@@ -413,7 +564,7 @@ fn order(assignment: &Assignment, lease_seconds: u32) -> Work {
         parallel_disks: assignment.parallel_disks,
         audit: assignment.audit.into(),
         lease_seconds,
-    })
+    }
 }
 
 fn follow(
@@ -421,7 +572,7 @@ fn follow(
     id: &OrderId,
     run: &Run,
     events: &mpsc::Receiver<Event>,
-    landing: &dyn Landing,
+    landing: &dyn Place,
     handle: &Handle,
     lease: Duration,
 ) -> Result<Answer, mover::Error> {
@@ -455,6 +606,10 @@ fn follow(
                 }
                 return outcome.map_err(|fault| match fault.into_mover() {
                     _ if handle.cancel.is_cancelled() => mover::Error::Cancelled,
+                    // Nobody here has asked for it.
+                    mover::Error::Cancelled => {
+                        away("the node has given it up: it ended, or had not heard the hub for too long")
+                    }
                     error => error,
                 });
             }
@@ -464,6 +619,14 @@ fn follow(
             }
             // The sender is held by `run`, which lives as long as this.
             Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {}
+        }
+        if stopping.is_none()
+            && failed.is_none()
+            && handle.stopped() == Some(Stop::Shutdown)
+            && run.outlives_hub()
+            && handle.pause()
+        {
+            return Err(mover::Error::Cancelled);
         }
         if stopping.is_none() && (failed.is_some() || handle.cancel.is_cancelled()) {
             remote.stop(id);
@@ -489,23 +652,4 @@ fn follow(
 fn away(why: &str) -> mover::Error {
     let source = sendense_source::Error::new(sendense_source::Kind::Unavailable, why);
     mover::Error::Source { what: "reach the node".to_owned(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_stored_once_however_often_it_comes() {
-        let mut batches = Batches::default();
-        assert_eq!(batches.begin(1), Begun::New);
-        assert_eq!(batches.begin(1), Begun::Busy);
-        assert_eq!(batches.begin(0), Begun::New);
-        batches.end(1);
-        assert_eq!((batches.begin(1), batches.floor), (Begun::Done, 0));
-        batches.end(0);
-        assert_eq!((batches.floor, batches.stored.len()), (2, 0), "memory does not grow with the disk");
-        assert_eq!(batches.begin(0), Begun::Done);
-        assert_eq!(batches.begin(2 + BATCHES_AHEAD_MAX), Begun::TooFar);
-    }
 }

@@ -87,9 +87,23 @@ pub(crate) struct Activity {
     pub bytes_per_second: u64,
 }
 
+/// A backup that an earlier life of the hub has begun, and whose node has not come yet.
+struct Awaited {
+    node: String,
+    process: String,
+    entry: Entry,
+}
+
+/// What a node that has come still works at, and what it does not, with the reason.
+#[derive(Default)]
+struct Come {
+    back: Vec<(OrderId, Entry)>,
+    lost: Vec<(Entry, &'static str)>,
+}
+
 /// The connected nodes.
 #[derive(Default)]
-pub(crate) struct Sessions(Mutex<HashMap<NodeId, Session>>);
+pub(crate) struct Sessions(Mutex<HashMap<NodeId, Session>>, Mutex<BTreeMap<OrderId, Awaited>>);
 
 impl Sessions {
     /// Gives an order to the node of this name.
@@ -109,8 +123,34 @@ impl Sessions {
         Ok(())
     }
 
+    /// Takes a backup up again when this life of its node comes and works at it.
+    pub(super) fn expect(&self, node: &str, process: &str, order: Order, run: Arc<Run>) {
+        let id = order.id.clone();
+        let entry = Entry { order, expects: Expects::Backup(run), told: Some(process.to_owned()), stop: false };
+        self.1.lock().insert(id, Awaited { node: node.to_owned(), process: process.to_owned(), entry });
+    }
+
+    /// The backups that are waited for of a node that has come, and those of which it knows nothing any more.
+    fn come(&self, name: &str, poll: &Poll) -> Come {
+        let Come { mut back, mut lost } = Come::default();
+        let come: Vec<_> = self.1.lock().extract_if(.., |_, awaited| awaited.node == name).collect();
+        for (id, Awaited { process, entry, .. }) in come {
+            if process != poll.process {
+                lost.push((entry, "the node was restarted"));
+            } else if !poll.working.contains(&id) {
+                lost.push((entry, "the node has given it up"));
+            } else {
+                back.push((id, entry));
+            }
+        }
+        Come { back, lost }
+    }
+
     /// Has the node give an order up; its answer is still waited for.
     pub(super) fn stop(&self, id: &OrderId) {
+        if let Some(awaited) = self.1.lock().get_mut(id) {
+            awaited.entry.stop = true;
+        }
         for session in self.0.lock().values_mut() {
             if let Some(entry) = session.orders.get_mut(id) {
                 entry.stop = true;
@@ -121,6 +161,7 @@ impl Sessions {
 
     /// Forgets an order. A node that works at it gives it up at its next poll.
     pub(super) fn remove(&self, id: &OrderId) {
+        self.1.lock().remove(id);
         for session in self.0.lock().values_mut() {
             if session.orders.remove(id).is_some() {
                 session.wake.notify_one();
@@ -137,6 +178,10 @@ impl Sessions {
     /// A node was revoked: what it does is lost.
     pub(super) fn forget(&self, node: &NodeId) {
         let Some(session) = self.0.lock().remove(node) else { return };
+        let awaited: Vec<_> = self.1.lock().extract_if(.., |_, awaited| awaited.node == session.name).collect();
+        for (_, awaited) in awaited {
+            lose(awaited.entry, "the node was revoked");
+        }
         for entry in session.orders.into_values() {
             lose(entry, "the node was revoked");
         }
@@ -144,14 +189,19 @@ impl Sessions {
     }
 
     /// The backup that this node works at under this order.
-    pub(super) fn run(&self, node: &NodeId, id: &OrderId) -> Option<Arc<Run>> {
+    pub(super) fn run(&self, node: &NodeId, name: &str, id: &OrderId) -> Option<Arc<Run>> {
+        let backup = |entry: &Entry| match &entry.expects {
+            Expects::Backup(run) => Some(run.clone()),
+            Expects::Answer(_) => None,
+        };
+        // Before its first poll: only the life of the node that was told the order knows its number.
+        if let Some(awaited) = self.1.lock().get(id).filter(|awaited| awaited.node == name) {
+            return backup(&awaited.entry);
+        }
         let mut sessions = self.0.lock();
         let session = sessions.get_mut(node)?;
         session.seen = Instant::now();
-        match &session.orders.get(id)?.expects {
-            Expects::Backup(run) => Some(run.clone()),
-            Expects::Answer(_) => None,
-        }
+        backup(session.orders.get(id)?)
     }
 
     /// Counts blocks that came from a node.
@@ -162,8 +212,11 @@ impl Sessions {
     }
 
     /// What came of an order. What nobody waits for any more is dropped.
-    pub(super) fn answer(&self, node: &NodeId, id: &OrderId, outcome: Result<Answer, Fault>) {
-        let entry = {
+    pub(super) fn answer(&self, node: &NodeId, name: &str, id: &OrderId, outcome: Result<Answer, Fault>) {
+        let awaited = self.1.lock().extract_if(.., |known, awaited| known == id && awaited.node == name).next();
+        let entry = if let Some((_, awaited)) = awaited {
+            Some(awaited.entry)
+        } else {
             let mut sessions = self.0.lock();
             let Some(session) = sessions.get_mut(node) else { return };
             session.seen = Instant::now();
@@ -189,6 +242,11 @@ impl Sessions {
     /// Takes a poll in.
     pub(super) fn enter(&self, node: &NodeId, name: &str, poll: &Poll) -> Result<Entered> {
         let mut sessions = self.0.lock();
+        // Under the lock of the sessions: a call that comes meanwhile finds them here or there.
+        let Come { back, lost } = self.come(name, poll);
+        for (entry, why) in lost {
+            lose(entry, why);
+        }
         if sessions.len() >= SESSIONS_MAX {
             sessions.retain(|_, session| session.seen.elapsed() < CONNECTED || !session.orders.is_empty());
         }
@@ -227,6 +285,7 @@ impl Sessions {
                 session.earlier.pop_front();
             }
         }
+        session.orders.extend(back);
         session.seen = now;
         let is_due = is_first || session.noted.is_none_or(|noted| now - noted >= NOTE_PERIOD);
         if is_due {
@@ -258,8 +317,14 @@ impl Sessions {
         let working: HashSet<&OrderId> = poll.working.iter().collect();
         let mut orders = Orders::default();
         for (id, entry) in &mut session.orders {
-            if !entry.stop && !working.contains(id) {
+            // What has begun is not told again: the machine would be frozen anew, and what is sent then would not fit what is
+            // there. A node that has given it up says so, or is not heard at it any more.
+            let has_begun = matches!(&entry.expects, Expects::Backup(run) if run.has_begun());
+            if !entry.stop && !has_begun && !working.contains(id) {
                 entry.told = Some(poll.process.clone());
+                if let Expects::Backup(run) = &entry.expects {
+                    run.told(&poll.process);
+                }
                 orders.start.push(entry.order.clone());
             }
         }
@@ -377,10 +442,10 @@ mod tests {
         assert_eq!(house.told(0, &poll("1", &[&order])), (vec![], vec![]));
         // Another node can neither see, answer nor use it, and is told to give it up where it claims it.
         assert_eq!(house.told(1, &poll("1", &[&order])), (vec![], vec![order.id.clone()]));
-        house.sessions.answer(&house.ids[1], &order.id, Ok(Answer::Retired(Vec::new())));
+        house.sessions.answer(&house.ids[1], "B", &order.id, Ok(Answer::Retired(Vec::new())));
         assert!(answer.try_recv().is_err(), "another node's answer was taken");
-        assert!(house.sessions.run(&house.ids[1], &order.id).is_none());
-        house.sessions.answer(&house.ids[0], &order.id, Ok(Answer::Retired(Vec::new())));
+        assert!(house.sessions.run(&house.ids[1], "B", &order.id).is_none());
+        house.sessions.answer(&house.ids[0], "A", &order.id, Ok(Answer::Retired(Vec::new())));
         assert!(answer.try_recv().unwrap().is_ok());
         assert_eq!(house.told(0, &poll("1", &[&order])), (vec![], vec![order.id]));
     }

@@ -27,16 +27,29 @@ impl RemoteSource {
         Self { nodes, node, spec }
     }
 
-    fn new_order(&self, work: Work) -> Order {
-        // An id of a task's kind is unique and random enough that no node guesses another's.
-        Order { id: OrderId(TaskId::generate().to_string()), source: self.spec.clone(), work }
+    /// The node that it is bound to.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
-    pub(super) fn begin_backup(&self, work: Work, run: Arc<Run>) -> Result<OrderId> {
-        let order = self.new_order(work);
-        let id = order.id.clone();
-        self.nodes.sessions.order(&self.node, order, Expects::Backup(run))?;
-        Ok(id)
+    pub(super) fn new_id(&self) -> OrderId {
+        // An id of a task's kind is unique and random enough that no node guesses another's.
+        OrderId(TaskId::generate().to_string())
+    }
+
+    fn order(&self, id: OrderId, work: Work) -> Order {
+        Order { id, source: self.spec.clone(), work }
+    }
+
+    pub(super) fn begin_backup(&self, id: OrderId, work: Work, run: Arc<Run>) -> Result<()> {
+        self.nodes.sessions.order(&self.node, self.order(id, work), Expects::Backup(run))
+    }
+
+    /// A backup that an earlier life of the hub has begun is taken up again when its node comes.
+    pub(super) fn expect_backup(&self, run: Arc<Run>) {
+        let record = run.record();
+        let order = self.order(record.order, Work::Backup(record.work));
+        self.nodes.sessions.expect(&record.node, &record.process, order, run);
     }
 
     pub(super) fn stop(&self, id: &OrderId) {
@@ -48,7 +61,7 @@ impl RemoteSource {
     }
 
     fn ask(&self, work: Work, cancel: &Cancel) -> sendense_source::Result<Answer> {
-        let order = self.new_order(work);
+        let order = self.order(self.new_id(), work);
         let (id, (answered, answer)) = (order.id.clone(), mpsc::channel());
         self.nodes.sessions.order(&self.node, order, Expects::Answer(answered)).map_err(|problem| {
             let kind = if problem.code == ProblemCode::Busy { Kind::Busy } else { Kind::Unavailable };

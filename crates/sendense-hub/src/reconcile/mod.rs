@@ -5,6 +5,8 @@
 //!                                                                                      deletions finished, points adopted
 //! ```
 //!
+//! Backups of nodes go on ([`crate::nodes::resume`]): their tasks are not ended, nor their drafts undone.
+//!
 //! What lives here: converging. Each pass reads everything anew and may be repeated at any time. What does not: deciding
 //! what is a draft or a deletion (the repository does). Invariant: only what has no live owner is touched, and what cannot
 //! be reached now holds nothing up: it is tried again.
@@ -38,6 +40,7 @@ const PASS_PERIOD_MAX: Duration = Duration::from_secs(10);
 /// The first pass of a start, before the hub says that it is ready: tasks end, everything else begins beside.
 pub(crate) async fn at_start(core: &Arc<Core>) {
     tasks::end_dead(core).await;
+    crate::nodes::resume::forget_others(core);
     // Guests first: one may stand still.
     core.tracker.spawn(watch(core.clone()));
     core.tracker.spawn(sweep::keep(core.clone()));

@@ -3,12 +3,13 @@
 use super::digests::RemoteDigests;
 use super::link::{Broken, Link};
 use super::message::{Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, unpack};
-use super::sink::RemoteSink;
+use super::sink::{self, RemoteSink};
 use crate::budget::LaneBudget;
 use crate::mover::{self, Assignment, DiskAssignment, DiskStart, Landing, Parent, Parentage};
 use parking_lot::{Condvar, Mutex};
+use sendense_block::codec::Level;
 use sendense_block::copy::Progress;
-use sendense_block::{BlockSink, Cancel};
+use sendense_block::{BlockSink, Cancel, Error, Kind};
 use sendense_source::{Journal, Source};
 use sendense_types::{DiskNumber, Phase};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub fn run(
         link: tools.link.clone(),
         id: id.clone(),
         patience,
+        level: order.level.into(),
         cancel: cancel.clone(),
         sinks: Mutex::default(),
         told: Mutex::new(Told { phase: Phase::Snapshot, notes: Vec::new(), ended: false }),
@@ -55,7 +57,6 @@ pub fn run(
         scope.spawn(|| landing.report(&progress));
         let _reports = Reports(&landing);
         let moved = mover::run(&assignment, source, &landing, tools.journal, tools.budget, &progress, cancel);
-        let moved = moved.and_then(|outcome| landing.finish().map(|()| outcome));
         let outcome = moved.map_err(|error| Fault::of_mover(&error))?;
         Ok(Answer::Moved {
             facts: outcome.facts,
@@ -90,6 +91,7 @@ struct RemoteLanding {
     link: Arc<Link>,
     id: OrderId,
     patience: Duration,
+    level: Level,
     cancel: Cancel,
     sinks: Mutex<Vec<(DiskNumber, Arc<RemoteSink>)>>,
     told: Mutex<Told>,
@@ -103,17 +105,6 @@ struct Told {
 }
 
 impl RemoteLanding {
-    /// Waits until the hub has stored everything.
-    fn finish(&self) -> Result<(), mover::Error> {
-        for (number, sink) in self.sinks.lock().iter() {
-            sink.finish().map_err(|source| match self.cancel.is_cancelled() {
-                true => mover::Error::Cancelled,
-                false => mover::Error::Copy { number: *number, source },
-            })?;
-        }
-        Ok(())
-    }
-
     /// How many batches a disk's blocks took.
     fn batches(&self, number: DiskNumber) -> u64 {
         self.sinks.lock().iter().find(|(known, _)| *known == number).map_or(0, |(_, sink)| sink.batches())
@@ -175,8 +166,16 @@ impl Landing for RemoteLanding {
         };
         let call = Call::BeginDisk { order: self.id.clone(), disk };
         self.link.call(&call, &[], self.patience, &self.cancel)?;
-        let (link, id, cancel) = (self.link.clone(), self.id.clone(), self.cancel.clone());
-        let sink = Arc::new(RemoteSink::start(link, id, start.number, self.patience, cancel)?);
+        let reader = start.reader.ok_or_else(|| Error::new(Kind::Invalid, "a disk that cannot be read"))?;
+        let sink = Arc::new(RemoteSink::start(sink::Options {
+            link: self.link.clone(),
+            order: self.id.clone(),
+            disk: start.number,
+            reader: reader.clone(),
+            level: self.level,
+            patience: self.patience,
+            cancel: self.cancel.clone(),
+        })?);
         self.sinks.lock().push((start.number, sink.clone()));
         Ok(sink)
     }
@@ -191,6 +190,13 @@ impl Landing for RemoteLanding {
         if told.notes.len() < NOTES_WAITING_MAX {
             told.notes.push(message.to_owned());
         }
+    }
+
+    fn settle(&self) -> Result<(), (DiskNumber, Error)> {
+        for (number, sink) in self.sinks.lock().iter() {
+            sink.finish().map_err(|error| (*number, error))?;
+        }
+        Ok(())
     }
 
     fn letting_go(&self) -> bool {

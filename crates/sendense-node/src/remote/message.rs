@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The version of these words. A hub refuses a node that speaks another one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The longest body, either way: the machines of the largest vCenter take some MiB, a batch of blocks half of one.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -74,7 +74,7 @@ pub enum Call {
         /// The disk.
         disk: BeginDisk,
     },
-    /// A batch of blocks; they follow the head. Repeating it is harmless.
+    /// A batch of blocks; they follow the head. Repeating it is harmless. The answer is [`Stored`].
     Blocks {
         /// The backup.
         order: OrderId,
@@ -82,6 +82,13 @@ pub enum Call {
         disk: DiskNumber,
         /// The batch's number on this disk: 0, 1, 2 … in any order of arrival.
         batch: u64,
+    },
+    /// Wants what the hub has stored of a disk to outlive the hub. The answer is [`Stored`].
+    Settle {
+        /// The backup.
+        order: OrderId,
+        /// The disk.
+        disk: DiskNumber,
     },
     /// Asks what the parent of a disk holds.
     Digests {
@@ -132,6 +139,17 @@ pub enum Call {
     },
     /// Asks for the sources that are bound to the node, to undo what an earlier life left on them.
     Sources,
+}
+
+/// Which batches of a disk outlive the hub. What was stored beyond is lost when the hub dies, and is sent again then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// The hub's lives before this one that worked at the backup: one more than before tells that a hub has died.
+    pub life: u32,
+    /// All batches below this one.
+    pub floor: u64,
+    /// Others beyond it.
+    pub beyond: Vec<u64>,
 }
 
 /// Asks for orders.

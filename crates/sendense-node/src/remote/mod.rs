@@ -7,6 +7,7 @@
 mod backup;
 pub mod batch;
 pub mod digests;
+mod ledger;
 mod link;
 pub mod message;
 mod reaper;

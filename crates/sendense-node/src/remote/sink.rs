@@ -1,20 +1,27 @@
 //! A disk's blocks on their way to the hub: gathered into batches that several streams send side by side.
 //!
 //! ```text
-//! lanes --put--> batch --full--> queue --> streams --> hub
+//! lanes --put--> batch --full--> queue --> streams --> hub      stored -> durable
+//!                                            ^                     |
+//!                                            '-- read again <------' the hub died before
 //! ```
 //!
 //! Each stream has one batch under way and waits for the hub to say that it is stored, so a slow repository holds the
 //! streams, they hold the queue, and the queue holds the lanes. A batch whose answer was lost is sent again under its
-//! number, and the hub stores it once.
+//! number, and the hub stores it once. Of batches that are stored but would not outlive the hub ([`Ledger`]) the numbers of the
+//! blocks are kept, not the bytes: when the hub has died, those are read again from the same snapshot.
 //!
-//! Invariant: [`RemoteSink::finish`] returns well only when the hub has stored every block that was put.
+//! Invariant: [`RemoteSink::finish`] returns well only when every block that was put outlives the hub.
 
 use super::batch;
+use super::ledger::{Ledger, Runs, runs_of};
 use super::link::Link;
-use super::message::{Call, OrderId};
+use super::message::{Call, OrderId, Stored, unpack};
 use parking_lot::{Condvar, Mutex};
-use sendense_block::{Block, BlockSink, Cancel, Error, Kind, Result};
+use sendense_block::codec::{Encoder, Level};
+use sendense_block::{
+    BLOCK_BYTES, Block, BlockIndex, BlockSink, Cancel, Digest, Disk, Error, Kind, Payload, ReadAt, Result,
+};
 use sendense_types::DiskNumber;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,8 +34,14 @@ const STREAMS: usize = 8;
 /// A batch is sent when it has so many bytes: large enough that its head and the wait for its answer cost nothing, small
 /// enough that sending it again after a broken connection costs little.
 const BATCH_BYTES: usize = 512 << 10;
+/// Or so many blocks, which bounds what is kept of it until it is durable: 16 KiB.
+const BATCH_BLOCKS: usize = 1024;
 /// Batches that wait for a stream: one each, so that a stream never waits for the reader.
 const QUEUED_MAX: usize = STREAMS;
+/// Batches that are not durable yet. The hub takes 1024 ahead of those that are; it makes them durable every 256 at the latest.
+const NOT_DURABLE_MAX: u64 = 768;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// Where the blocks of one disk go.
 pub struct RemoteSink {
@@ -36,12 +49,26 @@ pub struct RemoteSink {
     streams: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What a disk's sink needs.
+pub struct Options {
+    /// The way to the hub.
+    pub link: Arc<Link>,
+    /// The backup.
+    pub order: OrderId,
+    /// The disk.
+    pub disk: DiskNumber,
+    /// Where its blocks are read again.
+    pub reader: Arc<dyn Disk>,
+    /// How they are compressed.
+    pub level: Level,
+    /// How long a hub that is away is waited for.
+    pub patience: Duration,
+    /// Ends it.
+    pub cancel: Cancel,
+}
+
 struct Shared {
-    link: Arc<Link>,
-    order: OrderId,
-    disk: DiskNumber,
-    patience: Duration,
-    cancel: Cancel,
+    options: Options,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -49,11 +76,21 @@ struct Shared {
 #[derive(Default)]
 struct State {
     gathering: Vec<u8>,
+    gathered: usize,
     queue: VecDeque<(u64, Vec<u8>)>,
+    ledger: Ledger,
     next: u64,
     under_way: usize,
+    settling: bool,
     failed: Option<(Kind, String)>,
     closed: bool,
+}
+
+/// What a stream does next.
+enum Work {
+    Send(u64, Vec<u8>),
+    ReadAgain(u64, Runs),
+    Settle,
 }
 
 impl State {
@@ -68,23 +105,34 @@ impl State {
     fn flush(&mut self) {
         if !self.gathering.is_empty() {
             let batch = std::mem::take(&mut self.gathering);
+            self.gathered = 0;
             self.queue.push_back((self.next, batch));
             self.next += 1;
         }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert((error.kind, sendense_block::error::chain(error)));
+    }
+
+    fn next_work(&mut self) -> Option<Work> {
+        if let Some((batch, runs)) = self.ledger.take_lost() {
+            self.under_way += 1;
+            return Some(Work::ReadAgain(batch, runs));
+        }
+        let (batch, _) = self.queue.front()?;
+        if *batch < self.ledger.floor() + NOT_DURABLE_MAX {
+            self.under_way += 1;
+            return self.queue.pop_front().map(|(batch, bytes)| Work::Send(batch, bytes));
+        }
+        (!std::mem::replace(&mut self.settling, true)).then_some(Work::Settle)
     }
 }
 
 impl RemoteSink {
     /// Starts the streams of a disk.
-    pub fn start(
-        link: Arc<Link>,
-        order: OrderId,
-        disk: DiskNumber,
-        patience: Duration,
-        cancel: Cancel,
-    ) -> Result<Self> {
-        let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { link, order, disk, patience, cancel, state, changed: Condvar::new() });
+    pub fn start(options: Options) -> Result<Self> {
+        let shared = Arc::new(Shared { options, state: Mutex::default(), changed: Condvar::new() });
         let sink = Self { shared: shared.clone(), streams: Mutex::new(Vec::new()) };
         for number in 0..STREAMS {
             let shared = shared.clone();
@@ -95,15 +143,32 @@ impl RemoteSink {
         Ok(sink)
     }
 
-    /// Sends what is left and waits until the hub has stored it.
+    /// Sends what is left and waits until the hub has stored it for good. The disk can still be read, and is, where the hub dies
+    /// meanwhile.
     pub fn finish(&self) -> Result<()> {
-        let mut state = self.shared.state.lock();
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
         state.flush();
-        self.shared.changed.notify_all();
-        while state.failed.is_none() && !(state.queue.is_empty() && state.under_way == 0) {
-            self.shared.changed.wait(&mut state);
+        shared.changed.notify_all();
+        loop {
+            while state.failed.is_none()
+                && !(state.queue.is_empty() && state.under_way == 0 && !state.ledger.has_lost())
+            {
+                shared.changed.wait(&mut state);
+            }
+            state.check()?;
+            if state.ledger.floor() == state.next {
+                return Ok(());
+            }
+            drop(state);
+            let stored = shared.settle()?;
+            state = shared.state.lock();
+            state.ledger.heard(stored);
+            shared.changed.notify_all();
+            if state.ledger.floor() != state.next && !state.ledger.has_lost() && state.under_way == 0 {
+                return Err(Error::new(Kind::Protocol, "the hub does not know of blocks that it has stored"));
+            }
         }
-        state.check()
     }
 
     /// How many batches were made so far.
@@ -121,7 +186,8 @@ impl BlockSink for RemoteSink {
             }
             state.check()?;
             batch::append(&mut state.gathering, block);
-            if state.gathering.len() >= BATCH_BYTES {
+            state.gathered += 1;
+            if state.gathering.len() >= BATCH_BYTES || state.gathered >= BATCH_BLOCKS {
                 state.flush();
                 self.shared.changed.notify_all();
             }
@@ -146,35 +212,88 @@ impl Shared {
     fn send(&self) {
         // A panic must not leave those waiting who wait for the batch.
         let _ended = Ended(self);
-        while let Some((number, bytes)) = self.next() {
-            let sent = self.send_one(number, &bytes);
+        while let Some(work) = self.next() {
+            let (done, is_batch) = match work {
+                Work::Send(batch, bytes) => (self.send_one(batch, &bytes, None), true),
+                Work::ReadAgain(batch, runs) => {
+                    let blocks: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
+                    tracing::info!(disk_id = %self.options.disk, batch, blocks, "blocks that a hub has lost are read again");
+                    (self.read_again(&runs).and_then(|bytes| self.send_one(batch, &bytes, Some(runs))), true)
+                }
+                Work::Settle => (self.settle().map(|stored| self.state.lock().ledger.heard(stored)), false),
+            };
             let mut state = self.state.lock();
-            state.under_way -= 1;
-            if let Err(error) = sent {
-                state.failed.get_or_insert((error.kind, sendense_block::error::chain(&error)));
+            if is_batch {
+                state.under_way -= 1;
+            } else {
+                state.settling = false;
+            }
+            if let Err(error) = done {
+                state.fail(&error);
             }
             self.changed.notify_all();
         }
     }
 
-    fn send_one(&self, batch: u64, bytes: &[u8]) -> Result<()> {
-        self.link.wait_for_turn(bytes.len(), &self.cancel)?;
-        let call = Call::Blocks { order: self.order.clone(), disk: self.disk, batch };
-        self.link.call(&call, bytes, self.patience, &self.cancel)?;
+    fn send_one(&self, batch: u64, bytes: &[u8], runs: Option<Runs>) -> Result<()> {
+        let Options { link, order, disk, patience, cancel, .. } = &self.options;
+        link.wait_for_turn(bytes.len(), cancel)?;
+        let call = Call::Blocks { order: order.clone(), disk: *disk, batch };
+        let stored = self.read_stored(&link.call(&call, bytes, *patience, cancel)?)?;
+        let runs = match runs {
+            Some(runs) => runs,
+            None => runs_of(bytes)?,
+        };
+        self.state.lock().ledger.stored(batch, runs, stored);
         Ok(())
     }
 
-    fn next(&self) -> Option<(u64, Vec<u8>)> {
+    fn settle(&self) -> Result<Stored> {
+        let Options { link, order, disk, patience, cancel, .. } = &self.options;
+        let call = Call::Settle { order: order.clone(), disk: *disk };
+        self.read_stored(&link.call(&call, &[], *patience, cancel)?)
+    }
+
+    fn read_stored(&self, answer: &[u8]) -> Result<Stored> {
+        let read = unpack::<Stored>(answer);
+        read.map(|(stored, _)| stored).map_err(|error| Error::new(Kind::Protocol, error.to_string()))
+    }
+
+    /// The batch that these blocks make, from the disk as it was frozen.
+    fn read_again(&self, runs: &Runs) -> Result<Vec<u8>> {
+        let Options { reader, level, .. } = &self.options;
+        let mut encoder = Encoder::new(*level)?;
+        let (mut block, mut frame) = (vec![0; BLOCK], vec![0; Encoder::FRAME_BYTES_MAX]);
+        let mut bytes = Vec::with_capacity(BATCH_BYTES);
+        for index in runs.iter().flat_map(|(first, count)| *first..first.saturating_add(u64::from(*count))) {
+            let index = BlockIndex(index);
+            let here = reader.size().0.saturating_sub(index.offset().0).min(BLOCK_BYTES) as usize;
+            reader.read_at(index.offset(), &mut block[..here])?;
+            block[here..].fill(0);
+            let digest = Digest::of(&block);
+            let payload = if digest == Digest::of_zero_block() {
+                Payload::Zero
+            } else {
+                match encoder.encode(&block, &mut frame) {
+                    Some(len) => Payload::Zstd(&frame[..len]),
+                    None => Payload::Raw(&block),
+                }
+            };
+            batch::append(&mut bytes, &Block { index, digest, payload });
+        }
+        Ok(bytes)
+    }
+
+    fn next(&self) -> Option<Work> {
         let mut state = self.state.lock();
         loop {
             if state.failed.is_some() || state.closed {
                 return None;
             }
-            if let Some(next) = state.queue.pop_front() {
-                state.under_way += 1;
+            if let Some(work) = state.next_work() {
                 // There is room for the lanes now.
                 self.changed.notify_all();
-                return Some(next);
+                return Some(work);
             }
             self.changed.wait(&mut state);
         }

@@ -1,7 +1,7 @@
 //! Writes one image from its blocks, append-only: data in the order it comes, tables at the end, the header last.
 //!
 //! What lives here: the door ([`Writer`]) and the storing of a batch. [`arena`] packs compressed blocks, [`spill`] keeps
-//! the L2 entries on disk until [`seal`] turns them into tables. What does not: digests, files and folders, fsync.
+//! the L2 entries on disk until [`seal`] turns them into tables, [`mark`] goes on where a process died. What does not: digests, files and folders, fsync.
 //!
 //! Invariant: until `seal` has returned, the file's first cluster is not written, so that no reader takes an unfinished
 //! image for a finished one.
@@ -14,11 +14,13 @@
 //! one per writing thread, and while sealing the L1 table (8 bytes per 512 MiB) and 1 MiB of L2 tables.
 
 mod arena;
+mod mark;
 mod seal;
 mod spill;
 
 use crate::format::{CLUSTER_BYTES, L1_BYTES_MAX, NAME_BYTES_MAX, TABLE_ENTRIES, ZERO, compressed_entry, raw_entry};
 use arena::{Arena, Filled};
+pub use mark::Mark;
 use parking_lot::RwLock;
 use sendense_block::{
     BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Digest, Error, Flush, Kind, Payload, ReadAt,
@@ -134,6 +136,11 @@ impl Writer {
                 return Err(Error::new(Kind::Exists, format!("begin an image: the {name} file is not empty")));
             }
         }
+        Self::blank(file, spill, spec, observer)
+    }
+
+    /// A writer that knows of no block.
+    fn blank(file: Arc<dyn Storage>, spill: Arc<dyn Storage>, spec: Spec, observer: Arc<dyn Observer>) -> Result<Self> {
         let rounded = spec.capacity.0.checked_next_multiple_of(512);
         let capacity = rounded.filter(|capacity| *capacity <= L1_BYTES_MAX / 8 * TABLE_ENTRIES * CLUSTER_BYTES);
         let capacity = ByteLen(capacity.ok_or_else(|| {
@@ -177,6 +184,11 @@ impl Writer {
             first = first.saturating_add(TABLE_ENTRIES);
         }
         Ok(())
+    }
+
+    /// The sum of all payloads so far.
+    pub fn data_bytes(&self) -> u64 {
+        self.counts.data_bytes.load(Ordering::Relaxed)
     }
 
     /// Writes the tables and, last, the header. Waits for puts under way; none may follow. Does not flush: that is the

@@ -38,7 +38,7 @@ impl Writer {
 
     /// Writes the arena that did not become full. Its empty clusters are given back when they are the file's last, else
     /// they stay behind as free clusters: a hole in the file, refcount 0.
-    fn finish_arena(&self) -> Result<()> {
+    pub(super) fn finish_arena(&self) -> Result<()> {
         let Some(open) = self.arena.finish() else { return Ok(()) };
         let (start, end) = (open.start.0, open.end().0);
         let used_end = start + (open.bytes.len() as u64).next_multiple_of(CLUSTER_BYTES);

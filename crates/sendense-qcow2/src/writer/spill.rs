@@ -38,7 +38,7 @@ impl Spill {
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         self.file.write_at(ByteOffset(first * 8), &bytes)?;
         for table in tables_of(first, entries.len()) {
-            self.touched[(table / 64) as usize].fetch_or(1 << (table % 64), Ordering::Release);
+            self.touch(table);
         }
         Ok(())
     }
@@ -51,6 +51,20 @@ impl Spill {
             self.read_sparse(ByteOffset(first * 8), &mut bytes[..on_disk * 8])?;
         }
         Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+    }
+
+    /// The same whether or not anything is known of their tables.
+    pub(super) fn read_anew(&self, first: u64, count: usize) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; count * 8];
+        self.read_sparse(ByteOffset(first * 8), &mut bytes)?;
+        Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+    }
+
+    /// The table holds something.
+    pub(super) fn touch(&self, table: u64) {
+        if let Some(word) = self.touched.get((table / 64) as usize) {
+            word.fetch_or(1 << (table % 64), Ordering::Release);
+        }
     }
 
     /// The first of these blocks that has an entry.

@@ -30,6 +30,8 @@ pub trait Fs: Send + Sync {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes an empty file that must not exist and opens it for reading and writing.
     fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>>;
+    /// Opens a regular file of a draft again, for reading and writing.
+    fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Gives a file another name that must not exist.
@@ -45,7 +47,8 @@ pub trait Fs: Send + Sync {
 }
 
 /// A file that was just made. Its writes are seen by every reader at once; its bytes and its length are durable after
-/// `flush` (its name is not: that is its directory's). Nothing is ever written to a file that was opened again.
+/// `flush` (its name is not: that is its directory's). Nothing is ever written to a file that was opened again, but to those of
+/// a draft that is gone on with.
 pub trait NewFile: Storage + AllocationMap {
     /// Sets its length; what is added reads as zeros.
     fn set_len(&self, len: ByteLen) -> block::Result<()>;
@@ -69,6 +72,17 @@ impl Fs for System {
 
     fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)?;
+        Ok(Arc::new(File::from_std(file, path.display().to_string(), true).map_err(io::Error::other)?))
+    }
+
+    fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
+        // NONBLOCK: a FIFO in the folder must not make us wait. Neither flag means anything to a regular file.
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
         Ok(Arc::new(File::from_std(file, path.display().to_string(), true).map_err(io::Error::other)?))
     }
 

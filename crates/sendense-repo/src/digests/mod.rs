@@ -41,7 +41,7 @@ pub(crate) use write::write;
 
 use crate::error::{Error, Kind, Result};
 use sendense_block::digest::DIGEST_BYTES;
-use sendense_block::{BLOCK_BYTES, ByteLen, block_count};
+use sendense_block::{BLOCK_BYTES, ByteLen, Digest, block_count};
 
 /// Bytes of the header.
 pub const DIGEST_FILE_HEADER_BYTES: u64 = 64;
@@ -103,4 +103,37 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Bytes from outside, taken from the front; `None` when there are not enough.
+pub(crate) struct Cursor<'a>(pub &'a [u8]);
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn digest(&mut self) -> Option<Digest> {
+        self.array().map(Digest)
+    }
+
+    /// Bytes behind their length.
+    pub(crate) fn part(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.u32()?).ok()?;
+        self.take(length)
+    }
 }

@@ -7,6 +7,7 @@ use crate::crashsafe::NewFile;
 use crate::error::{Error, Result};
 use sendense_block::digest::DIGEST_BYTES;
 use sendense_block::{Block, BlockIndex, ByteLen, ByteOffset, Content, Digest, Extent, Payload};
+use sendense_qcow2::Held;
 use std::sync::Arc;
 
 const ABSENT: [u8; DIGEST_BYTES] = [0; DIGEST_BYTES];
@@ -32,6 +33,42 @@ impl Spill {
         // The full length at once, all of it a hole: then reading needs no special case.
         file.set_len(ByteLen(blocks * DIGEST_BYTES as u64))?;
         Ok(Self { file, blocks })
+    }
+
+    /// Goes on with a file that [`Spill::new`] made.
+    pub(crate) fn open(file: Arc<dyn NewFile>, blocks: u64) -> Result<Self> {
+        if file.size().0 != blocks * DIGEST_BYTES as u64 {
+            return Err(Error::invalid("the digests of the draft are not as many as its disk has blocks"));
+        }
+        Ok(Self { file, blocks })
+    }
+
+    /// Makes what was kept durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        crate::crashsafe::sync_file(&*self.file)
+    }
+
+    /// Brings what is kept for these blocks together with what the image holds of them: a block that only one of both knows was
+    /// being put when the process died, and is forgotten by both.
+    pub(crate) fn agree(&self, first: BlockIndex, held: &mut [Held]) -> Result<()> {
+        let mut bytes = vec![0; held.len() * DIGEST_BYTES];
+        self.file.read_at(place(first.0), &mut bytes)?;
+        let mut is_changed = false;
+        for (digest, held) in bytes.as_chunks_mut::<DIGEST_BYTES>().0.iter_mut().zip(held) {
+            let agrees = match held {
+                Held::Absent => *digest == ABSENT,
+                Held::Zero => *digest == Digest::of_zero_block().0,
+                Held::Data => *digest != ABSENT && *digest != Digest::of_zero_block().0,
+            };
+            if !agrees {
+                is_changed |= *digest != ABSENT;
+                (*digest, *held) = (ABSENT, Held::Absent);
+            }
+        }
+        if is_changed {
+            self.file.write_at(place(first.0), &bytes)?;
+        }
+        Ok(())
     }
 
     /// Keeps the digests of a batch, whose numbers rise.

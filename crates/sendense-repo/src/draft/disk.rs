@@ -1,6 +1,7 @@
 //! One disk of a draft: takes blocks, keeps their digests, and becomes an image with its digests file.
 
 use super::Core;
+use super::mark::{Head, MARK_BYTES_MAX, Record};
 use crate::capacity::Reservation;
 use crate::chain::{BACKING_FORMAT, CHAIN_DEPTH_MAX};
 use crate::crashsafe::{self, NewFile};
@@ -10,8 +11,8 @@ use crate::layout;
 use crate::manifest::{Digests, HexDigest, Image};
 use crate::repository::Repository;
 use crate::segments::Tally;
-use parking_lot::Mutex;
-use sendense_block::{self as block, Block, BlockIndex, BlockSink, ByteLen, DigestMap, Payload};
+use parking_lot::{Mutex, RwLock};
+use sendense_block::{self as block, Block, BlockIndex, BlockSink, ByteLen, Digest, DigestMap, Payload};
 use sendense_qcow2::{Backing, Held, Spec, Writer};
 use sendense_types::{BackupId, DiskBinding, DiskNumber};
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Scratch of the QCOW2 writer and of the digests, within the draft's folder. Their names end in none of the suffixes that
 /// are published.
 const SCRATCH_SUFFIXES: [&str; 2] = [".tables", ".spill"];
+/// How far the disk is durable, beside them.
+const MARK_SUFFIX: &str = ".mark";
 
 /// What disk is begun.
 #[derive(Debug, Clone)]
@@ -43,10 +46,15 @@ pub struct DiskDraft {
     dir: PathBuf,
     writer: Writer,
     image: Arc<dyn NewFile>,
+    tables: Arc<dyn NewFile>,
     tally: Arc<Tally>,
     spill: Spill,
     parent: Option<Arc<ChainDigests>>,
     reservation: Arc<Reservation>,
+    /// Held shared while blocks are stored, and alone while it is told which are.
+    storing: RwLock<()>,
+    /// Somebody may go on with it, so that all its files stay until the point exists.
+    marked: AtomicBool,
     /// A block was stored without its digest: the disk is of no use any more.
     failed: AtomicBool,
     sealed: Mutex<bool>,
@@ -85,13 +93,8 @@ impl DiskDraft {
         let create = |name: String| crashsafe::create_file(repository.fs(), &dir.join(name));
         let image = create(layout::draft_image_name(spec.number))?;
         let [tables, digests] = SCRATCH_SUFFIXES.map(|suffix| create(scratch_name(spec.number, suffix)));
-        let tally = Arc::new(Tally::new(spec.capacity));
-        let backing = spec.parent.as_ref().map(|parent| Backing {
-            // Read by nobody before the image lies in its disk's folder, beside its parent.
-            name: layout::image_name(parent),
-            format: BACKING_FORMAT.into(),
-        });
-        let writer = Writer::create(image.clone(), tables?, Spec { capacity: spec.capacity, backing }, tally.clone())?;
+        let (tables, tally) = (tables?, Arc::new(Tally::new(spec.capacity)));
+        let writer = Writer::create(image.clone(), tables.clone(), image_spec(&spec), tally.clone())?;
         let spill = Spill::new(digests?, block::block_count(spec.capacity))?;
         Ok(Self {
             repository,
@@ -100,13 +103,158 @@ impl DiskDraft {
             dir,
             writer,
             image,
+            tables,
             tally,
             spill,
             parent,
             reservation,
+            storing: RwLock::default(),
+            marked: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             sealed: Mutex::new(false),
         })
+    }
+
+    /// Goes on from the last mark; gives what was noted with it.
+    pub(super) fn resume(core: &Core, spec: DiskSpec) -> Result<(Self, Vec<u8>)> {
+        let parent = match &spec.parent {
+            None => None,
+            Some(parent) => Some(Arc::new(open_parent(core, parent, &spec)?)),
+        };
+        let (repository, dir) = (core.repository.clone(), core.dir());
+        let relative = |name: String| layout::draft_dir(&core.vm, &core.backup_id).join(name);
+        let mark = relative(scratch_name(spec.number, MARK_SUFFIX));
+        let record = Record::parse(&crashsafe::read_small(repository.root(), &mark, MARK_BYTES_MAX)?)?;
+        let (head, mark) = (&record.head, record.head.mark());
+        let told = (&head.backup_id, head.disk_id, &head.binding, head.capacity_bytes, &head.parent_backup_id);
+        if told != (&core.backup_id, spec.number, &spec.binding, spec.capacity.0, &spec.parent) {
+            return Err(Error::invalid("the mark is of another disk"));
+        }
+        let corrupt = |name: &str, why: &str| {
+            let file = relative(name.to_owned()).display().to_string();
+            Error::new(Kind::Corrupt { file, segment: None }, why.to_owned())
+        };
+        let open = |name: &str| {
+            let path = dir.join(name);
+            repository.fs().open_file(&path).map_err(|error| crashsafe::failed("open", &path, error))
+        };
+        let image_name = layout::draft_image_name(spec.number);
+        let [tables_name, digests_name] = SCRATCH_SUFFIXES.map(|suffix| scratch_name(spec.number, suffix));
+        let (image, tables, digests) = (open(&image_name)?, open(&tables_name)?, open(&digests_name)?);
+        let length =
+            mark.image_bytes().ok_or_else(|| corrupt(&image_name, "its mark tells of more than a file holds"))?;
+        // An image without blocks has no byte yet; its header comes last.
+        if image.size() < length && mark.clusters > 1 {
+            return Err(corrupt(&image_name, "it is shorter than its mark says"));
+        }
+        image.set_len(length)?;
+        let scratch = mark.scratch_bytes(spec.capacity).ok_or_else(|| Error::invalid("the mark tells of too much"))?;
+        if tables.size() > scratch {
+            tables.set_len(scratch)?;
+        }
+        let tally = Arc::new(Tally::resume(spec.capacity, &record.segments)?);
+        let spill = Spill::open(digests, block::block_count(spec.capacity))?;
+        let mut agree = |first: BlockIndex, held: &mut [Held]| Ok(spill.agree(first, held)?);
+        let writer =
+            Writer::resume(image.clone(), tables.clone(), image_spec(&spec), tally.clone(), &mark, &mut agree)?;
+        // What came after the mark is gone for good before anything takes its place.
+        for file in [&image, &tables] {
+            crashsafe::sync_file(&**file)?;
+        }
+        spill.sync()?;
+        crashsafe::remove_file_if_there(repository.fs(), &dir.join(layout::draft_digests_name(spec.number)))?;
+        core.reservation.resumed(mark.data_bytes);
+        let disk = Self {
+            repository,
+            backup_id: core.backup_id.clone(),
+            dir,
+            writer,
+            image,
+            tables,
+            tally,
+            spill,
+            parent,
+            reservation: core.reservation.clone(),
+            storing: RwLock::default(),
+            marked: AtomicBool::new(true),
+            failed: AtomicBool::new(false),
+            sealed: Mutex::new(false),
+            spec,
+        };
+        Ok((disk, record.note))
+    }
+
+    /// Makes everything that was put before this call durable, with a note, so that after the death of this process
+    /// [`Repository::resume_draft`] goes on from here. Blocks may be put meanwhile; those may be in it or not. After an error
+    /// the disk is of no use.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when it is sealed, or the note is longer than [`super::NOTE_BYTES_MAX`].
+    pub fn mark(&self, note: &[u8]) -> Result<()> {
+        let context = || format!("mark disk {} of {}", self.spec.number, self.backup_id);
+        // One at a time, and none beside the sealing.
+        let sealed = self.sealed.lock();
+        if *sealed || self.failed.load(Ordering::SeqCst) {
+            return Err(Error::invalid("it is sealed, or a write failed").within(context()));
+        }
+        self.marked.store(true, Ordering::SeqCst);
+        self.write_mark(note).map_err(|error| {
+            self.failed.store(true, Ordering::SeqCst);
+            error.within(context())
+        })
+    }
+
+    fn write_mark(&self, note: &[u8]) -> Result<()> {
+        let (mark, segments) = {
+            let _nobody_stores = self.storing.write();
+            self.writer.mark(|| self.tally.snapshot())?
+        };
+        let head = Head {
+            backup_id: self.backup_id.clone(),
+            disk_id: self.spec.number,
+            binding: self.spec.binding.clone(),
+            capacity_bytes: self.spec.capacity.0,
+            parent_backup_id: self.spec.parent.clone(),
+            clusters: mark.clusters,
+            arena_clusters: mark.arena_clusters,
+            raw_blocks: mark.raw_blocks,
+            compressed_blocks: mark.compressed_blocks,
+            data_bytes: mark.data_bytes,
+        };
+        let bytes = Record { head, note: note.to_vec(), segments }.to_bytes()?;
+        crashsafe::sync_file(&*self.image)?;
+        crashsafe::sync_file(&*self.tables)?;
+        self.spill.sync()?;
+        let path = self.dir.join(scratch_name(self.spec.number, MARK_SUFFIX));
+        crashsafe::replace(self.repository.fs(), &path, &bytes)
+    }
+
+    /// As [`BlockSink::put`], for blocks that may have been put before: those that the disk holds are left out.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] also when a block was put with other bytes before.
+    pub fn put_missing(&self, batch: &[Block<'_>]) -> Result<()> {
+        let mut missing = Vec::with_capacity(batch.len());
+        let mut known = Vec::new();
+        for run in batch.chunk_by(|a, b| a.index.0 + 1 == b.index.0) {
+            self.spill.get(run[0].index, &mut known, run.len())?;
+            for (block, known) in run.iter().zip(&known) {
+                match known {
+                    None => missing.push(*block),
+                    Some(digest) if *digest == block.digest => {}
+                    Some(Digest(_)) => {
+                        let context = format!("block {} was stored before with other bytes", block.index);
+                        return Err(Error::invalid(context));
+                    }
+                }
+            }
+        }
+        self.store(&missing)
+    }
+
+    /// Bytes of blocks that it holds.
+    pub fn stored_bytes(&self) -> u64 {
+        self.writer.data_bytes()
     }
 
     /// What it is.
@@ -137,6 +285,7 @@ impl DiskDraft {
             };
         }
         self.reservation.spend(bytes)?;
+        let _stores = self.storing.read();
         self.writer.put(batch)?;
         // After the image, which refuses a block that it holds already: so the digest kept is that of the block kept.
         self.spill.put(batch).inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
@@ -171,7 +320,9 @@ impl DiskDraft {
         {
             return Err(Error::invalid("the image and its digests do not hold the same blocks"));
         }
-        for suffix in SCRATCH_SUFFIXES {
+        // Whoever goes on with it needs them; they go with the draft's folder.
+        let scratch = if self.marked.load(Ordering::SeqCst) { &[][..] } else { &SCRATCH_SUFFIXES[..] };
+        for suffix in scratch {
             crashsafe::remove_file_if_there(fs, &self.dir.join(scratch_name(self.spec.number, suffix)))?;
         }
         let prefix = layout::disk_dir_name(self.spec.number);
@@ -201,6 +352,15 @@ impl BlockSink for DiskDraft {
         self.store(batch)
             .map_err(|error| error.within(format!("disk {} of {}", self.spec.number, self.backup_id)).into())
     }
+}
+
+fn image_spec(spec: &DiskSpec) -> Spec {
+    let backing = spec.parent.as_ref().map(|parent| Backing {
+        // Read by nobody before the image lies in its disk's folder, beside its parent.
+        name: layout::image_name(parent),
+        format: BACKING_FORMAT.into(),
+    });
+    Spec { capacity: spec.capacity, backing }
 }
 
 fn scratch_name(number: DiskNumber, suffix: &str) -> String {

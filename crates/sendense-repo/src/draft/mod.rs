@@ -3,26 +3,34 @@
 //! ```text
 //! begin_draft -> Draft -> seal -> Sealed -> publish -> the point exists
 //!                  \________________\________\-> abandon, or start-up: as if it had never been
+//!                   '- a disk is marked; the process dies -> resume_draft -> Draft
 //! ```
 //!
 //! What lives here: the draft's folder and its disks ([`disk`]), sealing, and the end without a point. [`publish`] holds
-//! the one order of steps that makes a point; [`undo`] takes back any prefix of them.
+//! the one order of steps that makes a point; [`undo`] takes back any prefix of them. [`mark`] tells how far a disk is
+//! durable, and [`resume`] goes on from there.
 //!
 //! Invariant: until the manifest's rename nothing outside of `.draft-<backup_id>/` is read by anyone, and every file that
 //! was moved out of it is listed in its intent.
 //!
-//! Dropping a draft does no I/O: its folder stays until somebody abandons it or a later start-up undoes it.
+//! Dropping a draft does no I/O: its folder stays until somebody goes on with it, abandons it, or a later start-up undoes it.
 
 mod disk;
 pub(crate) mod intent;
+mod mark;
 mod publish;
+mod resume;
 pub(crate) mod undo;
 
 pub(crate) use disk::SealedDisk;
 pub use disk::{DiskDraft, DiskSpec};
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
+pub use mark::NOTE_BYTES_MAX;
+#[doc(hidden)]
+pub use mark::{parse as parse_mark, sealed as sealed_mark};
 pub use publish::{DiskFacts, PointFacts};
+pub use resume::Resumed;
 
 use crate::capacity::Reservation;
 use crate::chain::CHAIN_DEPTH_MAX;

@@ -130,4 +130,11 @@ impl Script for Record {
         let changes = recorded.changes(act);
         recorded.steps.push(Step { what: told(act), changes });
     }
+
+    fn number(&self, path: &Path) -> Option<u32> {
+        match self.0.lock().nodes.get(path) {
+            Some(Node::File(number)) => Some(*number),
+            _ => None,
+        }
+    }
 }

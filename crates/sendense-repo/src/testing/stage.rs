@@ -39,6 +39,10 @@ pub trait Script: Send + Sync {
     fn before(&self, act: &Act<'_>) -> io::Result<()>;
     /// The act was done.
     fn after(&self, act: &Act<'_>);
+    /// The number of a file that was there before.
+    fn number(&self, _path: &Path) -> Option<u32> {
+        None
+    }
 }
 
 /// Lets everything happen.
@@ -97,6 +101,11 @@ impl Fs for Stage {
         let number = self.files.fetch_add(1, Ordering::SeqCst);
         let inner = play(&*self.script, Act::CreateFile(path, number), || System.create_file(path))?;
         Ok(Arc::new(StageFile { inner, number, script: self.script.clone() }))
+    }
+
+    fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
+        let number = self.script.number(path).unwrap_or_else(|| self.files.fetch_add(1, Ordering::SeqCst));
+        Ok(Arc::new(StageFile { inner: System.open_file(path)?, number, script: self.script.clone() }))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -13,4 +13,5 @@ mod model;
 mod pairs;
 mod parsers;
 mod power_loss;
+mod resume;
 mod sizes;

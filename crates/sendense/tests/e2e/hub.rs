@@ -114,6 +114,11 @@ impl Hub {
 
     /// Asks it to end (SIGTERM) and returns its exit code.
     pub fn stop(mut self) -> Option<i32> {
+        self.end()
+    }
+
+    /// The same for one that another takes the place of.
+    pub fn end(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let patience = Instant::now() + PATIENCE;

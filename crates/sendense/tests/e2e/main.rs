@@ -34,6 +34,7 @@ mod reconcile;
 mod recover;
 mod remote_backup;
 mod restore_targets;
+mod resumed;
 mod room;
 mod schedules;
 mod security;

@@ -16,7 +16,13 @@ pub struct TlsHub {
 
 impl TlsHub {
     pub fn start(dir: &Path) -> Self {
-        let hub = Hub::try_start(dir, "0.0.0.0:0").unwrap_or_else(|log| panic!("{log}"));
+        Self::start_with(dir, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(dir: &Path, more: &[&str]) -> Self {
+        let hub = Hub::launch(dir, "hub", &[&["--listen", "0.0.0.0:0"], more].concat());
+        let hub = hub.unwrap_or_else(|log| panic!("{log}"));
         let certificate = hub.data_dir.join("tls/certificate.pem");
         let shown =
             tool("openssl", "openssl", &["x509", "-noout", "-fingerprint", "-sha256", "-in", path(&certificate)]);

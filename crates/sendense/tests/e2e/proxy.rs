@@ -3,7 +3,7 @@
 use crate::hub::PATIENCE;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ pub struct Proxy {
 #[derive(Default)]
 struct Shared {
     tunnels: AtomicUsize,
+    sent: AtomicU64,
     is_cut: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
     line: Option<Line>,
@@ -65,6 +66,11 @@ impl Proxy {
         self.shared.tunnels.load(Ordering::SeqCst)
     }
 
+    /// Bytes that clients have sent through it so far.
+    pub fn sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::SeqCst)
+    }
+
     /// Breaks every connection and lets none through.
     pub fn cut(&self) {
         self.shared.is_cut.store(true, Ordering::SeqCst);
@@ -110,10 +116,22 @@ impl Shared {
         let _ = upward.join();
     }
 
+    fn count(&self, direction: usize, bytes: usize) {
+        if direction == 0 {
+            self.sent.fetch_add(bytes as u64, Ordering::SeqCst);
+        }
+    }
+
     /// Carries one direction of a tunnel until it ends.
     fn carry(&self, direction: usize, from: &mut impl Read, to: &mut (impl Write + Send)) {
         let Some(line) = &self.line else {
-            let _ = std::io::copy(from, to);
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                self.count(direction, count);
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+            }
             return;
         };
         let (put, take) = sync_channel::<(Instant, Vec<u8>)>(ON_THE_LINE);
@@ -128,6 +146,7 @@ impl Shared {
             });
             let mut buffer = vec![0; 64 << 10];
             while let Ok(count @ 1..) = from.read(&mut buffer) {
+                self.count(direction, count);
                 let mut free = line.free[direction].lock().unwrap();
                 let now = Instant::now();
                 let gone = free.map_or(now, |free| free.max(now))

@@ -12,9 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A node's process.
-struct Node {
+pub struct Node {
     child: Child,
-    folder: PathBuf,
+    pub folder: PathBuf,
     log: PathBuf,
 }
 
@@ -43,17 +43,17 @@ impl Node {
         Self { child, folder, log }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn kill_9(&mut self) {
+    pub fn kill_9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Waits until it ends by itself.
-    fn ended(&mut self) -> Option<i32> {
+    pub fn ended(&mut self) -> Option<i32> {
         let patience = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -65,7 +65,7 @@ impl Node {
     }
 
     /// What it has made and not taken away.
-    fn open_entries(&self) -> Vec<String> {
+    pub fn open_entries(&self) -> Vec<String> {
         tree(&self.folder.join("journal"))
     }
 }
@@ -78,20 +78,25 @@ impl Drop for Node {
 }
 
 /// A hub with a repository, a node's folder that has enrolled, and a machine of incompressible bytes at its site.
-struct Site {
+pub struct Site {
     dir: tempfile::TempDir,
-    hub: TlsHub,
-    disk: Disk,
-    random: Random,
+    pub hub: TlsHub,
+    pub disk: Disk,
+    pub random: Random,
 }
 
 impl Site {
-    fn new(seed: u64, size: usize, proxy: Option<&Proxy>) -> Self {
+    pub fn new(seed: u64, size: usize, proxy: Option<&Proxy>) -> Self {
+        Self::with(seed, size, proxy, &[])
+    }
+
+    /// The same with more arguments for the hub.
+    pub fn with(seed: u64, size: usize, proxy: Option<&Proxy>, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut random = Random::new(seed);
         let mut disk = Disk::create(&dir.path().join("site/vms/web/disk0.raw"), size, &mut random);
         disk.fill_with_noise(&mut random);
-        let hub = TlsHub::start(dir.path());
+        let hub = TlsHub::start_with(dir.path(), more);
         std::fs::create_dir_all(dir.path().join("repo")).unwrap();
         hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.path().join("repo"))]);
         let code = hub.pair("SITE-A");
@@ -104,26 +109,26 @@ impl Site {
         Self { dir, hub, disk, random }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn node(&self, more: &[&str]) -> Node {
+    pub fn node(&self, more: &[&str]) -> Node {
         Node::start(self.path(), more)
     }
 
     /// Binds the folder of images to the node, and looks what is there.
-    fn discover(&self) {
+    pub fn discover(&self) {
         let vms = self.path().join("site/vms");
         self.hub.ok(&["source", "add", "image", "--name", "images", "--path", path(&vms), "--node", "SITE-A"]);
         self.hub.ok(&["source", "discover", "images"]);
     }
 
-    fn start_backup(&self) -> String {
+    pub fn start_backup(&self) -> String {
         self.start_backup_of("web")
     }
 
-    fn start_backup_of(&self, vm: &str) -> String {
+    pub fn start_backup_of(&self, vm: &str) -> String {
         let started = self.hub.json(&["backup", "start", vm, "--repo", "main", "--type", "full"]);
         field(&started["backup"], "backup_id").to_owned()
     }
@@ -132,8 +137,15 @@ impl Site {
         self.hub.json(&["backup", "show", id])["backup"].clone()
     }
 
+    /// Starts the hub again where its node knows it.
+    pub fn start_hub_again(&mut self, more: &[&str]) {
+        let listen = format!("0.0.0.0:{}", self.hub.hub.url.rsplit(':').next().unwrap());
+        let started = Hub::launch(self.path(), "hub", &[&["--listen", &listen], more].concat());
+        self.hub.hub = started.unwrap_or_else(|log| panic!("{log}"));
+    }
+
     /// Waits until a backup is as told.
-    fn until(&self, id: &str, node: &Node, is: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, id: &str, node: &Node, is: impl Fn(&Value) -> bool) -> Value {
         let patience = Instant::now() + PATIENCE;
         loop {
             let backup = self.show(id);
@@ -145,7 +157,7 @@ impl Site {
         }
     }
 
-    fn until_moving(&self, id: &str, node: &Node) {
+    pub fn until_moving(&self, id: &str, node: &Node) {
         self.until(id, node, |backup| {
             assert!(!["completed", "failed"].contains(&field(backup, "status")), "too early: {backup:#}");
             backup["bytes_read"].as_u64().is_some_and(|bytes| bytes > 1 << 20)
@@ -153,7 +165,7 @@ impl Site {
     }
 
     /// Waits for the end; what is left of a point that is none is nothing.
-    fn ends(&self, id: &str, node: &Node, status: &str) -> Value {
+    pub fn ends(&self, id: &str, node: &Node, status: &str) -> Value {
         let backup =
             self.until(id, node, |backup| ["completed", "failed", "cancelled"].contains(&field(backup, "status")));
         assert_eq!(field(&backup, "status"), status, "{backup:#}\n{}\n{}", self.hub.hub.log(), node.log());
@@ -169,7 +181,7 @@ impl Site {
     }
 
     /// The point holds the disk, as our own restore and as a program of somebody else's reads it.
-    fn holds(&self, id: &str) {
+    pub fn holds(&self, id: &str) {
         let out = self.path().join(format!("out-{id}"));
         self.hub.ok(&["restore", "disk", id, "--to", path(&out), "--wait"]);
         assert_holds(&out, &self.disk.bytes);
@@ -181,7 +193,7 @@ impl Site {
 }
 
 /// Something below a folder, whose parts may go away meanwhile, that bears these letters in its name.
-fn find(folder: &Path, letters: &str) -> Option<PathBuf> {
+pub fn find(folder: &Path, letters: &str) -> Option<PathBuf> {
     std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| match entry.file_name().to_string_lossy() {
         name if name.contains(letters) => Some(entry.path()),
         _ => find(&entry.path(), letters),
@@ -259,13 +271,11 @@ fn a_hub_that_is_killed_finds_its_node_again_and_a_revoked_node_is_out_at_once()
     site.discover();
     let id = site.start_backup();
     site.until_moving(&id, &node);
-    let address = site.hub.hub.url.trim_start_matches("https://").to_owned();
     site.hub.hub.kill_9();
-    site.hub.hub = Hub::try_start(site.path(), &format!("0.0.0.0:{}", address.rsplit(':').next().unwrap()))
-        .unwrap_or_else(|log| panic!("{log}"));
-    let lost = site.ends(&id, &node, "failed");
-    assert_eq!(field(&lost, "error_code"), "interrupted");
-    // The node was not restarted; it comes back by itself and has let the machine go.
+    site.start_hub_again(&[]);
+    // The node was not restarted; it comes back by itself, still holds the machine, and the backup goes on.
+    site.ends(&id, &node, "completed");
+    site.holds(&id);
     let patience = Instant::now() + PATIENCE;
     while !site.hub.admin(&["source", "test", "images"]).status.success() {
         assert!(Instant::now() < patience, "{}", node.log());
@@ -324,9 +334,10 @@ fn what_a_killed_node_left_is_cleared_up_without_a_hub() {
 #[test]
 fn a_long_line_is_filled_and_what_compresses_goes_faster() {
     const LINE_BYTES_PER_SECOND: u64 = 12_500_000;
-    const SIZE: usize = 48 << 20;
+    // A longer transfer (`bench/node-line.sh`) tells how full the line is when what is done once does not count.
+    let size = std::env::var("SENDENSE_LINE_MIB").map_or(48, |mib| mib.parse::<usize>().unwrap()) << 20;
     let proxy = Proxy::far_away(Duration::from_millis(150), LINE_BYTES_PER_SECOND);
-    let mut site = Site::new(104, SIZE, Some(&proxy));
+    let mut site = Site::new(104, size, Some(&proxy));
     let node = site.node(&[]);
     site.discover();
     for content in ["noise", "text"] {
@@ -336,7 +347,7 @@ fn a_long_line_is_filled_and_what_compresses_goes_faster() {
         let began = Instant::now();
         let id = site.start_backup();
         site.ends(&id, &node, "completed");
-        let share = SIZE as f64 / began.elapsed().as_secs_f64() / LINE_BYTES_PER_SECOND as f64;
+        let share = size as f64 / began.elapsed().as_secs_f64() / LINE_BYTES_PER_SECOND as f64;
         // How fast depends on the machine; that it arrives whole does not.
         println!("{content}: {:.0} % of 100 Mbit/s at 150 ms, from the request to the published point", share * 100.0);
         site.holds(&id);

@@ -149,7 +149,7 @@ struct House {
 impl House {
     /// A hub with two nodes, and a machine behind the first of them.
     async fn new() -> Self {
-        let site = Site::new().await;
+        let site = Box::pin(Site::new()).await;
         let admin = site.client(None, Some(Role::Admin));
         let path = site.fixture.folder.path().join("repository").to_string_lossy().into_owned();
         let (config, kind) = (RepositoryConfig { path }, RepositoryKind::Local);

@@ -3,12 +3,13 @@
 use super::super::handle::{Handle, Stop};
 use super::{Prepared, facts};
 use crate::core::Core;
+use crate::nodes::run::Place;
 use parking_lot::Mutex;
 use sendense_api::{Alert, AlertKind};
 use sendense_block::BlockSink;
 use sendense_catalog::{BackupDisk, BackupPlan, Conflict, Error, LogLevel};
 use sendense_node::mover::{DiskStart, Landing};
-use sendense_repo::{DiskSpec, Draft};
+use sendense_repo::{DiskDraft, DiskSpec, Draft};
 use sendense_types::{Compression, DiskNumber, Phase, Timestamp};
 use std::sync::Arc;
 
@@ -40,6 +41,24 @@ impl<'a> DraftLanding<'a> {
     ) -> Self {
         let state = State { draft, planned: Vec::new(), frozen_at: None, expected_bytes: 0 };
         Self { core, handle, prepared, runtime, state: Mutex::new(state) }
+    }
+
+    /// For a draft that goes on, with the disks that were begun.
+    pub fn again(
+        core: &'a Arc<Core>,
+        handle: &'a Handle,
+        prepared: &'a Prepared,
+        draft: Draft,
+        runtime: &'a tokio::runtime::Handle,
+        (planned, frozen_at): (Vec<BackupDisk>, Timestamp),
+    ) -> Self {
+        let state = State { draft, planned, frozen_at: Some(frozen_at), expected_bytes: 0 };
+        Self { core, handle, prepared, runtime, state: Mutex::new(state) }
+    }
+
+    /// What is said of the draft, while it is open.
+    pub fn with_draft<T>(&self, ask: impl FnOnce(&Draft) -> T) -> T {
+        ask(&self.state.lock().draft)
     }
 
     /// The draft back, and when the machine stood still.
@@ -84,8 +103,8 @@ impl<'a> DraftLanding<'a> {
     }
 }
 
-impl Landing for DraftLanding<'_> {
-    fn begin_disk(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<dyn BlockSink>> {
+impl Place for DraftLanding<'_> {
+    fn begin(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<DiskDraft>> {
         let mut state = self.state.lock();
         state.frozen_at.get_or_insert_with(|| self.core.now());
         let spec = DiskSpec {
@@ -109,6 +128,16 @@ impl Landing for DraftLanding<'_> {
         };
         self.handle.info(what);
         Ok(disk)
+    }
+
+    fn frozen_at(&self) -> Timestamp {
+        *self.state.lock().frozen_at.get_or_insert_with(|| self.core.now())
+    }
+}
+
+impl Landing for DraftLanding<'_> {
+    fn begin_disk(&self, start: &DiskStart<'_>) -> sendense_block::Result<Arc<dyn BlockSink>> {
+        Ok(self.begin(start)?)
     }
 
     fn phase(&self, phase: Phase) {

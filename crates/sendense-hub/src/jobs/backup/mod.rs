@@ -5,7 +5,8 @@
 //! ```
 //!
 //! What lives here: the order. [`parents`] decides what each disk stands on, [`landing`] takes the blocks in, [`facts`]
-//! says what the manifest and the catalog are told, [`retire`] removes tracking marks. What does not: how disks are read
+//! says what the manifest and the catalog are told, [`retire`] removes tracking marks, [`resume`] goes on with what an earlier life
+//! of the hub has begun. What does not: how disks are read
 //! and compared (the mover), and the end in the catalog (the runner).
 //!
 //! Invariant: whatever fails, the draft is given up, the source is let go, and the row says why; a point exists exactly
@@ -15,6 +16,7 @@ mod facts;
 pub(crate) use facts::completed;
 mod landing;
 mod parents;
+mod resume;
 mod retire;
 
 use super::handle::Handle;
@@ -25,6 +27,7 @@ use crate::app::sources::refresh;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
 use crate::maintenance::Use;
+use crate::nodes::kept::Keeper;
 use crate::nodes::run as remote_run;
 use crate::nodes::source::RemoteSource;
 use crate::recoveries::commit::{self, Commit};
@@ -67,6 +70,9 @@ enum From {
 
 /// Makes the backup.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: BackupWork) -> Result<Done> {
+    if let Some(resuming) = core.nodes.transfers.take(&handle.task_id) {
+        return resume::run(core, handle, claim, work, resuming).await;
+    }
     handle.set_phase(Phase::Snapshot);
     core.catalog.backups().start(claim, core.now()).await.or_problem()?;
     let Some(recovery_id) = work.recovery_id.clone() else {
@@ -96,6 +102,19 @@ async fn copy(core: &Arc<Core>, handle: &Arc<Handle>, prepared: Prepared) -> Res
     let (worker, watched, work) = (core.clone(), handle.clone(), prepared.work.clone());
     let runtime = tokio::runtime::Handle::current();
     let made = blocking(move || make(&worker, &watched, &prepared, &newest, &damaged, &runtime)).await?;
+    conclude(core, handle, work, made).await
+}
+
+/// What is done after a backup, whatever came of it.
+async fn conclude(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    work: BackupWork,
+    made: Result<catalog::Completed>,
+) -> Result<Done> {
+    if !handle.is_paused() {
+        core.nodes.transfers.forget(&handle.task_id);
+    }
     // A backup that was stopped ends at once, and may not hold its machine any more. The next one's turn does for both.
     if handle.stopped().is_none() && work.recovery_id.is_none() {
         retire::retire(core, handle, &work, made.as_ref().ok()).await;
@@ -226,12 +245,27 @@ fn make(
                 mover::run(&assignment, &**source, &landing, journal, budget, &handle.progress, &handle.cancel)
             }
             From::Node(remote) => {
-                remote_run::backup(remote, &assignment, &landing, handle, core.limits.node_lease_seconds)
+                let (book, node) = (core.nodes.transfers.book.clone(), remote.node().to_owned());
+                let (task_id, now) = (handle.task_id.clone(), core.now());
+                let keep = |order: &_| Keeper::new(book, task_id, node, Clone::clone(order), prepared.partial, now);
+                remote_run::backup(remote, &assignment, &landing, handle, core.limits.node_lease_seconds, keep)
             }
         };
         moved.map_err(|error| of_mover(&error))
     });
     let (draft, frozen_at) = landing.into_draft();
+    finish(core, handle, prepared, draft, frozen_at, moved)
+}
+
+/// Publishes what was moved, or gives the draft up.
+fn finish(
+    core: &Core,
+    handle: &Handle,
+    prepared: &Prepared,
+    draft: sendense_repo::Draft,
+    frozen_at: sendense_types::Timestamp,
+    moved: Result<mover::Outcome>,
+) -> Result<catalog::Completed> {
     let abandon = |draft: sendense_repo::Draft| {
         if let Err(error) = draft.abandon() {
             handle.warn(format!("the draft could not be removed; the next start will: {error}"));
@@ -239,6 +273,8 @@ fn make(
     };
     let outcome = match moved {
         Ok(outcome) => outcome,
+        // Its files stay for the next life of the hub.
+        Err(problem) if handle.is_paused() => return Err(problem),
         Err(problem) => {
             abandon(draft);
             return Err(problem);
