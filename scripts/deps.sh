@@ -46,7 +46,9 @@ if [ "$(id -u)" != 0 ]; then
     as_root=(sudo)
 fi
 echo "installing: ${missing[*]} $unpack"
-"${as_root[@]}" apt-get update -qq
+# A mirror that stumbles once is not a reason to begin again.
+patient=(-o Acquire::Retries=3)
+"${as_root[@]}" apt-get "${patient[@]}" update -qq
 # A qemu-utils from another release holds back qemu-system: then both are taken from this release, in one version.
 extra=()
 if installed qemu-utils && [[ " ${missing[*]} " == *" qemu-system-x86 "* ]]; then
@@ -57,13 +59,13 @@ if installed qemu-utils && [[ " ${missing[*]} " == *" qemu-system-x86 "* ]]; the
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends --allow-downgrades "${missing[@]}" ${extra[@]+"${extra[@]}"} >/dev/null
+        apt-get "${patient[@]}" install -y -qq --no-install-recommends --allow-downgrades "${missing[@]}" ${extra[@]+"${extra[@]}"} >/dev/null
 fi
 if [ -n "$unpack" ]; then
     package=$(apt-cache depends "$unpack" | awk '/Depends: linux-image-/ {print $2; exit}')
     download=$(mktemp -d)
     chmod 755 "$download"
-    (cd "$download" && apt-get download -qq "$package")
+    (cd "$download" && apt-get "${patient[@]}" download -qq "$package")
     "${as_root[@]}" rm -rf "$kernel"
     "${as_root[@]}" mkdir -p "$kernel"
     "${as_root[@]}" dpkg -x "$download"/*.deb "$kernel"
