@@ -38,6 +38,10 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// milliseconds, so that this is a thousand of them.
 const IN_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a transaction may stand between two statements. Ours are a few statements of a millisecond each; what stands for ten
+/// seconds belongs to a hub that was stopped or cut off. Less than the 50 seconds that MariaDB lets others wait for a lock.
+const IDLE_TRANSACTION_SECONDS: u32 = 10;
+
 /// How long a hub waits for another one that migrates. A migration of a large catalog takes minutes at most.
 const MIGRATION_LOCK_SECONDS: u32 = 300;
 
@@ -131,8 +135,25 @@ fn options(url: &str, connections_max: u32) -> ConnectOptions {
     });
     options.map_sqlx_mysql_pool_opts(|pool| {
         pool.after_release(|connection, _| Box::pin(async move { in_step(connection).await.map(|()| true) }))
+            .after_connect(|connection, _| Box::pin(bound_idle_mysql(connection)))
+    });
+    options.map_sqlx_postgres_pool_opts(|pool| {
+        pool.after_connect(|connection, _| {
+            let set = format!("SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_SECONDS}s'");
+            Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(set)).execute(connection).await.map(drop) })
+        })
     });
     options
+}
+
+/// Lets the server end a transaction whose hub was stopped in the middle of it: its locks would keep every other hub waiting.
+async fn bound_idle_mysql(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    let set = format!("SET SESSION idle_transaction_timeout = {IDLE_TRANSACTION_SECONDS}");
+    match sqlx::raw_sql(AssertSqlSafe(set)).execute(connection).await {
+        // MySQL knows no such bound (error 1193): there another hub waits until the lock wait's own ends.
+        Err(sqlx::Error::Database(error)) if error.message().contains("idle_transaction_timeout") => Ok(()),
+        done => done.map(drop),
+    }
 }
 
 /// Refuses a MariaDB connection whose answers do not belong to its questions any more.

@@ -129,7 +129,7 @@ impl Repository {
         // As a reader: nothing that leaves the point alone is in the way, a deletion is.
         let _guard = self.lock(Operation::Read, vm, BTreeSet::from([backup.clone()]), who)?;
         let _turn = self.holds_turn().lock();
-        self.ownership()?.check(now)?;
+        let _ours = self.ownership()?.turn(now)?;
         if !self.at(layout::manifest(vm, backup)).is_file() {
             return Err(Error::new(Kind::NotFound, format!("no point {backup} of {vm}")));
         }

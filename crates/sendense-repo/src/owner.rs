@@ -12,23 +12,36 @@
 //! other deployment                        -> refused: Owned, unless told to adopt, and the lease is out
 //! ```
 //!
-//! Invariant: the record is read and written under an flock, so of two hubs that take over at once one sees the other.
+//! What changes what a repository holds happens in a [`Turn`]: the record was found to be ours, and it cannot change hands
+//! before the turn ends. So a hub that is stopped between its look at the record and its rename is not taken from until it goes
+//! on or dies; one that is stopped anywhere else finds itself fenced before it has changed anything.
+//!
+//! Invariant: the record is read and written under an flock, so of two hubs that take over at once one sees the other. (A file
+//! system that gives a stopped client's locks to others, as NFS does after its grace, keeps that only for that long.)
 
 use crate::crashsafe::{self, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sendense_types::{DeploymentId, HubId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 const FORMAT: &str = "sendense-repository";
 const VERSION: u32 = 1;
 /// A record is some 300 bytes; 64 KiB leaves room for later versions and is no burden to read.
 const RECORD_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long one waits for another process that has the record: half of what the hub gives the opening of a repository. A turn
+/// is some renames and syncs. Not long in tests, where nobody else lets go.
+const LOCK_WAIT: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
+/// How often it is tried meanwhile: a turn takes some milliseconds.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The content of the owner record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +88,15 @@ pub(crate) struct Ownership {
     claim: Claim,
     epoch: u64,
     lease_until_micros: AtomicI64,
+    /// The lock, while turns of this process share it.
+    held: Mutex<Weak<OwnedFd>>,
+    /// One of them writes the record at a time.
+    writing: Mutex<()>,
 }
+
+/// While it lives the record is ours and stays so. Turns of one process share it: they are not in each other's way.
+#[must_use = "the record may change hands as soon as it is dropped"]
+pub(crate) struct Turn(#[expect(dead_code, reason = "held, not used")] Arc<OwnedFd>);
 
 /// Reads the record of a repository; `None` when it has none.
 pub fn read(root: &Path) -> Result<Option<Record>> {
@@ -120,34 +141,65 @@ impl Ownership {
             }
         };
         let lease_until_micros = AtomicI64::new(now.as_micros());
-        let ownership = Self { root: root.to_owned(), fs, claim, epoch, lease_until_micros };
+        let (held, writing) = (Mutex::default(), Mutex::default());
+        let ownership = Self { root: root.to_owned(), fs, claim, epoch, lease_until_micros, held, writing };
         ownership.write(now)?;
         tracing::info!(epoch, repository = %root.display(), "took the repository");
         Ok(ownership)
     }
 
-    /// Fails with [`Kind::Fenced`] unless the record still is ours, and makes the lease last for the work that follows.
+    /// Fails with [`Kind::Fenced`] unless the record still is ours, and makes the lease last for the work that follows. The record
+    /// may change hands a moment later: what changes what the repository holds needs a [`Turn`].
     pub(crate) fn check(&self, now: Timestamp) -> Result<()> {
-        let lease_micros = i64::from(self.claim.lease_seconds) * 1_000_000;
-        let left_micros = self.lease_until_micros.load(Ordering::SeqCst).saturating_sub(now.as_micros());
-        if left_micros >= lease_micros / 2 {
+        if self.is_fresh(now) {
             return self.check_record(&read(&self.root)?);
         }
         self.renew(now)
     }
 
+    /// Keeps the record from changing hands, or fails with [`Kind::Fenced`]. Makes the lease last for the work that follows.
+    pub(crate) fn turn(&self, now: Timestamp) -> Result<Turn> {
+        let turn = self.hold()?;
+        if !self.is_fresh(now) {
+            self.write(now)?;
+        }
+        Ok(turn)
+    }
+
     /// Extends the lease, or says that another has it.
     pub(crate) fn renew(&self, now: Timestamp) -> Result<()> {
-        let _lock = lock(&self.root)?;
-        self.check_record(&read(&self.root)?)?;
+        let _turn = self.hold()?;
         self.write(now)
     }
 
     /// Lets the lease end now.
     pub(crate) fn release(&self, now: Timestamp) -> Result<()> {
-        let _lock = lock(&self.root)?;
-        self.check_record(&read(&self.root)?)?;
+        let _turn = self.hold()?;
         self.write_until(now)
+    }
+
+    /// True while half of the lease or more is left.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let lease_micros = i64::from(self.claim.lease_seconds) * 1_000_000;
+        let left_micros = self.lease_until_micros.load(Ordering::SeqCst).saturating_sub(now.as_micros());
+        left_micros >= lease_micros / 2
+    }
+
+    /// The same without a look at the lease, for a moment in the middle of work: locks the record, which must be ours.
+    pub(crate) fn hold(&self) -> Result<Turn> {
+        let turn = {
+            let mut held = self.held.lock();
+            match held.upgrade() {
+                Some(lock) => Turn(lock),
+                None => {
+                    let lock = Arc::new(lock(&self.root)?);
+                    *held = Arc::downgrade(&lock);
+                    Turn(lock)
+                }
+            }
+        };
+        self.check_record(&read(&self.root)?)?;
+        Ok(turn)
     }
 
     pub(crate) fn claim(&self) -> &Claim {
@@ -181,6 +233,7 @@ impl Ownership {
     }
 
     fn write_until(&self, lease_until: Timestamp) -> Result<()> {
+        let _one = self.writing.lock();
         let record = Record {
             format: FORMAT.into(),
             version: VERSION,
@@ -219,9 +272,18 @@ fn lock(root: &Path) -> Result<OwnedFd> {
     let failed = |errno: rustix::io::Errno| crashsafe::failed("lock", &path, errno.into());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o640)).map_err(failed)?;
-    // The holder reads and writes one small file, so waiting is short.
-    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(failed)?;
-    Ok(file)
+    let patience = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => std::thread::sleep(LOCK_PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let why = "another hub is changing this repository at this moment, or was stopped while it did";
+                return Err(Error::new(Kind::Owned, why));
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
 }
 
 #[cfg(test)]

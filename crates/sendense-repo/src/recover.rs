@@ -77,9 +77,9 @@ impl Repository {
     fn recover_vm(&self, vm: &VmContextId, catalog: &dyn Catalog, now: Timestamp, report: &mut Report) -> Result<()> {
         for (path, entry, _) in self.vm_entries(vm)? {
             let done = match &entry {
-                VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
-                VmEntry::Delete(id) => self.recover_delete(vm, id, report),
-                VmEntry::Merge(id) => self.recover_merge(vm, id, now, report),
+                VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) => {
+                    self.recover_entry(vm, &entry, catalog, now, report)
+                }
                 _ => Ok(()),
             };
             if let Err(error) = done {
@@ -92,12 +92,31 @@ impl Repository {
         report.unknown.extend(unknown.map(|id| (vm.clone(), id)));
         let is_empty = lies_there.points.is_empty() && !lies_there.has_disks;
         report.strangers.extend(lies_there.strangers);
-        if is_empty { self.remove_empty(vm) } else { Ok(()) }
+        if is_empty { self.remove_empty(vm, now) } else { Ok(()) }
+    }
+
+    /// What was listed is a dead one's only as long as the repository is ours.
+    fn recover_entry(
+        &self,
+        vm: &VmContextId,
+        entry: &VmEntry,
+        catalog: &dyn Catalog,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Result<()> {
+        let turn = self.ownership()?.turn(now)?;
+        match entry {
+            VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
+            VmEntry::Delete(id) => self.recover_delete(vm, id, report),
+            VmEntry::Merge(id) => self.recover_merge(vm, id, &turn, now, report),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the folder of a VM whose first point died before it had a draft's folder, or whose last was deleted just
     /// before. Only an empty one.
-    fn remove_empty(&self, vm: &VmContextId) -> Result<()> {
+    fn remove_empty(&self, vm: &VmContextId, now: Timestamp) -> Result<()> {
+        let _turn = self.ownership()?.turn(now)?;
         // Whoever begins a point of this VM has made its folder under this claim.
         let _guard = match self.lock(Operation::Backup, vm, BTreeSet::new(), "recover") {
             Ok(guard) => guard,
@@ -139,13 +158,20 @@ impl Repository {
         Ok(())
     }
 
-    fn recover_merge(&self, vm: &VmContextId, id: &BackupId, now: Timestamp, report: &mut Report) -> Result<()> {
+    fn recover_merge(
+        &self,
+        vm: &VmContextId,
+        id: &BackupId,
+        turn: &owner::Turn,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Result<()> {
         if self.is_merging(vm, id) {
             return Ok(());
         }
         // Somebody who reads the points before they are set right is in the way, and told of: the next look tries again.
         let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover")?;
-        match merge::finish(self, vm, id, now) {
+        match merge::finish(self, vm, id, turn, now) {
             Ok(merge::Finished::Merged) => report.merged.push((vm.clone(), id.clone())),
             Ok(merge::Finished::NotBegun) => {}
             Err(error) => {

@@ -1,12 +1,14 @@
 //! Merging points into their successors, and making a point a full of its own.
 
 use super::handle::Handle;
+use super::lease;
 use super::work::MergeWork;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
 use crate::maintenance::Use;
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
+use sendense_catalog::TaskClaim;
 use sendense_repo::merge::Options;
 use sendense_repo::{Hold, Kind, Manifest, Repository};
 use sendense_types::{BackupId, Problem, ProblemCode};
@@ -37,7 +39,12 @@ impl<'a> Step<'a> {
 }
 
 /// Merges each point of the list. What stands in the way of one of several is told, and the others are merged.
-pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork) -> Result<serde_json::Value> {
+pub(crate) async fn run(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    claim: &TaskClaim,
+    work: MergeWork,
+) -> Result<serde_json::Value> {
     let row = core.catalog.repositories().get(&work.repository_id).await.or_problem()?;
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Write).await?;
     let (mut merged, mut left) = (0_u64, 0_u64);
@@ -46,7 +53,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: MergeWork)
         work.backup_ids.iter().map(Step::Merge).chain(work.full.as_ref().map(Step::Full)).collect();
     for step in &steps {
         let id = step.of();
-        match one(core, handle, &work, &repository, *step).await {
+        match one(core, handle, claim, &work, &repository, *step).await {
             Ok((manifest, hold)) => {
                 let point = crate::reconcile::point(&row, &manifest, hold);
                 // Told first: it is so, whatever comes of the catalog or of the rest. Should the catalog be away, the next look at
@@ -111,6 +118,7 @@ impl From<sendense_repo::Error> for Stopped {
 async fn one(
     core: &Arc<Core>,
     handle: &Arc<Handle>,
+    claim: &TaskClaim,
     work: &MergeWork,
     repository: &Repository,
     step: Step<'_>,
@@ -129,19 +137,18 @@ async fn one(
     let _hook = handle.cancel.on_cancel(move || asked.cancel());
     let (progress, who) = (handle.measure_verify(), handle.task_id.to_string());
     let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
+    let (watched, claim, runtime) = (handle.clone(), claim.clone(), tokio::runtime::Handle::current());
     let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
         let plan = match is_full {
             true => repository.plan_full(&vm, &id)?,
             false => repository.plan_merge(&vm, &id, core.now())?,
         };
         let options = Options { threads: THREADS, who, patience: PATIENCE };
-        // One may have begun since.
-        let refuse = || match core.recoveries.holding(std::slice::from_ref(&id)) {
-            None => Ok(()),
-            Some((recovery_id, _)) => {
-                let kind = Kind::Conflict { holders: Vec::new() };
-                Err(sendense_repo::Error::new(kind, format!("recovery {recovery_id} runs on {id}")))
+        let refuse = || {
+            if runtime.block_on(lease::check(&core, &watched, &claim)).is_err() {
+                return Err(sendense_repo::Error::new(Kind::Fenced, "another hub took the task over"));
             }
+            refuse_recovered(&core, &id)
         };
         let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now(), refuse)?;
         // A hold that cannot be read keeps its point all the same: the repository sees to that.
@@ -149,6 +156,17 @@ async fn one(
         Ok((manifest, hold))
     });
     Ok(done.await??)
+}
+
+/// A recovery may have begun since the points were looked at.
+fn refuse_recovered(core: &Core, id: &BackupId) -> sendense_repo::Result<()> {
+    match core.recoveries.holding(std::slice::from_ref(id)) {
+        None => Ok(()),
+        Some((recovery_id, _)) => {
+            let kind = Kind::Conflict { holders: Vec::new() };
+            Err(sendense_repo::Error::new(kind, format!("recovery {recovery_id} runs on {id}")))
+        }
+    }
 }
 
 /// Finds the successor of a point that is gone, where its row still builds on it: the hub died, or the database was away,

@@ -12,6 +12,7 @@ pub(crate) mod backup;
 pub(crate) mod dispatcher;
 pub(crate) mod handle;
 pub(crate) mod import;
+mod lease;
 pub(crate) mod merge;
 mod migrate;
 mod queue;

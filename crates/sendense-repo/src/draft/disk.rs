@@ -90,9 +90,12 @@ impl DiskDraft {
         if spec.capacity.0 > crate::manifest::CAPACITY_BYTES_MAX {
             return Err(Error::new(Kind::Unsupported, format!("a disk of {}", spec.capacity)));
         }
+        // The folder is found by its name, which another hub's may bear by now.
+        let turn = repository.ownership()?.hold()?;
         let create = |name: String| crashsafe::create_file(repository.fs(), &dir.join(name));
         let image = create(layout::draft_image_name(spec.number))?;
         let [tables, digests] = SCRATCH_SUFFIXES.map(|suffix| create(scratch_name(spec.number, suffix)));
+        drop(turn);
         let (tables, tally) = (tables?, Arc::new(Tally::new(spec.capacity)));
         let writer = Writer::create(image.clone(), tables.clone(), image_spec(&spec), tally.clone())?;
         let spill = Spill::new(digests?, block::block_count(spec.capacity))?;
@@ -312,7 +315,9 @@ impl DiskDraft {
         }
         crashsafe::sync_file(&*self.image)?;
         let digests_path = self.dir.join(layout::draft_digests_name(self.spec.number));
+        let turn = self.repository.ownership()?.hold()?;
         let file = crashsafe::create_file(fs, &digests_path)?;
+        drop(turn);
         let digests = digests::write(&*file, self.spec.capacity, &self.spill)?;
         crashsafe::sync_file(&*file)?;
         if digests.zero_blocks != written.zero_blocks
@@ -320,6 +325,7 @@ impl DiskDraft {
         {
             return Err(Error::invalid("the image and its digests do not hold the same blocks"));
         }
+        let _turn = self.repository.ownership()?.hold()?;
         // Whoever goes on with it needs them; they go with the draft's folder.
         let scratch = if self.marked.load(Ordering::SeqCst) { &[][..] } else { &SCRATCH_SUFFIXES[..] };
         for suffix in scratch {

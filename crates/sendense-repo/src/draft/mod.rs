@@ -113,6 +113,7 @@ impl Repository {
         if self.at(&manifest).symlink_metadata().is_ok() {
             return Err(Error::new(Kind::Exists, format!("the point {backup_id} exists")));
         }
+        let _turn = self.ownership()?.turn(now)?;
         if !self.make_draft_dir(&vm, &backup_id)? {
             return Err(Error::new(Kind::Exists, format!("a draft of {backup_id} is there already")));
         }

@@ -1,10 +1,10 @@
 //! Publication: the one order of steps that makes a point exist.
 //!
-//! 1. the owner record is checked;
+//! 1. the owner record is checked, and kept from changing hands until the end;
 //! 2. the manifest and the intent are written into the draft's folder; file, then folder synced;
 //! 3. folders of new disks are made, the VM's folder synced;
 //! 4. every file is moved to its final name, replacing nothing; all folders synced;
-//! 5. the owner record is checked again; the manifest is moved to its final name; **the point exists**;
+//! 5. the manifest is moved to its final name; **the point exists**;
 //! 6. the VM's folder is synced: now it exists for ever; the draft's folder is removed.
 //!
 //! A process that dies before 5 leaves a draft that start-up undoes by the intent; one that dies after 5 leaves a point and
@@ -112,8 +112,8 @@ fn settle(core: &Core, disks: &[SealedDisk]) {
 
 fn steps(core: &Core, disks: &[SealedDisk], facts: PointFacts, now: Timestamp) -> Result<Manifest, Failed> {
     let (repository, fs, dir) = (&core.repository, core.repository.fs(), core.dir());
-    let ownership = repository.ownership()?;
-    ownership.check(now)?;
+    // Of all that follows nothing can happen in a repository that is another's by now.
+    let _turn = repository.ownership()?.turn(now)?;
     let manifest = compose(core, disks, facts)?;
     let text = manifest::write(&manifest)?;
     core.reservation.spend(text.len() as u64)?;
@@ -151,7 +151,6 @@ fn steps(core: &Core, disks: &[SealedDisk], facts: PointFacts, now: Timestamp) -
     }
     crashsafe::sync_dir(fs, &dir)?;
 
-    ownership.check(now)?;
     crashsafe::rename_new(fs, &manifest_from, &manifest_to)?;
     crashsafe::sync_dir(fs, &vm_dir).map_err(Failed::After)?;
     Ok(manifest)

@@ -76,7 +76,7 @@ impl Repository {
     pub fn discard_draft(&self, vm: &VmContextId, backup: &BackupId, now: Timestamp) -> Result<()> {
         let context = || format!("discard the draft of {backup}");
         let discard = || {
-            self.ownership()?.check(now)?;
+            let _turn = self.ownership()?.turn(now)?;
             let _guard = self.lock(Operation::Backup, vm, std::collections::BTreeSet::new(), "discard")?;
             super::undo::undo(self, vm, backup).map(drop)
         };

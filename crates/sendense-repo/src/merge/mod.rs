@@ -278,29 +278,32 @@ impl Merge<'_> {
         let reading = repository.lock(Operation::Read, vm, read, &self.options.who)?;
         let pair = self.planned(now())?;
         let reservation = Arc::new(repository.capacity().reserve(self.plan.needed_bytes)?);
+        let turn = repository.ownership()?.turn(now())?;
         if !crashsafe::ensure_dir(repository.fs(), &self.dir())? {
             // Somebody merges into this point now, or died doing so and no start-up has come since.
             return Err(conflict(
                 "a merge into this point is under way, or was cut off: the next start of the hub ends it",
             ));
         }
+        drop(turn);
         let prepared = self.prepare(&pair, &reservation);
         let prepared = prepared.and_then(|disks| {
             // Given up and taken anew: nobody waits holding a claim. What came between is found below.
             drop(reading);
             let alone = self.wait_alone(&changed)?;
+            // Until the folder is gone: whoever took the repository meanwhile may have made another of the same name.
+            let turn = repository.ownership()?.turn(now())?;
             let again = self.planned(now())?;
             if (!self.plan.stays && again.going != pair.going) || again.successor != pair.successor {
                 return Err(conflict("one of the points was changed meanwhile"));
             }
-            repository.ownership()?.check(now())?;
             (self.refuse)()?;
             let manifest = pair.merged(&disks);
             self.cancel.commit()?;
             self.write_intent(&manifest)?;
-            Ok((manifest, alone))
+            Ok((manifest, alone, turn))
         });
-        let (manifest, alone) = match prepared {
+        let (manifest, alone, turn) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.give_up(&error, now());
@@ -309,7 +312,7 @@ impl Merge<'_> {
         };
         // No error is a way back from here on: the intent is durable. The claim is kept for good then: between the two states
         // the points read as damaged, which they are not. The next start goes on.
-        let finish = || switch::finish(repository, vm, &self.plan.successor, now());
+        let finish = || switch::finish(repository, vm, &self.plan.successor, &turn, now());
         match finish().or_else(|_| finish()) {
             Ok(Finished::Merged) => drop(alone),
             // Somebody said at the last moment that the point must stay. Both are as they were, and the folder is gone.
@@ -490,11 +493,9 @@ impl Merge<'_> {
     /// would be right too, but whoever asked was told that it failed.
     fn give_up(&self, error: &Error, now: Timestamp) {
         // Whatever the error: another hub that has the repository now may merge into the same folder.
-        let ours = self.repository.ownership().and_then(|ownership| ownership.check(now));
-        if error.kind == Kind::Fenced || ours.is_err() {
-            return;
-        }
-        if let Err(second) = switch::abandon(self.repository, &self.plan.vm_context_id, &self.plan.successor) {
+        let turn = self.repository.ownership().and_then(|ownership| ownership.turn(now));
+        let Ok(turn) = turn else { return };
+        if let Err(second) = switch::abandon(self.repository, &self.plan.vm_context_id, &self.plan.successor, &turn) {
             tracing::warn!(
                 successor = %self.plan.successor,
                 first = %error,

@@ -14,6 +14,7 @@ use crate::draft::undo::clear;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
+use crate::owner::Turn;
 use crate::repository::Repository;
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::BTreeSet;
@@ -39,11 +40,13 @@ pub(crate) fn points_of(repository: &Repository, vm: &VmContextId, successor: &B
     going.into_iter().chain([successor.clone()]).collect()
 }
 
-/// Goes forward by the intent, or removes what was prepared when there is none.
+/// Goes forward by the intent, or removes what was prepared when there is none. In one turn: another hub that took the repository
+/// in the middle would finish it, and might merge into the same point again before this one goes on.
 pub(crate) fn finish(
     repository: &Repository,
     vm: &VmContextId,
     successor: &BackupId,
+    turn: &Turn,
     now: Timestamp,
 ) -> Result<Finished> {
     let relative = layout::merge_dir(vm, successor);
@@ -54,20 +57,20 @@ pub(crate) fn finish(
     match intent {
         Ok(intent) => {
             let done = forward(repository, vm, &intent, now)?;
-            abandon(repository, vm, successor)?;
+            abandon(repository, vm, successor, turn)?;
             Ok(done)
         }
         // No intent, or half of one: it was synced before the first move, so nothing was moved.
         Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => {
-            abandon(repository, vm, successor)?;
+            abandon(repository, vm, successor, turn)?;
             Ok(Finished::NotBegun)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Removes the folder with all that is in it, the intent first.
-pub(super) fn abandon(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> Result<()> {
+/// Removes the folder with all that is in it, the intent first. The name says nothing of who made it: hence the turn.
+pub(super) fn abandon(repository: &Repository, vm: &VmContextId, successor: &BackupId, _turn: &Turn) -> Result<()> {
     let (fs, dir) = (repository.fs(), repository.at(layout::merge_dir(vm, successor)));
     crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
     crashsafe::sync_dir(fs, &dir)?;
@@ -102,7 +105,6 @@ fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent, now: Time
     if !begun && !still_right(repository, vm, intent, &manifest, now)? {
         return Ok(Finished::NotBegun);
     }
-    repository.ownership()?.check(now)?;
     for (from, to) in &moves {
         take_name(repository, from, to)?;
     }
@@ -122,7 +124,6 @@ fn forward(repository: &Repository, vm: &VmContextId, intent: &Intent, now: Time
     }
     // Also when it had its name already: whoever gave it may have died before this.
     crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
-    repository.ownership()?.check(now)?;
     if !intent.stays {
         remove_going(repository, vm, &intent.going)?;
     }

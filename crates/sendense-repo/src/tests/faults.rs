@@ -17,17 +17,17 @@ use std::path::{Path, PathBuf};
 const LIMIT_BYTES: u64 = 1 << 30;
 
 /// A repository, again and again as it was.
-struct Copies {
+pub(super) struct Copies {
     medium: Medium,
     store: Store,
 }
 
 impl Copies {
-    fn of(root: &Path) -> Self {
+    pub(super) fn of(root: &Path) -> Self {
         Self { medium: Record::of(root).take().0, store: Store::new() }
     }
 
-    fn next(&mut self) -> PathBuf {
+    pub(super) fn next(&mut self) -> PathBuf {
         let root = self.store.place("copy");
         if root.exists() {
             std::fs::remove_dir_all(&root).unwrap();

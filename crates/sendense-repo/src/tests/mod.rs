@@ -15,3 +15,4 @@ mod parsers;
 mod power_loss;
 mod resume;
 mod sizes;
+mod takeover;

@@ -112,6 +112,31 @@ impl Hub {
         self.child.wait().unwrap();
     }
 
+    /// Stops it where it is (SIGSTOP), as a suspended machine does; returns when all of it stands still.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let patience = Instant::now() + PATIENCE;
+        let stands = |thread: &Path| {
+            // The state follows the name, which is in brackets and may hold anything. One that has ended stands, too.
+            let stat = std::fs::read_to_string(thread.join("stat")).unwrap_or_else(|_| ") T".to_owned());
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
+        };
+        let threads = || std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        while !threads().all(|thread| stands(&thread.unwrap().path())) {
+            assert!(Instant::now() < patience, "the hub does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Asks it to end (SIGTERM) and returns its exit code.
     pub fn stop(mut self) -> Option<i32> {
         self.end()
@@ -119,8 +144,7 @@ impl Hub {
 
     /// The same for one that another takes the place of.
     pub fn end(&mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         let patience = Instant::now() + PATIENCE;
         while Instant::now() < patience {
             if let Some(status) = self.child.try_wait().unwrap() {

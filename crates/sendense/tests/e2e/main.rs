@@ -11,6 +11,7 @@ mod databases;
 mod disk;
 mod export_clients;
 mod exports;
+mod fenced;
 mod files;
 mod guests;
 mod history;

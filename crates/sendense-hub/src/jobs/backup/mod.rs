@@ -20,6 +20,7 @@ mod resume;
 mod retire;
 
 use super::handle::Handle;
+use super::lease;
 use super::runner::Done;
 use super::work::BackupWork;
 use crate::app::create::choose_disks;
@@ -286,12 +287,15 @@ fn finish(
         return Err(crate::fault::of_block("finish the backup", &error));
     }
     let sealed = draft.seal().map_err(|error| of_repo(&error))?;
-    // The last moment at which a person can change the mind: publication is not taken back.
-    if let Err(error) = handle.cancel.commit() {
+    // The last moment at which a person can change the mind, or another hub's word counts: publication is not taken back.
+    let ours = tokio::runtime::Handle::current().block_on(lease::check(core, handle, &prepared.claim));
+    let go_on =
+        ours.and_then(|()| handle.cancel.commit().map_err(|error| crate::fault::of_block("finish the backup", &error)));
+    if let Err(problem) = go_on {
         if let Err(error) = sealed.abandon() {
             handle.warn(format!("the draft could not be removed; the next start will: {error}"));
         }
-        return Err(crate::fault::of_block("finish the backup", &error));
+        return Err(problem);
     }
     let facts = facts::of_point(prepared, &outcome, frozen_at);
     facts.notes.iter().for_each(|note| handle.warn(note.as_str()));
