@@ -24,6 +24,7 @@ pub use dto::{
     UpdateRepository, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume,
     VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
 };
+pub use dto::{CatalogCopy, Merge, MergeQuery};
 pub use dto::{
     CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,
     Retention, Schedule, ScheduleRules, ScheduleWindow,
@@ -34,5 +35,4 @@ pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };
 pub use dto::{FindingKind, ReconcileQuery, ReportFinding, RepositoryReport};
-pub use dto::{Merge, MergeQuery};
 pub use problem::{ProblemBody, TaskError};

@@ -5,7 +5,7 @@ use crate::dto::{
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
     Storage, Task, TestReport, Token, Vm, Volume,
 };
-use crate::dto::{Consolidation, Merge, RepositoryReport, SpaceSample};
+use crate::dto::{CatalogCopy, Consolidation, Merge, RepositoryReport, SpaceSample};
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
 use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,8 @@ single! {
     TaskReply { task: Task } "One task.";
     ReportReply { report: RepositoryReport } "What is out of order in a repository.";
     RepositoryReply { repository: Repository } "One repository.";
+    CatalogCopyReply { catalog_copy: CatalogCopy } "A copy of the catalog.";
+    CatalogCopiesReply { catalog_copies: Vec<CatalogCopy> } "The copies of catalogs in a repository, the newest first.";
     SourceReply { source: Source } "One source.";
     VmReply { vm: Vm } "One VM.";
     FileReply { file: GuestFileInfo } "One entry of a folder.";

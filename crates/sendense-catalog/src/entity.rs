@@ -10,8 +10,10 @@ macro_rules! entity {
             #![allow(missing_docs, reason = "columns are described at the nouns' public fields")]
             use crate::value::Ts;
             use sea_orm::entity::prelude::*;
+            use serde::{Deserialize, Serialize};
 
-            #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+            #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields)]
             #[sea_orm(table_name = $table)]
             pub struct Model {
                 $($(#[$field_meta])* pub $field: $type,)*

@@ -19,6 +19,7 @@ mod connect;
 mod counts;
 mod entity;
 pub mod error;
+mod essentials;
 mod execution;
 mod hub;
 mod journal;
@@ -43,6 +44,7 @@ pub use backup::{
     TokenInUse, Verification, Verified,
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
+pub use essentials::{Counts, ESSENTIALS_VERSION, Essentials};
 pub use execution::{Execution, ExecutionVm, Executions, NewExecution};
 pub use hub::{Hub, HubLease, Hubs};
 pub use journal::{Artefact, Journal, NewArtefact};

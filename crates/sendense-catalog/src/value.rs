@@ -6,12 +6,13 @@
 use crate::error::{Error, Result};
 use sea_orm::{ColumnTrait, ConnectionTrait, DeriveValueType, EntityTrait, QuerySelect, Select};
 use sendense_types::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::fmt::Display;
 use std::str::FromStr;
 
 /// A moment as it is stored: microseconds since 1970 in a BIGINT. It sorts and compares alike in every database, and no
 /// session time zone can change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, DeriveValueType)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, DeriveValueType, Serialize, Deserialize)]
 pub struct Ts(i64);
 
 impl From<Timestamp> for Ts {

@@ -9,6 +9,7 @@
 
 use crate::app::App;
 use crate::app::tokens;
+use crate::catalog_copy;
 use crate::config::HubConfig;
 use crate::core::Core;
 use crate::data_dir::{self, DataDir, private_file};
@@ -176,6 +177,7 @@ impl Hub {
         core.tracker.spawn(mounts::keep(core.clone()));
         core.tracker.spawn(exports::keep(core.clone()));
         core.tracker.spawn(recoveries::keep(core.clone()));
+        core.tracker.spawn(catalog_copy::keep::keep(core.clone()));
         let app = App::new(core.clone());
         core.tracker.spawn(schedule::keep(app.clone()));
         core.tracker.spawn(schedule::rediscover(app.clone()));
@@ -320,7 +322,7 @@ async fn stop(core: &Arc<Core>) {
     }
 }
 
-fn sqlite_url(path: &Path) -> String {
+pub(crate) fn sqlite_url(path: &Path) -> String {
     // A path may hold characters that mean something in a URL.
     let encoded = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), PATH).to_string();
     format!("sqlite://{encoded}?mode=rwc")

@@ -15,6 +15,7 @@ macro_rules! assert_matches {
 }
 
 pub mod app;
+pub mod catalog_copy;
 mod config;
 mod core;
 mod data_dir;

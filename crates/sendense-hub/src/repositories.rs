@@ -317,7 +317,8 @@ impl Repositories {
         state.away = Some((problem, now));
     }
 
-    fn all_open(&self) -> Vec<(RepositoryId, Repository)> {
+    /// Those that are open.
+    pub fn all_open(&self) -> Vec<(RepositoryId, Repository)> {
         let slots = self.slots.lock();
         slots.iter().filter_map(|(id, slot)| Some((id.clone(), slot.state.lock().open.clone()?))).collect()
     }

@@ -6,6 +6,7 @@
 //!
 //! An envelope is text: `v1.<key id>.<nonce>.<ciphertext and tag>`, the last two in base64url.
 
+use crate::catalog_copy::RecoveryKey;
 use crate::data_dir::private_file;
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Key, Nonce};
@@ -99,6 +100,7 @@ pub enum Error {
 pub struct Sealer {
     cipher: Aes256Gcm,
     key_id: String,
+    recovery_key: RecoveryKey,
 }
 
 /// The id of the key that an envelope was sealed with.
@@ -139,7 +141,13 @@ impl Sealer {
     fn new(key: &[u8; KEY_BYTES]) -> Self {
         // Eight bytes of a hash tell keys apart and say nothing of the key.
         let key_id = hex::encode(&Sha256::digest(key)[..8]);
-        Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), key_id }
+        let cipher = Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key));
+        Self { cipher, key_id, recovery_key: RecoveryKey::of(key) }
+    }
+
+    /// What opens copies of the catalog.
+    pub fn recovery_key(&self) -> &RecoveryKey {
+        &self.recovery_key
     }
 
     /// Which key this is. It tells keys apart and says nothing of the key.

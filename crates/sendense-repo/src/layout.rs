@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <repository>/.sendense-repository.json                    who owns it
+//! <repository>/.sendense-catalog/<moment>.<deployment>.copy sealed copies of the catalog
 //! <repository>/<vm_context_id>/<backup_id>.json             manifest: the point exists when this name does
 //! <repository>/<vm_context_id>/<backup_id>.hold             what keeps the point from being deleted
 //! <repository>/<vm_context_id>/disk-<n>/<backup_id>.qcow2   image
@@ -22,6 +23,8 @@ use std::path::PathBuf;
 pub const OWNER_FILE: &str = ".sendense-repository.json";
 /// Locked (flock) while the owner record is read and written; empty.
 pub const OWNER_LOCK_FILE: &str = ".sendense-repository.lock";
+/// Sealed copies of the catalog.
+pub const CATALOG_DIR: &str = ".sendense-catalog";
 /// In a draft's, a deletion's or a merge's folder: what is moved or removed.
 pub const INTENT_FILE: &str = "intent.json";
 /// In a draft's, a deletion's or a merge's folder: the manifest before publication, or after it was taken back.

@@ -15,6 +15,7 @@
 //! The formats are described in `docs/formats.md`; [`layout`] says where things lie.
 
 pub mod capacity;
+pub mod catalog_copy;
 pub mod chain;
 mod crashsafe;
 pub mod delete;
@@ -44,6 +45,7 @@ mod tests;
 pub mod verify;
 
 pub use capacity::{Bounds, Storage};
+pub use catalog_copy::CatalogCopy;
 pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
 pub use delete::DeletePlan;
 pub use detached::{Detached, Words};

@@ -51,7 +51,7 @@ impl Repository {
         self.ownership()?.check(now)?;
         let mut report = Report::default();
         for (name, kind) in crashsafe::entries(self.root())? {
-            let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE].iter().any(|own| name == *own);
+            let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE, layout::CATALOG_DIR].iter().any(|own| name == *own);
             match (kind, name.to_str().map(str::parse::<VmContextId>)) {
                 (crashsafe::Kindred::Directory, Some(Ok(vm))) => {
                     if let Err(error) = self.recover_vm(&vm, catalog, now, &mut report) {

@@ -272,9 +272,9 @@ fn prepare(fs: &dyn Fs, path: &Path, create: Create) -> Result<()> {
         }
         Err(error) => Err(error),
         Ok(entries) => {
+            const OURS: [&str; 2] = [layout::OWNER_LOCK_FILE, layout::CATALOG_DIR];
             let is_ours = |name: &std::ffi::OsStr| {
-                name.to_str()
-                    .is_some_and(|name| name.starts_with(layout::OWNER_FILE) || name == layout::OWNER_LOCK_FILE)
+                name.to_str().is_some_and(|name| name.starts_with(layout::OWNER_FILE) || OURS.contains(&name))
             };
             // A file system's own folder for lost files does not make it somebody's.
             let others: Vec<_> = entries.iter().filter(|(name, _)| !is_ours(name) && name != "lost+found").collect();

@@ -5,8 +5,8 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune, Recovery, Source,
-    Task, Token, Vm,
+    Backup, CatalogCopy, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune,
+    Recovery, Source, Task, Token, Vm,
 };
 use sendense_types::{VerifyDepth, VerifyState};
 use std::collections::HashSet;
@@ -294,6 +294,15 @@ pub fn prune(prune: &Prune) -> Table {
             backup.fate.as_str().to_owned(),
             backup.reason.clone(),
         ]);
+    }
+    table
+}
+
+/// Copies of catalogs.
+pub fn catalog_copies(copies: &[CatalogCopy]) -> Table {
+    let mut table = Table::new(&["NAME", "MADE", "SIZE", "DEPLOYMENT"], &[2]);
+    for copy in copies {
+        table.row([copy.name.clone(), moment(copy.made_at), bytes(copy.bytes), copy.deployment_id.to_string()]);
     }
     table
 }

@@ -2,14 +2,14 @@
 
 use super::{Client, ClientError};
 use crate::reply::{
-    BackupListReply, BackupReply, ChainReply, ConsolidationReply, DebugHealthReply, DeletionReply, DiscoveryReply,
-    DoneReply, EndpointListReply, ExportListReply, ExportReply, HealthReply, LogReply, MergeReply, NewTokenReply,
-    PruneReply, RecoveryListReply, RecoveryReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply,
-    SourceListReply, SourceReply, SpaceListReply, StorageReply, TaskListReply, TaskReply, TestReply, TokenListReply,
-    VmListReply, VmReply,
+    BackupListReply, BackupReply, CatalogCopiesReply, CatalogCopyReply, ChainReply, ConsolidationReply,
+    DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply, EndpointListReply, ExportListReply, ExportReply,
+    HealthReply, LogReply, MergeReply, NewTokenReply, PruneReply, RecoveryListReply, RecoveryReply, ReportListReply,
+    ReportReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, SpaceListReply, StorageReply,
+    TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, Chain, ChainQuery, ConsolidateQuery, Consolidation, CreateBackup, CreateExport,
+    Backup, BackupFilter, CatalogCopy, Chain, ChainQuery, ConsolidateQuery, Consolidation, CreateBackup, CreateExport,
     CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery,
     Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune,
     PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport, RestoreBackup, Source, SpaceSample,
@@ -219,6 +219,17 @@ impl Client {
     /// Starts the rebuilding of the catalog from a repository's manifests.
     pub async fn import_repository(&self, repository: &str) -> Result<Task> {
         Ok(self.post::<TaskReply>(&["repositories", repository, "import"]).await?.task)
+    }
+
+    /// Copies the catalog into a repository now.
+    pub async fn copy_catalog(&self, repository: &str) -> Result<CatalogCopy> {
+        Ok(self.post::<CatalogCopyReply>(&["repositories", repository, "catalog-copies"]).await?.catalog_copy)
+    }
+
+    /// The copies of catalogs in a repository, the newest first.
+    pub async fn list_catalog_copies(&self, repository: &str) -> Result<Vec<CatalogCopy>> {
+        let path = ["repositories", repository, "catalog-copies"];
+        Ok(self.get::<_, CatalogCopiesReply>(&path, &()).await?.catalog_copies)
     }
 
     /// Forgets a repository that holds no backups.

@@ -1,7 +1,7 @@
 //! Repositories.
 
 use crate::schema;
-use sendense_types::{Compression, RepositoryId, RepositoryKind, RepositoryMode, SpaceState, Timestamp};
+use sendense_types::{Compression, DeploymentId, RepositoryId, RepositoryKind, RepositoryMode, SpaceState, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -158,4 +158,19 @@ pub struct SpaceSample {
     pub used_bytes: u64,
     /// What could still be written.
     pub available_bytes: u64,
+}
+
+/// A sealed copy of the catalog in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CatalogCopy {
+    /// Its name, by which `sendense hub recover` finds it.
+    pub name: String,
+    /// Whose catalog it is.
+    #[schema(value_type = String)]
+    pub deployment_id: DeploymentId,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub made_at: Timestamp,
+    /// How large it is.
+    pub bytes: u64,
 }

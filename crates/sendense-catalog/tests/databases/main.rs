@@ -6,6 +6,7 @@ mod cases {
     pub mod adopt;
     pub mod backups;
     pub mod chains;
+    pub mod essentials;
     pub mod model;
     pub mod nodes;
     pub mod open;
@@ -47,6 +48,7 @@ suite! {
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
         tokens_are_found_until_revoked, the_journal_keeps_what_may_exist, a_day_has_one_sample_and_a_year_is_kept,
         the_newest_reports_are_kept;
+    essentials: they_make_another_catalog_of_the_same, a_catalog_in_use_takes_none;
     nodes: a_code_lets_one_node_in_once, a_node_is_found_until_it_is_revoked;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,

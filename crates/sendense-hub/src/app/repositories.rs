@@ -1,6 +1,7 @@
 //! Repositories: making them known, testing them, taking in what lies in them.
 
 use super::{App, Caller};
+use crate::catalog_copy;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::work::{ImportWork, Work};
@@ -9,8 +10,8 @@ use crate::reconcile::{self, Doing};
 use crate::repositories::{path_of, within};
 use crate::space::{self, Thresholds};
 use sendense_api::{
-    CreateRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig, RepositoryReport, Role,
-    SpaceSample, Storage, Task, TestReport, UpdateRepository,
+    CatalogCopy, CreateRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig, RepositoryReport,
+    Role, SpaceSample, Storage, Task, TestReport, UpdateRepository,
 };
 use sendense_catalog as catalog;
 use sendense_repo::Bounds;
@@ -322,6 +323,27 @@ impl App {
         Ok(())
     }
 
+    /// Copies the catalog into a repository now.
+    pub async fn copy_catalog(&self, caller: &Caller, id_or_name: &str) -> Result<CatalogCopy> {
+        caller.require(Role::Admin)?;
+        let row = self.repository(id_or_name).await?;
+        maintenance::check(&row, Use::Write)?;
+        let repository = self.core.repositories.get(&self.core, &row).await?;
+        let copy = catalog_copy::keep::make(&self.core, repository).await?;
+        tracing::info!(repository_id = %row.repository_id, copy = %copy.name, by = %caller.identity, "catalog copied");
+        Ok(copy_out(copy))
+    }
+
+    /// The copies of catalogs in a repository, the newest first.
+    pub async fn list_catalog_copies(&self, id_or_name: &str) -> Result<Vec<CatalogCopy>> {
+        let row = self.repository(id_or_name).await?;
+        maintenance::check(&row, Use::Read)?;
+        let repository = self.core.repositories.get(&self.core, &row).await?;
+        let listed = blocking(move || repository.catalog_copies());
+        let copies = within(&row.name, listed).await?.or_problem()?;
+        Ok(copies.into_iter().map(copy_out).collect())
+    }
+
     /// Removes the rows of attempts that came to nothing; those at work are in the way.
     async fn forget_attempts(&self, filter: &catalog::BackupFilter) -> Result<()> {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
@@ -411,6 +433,11 @@ fn check_reason(reason: &str, mode: RepositoryMode) -> Result<()> {
         return Err(invalid(format!("mode_reason is a line of 1 to {REASON_BYTES_MAX} bytes")));
     }
     Ok(())
+}
+
+fn copy_out(copy: sendense_repo::CatalogCopy) -> CatalogCopy {
+    let sendense_repo::CatalogCopy { name, deployment_id, made_at, bytes } = copy;
+    CatalogCopy { name, deployment_id, made_at, bytes }
 }
 
 /// One folder is one repository: two would not see each other's locks. Nor is one the place for anything else.

@@ -86,6 +86,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(repositories::reconcile_repository))
         .routes(routes!(repositories::repository_reports))
         .routes(routes!(repositories::import_repository))
+        .routes(routes!(repositories::copy_catalog, repositories::list_catalog_copies))
         .routes(routes!(sources::create_source, sources::list_sources))
         .routes(routes!(sources::get_source, sources::update_source, sources::delete_source))
         .routes(routes!(sources::test_source))

@@ -3,6 +3,7 @@
 mod backup;
 mod chain;
 mod files;
+mod hub;
 mod node;
 mod recover;
 mod repo;
@@ -13,6 +14,7 @@ mod source;
 pub use backup::{BackupCommand, BackupStart};
 pub use chain::ChainCommand;
 pub use files::{Archive, DiffArgs, FindArgs, GetArgs, HistoryArgs, LsArgs, MountArgs, Place, StatArgs, UnlockArgs};
+pub use hub::{HubCommand, HubRecoverArgs};
 pub use node::{NodeArgs, NodeCommand, NodePlace, NodeRun};
 pub use recover::RecoverCommand;
 pub use repo::{RepoAddCommand, RepoCommand};
@@ -65,7 +67,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server.
-    Hub(HubArgs),
+    Hub(Box<HubArgs>),
     /// Repositories: where backups are kept.
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -157,10 +159,13 @@ pub enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct HubArgs {
+    #[command(subcommand)]
+    pub command: Option<HubCommand>,
     /// Folder for the catalog, keys and the admin token. Made when missing.
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data_dir: Option<PathBuf>,
     /// Address to listen on; port 0 takes a free one. Beyond loopback, TLS is used.
     #[arg(long, default_value = "127.0.0.1:8082")]
     pub listen: SocketAddr,

@@ -68,6 +68,16 @@ pub enum RepoCommand {
         /// Its name or id.
         repo: String,
     },
+    /// Copy the hub's catalog into the repository now, sealed with the recovery key. It is done once a day anyway.
+    CopyCatalog {
+        /// Its name or id.
+        repo: String,
+    },
+    /// List the copies of catalogs in the repository, the newest first.
+    CatalogCopies {
+        /// Its name or id.
+        repo: String,
+    },
     /// Forget a repository that holds no backups.
     Delete {
         /// Its name or id.

@@ -11,7 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// Runs the hub until SIGTERM or SIGINT.
-pub fn run(args: HubArgs) -> Result<u8> {
+pub fn run(args: HubArgs, as_json: bool) -> Result<u8> {
+    if let Some(command) = args.command {
+        return super::hub_recover::run(command, as_json);
+    }
     log_to_stderr(args.log_json);
     let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
@@ -22,7 +25,8 @@ pub fn run(args: HubArgs) -> Result<u8> {
 }
 
 fn config(args: HubArgs) -> Result<HubConfig> {
-    let mut config = HubConfig::new(absolute(&args.data_dir)?);
+    let data_dir = args.data_dir.context("--data-dir is required")?;
+    let mut config = HubConfig::new(absolute(&data_dir)?);
     config.listen = args.listen;
     config.database_url = args.database_url;
     config.allow_paths = args.allow_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?;

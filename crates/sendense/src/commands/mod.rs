@@ -8,6 +8,7 @@ mod fetch;
 mod files;
 mod history;
 mod hub;
+mod hub_recover;
 mod node;
 mod offline;
 mod offline_export;
@@ -33,7 +34,7 @@ use std::path::{Path, PathBuf};
 /// Runs the command; the result is the exit code.
 pub fn run(args: Args) -> Result<u8> {
     match args.command {
-        Command::Hub(hub) => hub::run(hub),
+        Command::Hub(hub) => hub::run(*hub, args.global.json),
         Command::Offline(command) => offline::run(command, args.global.json),
         Command::Retention(command) => retention::run(command, args.global.json),
         Command::Node(command) => node::run(&args.global, *command),

@@ -7,7 +7,8 @@ use crate::output::{bytes, json, line, moment, say, table as show};
 use crate::{progress, shelves, tables};
 use anyhow::Result;
 use sendense_api::reply::{
-    DoneReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply, SpaceListReply, TaskReply,
+    CatalogCopiesReply, CatalogCopyReply, DoneReply, ReportListReply, ReportReply, RepositoryListReply,
+    RepositoryReply, SpaceListReply, TaskReply,
 };
 use sendense_api::{CreateRepository, LIMIT_MAX, Limit, ListQuery, ReconcileQuery, RepositoryConfig, UpdateRepository};
 use sendense_types::RepositoryKind;
@@ -122,6 +123,22 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                 Err(code) => return Ok(code),
                 Ok(task) if context.json => json(&TaskReply::new(*task))?,
                 Ok(task) => line(task.summary.unwrap_or_else(|| format!("imported {repo}"))),
+            }
+        }
+        RepoCommand::CopyCatalog { repo } => {
+            let copy = client.copy_catalog(&repo).await?;
+            if context.json {
+                json(&CatalogCopyReply::new(copy))?;
+            } else {
+                line(format!("copied the catalog into {repo} as {} ({})", copy.name, bytes(copy.bytes)));
+            }
+        }
+        RepoCommand::CatalogCopies { repo } => {
+            let copies = client.list_catalog_copies(&repo).await?;
+            if context.json {
+                json(&CatalogCopiesReply::new(copies))?;
+            } else {
+                show(tables::catalog_copies(&copies));
             }
         }
         RepoCommand::Delete { repo } => {

@@ -113,6 +113,115 @@ fn a_vcenter_is_added_backed_up_and_restored_from() {
     drop(machine.vim);
 }
 
+/// The machine of the hub is gone: what is left are the repository and a key that somebody wrote down.
+#[test]
+fn a_hub_is_recovered_from_its_repository_on_a_bare_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 8 * MIB);
+    machine.write(1 << 20, &[7; 1 << 20]);
+    let mut hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    hub.ok(&["policy", "create", "gold", "--vm", "web", "--repo", "main", "--keep-last", "9"]);
+    hub.ok(&["schedule", "create", "yearly", "--policy", "gold", "--cron", "@yearly"]);
+    let first = triggered(&hub, "yearly");
+    let older = field(&hub.json(&["repo", "copy-catalog", "main"])["catalog_copy"], "name").to_owned();
+    hub.ok(&["policy", "create", "silver", "--vm", "*", "--repo", "main"]);
+    let newest = field(&hub.json(&["repo", "copy-catalog", "main"])["catalog_copy"], "name").to_owned();
+    let listed = hub.json(&["repo", "catalog-copies", "main"])["catalog_copies"].clone();
+    let names: Vec<&str> = listed.as_array().unwrap().iter().map(|copy| field(copy, "name")).collect();
+    assert_eq!(names, [newest.as_str(), &older]);
+    let offline = |args: &[&str]| cli("http://127.0.0.1:1", None).arg("hub").args(args).output().unwrap();
+    let data = hub.data_dir.clone();
+    let key = text(&offline(&["recovery-key", "--data-dir", path(&data)]).stdout).trim().to_owned();
+    let repo = dir.join("repo");
+    for secret in [PASSWORD, key.as_str()] {
+        assert_eq!(holders(&repo, secret), [""; 0], "a secret lies in the repository in clear");
+    }
+    let token = std::fs::read(data.join("admin-token")).unwrap();
+    hub.kill_9();
+    drop(hub);
+    std::fs::remove_dir_all(&data).unwrap();
+
+    let recover = |key: &str, more: &[&str]| {
+        let mut command = cli("http://127.0.0.1:1", None);
+        command.env("SENDENSE_RECOVERY_KEY", key).args(["hub", "recover", "--from", path(&repo)]).args(more);
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let into = ["--data-dir", path(&data)];
+    // A digit is wrong; the key of somebody else; a copy with one bit that is not as it was; half of one.
+    let (code, _, said) = recover(&key.replace(&key[4..6], if &key[4..6] == "00" { "11" } else { "00" }), &into);
+    assert!(code == Some(1) && said.contains("was not copied correctly"), "{said}");
+    let (code, _, said) = recover(OTHER_KEY, &into);
+    assert!(code == Some(1) && said.contains("sealed with another recovery key"), "{said}");
+    let file = repo.join(".sendense-catalog").join(&newest);
+    let whole = std::fs::read(&file).unwrap();
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for damaged in [&flipped, &whole[..whole.len() / 2]] {
+        std::fs::write(&file, damaged).unwrap();
+        let (code, _, said) = recover(&key, &into);
+        assert!(
+            code == Some(1) && said.contains(&newest) && said.contains("damaged") && said.contains("--copy"),
+            "{said}"
+        );
+        assert!(!data.exists(), "nothing is written before a copy was read");
+    }
+    // The one before is used when that is asked for.
+    let other = dir.join("other");
+    let (code, told, said) = recover(&key, &["--data-dir", path(&other), "--copy", &older, "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["policies"], &told["sources"], &told["vms"]), (&1.into(), &1.into(), &1.into()), "{told:#}");
+    std::fs::write(&file, &whole).unwrap();
+    let (code, told, said) = recover(&key, &into);
+    assert!(code == Some(0) && told.contains(&newest), "{told}{said}");
+    let (code, _, said) = recover(&key, &into);
+    assert!(code == Some(1) && said.contains("is not empty"), "{said}");
+    assert_eq!(text(&offline(&["recovery-key", "--data-dir", path(&data)]).stdout).trim(), key);
+
+    // It is the same hub: who had a token has it, the password of the vCenter opens it, and the chain goes on.
+    let hub = Hub::start(dir);
+    assert_eq!(std::fs::read(data.join("admin-token")).unwrap(), token);
+    assert_eq!(hub.json(&["policy", "list"])["total"], 2);
+    hub.ok(&["source", "test", "vc"]);
+    let point = field(&first["vms"][0], "backup_id");
+    let patience = Instant::now() + Duration::from_secs(60);
+    while hub.json(&["backup", "list", "--vm", "web"])["total"] != 1 {
+        assert!(Instant::now() < patience, "the point is not taken in\n{}", hub.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    machine.write(3 << 20, &[9; 70_000]);
+    let second = triggered(&hub, "yearly");
+    assert_eq!(field(&second, "state"), "completed", "{second:#}");
+    let made = hub.json(&["backup", "show", field(&second["vms"][0], "backup_id")])["backup"].clone();
+    assert_eq!((field(&made, "backup_type"), field(&made, "parent_backup_id")), ("incremental", point));
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", field(&made, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &machine.bytes);
+    drop(machine.vim);
+    assert_eq!(hub.stop(), Some(0));
+}
+
+/// A recovery key of another deployment: that of 32 bytes of which each is 7.
+const OTHER_KEY: &str = "SRK-665b-91fe-463f-01e2-be97-4a74-6075-720a-dd8f-12b0-6d43-e3c4-bd28-9713-6e2a-b208-0320";
+
+/// Triggers a schedule and waits for the end of its execution.
+fn triggered(hub: &Hub, schedule: &str) -> Value {
+    let begun = hub.json(&["schedule", "trigger", schedule])["execution"].clone();
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let execution = hub.json(&["schedule", "execution", field(&begun, "execution_id")])["execution"].clone();
+        if execution["state"] != "running" {
+            return execution;
+        }
+        assert!(Instant::now() < patience, "{execution:#}\n{}", hub.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// An audit of all blocks, so that one block is found.
 const AUDIT_ALL: [&str; 2] = ["--audit-per-million", "1000000"];
 

@@ -8,8 +8,8 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
 use sendense_api::reply::{
-    DoneReply, ReportListReply, ReportReply, RepositoryListReply, RepositoryReply, SpaceListReply, StorageReply,
-    TaskReply, TestReply,
+    CatalogCopiesReply, CatalogCopyReply, DoneReply, ReportListReply, ReportReply, RepositoryListReply,
+    RepositoryReply, SpaceListReply, StorageReply, TaskReply, TestReply,
 };
 use sendense_api::{CreateRepository, ListQuery, ProblemBody, ReconcileQuery, UpdateRepository};
 
@@ -194,6 +194,41 @@ pub(in crate::http) async fn import_repository(
 ) -> Result<(StatusCode, Json<TaskReply>)> {
     let task = app.import_repository(&caller, &repository).await?;
     Ok((StatusCode::ACCEPTED, Json(TaskReply::done("import started", task))))
+}
+
+/// Copy the catalog into a repository.
+///
+/// Sealed with the recovery key. The hub does it once a day by itself; the last seven stay.
+#[utoipa::path(
+    post, path = "/repositories/{repository_id}/catalog-copies", tag = "repositories",
+    params(("repository_id" = String, Path, description = "The repository's id or name.")),
+    responses((status = 201, description = "The copy that was made.", body = CatalogCopyReply)),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn copy_catalog(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(repository): NameOrId,
+    _: NoBody,
+) -> Result<(StatusCode, Json<CatalogCopyReply>)> {
+    let copy = app.copy_catalog(&caller, &repository).await?;
+    Ok((StatusCode::CREATED, Json(CatalogCopyReply::new(copy))))
+}
+
+/// List copies of catalogs.
+///
+/// Those in a repository, the newest first.
+#[utoipa::path(
+    get, path = "/repositories/{repository_id}/catalog-copies", tag = "repositories",
+    params(("repository_id" = String, Path, description = "The repository's id or name.")),
+    responses((status = 200, description = "The copies.", body = CatalogCopiesReply)),
+    extensions(("x-role" = json!("viewer"))),
+)]
+pub(in crate::http) async fn list_catalog_copies(
+    State(app): State<App>,
+    NameOrId(repository): NameOrId,
+) -> Result<Json<CatalogCopiesReply>> {
+    Ok(Json(CatalogCopiesReply::new(app.list_catalog_copies(&repository).await?)))
 }
 
 /// Forget a repository.
