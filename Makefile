@@ -2,11 +2,12 @@
 # make test   all tests
 # make check  the whole gate: format, lints, tests, docs, tidiness
 # make bench  side by side with cp, qemu-img, nbdcopy, virtnbdbackup, restic, the kernel's mounts; rewrites docs/benchmarks.md
+# make soak   a simulated year: 200 machines, every day, faults at random; some of it is part of make test
 # make fuzz   every fuzz target for a minute, and damaged file systems
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: demo demo-libvirt test check fmt lint doc tidy bench fuzz build release
+.PHONY: demo demo-libvirt test check fmt lint doc tidy bench fuzz soak build release
 
 demo: release
 	scripts/deps.sh demo
@@ -59,3 +60,10 @@ fuzz:
 	scripts/rust.sh
 	fuzz/run.sh 60
 	SENDENSE_MUTATIONS=2000 SENDENSE_MUTATION_SEED=$$(date +%s) cargo test -p sendense-guestfs --test fs_mutation
+
+soak:
+	scripts/deps.sh build
+	scripts/rust.sh
+	SENDENSE_YEAR_VMS=$${SENDENSE_YEAR_VMS:-200} SENDENSE_YEAR_DAYS=$${SENDENSE_YEAR_DAYS:-365} \
+	    SENDENSE_YEAR_SEED=$${SENDENSE_YEAR_SEED:-$$(date +%s)} \
+	    cargo test --locked --release -p sendense-hub --lib year:: -- --nocapture

@@ -39,6 +39,9 @@ pub struct HubConfig {
     pub limits: Limits,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// What happens to changes of repositories.
+    #[cfg(test)]
+    pub(crate) script: Option<Arc<dyn sendense_repo::testing::stage::Script>>,
 }
 
 /// A certificate that the operator brings.
@@ -194,6 +197,8 @@ impl HubConfig {
             recovery: RecoveryConfig::default(),
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
+            #[cfg(test)]
+            script: None,
         }
     }
 }

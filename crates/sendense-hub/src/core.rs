@@ -62,6 +62,9 @@ pub(crate) struct Core {
     pub tracker: TaskTracker,
     /// Dropped last: the lock on the data directory.
     pub data_dir: DataDir,
+    /// What happens to changes of repositories.
+    #[cfg(test)]
+    pub script: Option<Arc<dyn sendense_repo::testing::stage::Script>>,
     /// Puts itself between the hub and the sources it opens.
     #[cfg(test)]
     pub between: parking_lot::Mutex<Option<Between>>,

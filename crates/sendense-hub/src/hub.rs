@@ -167,6 +167,8 @@ impl Hub {
             tracker: TaskTracker::new(),
             data_dir,
             #[cfg(test)]
+            script: config.script.clone(),
+            #[cfg(test)]
             between: Default::default(),
         });
         admin_token(&core).await?;

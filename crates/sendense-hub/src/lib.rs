@@ -37,6 +37,8 @@ pub mod schedule;
 mod secrets;
 mod space;
 mod verification;
+#[cfg(test)]
+mod year;
 
 pub use app::{App, Caller};
 pub use config::{HubConfig, Limits, NbdConfig, PORT_DEFAULT, RecoveryConfig, TlsFiles};

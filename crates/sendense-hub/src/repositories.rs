@@ -317,6 +317,14 @@ impl Repositories {
         state.away = Some((problem, now));
     }
 
+    /// True when it is open and nothing of the dead is left in it.
+    #[cfg(test)]
+    pub fn is_recovered(&self, id: &RepositoryId) -> bool {
+        let slot = self.slot(id);
+        let state = slot.state.lock();
+        state.open.is_some() && state.is_recovered()
+    }
+
     /// Those that are open.
     pub fn all_open(&self) -> Vec<(RepositoryId, Repository)> {
         let slots = self.slots.lock();
@@ -432,7 +440,16 @@ async fn open(core: &Core, row: &catalog::Repository, create: Create, adopt: Ado
     };
     let now = core.now();
     let asking = core.repositories.slot(&row.repository_id).asking.clone();
-    let opened = asking.ask(OPEN_TIMEOUT, move || Repository::open(&path, options, now)).await;
+    #[cfg(test)]
+    let script = core.script.clone();
+    let open = move || {
+        #[cfg(test)]
+        if let Some(script) = script {
+            return Repository::open_scripted(script, &path, options, now);
+        }
+        Repository::open(&path, options, now)
+    };
+    let opened = asking.ask(OPEN_TIMEOUT, open).await;
     opened.unwrap_or_else(|| Err(does_not_answer(&row.name)))?.map_err(|error| match error.kind {
         Kind::NotFound => is_not_there(sendense_block::error::chain(&error)),
         _ => crate::fault::of_repo(&error),

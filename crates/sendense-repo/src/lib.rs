@@ -38,8 +38,9 @@ pub mod retention;
 pub mod room;
 pub mod segments;
 pub mod survey;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "faults"))]
+#[doc(hidden)]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod verify;

@@ -80,6 +80,19 @@ impl Repository {
         Self::open_on(Arc::new(System), path, options, now)
     }
 
+    /// The same on a file system that plays a script, for tests of other crates.
+    #[cfg(feature = "faults")]
+    #[doc(hidden)]
+    pub fn open_scripted(
+        script: Arc<dyn crate::testing::stage::Script>,
+        path: &Path,
+        options: Options,
+        now: Timestamp,
+    ) -> Result<Self> {
+        use crate::testing::stage::{Renames, Stage};
+        Self::open_on(Stage::new(script, Renames::AtOnce), path, options, now)
+    }
+
     /// The same on a given file system, for tests that watch or break it.
     pub(crate) fn open_on(fs: Arc<dyn Fs>, path: &Path, options: Options, now: Timestamp) -> Result<Self> {
         let within = |error: Error| error.within(format!("open the repository {}", path.display()));

@@ -1,22 +1,31 @@
 //! What tests of the whole repository need: a moment, a claim, a file system with a script, a medium that loses power, and
-//! a world of made-up machines with the bytes that each of their points must give back.
+//! a world of made-up machines with the bytes that each of their points must give back. Tests of other crates have the script alone.
 
-pub mod before;
-pub mod medium;
-pub mod qemu;
-pub mod record;
+#[cfg(test)]
+pub(crate) mod before;
+#[cfg(test)]
+pub(crate) mod medium;
+#[cfg(test)]
+pub(crate) mod qemu;
+#[cfg(test)]
+pub(crate) mod record;
 pub mod stage;
-pub mod world;
+#[cfg(test)]
+pub(crate) mod world;
 
+#[cfg(test)]
 use crate::owner::{Adopt, Claim};
+#[cfg(test)]
 use sendense_types::Timestamp;
 
 /// A moment.
+#[cfg(test)]
 pub fn now() -> Timestamp {
     Timestamp::from_micros(1_700_000_000_000_000)
 }
 
 /// A hub's claim.
+#[cfg(test)]
 pub fn claim() -> Claim {
     Claim {
         deployment_id: "dep-test".parse().unwrap(),
