@@ -28,6 +28,19 @@ pub enum PolicyCommand {
         #[command(flatten)]
         rules: PolicyArgs,
     },
+    /// Let the hub have the policies and schedules that a file says (TOML or JSON; the bodies of the API). Shows the difference and
+    /// asks first. What the file does not name is left alone.
+    Apply {
+        /// The file; `-` for stdin.
+        #[arg(long, short, value_name = "FILE")]
+        file: std::path::PathBuf,
+        /// Only show the difference.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// List policies.
     List,
     /// Show a policy, and what it would do now.

@@ -13,6 +13,7 @@ mod node;
 mod offline;
 mod offline_export;
 mod policy;
+mod policy_apply;
 mod prune;
 mod recover;
 mod repo;

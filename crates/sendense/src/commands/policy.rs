@@ -27,6 +27,9 @@ pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
             let plan = client.plan_policy(&policy_rules("planned".to_owned(), rules)).await?;
             if context.json { json(&PolicyPlanReply::new(plan))? } else { print_plan(&plan) }
         }
+        PolicyCommand::Apply { file, dry_run, yes } => {
+            return super::policy_apply::run(context, &file, dry_run, yes).await;
+        }
         PolicyCommand::List => {
             let page = client.list_policies(&ListQuery { limit: most()?, offset: 0 }).await?;
             if context.json {

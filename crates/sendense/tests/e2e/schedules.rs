@@ -132,6 +132,57 @@ fn a_policy_protects_what_matches_also_what_comes_later() {
     assert_eq!(hub.stop(), Some(0));
 }
 
+/// Policies that are kept in a file: shown as a difference, applied once, and then as they are.
+#[test]
+fn a_file_of_policies_is_applied_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    Disk::create(&dir.join("vms/web/disk0.raw"), 1 << 20, &mut Random::new(44));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let file = dir.join("policies.toml");
+    let write = |keep: u32| {
+        let text = format!(
+            "[[policies]]\nname = \"gold\"\nvms = [\"w*\"]\nsources = [\"images\"]\nrepository_id = \"main\"\n\
+             [policies.retention]\nkeep_daily = {keep}\n\n\
+             [[schedules]]\nname = \"nightly\"\npolicy_id = \"gold\"\ncron = \"30 1 * * *\"\nenabled = false\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write(7);
+    let apply = |more: &[&str]| hub.json(&[&["policy", "apply", "-f", path(&file)], more].concat());
+    let names = |done: &Value| {
+        let changes = done["changes"].as_array().unwrap().iter();
+        changes.map(|one| format!("{} {} {}", field(one, "change"), field(one, "kind"), field(one, "name"))).collect()
+    };
+    let made: [String; 2] = ["make policy gold", "make schedule nightly"].map(str::to_owned);
+    let shown: Vec<String> = names(&apply(&["--dry-run"]));
+    assert_eq!(shown, made);
+    assert_eq!(hub.json(&["policy", "list"])["total"], 0, "nothing was done");
+    // Without a terminal nothing is asked and nothing done.
+    hub.fails(1, &["policy", "apply", "-f", path(&file)]);
+    assert_eq!(hub.json(&["policy", "list"])["total"], 0);
+    let done: Vec<String> = names(&apply(&["--yes"]));
+    assert_eq!(done, made);
+    let again: Vec<String> = names(&apply(&["--yes"]));
+    assert_eq!(again, [""; 0], "what is applied twice is applied once");
+
+    write(3);
+    let told = hub.ok(&["policy", "apply", "-f", path(&file), "--yes"]);
+    assert!(told.contains("-keep_daily = 7\n+keep_daily = 3"), "{told}");
+    let policy = hub.json(&["policy", "list"])["policies"][0].clone();
+    assert_eq!(policy["rules"]["retention"]["keep_daily"], 3);
+    // What another file does not name stays.
+    std::fs::write(&file, "{\"policies\": []}").unwrap();
+    let none: Vec<String> = names(&apply(&["--yes"]));
+    assert_eq!(none, [""; 0]);
+    assert_eq!(hub.json(&["schedule", "list"])["total"], 1);
+    std::fs::write(&file, "[[policies]]\nnames = \"gold\"\n").unwrap();
+    let wrong = hub.fails(1, &["policy", "apply", "-f", path(&file)]);
+    assert!(wrong.contains("names"), "{wrong}");
+    assert_eq!(hub.stop(), Some(0));
+}
+
 #[test]
 fn what_was_begun_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
