@@ -52,7 +52,7 @@ pub fn files() -> Files {
         lease_seconds: 60,
         adopt: Adopt::Never,
     };
-    let options = Options { claim, limit_bytes: None, create: Create::IfMissing };
+    let options = Options { claim, limit_bytes: None, floor_bytes: None, create: Create::IfMissing };
     let repository = Repository::open(folder.path(), options, now()).expect("an empty folder becomes a repository");
     let (text, noise, zero) = (text(0), noise(7), vec![0; 65536]);
     let full = [(0, &text), (1, &noise), (4, &zero), (6, &text)];
