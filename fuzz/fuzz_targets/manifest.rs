@@ -1,4 +1,4 @@
-//! What a repository folder may hold as text: manifest, owner record, intents.
+//! What a repository folder may hold as text: manifest, owner record, intents; and the mark of a draft.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use sendense_fuzz::manifest::{sealed, seeds};
@@ -9,6 +9,8 @@ fuzz_target!(init: sendense_fuzz::write_seeds(seeds), |bytes: &[u8]| {
     let _ = owner::parse(bytes);
     let _ = draft::parse_intent(bytes);
     let _ = merge::parse_intent(bytes);
+    let _ = draft::parse_mark(bytes);
+    let _ = draft::parse_mark(&draft::sealed_mark(bytes));
     if let Some(bytes) = sealed(bytes)
         && let Ok(read) = manifest::parse(&bytes)
     {
