@@ -4,6 +4,7 @@
 //! is newer never goes before one that is older.
 
 use crate::error::Result;
+use crate::value::Ts;
 use crate::{Catalog, Page, entity, value};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
@@ -51,6 +52,25 @@ impl Reports<'_> {
                         .await?;
                 }
                 Ok(())
+            })
+            .await
+    }
+
+    /// Forgets reports by when they were made; what is not known is passed over.
+    pub async fn forget(&self, id: &RepositoryId, at: &[Timestamp]) -> Result<()> {
+        use entity::repository_reports::{Column, Entity};
+        if at.is_empty() {
+            return Ok(());
+        }
+        let at: Vec<Ts> = at.iter().map(|at| (*at).into()).collect();
+        self.0
+            .write(|tx| {
+                let at = at.clone();
+                async move {
+                    let chosen = Entity::delete_many().filter(Column::RepositoryId.eq(id.as_str()));
+                    chosen.filter(Column::At.is_in(at)).exec(&*tx).await?;
+                    Ok(())
+                }
             })
             .await
     }

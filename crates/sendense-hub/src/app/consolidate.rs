@@ -10,6 +10,7 @@ use crate::jobs::work::{BackupWork, MergeWork, Work};
 use sendense_api::{ConsolidateQuery, Consolidation, Role};
 use sendense_catalog as catalog;
 use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, Timestamp};
+use std::num::NonZeroU32;
 
 impl App {
     /// Makes the chain of a disk shorter, or shows what that would take.
@@ -18,9 +19,8 @@ impl App {
         if how.full && how.keep.is_some() {
             return Err(invalid("keep and full cannot both be given"));
         }
-        if how.keep == Some(0) {
-            return Err(invalid("keep is at least 1"));
-        }
+        // Said before anything is looked up: without a number nobody knows how much is to go.
+        let keep = if how.full { None } else { Some(points_to_keep(how.keep, self.core.limits.chain_points_max)?) };
         let vm = vms::find(&self.core, vm).await?;
         let disk_id = how.disk_id.unwrap_or(DiskNumber(0));
         let repository_id = match &how.repository_id {
@@ -35,10 +35,9 @@ impl App {
             }
             _ => crate::fault::of_catalog(&error),
         })?;
-        let keep = how.keep.unwrap_or(self.core.limits.chain_points_max) as usize;
-        let (going, held) = match how.full {
-            true => (Vec::new(), Vec::new()),
-            false => going(&chain.backups, keep, self.core.now()),
+        let (going, held) = match keep {
+            None => (Vec::new(), Vec::new()),
+            Some(keep) => going(&chain.backups, keep, self.core.now()),
         };
         let newest = chain.backups.last().filter(|newest| newest.backup_type == BackupType::Incremental);
         let full = newest.filter(|_| how.full).map(|newest| newest.backup_id.clone());
@@ -107,11 +106,38 @@ impl App {
     }
 }
 
+/// How many points of a chain stay: as many as is asked for, or as the hub lets chains grow to. A hub that bounds no chain
+/// (`bound` is 0) has no number of its own, and one made up here would let points go that nobody has given up.
+fn points_to_keep(asked: Option<u32>, bound: u32) -> Result<NonZeroU32> {
+    match asked {
+        Some(keep) => NonZeroU32::new(keep).ok_or_else(|| invalid("keep is at least 1")),
+        None => NonZeroU32::new(bound).ok_or_else(|| invalid("keep is required: this hub has no bound for chains")),
+    }
+}
+
 /// The points that go so that so many stay, each before those it stands on, and those that must stay although they would go.
-fn going(chain: &[catalog::Backup], keep: usize, now: Timestamp) -> (Vec<BackupId>, Vec<BackupId>) {
-    let too_many = &chain[..chain.len().saturating_sub(keep.max(1))];
+fn going(chain: &[catalog::Backup], keep: NonZeroU32, now: Timestamp) -> (Vec<BackupId>, Vec<BackupId>) {
+    let too_many = &chain[..chain.len().saturating_sub(keep.get() as usize)];
     let is_held = |point: &&catalog::Backup| point.protected || point.hold_until.is_some_and(|until| until > now);
     let ids = |points: Vec<&catalog::Backup>| points.into_iter().map(|point| point.backup_id.clone()).collect();
     let (held, going): (Vec<_>, Vec<_>) = too_many.iter().rev().partition(is_held);
     (ids(going), ids(held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_without_a_bound_does_not_choose_how_many_points_go() {
+        let told = |asked, bound| {
+            points_to_keep(asked, bound).map(NonZeroU32::get).map_err(|problem| (problem.code, problem.details))
+        };
+        assert_eq!(told(None, 60), Ok(60));
+        assert_eq!(told(Some(5), 60), Ok(5));
+        assert_eq!(told(Some(5), 0), Ok(5));
+        for (asked, bound) in [(None, 0), (Some(0), 0), (Some(0), 60)] {
+            assert_matches!(told(asked, bound), Err((ProblemCode::InvalidInput, _)));
+        }
+    }
 }

@@ -175,26 +175,25 @@ pub(crate) async fn catch_up(
     core: &Core,
     row: &catalog::Repository,
     repository: &Repository,
-    gone: &[BackupId],
+    going: &BackupId,
+    is_gone: impl Fn(&BackupId) -> bool,
 ) -> Result<()> {
-    for going in gone {
-        for child in core.catalog.backups().children(going).await.or_problem()? {
-            if gone.contains(&child) {
-                continue;
-            }
-            let known = core.catalog.backups().get(&child).await.or_problem()?;
-            let (reader, vm, id) = (repository.clone(), known.vm_context_id.clone(), child.clone());
-            let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
-                let manifest = reader.manifest(&vm, &id)?;
-                let hold = reader.hold(&vm, &id).unwrap_or_default();
-                Ok((manifest, hold))
-            });
-            let (manifest, hold) = read.await?.or_problem()?;
-            if manifest.parents().all(|parent| parent != going) {
-                let point = crate::reconcile::point(row, &manifest, hold);
-                core.catalog.backups().merged(&point, going, core.now()).await.or_problem()?;
-                tracing::info!(backup_id = %child, going = %going, "a merge was written down");
-            }
+    for child in core.catalog.backups().children(going).await.or_problem()? {
+        if is_gone(&child) {
+            continue;
+        }
+        let known = core.catalog.backups().get(&child).await.or_problem()?;
+        let (reader, vm, id) = (repository.clone(), known.vm_context_id.clone(), child.clone());
+        let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+            let manifest = reader.manifest(&vm, &id)?;
+            let hold = reader.hold(&vm, &id).unwrap_or_default();
+            Ok((manifest, hold))
+        });
+        let (manifest, hold) = read.await?.or_problem()?;
+        if manifest.parents().all(|parent| parent != going) {
+            let point = crate::reconcile::point(row, &manifest, hold);
+            core.catalog.backups().merged(&point, going, core.now()).await.or_problem()?;
+            tracing::info!(backup_id = %child, going = %going, "a merge was written down");
         }
     }
     Ok(())

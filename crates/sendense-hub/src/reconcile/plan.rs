@@ -157,6 +157,26 @@ fn stranger(path: &str) -> Finding {
     }
 }
 
+/// Of points that are gone, with those that stand on each: the ones whose rows may go, each after all that stands on it. One on
+/// which a point stands that is still there may not, nor what that one stands on.
+pub(crate) fn leaves_first(standing_on: BTreeMap<BackupId, Vec<BackupId>>) -> Vec<BackupId> {
+    let (mut going, mut gone) = (Vec::new(), BTreeSet::new());
+    let mut left: Vec<(BackupId, Vec<BackupId>)> = standing_on.into_iter().collect();
+    loop {
+        // At least one goes in each round, or it ends; there are as many rounds as a chain is long.
+        let (free, bound): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|(_, children)| children.iter().all(|child| gone.contains(child)));
+        if free.is_empty() {
+            return going;
+        }
+        for (id, _) in free {
+            gone.insert(id.clone());
+            going.push(id);
+        }
+        left = bound;
+    }
+}
+
 /// Whether a point lies there, is on its way out, or is changed at this moment.
 fn is_there(facts: &Facts, vm: &VmContextId, id: &BackupId) -> bool {
     let Some(Ok(found)) = facts.survey.vms.get(vm) else { return false };
@@ -225,6 +245,16 @@ mod tests {
         .assert_eq(&told.join("\n"));
         let in_order = Facts { at_work: points(&[4].into()), ..Facts::default() };
         assert_eq!(plan(&in_order), []);
+    }
+
+    #[test]
+    fn what_something_that_is_there_stands_on_is_not_forgotten() {
+        // 1 <- 2 <- 3 <- 4 <- 5, where 3 lies there; 6 <- 7; 8 alone; 9 and 10 stand on each other, which cannot be.
+        let gone = [(1, vec![2]), (2, vec![3]), (4, vec![5]), (5, vec![]), (6, vec![7]), (7, vec![]), (8, vec![])];
+        let circle = [(9, vec![10]), (10, vec![9])];
+        let standing_on = gone.into_iter().chain(circle);
+        let standing_on = standing_on.map(|(id, children)| (point(id), children.into_iter().map(point).collect()));
+        assert_eq!(leaves_first(standing_on.collect()), [5, 7, 8, 4, 6].map(point));
     }
 
     /// Any world of three machines and twelve points, some folders of which cannot be looked through.

@@ -4,7 +4,7 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::work::Work;
 use crate::maintenance::Use;
-use crate::reconcile::plan::{Facts, Finding, Repair, plan};
+use crate::reconcile::plan::{Facts, Finding, Repair, leaves_first, plan};
 use sendense_api::{FindingKind, MountStatus};
 use sendense_block::error::chain;
 use sendense_catalog as catalog;
@@ -14,7 +14,8 @@ use sendense_repo::recover::{Catalog, Report};
 use sendense_repo::survey::Survey;
 use sendense_repo::{Hold, Kind, Repository};
 use sendense_types::{
-    BackupId, BackupStatus, MountId, ProblemCode, RepositoryId, SourceKind, TaskId, TaskState, Timestamp, VmContextId,
+    BackupId, BackupStatus, MountId, Problem, ProblemCode, RepositoryId, SourceKind, TaskId, TaskState, Timestamp,
+    VmContextId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -24,6 +25,9 @@ const STRANGERS_TOLD_MAX: usize = 20;
 
 /// Failed tasks that are looked through for such as were interrupted: more than a hub runs in a day go wrong on no day.
 const INTERRUPTED_MAX: u64 = 500;
+
+/// Rows that one transaction forgets: the catalog takes 10,000, and what goes wrong with some keeps no more than these.
+const FORGET_AT_ONCE: usize = 1000;
 
 /// The catalog, as far as the repository has to ask: only drafts whose repair was planned are taken back.
 struct Planned {
@@ -99,7 +103,11 @@ pub(crate) async fn look(
     let is_left = |of: &BackupId| left.iter().any(|path| path.contains(of.as_str()));
     if repairs.iter().any(in_folder) {
         // What a merge or a deletion has changed is seen anew before the catalog follows.
-        facts = gather(core, id, &repository, since).await?;
+        facts = match gather(core, id, &repository, since).await {
+            Ok(facts) => facts,
+            // What was done is told all the same.
+            Err(problem) => return Ok((looked, Err(problem))),
+        };
         findings = plan(&facts);
         let known: HashSet<(FindingKind, String)> =
             looked.findings.iter().map(|finding| (finding.kind, finding.subject.clone())).collect();
@@ -119,10 +127,10 @@ pub(crate) async fn look(
         );
     }
     let repairs: Vec<Repair> = findings.into_iter().filter_map(|finding| finding.repair).collect();
-    take_in(core, row, &repository, &repairs, &mut looked.done).await?;
-    rewrite(core, row, &repository, &repairs, &mut looked.done).await?;
+    let mut followed = take_in(core, row, &repository, &repairs, &mut looked.done).await;
+    followed = followed.and(rewrite(core, row, &repository, &repairs, &mut looked.done).await);
     if report.problems.is_empty() {
-        forget_gone(core, row, &repository, &repairs, &mut looked.done).await?;
+        followed = followed.and(forget_gone(core, row, &repository, &repairs, &mut looked).await);
     }
     for repair in &repairs {
         match repair {
@@ -136,7 +144,7 @@ pub(crate) async fn look(
     // What a merge left half done must not wait for the next start.
     let half = match report.problems.iter().find(|(path, _)| path.to_string_lossy().contains("/.merge-")) {
         Some((_, error)) => Err(crate::fault::of_repo(error)),
-        None => Ok(()),
+        None => followed,
     };
     Ok((looked, half))
 }
@@ -273,7 +281,13 @@ async fn take_in(
         }
     }
     for (vm, points) in unknown {
-        let adopted = adopt_machine(core, row, repository, vm, |point| points.contains(point)).await?;
+        let adopted = match adopt_machine(core, row, repository, vm, |point| points.contains(point)).await {
+            Ok(adopted) => adopted,
+            Err(problem) => {
+                left(row, vm.as_str(), &problem)?;
+                continue;
+            }
+        };
         for trouble in &adopted.problems {
             tracing::warn!(repository_id = %row.repository_id, vm_id = %vm, trouble, "take in a point");
         }
@@ -302,23 +316,43 @@ async fn rewrite(
             let hold = reader.hold(&of, &which).unwrap_or_default();
             Ok((manifest, hold))
         });
-        let (manifest, hold) = read.await?.or_problem()?;
+        let (manifest, hold) = match read.await?.or_problem() {
+            Ok(read) => read,
+            Err(problem) => {
+                left(row, id.as_str(), &problem)?;
+                continue;
+            }
+        };
         if manifest.parents().next().is_none() {
-            core.catalog.backups().became_full(&point(row, &manifest, hold), core.now()).await.or_problem()?;
-            done.insert(repair.clone());
+            match core.catalog.backups().became_full(&point(row, &manifest, hold), core.now()).await.or_problem() {
+                Ok(_) => _ = done.insert(repair.clone()),
+                Err(problem) => left(row, id.as_str(), &problem)?,
+            }
         }
     }
     Ok(())
 }
 
+/// Passes over what could not be repaired: one point's trouble keeps nothing else from being put in order. Only a catalog that
+/// does not answer ends the repair, for nothing else would come of it.
+fn left(row: &catalog::Repository, subject: &str, problem: &Problem) -> Result<()> {
+    if problem.code == ProblemCode::Busy {
+        return Err(problem.clone());
+    }
+    tracing::warn!(repository_id = %row.repository_id, subject, error = %problem.message, details = %problem.details,
+        "it stays out of order");
+    Ok(())
+}
+
 /// Forgets completed rows whose point is gone. A row goes only when the repository was listed completely and its manifest,
-/// looked for once more, is not there: what cannot be read is not gone.
+/// looked for once more, is not there: what cannot be read is not gone. One on which a point stands that is still there stays,
+/// because it says what that point lacks.
 async fn forget_gone(
     core: &Core,
     row: &catalog::Repository,
     repository: &Repository,
     repairs: &[Repair],
-    done: &mut BTreeSet<Repair>,
+    looked: &mut Looked,
 ) -> Result<()> {
     let candidates = repairs.iter().filter_map(|repair| match repair {
         Repair::ForgetRow(vm, point) => Some((point.clone(), vm.clone())),
@@ -328,21 +362,45 @@ async fn forget_gone(
     if candidates.is_empty() {
         return Ok(());
     }
-    let looked = repository.clone();
+    let reader = repository.clone();
     let gone = blocking(move || {
         let is_gone = |(point, vm): &(BackupId, VmContextId)| {
-            matches!(looked.manifest(vm, point), Err(error) if error.kind == Kind::NotFound)
+            matches!(reader.manifest(vm, point), Err(error) if error.kind == Kind::NotFound)
         };
-        candidates.into_iter().filter(is_gone).collect::<Vec<_>>()
+        candidates.into_iter().filter(is_gone).collect::<BTreeMap<_, _>>()
     })
     .await?;
-    let ids: Vec<BackupId> = gone.iter().map(|(point, _)| point.clone()).collect();
-    crate::jobs::merge::catch_up(core, row, repository, &ids).await?;
-    for point in &ids {
-        tracing::warn!(backup_id = %point, "the point is not in its repository any more; its row is removed");
+    let mut standing_on = BTreeMap::new();
+    for id in gone.keys() {
+        if let Err(problem) =
+            crate::jobs::merge::catch_up(core, row, repository, id, |child| gone.contains_key(child)).await
+        {
+            left(row, id.as_str(), &problem)?;
+        }
+        standing_on.insert(id.clone(), core.catalog.backups().children(id).await.or_problem()?);
     }
-    core.catalog.backups().delete(&ids, core.now()).await.or_problem()?;
-    done.extend(gone.into_iter().map(|(point, vm)| Repair::ForgetRow(vm, point)));
+    let going = leaves_first(standing_on);
+    for ids in going.chunks(FORGET_AT_ONCE) {
+        match core.catalog.backups().delete(ids, core.now()).await {
+            Ok(_) => {
+                for id in ids {
+                    tracing::warn!(backup_id = %id, "the point is not in its repository any more; its row is removed");
+                    looked.done.insert(Repair::ForgetRow(gone[id].clone(), id.clone()));
+                }
+            }
+            // A point has begun on one of them this moment; the next look sees it.
+            Err(error) => left(row, &format!("{} rows", ids.len()), &crate::fault::of_catalog(&error))?,
+        }
+    }
+    let stays: BTreeSet<&BackupId> = gone.keys().filter(|id| !going.contains(id)).collect();
+    for finding in &mut looked.findings {
+        if let Some(Repair::ForgetRow(_, id)) = &finding.repair
+            && stays.contains(id)
+        {
+            finding.message.push_str("; a point that is still there stands on it, and cannot be read without it");
+            finding.repair = None;
+        }
+    }
     Ok(())
 }
 

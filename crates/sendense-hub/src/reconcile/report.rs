@@ -7,8 +7,9 @@ use crate::fault::{OrProblem, Result, internal};
 use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{ReportFinding, RepositoryReport};
-use sendense_catalog::Page;
-use sendense_types::RepositoryId;
+use sendense_catalog::{Page, REPORTS_MAX, Report};
+use sendense_types::{RepositoryId, Timestamp};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Findings that are kept of one look; of more, a person will not read.
@@ -17,14 +18,20 @@ const FINDINGS_MAX: usize = 1000;
 /// Between two looks by itself: what is out of order and does no harm may be so for a day.
 const DAY_SECONDS: f64 = 86_400.0;
 
+/// One that failed by itself is tried again after an hour: it reads every manifest, and what is in its way seldom goes sooner.
+const RETRY_SECONDS: f64 = 3600.0;
+
+/// Looks without repair that are kept: a third of all reports, so that whoever looks each hour still finds what was repaired on
+/// the last twenty days.
+const DRY_RUNS_MAX: usize = 10;
+
 /// Looks through a repository, repairs if that is wanted, and keeps the report.
 pub(crate) async fn check(core: &Arc<Core>, id: &RepositoryId, by: &str, doing: Doing) -> Result<RepositoryReport> {
     let row = core.catalog.repositories().get(id).await.or_problem()?;
     let turn = core.repositories.checking(id);
     let _turn = turn.lock().await;
     let began = core.now();
-    let before = core.catalog.reports().list(id, Page { limit: 1, offset: 0 }).await.or_problem()?;
-    let since = before.0.first().map(|kept| kept.at);
+    let since = last_repair(&kept(core, id).await?);
     let (looked, half) = look(core, &row, since, doing).await?;
     let is_done = |finding: &Finding| finding.repair.as_ref().is_some_and(|repair| looked.done.contains(repair));
     let findings_total = looked.findings.len() as u64;
@@ -51,41 +58,105 @@ pub(crate) async fn check(core: &Arc<Core>, id: &RepositoryId, by: &str, doing: 
     }
     let body = serde_json::to_value(&report)
         .map_err(|error| internal("a report cannot be written down", error.to_string()))?;
+    if report.dry_run {
+        // Before it is added, so that no report of a repair goes for it.
+        let beyond = dry_runs_beyond(&kept(core, id).await?, DRY_RUNS_MAX - 1);
+        core.catalog.reports().forget(id, &beyond).await.or_problem()?;
+    }
     core.catalog.reports().add(id, began, &body).await.or_problem()?;
     half?;
     Ok(report)
+}
+
+/// The reports that are kept of a repository, newest first.
+async fn kept(core: &Core, id: &RepositoryId) -> Result<Vec<Report>> {
+    let (kept, _) = core.catalog.reports().list(id, Page { limit: REPORTS_MAX, offset: 0 }).await.or_problem()?;
+    Ok(kept)
+}
+
+fn is_dry_run(report: &Report) -> bool {
+    report.body["dry_run"] == true
+}
+
+/// When it was looked through last to repair it: a look alone repairs nothing, so it is no reason to put that off.
+fn last_repair(newest_first: &[Report]) -> Option<Timestamp> {
+    newest_first.iter().find(|report| !is_dry_run(report)).map(|report| report.at)
+}
+
+/// The oldest looks that were no more than that, beyond so many.
+fn dry_runs_beyond(newest_first: &[Report], max: usize) -> Vec<Timestamp> {
+    newest_first.iter().filter(|report| is_dry_run(report)).skip(max).map(|report| report.at).collect()
 }
 
 /// Looks through what nobody has looked through for a day, until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
     let mut tick = tokio::time::interval(core.limits.upkeep_period);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tried = HashMap::new();
     loop {
         tokio::select! {
             () = core.stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        if let Err(problem) = pass(&core).await {
+        if let Err(problem) = pass(&core, &mut tried).await {
             tracing::warn!(error = %problem.message, details = %problem.details, "look through repositories");
         }
     }
 }
 
-async fn pass(core: &Arc<Core>) -> Result<()> {
+/// Whether it is time: a day after the last repair, and so long after the last attempt that what fails is not tried all day.
+fn is_due(repaired: Option<Timestamp>, tried: Option<Timestamp>, now: Timestamp) -> bool {
+    // One that has no report is looked through by whoever opened it.
+    repaired.is_some_and(|at| now.seconds_since(at) >= DAY_SECONDS)
+        && tried.is_none_or(|at| now.seconds_since(at).abs() >= RETRY_SECONDS)
+}
+
+async fn pass(core: &Arc<Core>, tried: &mut HashMap<RepositoryId, Timestamp>) -> Result<()> {
     let (rows, _) = core.catalog.repositories().list(Page { limit: Page::LIMIT_MAX, offset: 0 }).await.or_problem()?;
+    tried.retain(|id, _| rows.iter().any(|row| row.repository_id == *id));
     for row in rows.iter().filter(|row| allows(row.maintenance.mode, Use::Write)) {
         let id = &row.repository_id;
         if core.stop.is_cancelled() || core.repositories.standing(core, id) != Standing::Open {
             continue;
         }
-        let (last, _) = core.catalog.reports().list(id, Page { limit: 1, offset: 0 }).await.or_problem()?;
-        // One that has none is looked through by whoever opened it.
-        if last.first().is_some_and(|last| core.now().seconds_since(last.at) >= DAY_SECONDS)
-            && let Err(problem) = check(core, id, "daily", Doing::Repair).await
-        {
+        let now = core.now();
+        if !is_due(last_repair(&kept(core, id).await?), tried.get(id).copied(), now) {
+            continue;
+        }
+        tried.insert(id.clone(), now);
+        if let Err(problem) = check(core, id, "daily", Doing::Repair).await {
             tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details,
                 "look through a repository");
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(hours: i64) -> Timestamp {
+        Timestamp::from_micros(1_800_000_000_000_000).plus_seconds(3600 * hours)
+    }
+
+    #[test]
+    fn a_look_alone_puts_no_repair_off() {
+        let report = |hours, dry_run| Report { at: at(hours), body: serde_json::json!({ "dry_run": dry_run }) };
+        let kept = [report(26, true), report(25, true), report(2, false), report(1, true), report(0, false)];
+        assert_eq!(last_repair(&kept), Some(at(2)));
+        assert_eq!(last_repair(&kept[..2]), None);
+        assert_eq!(dry_runs_beyond(&kept, 1), [at(25), at(1)]);
+        assert_eq!(dry_runs_beyond(&kept, 3), []);
+        for (name, repaired, tried, expected) in [
+            ("never looked through", None, None, false),
+            ("a day ago", Some(0), None, true),
+            ("less than a day ago", Some(1), None, false),
+            ("tried a moment ago, in vain", Some(0), Some(24), false),
+            ("tried an hour ago, in vain", Some(0), Some(23), true),
+            ("tried by a clock that went back", Some(0), Some(48), true),
+        ] {
+            assert_eq!(is_due(repaired.map(at), tried.map(at), at(24)), expected, "{name}");
+        }
+    }
 }

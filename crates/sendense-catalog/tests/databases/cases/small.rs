@@ -183,6 +183,9 @@ pub async fn the_newest_reports_are_kept(db: TestDb) {
     assert_eq!(kept.last().expect("some").at, at(3));
     let (second, _) = reports.list(&one.repository_id, Page { limit: 1, offset: 1 }).await.expect("list");
     assert_eq!(second[0].at, at(beyond - 2));
+    reports.forget(&one.repository_id, &[at(beyond - 2), at(-1)]).await.expect("forget");
+    let (rest, total) = reports.list(&one.repository_id, Page { limit: 2, offset: 0 }).await.expect("list");
+    assert_eq!((rest[1].at, total), (at(beyond - 3), REPORTS_MAX - 1));
     assert_eq!(reports.list(&two.repository_id, Page::default()).await.expect("list").1, 1);
     catalog.repositories().delete(&one.repository_id).await.expect("delete");
     assert_eq!(reports.list(&one.repository_id, Page::default()).await.expect("list").1, 0);

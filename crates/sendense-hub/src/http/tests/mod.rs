@@ -11,6 +11,7 @@ mod listener;
 mod maintenance;
 mod node_calls;
 mod nodes;
+mod order;
 mod schedules;
 mod space;
 mod stuck;
