@@ -63,11 +63,16 @@ struct State {
 
 impl State {
     fn available(&self, file_system: &FileSystem) -> u64 {
+        self.unwritten(file_system).saturating_sub(self.promised_bytes)
+    }
+
+    /// What may still be written, by whoever it was promised to.
+    fn unwritten(&self, file_system: &FileSystem) -> u64 {
         let floor_bytes = self.bounds.floor_bytes(file_system);
-        let free = file_system.available_bytes.saturating_sub(floor_bytes).saturating_sub(self.promised_bytes);
+        let free = file_system.available_bytes.saturating_sub(floor_bytes);
         match self.bounds.limit_bytes {
             None => free,
-            Some(limit) => free.min(limit.saturating_sub(self.held_bytes).saturating_sub(self.promised_bytes)),
+            Some(limit) => free.min(limit.saturating_sub(self.held_bytes)),
         }
     }
 }
@@ -106,6 +111,12 @@ impl Capacity {
             _ => (free.total_bytes, free.total_bytes - free.free_bytes),
         };
         Ok(Storage { total_bytes, used_bytes, available_bytes })
+    }
+
+    /// What may still be written, promises not deducted.
+    pub(crate) fn unwritten_bytes(&self) -> Result<u64> {
+        let free = file_system(&self.root)?;
+        Ok(self.state.lock().unwritten(&free))
     }
 
     /// Promises room, or refuses with [`Kind::NoSpace`].
@@ -274,6 +285,9 @@ mod tests {
         assert_eq!(first.expect(60 * MIB).unwrap(), 0);
         let second = capacity.reserve(0).unwrap();
         assert_eq!(second.expect(50 * MIB).unwrap(), 10 * MIB);
+        // All is promised, and most of it not written: nobody has to hurry to buy disks.
+        assert_eq!(capacity.storage().unwrap().available_bytes, 0);
+        assert_eq!(capacity.unwritten_bytes().unwrap(), 90 * MIB);
         assert_eq!(capacity.reserve(MIB).unwrap_err().kind, Kind::NoSpace);
         drop((first, second));
         assert_eq!(capacity.storage().unwrap().available_bytes, 100 * MIB);

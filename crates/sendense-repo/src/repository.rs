@@ -144,6 +144,12 @@ impl Repository {
         self.0.capacity.storage()
     }
 
+    /// What may still be written, whether or not it was promised to somebody. What is promised is more than what is needed in the
+    /// end as a rule, so this says how full the repository is, and [`Repository::storage`] what may begin.
+    pub fn unwritten_bytes(&self) -> Result<u64> {
+        self.0.capacity.unwritten_bytes()
+    }
+
     /// What may be written.
     pub fn bounds(&self) -> Bounds {
         self.0.capacity.bounds()
