@@ -129,7 +129,8 @@ pub struct Limits {
     /// 160 TB in a month.
     pub verify_bytes_per_second: u64,
     /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 lets chains grow to 256, where
-    /// backups make a full by themselves. Sixty open files for a disk's restore, and two months of daily points.
+    /// backups make a full by themselves. Sixty open files for a disk's restore, and two months of daily points. Machines of a
+    /// fleet exceed it by up to half as much, each by another number.
     pub chain_points_max: u32,
     /// Between two looks at the room of repositories: a disk takes longer than a minute to go from low to full, and a look is one
     /// call of the file system.

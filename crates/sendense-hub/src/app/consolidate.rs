@@ -4,12 +4,19 @@
 //! ([`crate::jobs::merge`]). Invariant: by itself no point goes; a chain that is too long ends, and a new one begins with a
 //! full made of what is there.
 
+use super::repositories::Settings;
 use super::{App, Caller, vms};
+use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{BackupWork, MergeWork, Work};
+use crate::maintenance::Use;
+use crate::space::{self, Thresholds};
 use sendense_api::{ConsolidateQuery, Consolidation, Role};
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, Timestamp};
+use sendense_types::{
+    BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind, TaskState, Timestamp,
+    VmContextId,
+};
 use std::num::NonZeroU32;
 
 impl App {
@@ -75,9 +82,10 @@ impl App {
         })
     }
 
-    /// Ends chains that have become too long with this point: it is made a full, beside and after the backup.
+    /// Ends chains that have become too long with this point: it is made a full, beside and after the backup. Not where its room
+    /// would be missed: a long chain does no harm, and backups come first.
     pub(crate) async fn bound_chains(&self, of: &BackupWork) -> Result<()> {
-        let bound = self.core.limits.chain_points_max as usize;
+        let bound = bound_of(self.core.limits.chain_points_max, &of.vm_context_id);
         let point = self.core.catalog.backups().get(&of.backup_id).await.or_problem()?;
         if bound == 0 || point.backup_type == BackupType::Full {
             return Ok(());
@@ -98,12 +106,68 @@ impl App {
         if longest <= bound || self.is_merging(&work).await? {
             return Ok(());
         }
+        if let Some(why) = self.misses_room(of).await? {
+            tracing::info!(vm_id = %of.vm_context_id, backup_id = %of.backup_id, points = longest, bound, why,
+                "a chain has become too long and stays so for now; the next backup looks again");
+            return Ok(());
+        }
         tracing::info!(vm_id = %of.vm_context_id, backup_id = %of.backup_id, points = longest, bound,
             "a chain has become too long; a full is made of its newest point");
         let caller = Caller { identity: "chain bound".to_owned(), role: Role::Admin };
         let subject = catalog::TaskSubject::Backup(of.backup_id.clone());
         self.make_task(&caller, Work::Merge(work), subject).await.map(drop)
     }
+
+    /// Why the repository cannot bear a full of this point, if it cannot.
+    async fn misses_room(&self, of: &BackupWork) -> Result<Option<String>> {
+        let id = &of.repository_id;
+        let row = self.core.catalog.repositories().get(id).await.or_problem()?;
+        let settings = Settings::read(&row.settings)?;
+        let room = self.core.repositories.room(&self.core, &row).await?;
+        let state = space::of(&self.core, id, &settings, &room).await?.state;
+        if state != SpaceState::Ok {
+            return Ok(Some(format!("room is {state}")));
+        }
+        let repository = self.core.repositories.by_id(&self.core, id, Use::Write).await?;
+        let (vm, point) = (of.vm_context_id.clone(), of.backup_id.clone());
+        let plan = blocking(move || repository.plan_full(&vm, &point)).await?.or_problem()?;
+        // Those that wait have taken no room yet; each is thought to need as much.
+        let fulls = self.fulls_under_way(id).await?.saturating_add(1);
+        let needed_bytes = plan.needed_bytes.saturating_mul(fulls);
+        let bears = space::bears(&room.storage, needed_bytes, Thresholds::of(&settings));
+        Ok((!bears).then(|| format!("with {needed_bytes} bytes more, room would be low")))
+    }
+
+    /// Fulls that are being made in a repository, or wait to be.
+    async fn fulls_under_way(&self, id: &RepositoryId) -> Result<u64> {
+        let mut fulls = 0;
+        for state in [TaskState::Pending, TaskState::Running] {
+            let kind = Some(TaskKind::Consolidate);
+            let filter = catalog::TaskFilter { kind, state: Some(state), ..Default::default() };
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+            let is_full = |row: &&catalog::Task| matches!(Work::read(&row.request), Ok(Work::Merge(work)) if work.full.is_some() && work.repository_id == *id);
+            fulls += rows.iter().filter(is_full).count() as u64;
+        }
+        Ok(fulls)
+    }
+}
+
+/// Points of a bound that every machine's chain may have; of those beyond it a half is added by the machine's id.
+const BOUND_SHARED: u32 = 10;
+
+/// The bound of a machine's chains: the hub's, or up to half as many again. Machines that were backed up first in the same night
+/// would all end their chains in the same night, and want the room of all their fulls at once.
+fn bound_of(bound: u32, vm: &VmContextId) -> usize {
+    let spread = bound.saturating_sub(BOUND_SHARED) / 2;
+    // FNV-1a: the same on every hub and in every version.
+    let hash = vm
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    // Its low bits alone would follow the last character.
+    let later = (hash >> 32) % (u64::from(spread) + 1);
+    bound as usize + later as usize
 }
 
 /// How many points of a chain stay: as many as is asked for, or as the hub lets chains grow to. A hub that bounds no chain
@@ -138,6 +202,18 @@ mod tests {
         assert_eq!(told(Some(5), 0), Ok(5));
         for (asked, bound) in [(None, 0), (Some(0), 0), (Some(0), 60)] {
             assert_matches!(told(asked, bound), Err((ProblemCode::InvalidInput, _)));
+        }
+    }
+    #[test]
+    fn a_fleet_that_began_in_one_night_does_not_end_its_chains_in_one() {
+        let bounds = |bound| (0..1000).map(move |n| bound_of(bound, &format!("vm-{n:04}").parse().unwrap()));
+        let mut nights = std::collections::BTreeMap::<usize, usize>::new();
+        bounds(60).for_each(|bound| *nights.entry(bound).or_default() += 1);
+        assert_eq!((nights.keys().min(), nights.keys().max()), (Some(&60), Some(&85)));
+        // A thousand over 26 nights are 38 a night.
+        assert!(nights.values().all(|machines| *machines < 80), "{nights:?}");
+        for short in [0, 3, 10] {
+            assert!(bounds(short).all(|bound| bound == short as usize), "a short bound is kept to the point");
         }
     }
 }

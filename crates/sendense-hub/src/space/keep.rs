@@ -45,7 +45,8 @@ pub(crate) async fn keep(core: Arc<Core>) {
 
 async fn look(core: &Arc<Core>, row: &Repository, noted: &mut HashMap<RepositoryId, Timestamp>) -> Result<()> {
     let (id, now) = (&row.repository_id, core.now());
-    let storage = core.repositories.storage(core, row).await?;
+    let room = core.repositories.room(core, row).await?;
+    let storage = &room.storage;
     if noted.get(id).is_none_or(|at| now.seconds_since(*at).abs() >= NOTE_SECONDS) {
         let sample = SpaceSample {
             at: now,
@@ -57,11 +58,11 @@ async fn look(core: &Arc<Core>, row: &Repository, noted: &mut HashMap<Repository
         noted.insert(id.clone(), now);
     }
     let history = core.catalog.space().history(id).await.or_problem()?;
-    let forecast = forecast_of(&history, &storage);
+    let forecast = forecast_of(&history, &room);
     let before = core.repositories.space_state(id);
     let at = Thresholds::of(&Settings::read(&row.settings)?);
-    let state = judge(&storage, forecast, at, before);
-    let space = describe(&storage, forecast, at, state, now);
+    let state = judge(&room, forecast, at, before);
+    let space = describe(storage, forecast, at, state, now);
     metrics::set_space(row.name.as_str(), &space);
     if state == before {
         return Ok(());

@@ -51,14 +51,25 @@ impl Thresholds {
     }
 }
 
+/// The room of a repository.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    /// As it is told.
+    pub storage: Storage,
+    /// What may still be written, promises to running backups not deducted. One large full is promised all that is left until it is
+    /// known how far its data shrinks; that is no reason to wake anybody.
+    pub unwritten_bytes: u64,
+}
+
 /// What a repository's room is like. `before` is what was said last.
-pub(crate) fn judge(storage: &Storage, forecast: Forecast, at: Thresholds, before: SpaceState) -> SpaceState {
+pub(crate) fn judge(room: &Room, forecast: Forecast, at: Thresholds, before: SpaceState) -> SpaceState {
+    let storage = &room.storage;
     let percent = 100.0 * storage.used_bytes as f64 / storage.total_bytes.max(1) as f64;
     let is_over = |state: SpaceState, percent_max: u8| {
         let bound = f64::from(percent_max) - if before >= state { HYSTERESIS_PERCENT } else { 0.0 };
         percent >= bound
     };
-    let is_full = storage.available_bytes == 0;
+    let is_full = room.unwritten_bytes == 0;
     let is_soon = matches!(forecast, Forecast::Full { days, .. } if days <= LOW_DAYS);
     if is_full || is_over(SpaceState::Critical, at.critical_percent) {
         SpaceState::Critical
@@ -69,13 +80,22 @@ pub(crate) fn judge(storage: &Storage, forecast: Forecast, at: Thresholds, befor
     }
 }
 
+/// Whether so much more may be written and nothing would have to be said of the room.
+pub(crate) fn bears(storage: &Storage, more_bytes: u64, at: Thresholds) -> bool {
+    let used_bytes = storage.used_bytes.saturating_add(more_bytes);
+    // What is promised to backups is theirs here: they come first.
+    let unwritten_bytes = storage.available_bytes.saturating_sub(more_bytes);
+    let after = Room { storage: Storage { used_bytes, ..storage.clone() }, unwritten_bytes };
+    judge(&after, Forecast::Unknown, at, SpaceState::Ok) == SpaceState::Ok
+}
+
 /// The forecast of a repository from its history, which has a sample for each day.
-pub(crate) fn forecast_of(history: &[SpaceSample], storage: &Storage) -> Forecast {
+pub(crate) fn forecast_of(history: &[SpaceSample], room: &Room) -> Forecast {
     let samples: Vec<Sample> = history
         .iter()
         .map(|sample| Sample { day: sample.at.as_micros() as f64 / 1e6 / DAY_SECONDS, used_bytes: sample.used_bytes })
         .collect();
-    forecast::forecast(&samples, storage.available_bytes)
+    forecast::forecast(&samples, room.unwritten_bytes)
 }
 
 /// What is told of a repository's room.
@@ -105,17 +125,12 @@ pub(crate) fn describe(
 }
 
 /// The same of a repository whose room is known, from what the catalog keeps.
-pub(crate) async fn of(
-    core: &Core,
-    id: &RepositoryId,
-    settings: &Settings,
-    storage: &Storage,
-) -> Result<RepositorySpace> {
+pub(crate) async fn of(core: &Core, id: &RepositoryId, settings: &Settings, room: &Room) -> Result<RepositorySpace> {
     let history = core.catalog.space().history(id).await.or_problem()?;
-    let forecast = forecast_of(&history, storage);
+    let forecast = forecast_of(&history, room);
     let before = core.repositories.space_state(id);
     let at = Thresholds::of(settings);
-    Ok(describe(storage, forecast, at, judge(storage, forecast, at, before), core.now()))
+    Ok(describe(&room.storage, forecast, at, judge(room, forecast, at, before), core.now()))
 }
 
 #[cfg(test)]
@@ -147,7 +162,37 @@ mod tests {
             ("all that is free is kept free", room(500, 0), Forecast::Unknown, Ok, Critical),
             ("a file system without size", Storage { total_bytes: 0, ..room(0, 0) }, Forecast::Unknown, Ok, Critical),
         ] {
-            assert_eq!(judge(&storage, forecast, DEFAULT, before), after, "{name}");
+            let room = Room { unwritten_bytes: storage.available_bytes, storage };
+            assert_eq!(judge(&room, forecast, DEFAULT, before), after, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_promised_and_not_written_wakes_nobody() {
+        let now = Timestamp::from_micros(1_780_000_000_000_000);
+        let sample = |day: i64| SpaceSample {
+            at: now.plus_seconds(86_400 * (day - 3)),
+            total_bytes: 1000,
+            used_bytes: (100 + 10 * day).unsigned_abs(),
+            available_bytes: 0,
+        };
+        let promised = Room { storage: room(130, 0), unwritten_bytes: 870 };
+        let forecast = forecast_of(&[sample(1), sample(2), sample(3)], &promised);
+        assert_matches!(forecast, Forecast::Full { days, .. } if days == 87.0);
+        assert_eq!(judge(&promised, forecast, DEFAULT, Ok), Ok);
+        assert_eq!(judge(&Room { unwritten_bytes: 0, ..promised }, forecast, DEFAULT, Ok), Critical);
+    }
+
+    #[test]
+    fn what_would_make_room_scarce_is_not_borne() {
+        for (name, storage, more, expected) in [
+            ("much room", room(500, 490), 300, true),
+            ("low afterwards", room(500, 490), 350, false),
+            ("low already", room(900, 90), 0, false),
+            ("the last that may be written", room(100, 50), 50, false),
+            ("more than there is", room(100, 50), u64::MAX, false),
+        ] {
+            assert_eq!(bears(&storage, more, DEFAULT), expected, "{name}");
         }
     }
 
@@ -162,10 +207,11 @@ mod tests {
         };
         let history: Vec<_> = (0..10).map(day).collect();
         let storage = room(190, 230);
-        let told = describe(&storage, forecast_of(&history, &storage), DEFAULT, Ok, now);
+        let left = Room { storage: storage.clone(), unwritten_bytes: 230 };
+        let told = describe(&storage, forecast_of(&history, &left), DEFAULT, Ok, now);
         assert_eq!((told.bytes_per_day, told.full_in_days, told.used_percent), (Some(10), Some(23.0), 19.0));
         assert_eq!(told.full_at.unwrap(), now.plus_seconds(23 * 86_400));
-        let told = describe(&storage, forecast_of(&history[..1], &storage), DEFAULT, Ok, now);
+        let told = describe(&storage, forecast_of(&history[..1], &left), DEFAULT, Ok, now);
         assert_eq!((told.bytes_per_day, told.full_in_days, told.full_at), (None, None, None));
     }
 }
