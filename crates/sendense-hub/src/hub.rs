@@ -174,7 +174,8 @@ impl Hub {
         admin_token(&core).await?;
         reconcile::at_start(&core).await;
         core.tracker.spawn(dispatcher::run(core.clone()));
-        core.tracker.spawn(repositories::keep(core.clone()));
+        core.tracker.spawn(repositories::keep_leases(core.clone()));
+        core.tracker.spawn(repositories::keep_open(core.clone()));
         core.tracker.spawn(space::keep(core.clone()));
         core.tracker.spawn(mounts::keep(core.clone()));
         core.tracker.spawn(exports::keep(core.clone()));

@@ -13,9 +13,10 @@
 
 use crate::core::Core;
 use crate::fault::{OrProblem, Result};
+use crate::jobs::work::Work;
 use crate::repositories::Repositories;
-use sendense_catalog::{Maintenance, Repository};
-use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode};
+use sendense_catalog::{Maintenance, Page, Repository, TaskFilter};
+use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode, TaskState};
 use std::sync::Arc;
 
 /// What somebody wants of a repository.
@@ -73,11 +74,10 @@ pub(crate) async fn set(core: &Arc<Core>, row: &Repository, to: Maintenance) -> 
     // First the word, so that nothing begins; then the look at what is at work.
     let before = core.catalog.repositories().set_maintenance(id, &to).await.or_problem()?;
     if to.mode == RepositoryMode::Offline
-        && let Err(at_work) = close(core, id).await
+        && let Err(problem) = go_offline(core, row).await
     {
         core.catalog.repositories().set_maintenance(id, &before).await.or_problem()?;
-        let details = format!("{}; let it drain first: sendense repo mode {} draining", at_work.join(", "), row.name);
-        return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
+        return Err(problem);
     }
     if to.mode != RepositoryMode::Offline {
         Repositories::open_in_background(core, id);
@@ -85,6 +85,39 @@ pub(crate) async fn set(core: &Arc<Core>, row: &Repository, to: Maintenance) -> 
     core.running.wake.notify_one();
     core.schedules_changed.notify_one();
     Ok(())
+}
+
+/// Closes a repository, or refuses because somebody is at work in it, here or on another hub.
+async fn go_offline(core: &Arc<Core>, row: &Repository) -> Result<()> {
+    let id = &row.repository_id;
+    let in_use = |details| Problem::new(ProblemCode::Conflict, "the repository is in use", details);
+    let tasks = running_elsewhere(core, id).await?;
+    if !tasks.is_empty() {
+        let details = format!("{}; let it drain first: sendense repo mode {} draining", tasks.join(", "), row.name);
+        return Err(in_use(details));
+    }
+    close(core, id).await.map_err(|at_work| {
+        in_use(format!("{}; let it drain first: sendense repo mode {} draining", at_work.join(", "), row.name))
+    })?;
+    // Closed here; what another hub has open only that one can close.
+    match core.repositories.owner(core, row).await {
+        Some(owner) => Err(in_use(format!(
+            "hub {owner} has it open; ask that hub, or stop it and wait until its lease on the folder is out"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Tasks that work in a repository on other hubs.
+async fn running_elsewhere(core: &Core, id: &RepositoryId) -> Result<Vec<String>> {
+    let filter = TaskFilter { state: Some(TaskState::Running), ..TaskFilter::default() };
+    let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    let (rows, _) = core.catalog.tasks().list(&filter, page).await.or_problem()?;
+    let here = rows
+        .into_iter()
+        .filter(|task| core.running.get(&task.task_id).is_none())
+        .filter(|task| matches!(Work::read(&task.request), Ok(work) if work.about().repository_id == Some(id)));
+    Ok(here.map(|task| format!("task {}", task.task_id)).collect())
 }
 
 /// Closes a repository, or says who is at work in it.

@@ -9,25 +9,31 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::handle::Stop;
 use crate::maintenance::{self, Use};
+use crate::space::Room;
 use parking_lot::Mutex;
 use sendense_api::Storage;
 use sendense_catalog as catalog;
-use sendense_repo::owner::{Adopt, Claim};
+use sendense_repo::owner::{self, Adopt, Claim};
 use sendense_repo::repository::{Create, Options};
 use sendense_repo::{Kind, Repository};
-use sendense_types::{Problem, ProblemCode, RepositoryId, RepositoryMode, SpaceState, Timestamp};
+use sendense_types::{HubId, Problem, ProblemCode, RepositoryId, RepositoryMode, SpaceState, Timestamp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 /// A share that does not answer for so long is away. NFS retries for minutes; nobody is to wait for that.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Threads that ask one repository at once whether it is there, how much room it has, and for its lease. A share that hangs
 /// keeps each of them until the kernel lets it go, and it is asked four times a minute: without a bound it would take all of
 /// tokio's 512 within hours.
 const ASKING_MAX: usize = 8;
+/// So long a person waits for a look through a repository to end that somebody else has begun.
+pub(crate) const CHECK_PATIENCE: Duration = Duration::from_secs(60);
+/// What the dead left and cannot be put in order now is tried again after a round, after two, four and so on, and at least so
+/// often: each try reads every manifest, and a reader that is in the way may stay for hours.
+const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 /// Four times in a lease, and at least so often, leases are renewed and what is away is tried again.
 const KEEP_PERIOD_MAX: Duration = Duration::from_secs(15);
 
@@ -59,6 +65,10 @@ struct Slot {
     recovering: tokio::sync::Mutex<()>,
     /// Held while it is looked through, for whatever reason.
     checking: Arc<tokio::sync::Mutex<()>>,
+    /// Held while its bounds are set, which may mean to count its files, by the thread that does it.
+    bounding: Arc<tokio::sync::Mutex<()>>,
+    /// Held while it is closed because another hub was asked to.
+    closing: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
 
@@ -98,6 +108,9 @@ struct State {
     /// How often it was opened, and at which of these times what the dead left in it was put in order last.
     opened: u64,
     recovered: u64,
+    /// How often in a row that did not work, and when the last time.
+    failed: u32,
+    failed_at: Option<Timestamp>,
     away: Option<(Problem, Timestamp)>,
     /// What was said last of its room.
     space: Option<SpaceState>,
@@ -107,6 +120,12 @@ struct State {
 impl State {
     fn is_recovered(&self) -> bool {
         self.recovered == self.opened
+    }
+
+    /// Whether to try again what could not be put in order.
+    fn may_recover(&self, period: Duration, now: Timestamp) -> bool {
+        let pause = retry_pause(period, self.failed).as_secs_f64();
+        self.failed_at.is_none_or(|at| now.seconds_since(at).abs() >= pause)
     }
 }
 
@@ -177,6 +196,7 @@ impl Repositories {
                 tracing::info!(repository_id = %row.repository_id, name = %row.name, "repository opened");
                 state.open = Some(repository.clone());
                 state.opened += 1;
+                (state.failed, state.failed_at) = (0, None);
                 state.away = None;
             }
             Err(problem) => {
@@ -207,11 +227,12 @@ impl Repositories {
         });
     }
 
-    /// Puts in order what the dead left in an open repository, unless that was done since it was opened. What did not work
-    /// is tried again with the next round.
+    /// Puts in order what the dead left in an open repository, unless that was done since it was opened or is being done. What
+    /// did not work is tried again, later each time.
     async fn recover(&self, core: &Arc<Core>, id: &RepositoryId) {
         let slot = self.slot(id);
-        let _turn = slot.recovering.lock().await;
+        // Every round asks for it: whoever waited here for a share that hangs would be joined by four others a minute.
+        let Ok(_turn) = slot.recovering.try_lock() else { return };
         let opened = {
             let state = slot.state.lock();
             if state.is_recovered() {
@@ -219,33 +240,48 @@ impl Repositories {
             }
             state.opened
         };
-        if crate::reconcile::repository(core, id).await {
-            slot.state.lock().recovered = opened;
+        let is_done = crate::reconcile::repository(core, id, Duration::ZERO).await;
+        let mut state = slot.state.lock();
+        match is_done {
+            true => (state.recovered, state.failed, state.failed_at) = (opened, 0, None),
+            false => (state.failed, state.failed_at) = (state.failed.saturating_add(1), Some(core.now())),
         }
     }
 
     /// The room of a repository.
     pub async fn storage(&self, core: &Core, row: &catalog::Repository) -> Result<Storage> {
+        Ok(self.room(core, row).await?.storage)
+    }
+
+    /// The same, with what is left of it while much is promised.
+    pub async fn room(&self, core: &Core, row: &catalog::Repository) -> Result<Room> {
         let repository = self.get(core, row).await?;
         let asking = self.slot(&row.repository_id).asking.clone();
         let asked = asking.ask(OPEN_TIMEOUT, move || {
             let storage = repository.storage()?;
             let mount_point = mount_point(repository.root()).display().to_string();
-            Ok::<_, sendense_repo::Error>(Storage {
+            let storage = Storage {
                 total_bytes: storage.total_bytes,
                 used_bytes: storage.used_bytes,
                 available_bytes: storage.available_bytes,
                 mount_point,
-            })
+            };
+            Ok::<_, sendense_repo::Error>(Room { storage, unwritten_bytes: repository.unwritten_bytes()? })
         });
-        let storage = asked.await.unwrap_or_else(|| Err(does_not_answer(&row.name)))?.or_problem()?;
-        self.slot(&row.repository_id).state.lock().storage = Some((row.name.to_string(), storage.clone()));
-        Ok(storage)
+        let room = asked.await.unwrap_or_else(|| Err(does_not_answer(&row.name)))?.or_problem()?;
+        self.slot(&row.repository_id).state.lock().storage = Some((row.name.to_string(), room.storage.clone()));
+        Ok(room)
     }
 
-    /// Whose turn it is to look through a repository.
-    pub fn checking(&self, id: &RepositoryId) -> Arc<tokio::sync::Mutex<()>> {
-        self.slot(id).checking.clone()
+    /// The turn to look through a repository, of which there is one; none when it did not come within this time.
+    pub async fn checking(&self, id: &RepositoryId, patience: Duration) -> Option<OwnedMutexGuard<()>> {
+        tokio::time::timeout(patience, self.slot(id).checking.clone().lock_owned()).await.ok()
+    }
+
+    /// The turn of a thread that counts what the files of a repository hold.
+    #[cfg(test)]
+    pub async fn counting(&self, id: &RepositoryId) -> OwnedMutexGuard<()> {
+        self.slot(id).bounding.clone().lock_owned().await
     }
 
     /// What was said last of a repository's room.
@@ -258,12 +294,27 @@ impl Repositories {
         self.slot(id).state.lock().space = Some(to);
     }
 
-    /// Sets the bounds of an open repository to what its row says. Where that has to wait, the next round does it.
-    pub fn bound(&self, row: &catalog::Repository) -> Result<()> {
-        let Some(open) = self.opened(&row.repository_id) else { return Ok(()) };
+    /// Sets the bounds of an open repository to what its row says. A first limit has to count files: that is not waited for beyond
+    /// a time, and goes on beside. Where it has to wait for others, or its turn does not come in time, the next round does it.
+    pub async fn bound(&self, core: &Core, id: &RepositoryId, patience: Duration) -> Result<()> {
+        let slot = self.slot(id);
+        let Ok(turn) = tokio::time::timeout(patience, slot.bounding.clone().lock_owned()).await else { return Ok(()) };
+        let Some(open) = self.opened(id) else { return Ok(()) };
+        // Read in this turn, so that nobody sets what was said before.
+        let row = core.catalog.repositories().get(id).await.or_problem()?;
         let bounds = Settings::read(&row.settings)?.bounds();
-        if open.bounds() != bounds && open.set_bounds(bounds).or_problem()? {
-            tracing::info!(repository_id = %row.repository_id, ?bounds, "a repository has other bounds");
+        let asked = slot.asking.ask(OPEN_TIMEOUT, move || {
+            // Kept by the thread that counts, however long it does: no second one begins beside it.
+            let _turn = turn;
+            Ok::<_, sendense_repo::Error>(open.bounds() != bounds && open.set_bounds(bounds)?)
+        });
+        match asked.await {
+            Some(set) => {
+                if set?.or_problem()? {
+                    tracing::info!(repository_id = %id, ?bounds, "a repository has other bounds");
+                }
+            }
+            None => tracing::warn!(repository_id = %id, "the bounds of a repository take long to be set"),
         }
         Ok(())
     }
@@ -276,6 +327,10 @@ impl Repositories {
     /// Closes a repository that goes offline and gives its lease back, or says who holds something in it.
     pub async fn close(&self, core: &Core, id: &RepositoryId) -> Result<(), Vec<String>> {
         let slot = self.slot(id);
+        // A look claims nothing in it, and would go on in a folder that is said to be left alone.
+        let Some(_looked) = self.checking(id, OPEN_TIMEOUT).await else {
+            return Err(vec!["a look through it".to_owned()]);
+        };
         let _turn = slot.opening.lock().await;
         let Some(repository) = self.opened(id) else { return Ok(()) };
         repository.locks().shut().map_err(|holders| holders.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -286,6 +341,17 @@ impl Repositories {
         release(core, id, repository).await;
         tracing::info!(repository_id = %id, "repository closed");
         Ok(())
+    }
+
+    /// The other hub of this deployment that has the repository open, as its owner record says; none when that cannot be read:
+    /// a folder that is not there is not at work.
+    pub async fn owner(&self, core: &Core, row: &catalog::Repository) -> Option<HubId> {
+        let path = path_of(row).ok()?;
+        let asking = self.slot(&row.repository_id).asking.clone();
+        let record = asking.ask(OPEN_TIMEOUT, move || owner::read(&path)).await?.ok()?.ok()??;
+        let is_ours = record.deployment_id == core.deployment_id;
+        let is_another = record.hub_id != core.lease.hub_id;
+        (is_ours && is_another && record.lease_until > core.now()).then_some(record.hub_id)
     }
 
     /// Forgets a repository that was removed from the catalog, and gives its lease back.
@@ -336,11 +402,21 @@ fn keep_period(core: &Core) -> Duration {
     core.limits.part_of_lease(4, KEEP_PERIOD_MAX)
 }
 
-/// Until the hub stops: renews leases, and tries what is away, so that a folder that is mounted again and a repository whose
-/// hub has died are at work again although nobody asks for them.
-pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(keep_period(&core));
+/// How long to wait after so many tries in a row that came to nothing.
+fn retry_pause(period: Duration, failed: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(failed.saturating_sub(1));
+    if failed == 0 { Duration::ZERO } else { period.saturating_mul(doubled).min(RETRY_MAX.max(period)) }
+}
+
+fn rounds(core: &Core) -> tokio::time::Interval {
+    let mut tick = tokio::time::interval(keep_period(core));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick
+}
+
+/// Renews leases until the hub stops, and waits for nothing else: a repository whose lease runs out is another hub's.
+pub(crate) async fn keep_leases(core: Arc<Core>) {
+    let mut tick = rounds(&core);
     loop {
         tokio::select! {
             () = core.stop.cancelled() => return,
@@ -348,11 +424,24 @@ pub(crate) async fn keep(core: Arc<Core>) {
         }
         let renewals = core.repositories.all_open().into_iter().map(|(id, repository)| renew(&core, id, repository));
         futures::future::join_all(renewals).await;
+    }
+}
+
+/// Until the hub stops: tries what is away, so that a folder that is mounted again and a repository whose hub has died are at
+/// work again although nobody asks for them, and follows what other hubs were told of modes and bounds.
+pub(crate) async fn keep_open(core: Arc<Core>) {
+    let mut tick = rounds(&core);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
         look_for_more(&core).await;
     }
 }
 
-/// Begins to open what is not open, and to put in order what could not be put in order yet.
+/// Begins to open what is not open, and to put in order what could not be put in order yet. Whatever asks a file system is begun
+/// beside it, so that a share that hangs holds up nothing of the others.
 async fn look_for_more(core: &Arc<Core>) {
     let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
     let rows = match core.catalog.repositories().list(page).await {
@@ -365,25 +454,44 @@ async fn look_for_more(core: &Arc<Core>) {
         if row.maintenance.mode == RepositoryMode::Offline {
             // Another hub was asked; here it is closed as soon as nothing is at work in it.
             if core.repositories.opened(id).is_some() {
-                _ = maintenance::close(core, id).await;
+                close_in_background(core, id);
             }
             continue;
         }
-        let (repositories, of) = (core.clone(), row.clone());
-        // It may count files.
-        match blocking(move || repositories.repositories.bound(&of)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(problem)) | Err(problem) => {
-                tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details, "bound a repository");
-            }
-        }
-        let recovered = core.repositories.slot(id).state.lock().is_recovered();
+        bound_in_background(core, id);
+        let (recovered, may_recover) = {
+            let slot = core.repositories.slot(id);
+            let state = slot.state.lock();
+            (state.is_recovered(), state.may_recover(keep_period(core), core.now()))
+        };
         match core.repositories.standing(core, id) {
-            Standing::Open if recovered || !may_tidy => {}
+            Standing::Open if recovered || !may_tidy || !may_recover => {}
             Standing::Open | Standing::Untried => Repositories::open_in_background(core, id),
             Standing::Elsewhere | Standing::Away => {}
         }
     }
+}
+
+fn close_in_background(core: &Arc<Core>, id: &RepositoryId) {
+    let Ok(turn) = core.repositories.slot(id).closing.clone().try_lock_owned() else { return };
+    let (core, id) = (core.clone(), id.clone());
+    core.clone().tracker.spawn(async move {
+        let _turn = turn;
+        // Whoever holds something in it is looked at again with the next round.
+        _ = maintenance::close(&core, &id).await;
+    });
+}
+
+fn bound_in_background(core: &Arc<Core>, id: &RepositoryId) {
+    if core.repositories.opened(id).is_none() {
+        return;
+    }
+    let (core, id) = (core.clone(), id.clone());
+    core.clone().tracker.spawn(async move {
+        if let Err(problem) = core.repositories.bound(&core, &id, Duration::ZERO).await {
+            tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details, "bound a repository");
+        }
+    });
 }
 
 async fn renew(core: &Core, id: RepositoryId, repository: Repository) {
@@ -514,5 +622,15 @@ mod tests {
         drop(hanging);
         let answer = asking.ask(Duration::from_secs(60), || 7).await;
         assert_eq!(answer.map(Result::unwrap), Some(7));
+    }
+    #[test]
+    fn what_cannot_be_put_in_order_is_tried_less_and_less_often() {
+        let round = Duration::from_secs(15);
+        let pauses = [0, 1, 2, 3, 6, 7, 40, u32::MAX].map(|failed| retry_pause(round, failed).as_secs());
+        assert_eq!(pauses, [0, 15, 30, 60, 480, 900, 900, 900]);
+        let now = Timestamp::from_micros(1_800_000_000_000_000);
+        let state = State { failed: 3, failed_at: Some(now), ..State::default() };
+        assert!(!state.may_recover(round, now.plus_seconds(59)) && state.may_recover(round, now.plus_seconds(60)));
+        assert!(State::default().may_recover(round, now));
     }
 }

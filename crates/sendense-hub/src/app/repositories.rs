@@ -7,7 +7,7 @@ use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::jobs::work::{ImportWork, Work};
 use crate::maintenance::{self, Use};
 use crate::reconcile::{self, Doing};
-use crate::repositories::{path_of, within};
+use crate::repositories::{CHECK_PATIENCE, OPEN_TIMEOUT, path_of, within};
 use crate::space::{self, Thresholds};
 use sendense_api::{
     CatalogCopy, CreateRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig, RepositoryReport,
@@ -173,8 +173,7 @@ impl App {
             let change = catalog::RepositoryChange { settings: Some(settings.write()?), ..Default::default() };
             let row = self.core.catalog.repositories().update(&row.repository_id, &change).await.or_problem()?;
             tracing::info!(repository_id = %row.repository_id, ?settings, by = %caller.identity, "repository changed");
-            let core = self.core.clone();
-            blocking(move || core.repositories.bound(&row)).await??;
+            self.core.repositories.bound(&self.core, &row.repository_id, OPEN_TIMEOUT).await?;
         }
         if change.mode.is_none() && change.mode_reason.is_none() {
             return self.get_repository(row.repository_id.as_str()).await;
@@ -227,7 +226,8 @@ impl App {
         let row = self.repository(id_or_name).await?;
         let doing = if how.dry_run { Doing::Look } else { Doing::Repair };
         let (core, by) = (self.core.clone(), caller.identity.clone());
-        self.to_the_end(async move { reconcile::check(&core, &row.repository_id, &by, doing).await }).await
+        self.to_the_end(async move { reconcile::check(&core, &row.repository_id, &by, doing, CHECK_PATIENCE).await })
+            .await
     }
 
     /// What was out of order in a repository, newest first.
@@ -387,15 +387,15 @@ impl App {
         let (_, backup_count) = self.core.catalog.backups().list(&points, one).await.or_problem()?;
         // Lists are served from the catalog: what was away a moment ago is not waited for again.
         let known_away = self.core.repositories.standing(&self.core, &row.repository_id);
-        let storage = match known_away {
+        let room = match known_away {
             crate::repositories::Standing::Elsewhere | crate::repositories::Standing::Away => {
                 Err(self.core.repositories.problem(&row.repository_id))
             }
-            _ => self.core.repositories.storage(&self.core, &row).await.map_err(Some),
+            _ => self.core.repositories.room(&self.core, &row).await.map_err(Some),
         };
-        let problem = storage.as_ref().err().cloned().flatten();
-        let space = match &storage {
-            Ok(storage) => Some(space::of(&self.core, &row.repository_id, &settings, storage).await?),
+        let problem = room.as_ref().err().cloned().flatten();
+        let space = match &room {
+            Ok(room) => Some(space::of(&self.core, &row.repository_id, &settings, room).await?),
             Err(_) => None,
         };
         Ok(Repository {
@@ -411,7 +411,7 @@ impl App {
             mode_since: row.maintenance.since,
             mode_by: row.maintenance.by,
             backup_count,
-            storage: storage.ok(),
+            storage: room.ok().map(|room| room.storage),
             space,
             limit_bytes: settings.limit_bytes,
             floor_bytes: settings.floor_bytes,

@@ -14,6 +14,7 @@ use super::runner::Done;
 use crate::core::{Core, blocking};
 use crate::fault::Result;
 use crate::reconcile;
+use crate::repositories::CHECK_PATIENCE;
 use sendense_catalog::{LogLevel, Task, TaskSubject};
 use sendense_types::{BackupId, Problem, ProblemCode, RepositoryId, TaskKind};
 use std::sync::Arc;
@@ -128,7 +129,7 @@ fn wait_for(core: &Arc<Core>, task: &Task, job: JoinHandle<Result<Done>>, left: 
         if let Some(LeftBehind { repository_id: Some(id), publishing: Some(_) }) = left
             && !core.stop.is_cancelled()
         {
-            reconcile::repository(&core, &id).await;
+            reconcile::repository(&core, &id, CHECK_PATIENCE).await;
         }
         reconcile::reap_task(&core, &task_id).await;
     });

@@ -5,6 +5,7 @@ use super::work::ImportWork;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::reconcile::adopt_machine;
+use crate::repositories::CHECK_PATIENCE;
 use sendense_repo::owner::Adopt;
 use sendense_repo::repository::Create;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: ImportWork
     let row = core.catalog.repositories().get(&work.repository_id).await.or_problem()?;
     let repository = core.repositories.get_as(core, &row, Create::Never, Adopt::LeaseOut).await?;
     // Drafts and half deletions of whoever was here before come first: what is taken in must be whole.
-    crate::reconcile::repository(core, &work.repository_id).await;
+    crate::reconcile::repository(core, &work.repository_id, CHECK_PATIENCE).await;
     let listing = repository.clone();
     let vms = blocking(move || listing.vms()).await?.or_problem()?;
     handle.info(format!("{} machines have a folder in the repository", vms.len()));

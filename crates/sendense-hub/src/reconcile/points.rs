@@ -19,6 +19,7 @@ use sendense_types::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Strangers named in the log; the rest is counted.
 const STRANGERS_TOLD_MAX: usize = 20;
@@ -57,8 +58,8 @@ pub(crate) struct Looked {
 
 /// Undoes dead drafts, finishes deletions, takes in points that the catalog does not know and forgets those that are gone.
 /// False when it could not be looked through; that is logged.
-pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId) -> bool {
-    match super::report::check(core, id, "start", Doing::Repair).await {
+pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId, patience: Duration) -> bool {
+    match super::report::check(core, id, "start", Doing::Repair, patience).await {
         Ok(_) => true,
         // It is done when the mode is set back.
         Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => false,
@@ -159,7 +160,11 @@ async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: 
     let (rows, incrementals) = rows(core, id).await?;
     let mut at_work = at_work(core, id).await?;
     let (surveyed, now) = (repository.clone(), core.now());
-    let survey = blocking(move || surveyed.survey(now)).await?.or_problem()?;
+    // It only reads, so a hub that stops need not wait for a share that does not answer.
+    let survey = tokio::select! {
+        survey = blocking(move || surveyed.survey(now)) => survey?.or_problem()?,
+        () = core.stop.cancelled() => return Err(Problem::new(ProblemCode::Cancelled, "the hub stops", "")),
+    };
     at_work.extend(self::at_work(core, id).await?);
     Ok(Facts {
         survey,

@@ -8,9 +8,10 @@ use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{ReportFinding, RepositoryReport};
 use sendense_catalog::{Page, REPORTS_MAX, Report};
-use sendense_types::{RepositoryId, Timestamp};
+use sendense_types::{Problem, ProblemCode, RepositoryId, Timestamp};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Findings that are kept of one look; of more, a person will not read.
 const FINDINGS_MAX: usize = 1000;
@@ -26,10 +27,19 @@ const RETRY_SECONDS: f64 = 3600.0;
 const DRY_RUNS_MAX: usize = 10;
 
 /// Looks through a repository, repairs if that is wanted, and keeps the report.
-pub(crate) async fn check(core: &Arc<Core>, id: &RepositoryId, by: &str, doing: Doing) -> Result<RepositoryReport> {
+/// One look at a time; whoever's turn does not come within `patience` is told so.
+pub(crate) async fn check(
+    core: &Arc<Core>,
+    id: &RepositoryId,
+    by: &str,
+    doing: Doing,
+    patience: Duration,
+) -> Result<RepositoryReport> {
     let row = core.catalog.repositories().get(id).await.or_problem()?;
-    let turn = core.repositories.checking(id);
-    let _turn = turn.lock().await;
+    let Some(_turn) = core.repositories.checking(id, patience).await else {
+        let details = format!("somebody looks through {} at this moment; see its reports", row.name);
+        return Err(Problem::new(ProblemCode::Conflict, "the repository is being looked through", details));
+    };
     let began = core.now();
     let since = last_repair(&kept(core, id).await?);
     let (looked, half) = look(core, &row, since, doing).await?;
@@ -63,6 +73,13 @@ pub(crate) async fn check(core: &Arc<Core>, id: &RepositoryId, by: &str, doing: 
         let beyond = dry_runs_beyond(&kept(core, id).await?, DRY_RUNS_MAX - 1);
         core.catalog.reports().forget(id, &beyond).await.or_problem()?;
     }
+    if half.is_err()
+        && let Some(last) = kept(core, id).await?.first()
+        && says_the_same(&last.body, &body)
+    {
+        // Tried again in vain: the month's reports do not go for that.
+        core.catalog.reports().forget(id, &[last.at]).await.or_problem()?;
+    }
     core.catalog.reports().add(id, began, &body).await.or_problem()?;
     half?;
     Ok(report)
@@ -76,6 +93,11 @@ async fn kept(core: &Core, id: &RepositoryId) -> Result<Vec<Report>> {
 
 fn is_dry_run(report: &Report) -> bool {
     report.body["dry_run"] == true
+}
+
+/// Whether two reports differ in nothing but their time.
+fn says_the_same(one: &serde_json::Value, other: &serde_json::Value) -> bool {
+    ["made_by", "dry_run", "backup_count", "findings", "findings_total"].iter().all(|part| one[part] == other[part])
 }
 
 /// When it was looked through last to repair it: a look alone repairs nothing, so it is no reason to put that off.
@@ -124,10 +146,14 @@ async fn pass(core: &Arc<Core>, tried: &mut HashMap<RepositoryId, Timestamp>) ->
             continue;
         }
         tried.insert(id.clone(), now);
-        if let Err(problem) = check(core, id, "daily", Doing::Repair).await {
-            tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details,
-                "look through a repository");
-        }
+        // Beside the others, so that a share that hangs holds up its own repository alone; while it does, none begins there again.
+        let (core, id) = (core.clone(), id.clone());
+        core.clone().tracker.spawn(async move {
+            if let Err(problem) = check(&core, &id, "daily", Doing::Repair, Duration::ZERO).await {
+                tracing::warn!(repository_id = %id, error = %problem.message, details = %problem.details,
+                    "look through a repository");
+            }
+        });
     }
     Ok(())
 }
@@ -148,6 +174,9 @@ mod tests {
         assert_eq!(last_repair(&kept[..2]), None);
         assert_eq!(dry_runs_beyond(&kept, 1), [at(25), at(1)]);
         assert_eq!(dry_runs_beyond(&kept, 3), []);
+        let (one, other) =
+            (serde_json::json!({"made_by": "start", "at": 1}), serde_json::json!({"made_by": "start", "at": 2}));
+        assert!(says_the_same(&one, &other) && !says_the_same(&one, &serde_json::json!({"made_by": "daily"})));
         for (name, repaired, tried, expected) in [
             ("never looked through", None, None, false),
             ("a day ago", Some(0), None, true),

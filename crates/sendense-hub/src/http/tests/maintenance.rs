@@ -301,3 +301,37 @@ async fn an_execution_waits_for_the_end_of_maintenance_and_says_so() {
     until("its machine is left out", left_out).await;
     house.fixture.hub.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_hub_has_open_is_not_said_to_be_offline() {
+    use sendense_repo::owner::{Adopt, Claim};
+    use sendense_repo::repository::{Create, Options};
+    let house = House::new(|_| ()).await;
+    let core = house.fixture.hub.app().core.clone();
+    let id = house.client.get_repository("two").await.unwrap().repository_id;
+    let other: sendense_types::HubId = "hub-other".parse().unwrap();
+    let claim = Claim {
+        deployment_id: core.deployment_id.clone(),
+        hub_id: other.clone(),
+        lease_seconds: 3600,
+        adopt: Adopt::Never,
+    };
+    let options = || Options { claim: claim.clone(), limit_bytes: None, floor_bytes: None, create: Create::Never };
+    let path = std::path::PathBuf::from(house.path("two"));
+    let taken = std::sync::Mutex::new(None);
+    // This hub takes it back now and then, until the other one is quicker.
+    let take = async || {
+        core.repositories.close(&core, &id).await.unwrap();
+        *taken.lock().unwrap() = sendense_repo::Repository::open(&path, options(), core.now()).ok();
+        taken.lock().unwrap().is_some()
+    };
+    until("another hub has it", take).await;
+    let offline = UpdateRepository { mode: Some(RepositoryMode::Offline), ..Default::default() };
+    let refused = house.client.update_repository("two", &offline).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(409), Some(ProblemCode::Conflict)), "{refused:?}");
+    assert!(format!("{refused:?}").contains("hub-other has it open"), "{refused:?}");
+    assert_eq!(house.client.get_repository("two").await.unwrap().mode, RepositoryMode::Normal);
+    taken.lock().unwrap().take().unwrap().release(core.now()).unwrap();
+    assert_eq!(house.client.update_repository("two", &offline).await.unwrap().mode, RepositoryMode::Offline);
+    house.fixture.hub.shutdown().await;
+}

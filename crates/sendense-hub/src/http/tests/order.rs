@@ -100,3 +100,32 @@ async fn looks_without_repair_put_the_daily_repair_off_neither_by_their_time_nor
     until("a day after the last repair", is_daily).await;
     house.fixture.hub.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_whose_look_or_count_hangs_holds_up_nothing_of_the_others_nor_its_own_lease() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.upkeep_period = Duration::from_millis(50);
+        config.limits.lease_seconds = 4;
+    })
+    .await;
+    for name in ["one", "two"] {
+        house.client.reconcile_repository(name, &REPAIR).await.unwrap();
+    }
+    // As threads hold them that wait for a share: the look of one, and the count of the other.
+    let core = house.fixture.hub.app().core.clone();
+    let id = async |name: &str| house.client.get_repository(name).await.unwrap().repository_id;
+    let (one, two) = (id("one").await, id("two").await);
+    let _looks = core.repositories.checking(&one, Duration::from_secs(60)).await.unwrap();
+    let _counts = core.repositories.counting(&two).await;
+    let path = std::path::PathBuf::from(house.path("two"));
+    let lease = || sendense_repo::owner::read(&path).unwrap().unwrap().lease_until;
+    let before = lease();
+    clock.advance_seconds(1);
+    until("the lease is renewed", async || lease() > before).await;
+    clock.advance_seconds(25 * 3600);
+    until("the other is looked through", async || house.reports().await.iter().any(|one| one.made_by == "daily")).await;
+    house.fixture.hub.shutdown().await;
+}
