@@ -169,14 +169,27 @@ impl Repository {
         if self.is_merging(vm, id) {
             return Ok(());
         }
-        // Somebody who reads the points before they are set right is in the way, and told of: the next look tries again.
-        let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover")?;
+        let guard = match self.take_up(vm, id) {
+            Some(kept) => kept,
+            None => {
+                // Somebody who reads the points before they are set right is in the way, and told of: the next look tries again.
+                let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover")?;
+                // Since the folder was listed that merge may have ended and another have begun, which prepares its files now.
+                if self.is_merging(vm, id) {
+                    return Ok(());
+                }
+                guard
+            }
+        };
+        let may_have_begun = merge::may_have_begun(self, vm, id);
         match merge::finish(self, vm, id, turn, now) {
             Ok(merge::Finished::Merged) => report.merged.push((vm.clone(), id.clone())),
             Ok(merge::Finished::NotBegun) => {}
             Err(error) => {
-                // As in `merge`: nobody touches the points before a start has finished it.
-                std::mem::forget(guard);
+                // As in `merge`: nobody touches points that may lie between two states. Others are as they were.
+                if may_have_begun {
+                    self.set_aside(vm, id, guard);
+                }
                 return Err(error);
             }
         }

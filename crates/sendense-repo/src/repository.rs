@@ -14,7 +14,7 @@ use crate::lock::{ChainGuard, ChainLocks, Claim as LockClaim, Operation};
 use crate::owner::{self, Ownership};
 use parking_lot::Mutex;
 use sendense_types::{BackupId, Timestamp, VmContextId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +59,8 @@ struct Inner {
     holds_turn: Mutex<()>,
     /// The points into which this process merges others now.
     merging: Mutex<BTreeSet<(VmContextId, BackupId)>>,
+    /// Claims on points that lie between two states, by the point that others were to be merged into: kept until that is done.
+    set_aside: Mutex<BTreeMap<(VmContextId, BackupId), ChainGuard>>,
 }
 
 /// Says that a merge into a point is under way, until it is dropped.
@@ -111,6 +113,7 @@ impl Repository {
             capacity: Capacity::new(path, bounds, held_bytes),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
+            set_aside: Mutex::default(),
         })))
     }
 
@@ -126,6 +129,7 @@ impl Repository {
             capacity: Capacity::new(path, Bounds::default(), 0),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
+            set_aside: Mutex::default(),
         })))
     }
 
@@ -203,6 +207,16 @@ impl Repository {
     /// True while this process merges others into this point.
     pub(crate) fn is_merging(&self, vm: &VmContextId, successor: &BackupId) -> bool {
         self.0.merging.lock().contains(&(vm.clone(), successor.clone()))
+    }
+
+    /// Keeps a claim on points that a merge could not set right, so that nobody touches them before a later look does.
+    pub(crate) fn set_aside(&self, vm: &VmContextId, successor: &BackupId, guard: ChainGuard) {
+        self.0.set_aside.lock().insert((vm.clone(), successor.clone()), guard);
+    }
+
+    /// The claim that was kept, for whoever goes on with that merge.
+    pub(crate) fn take_up(&self, vm: &VmContextId, successor: &BackupId) -> Option<ChainGuard> {
+        self.0.set_aside.lock().remove(&(vm.clone(), successor.clone()))
     }
 
     /// Whose turn it is to change a hold: one at a time, for all points.

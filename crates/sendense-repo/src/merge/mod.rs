@@ -30,7 +30,7 @@ mod switch;
 pub(crate) use intent::Intent;
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
-pub(crate) use switch::{Finished, finish, points_of};
+pub(crate) use switch::{Finished, finish, may_have_begun, points_of};
 
 use crate::chain::Link;
 use crate::crashsafe;
@@ -310,8 +310,8 @@ impl Merge<'_> {
                 return Err(error);
             }
         };
-        // No error is a way back from here on: the intent is durable. The claim is kept for good then: between the two states
-        // the points read as damaged, which they are not. The next start goes on.
+        // No error is a way back from here on: the intent is durable. The claim is kept then: between the two states the
+        // points read as damaged, which they are not. The next start, or the next look at the repository, goes on.
         let finish = || switch::finish(repository, vm, &self.plan.successor, &turn, now());
         match finish().or_else(|_| finish()) {
             Ok(Finished::Merged) => drop(alone),
@@ -320,7 +320,7 @@ impl Merge<'_> {
                 return Err(conflict("at the last moment something came up that keeps the point"));
             }
             Err(error) => {
-                std::mem::forget(alone);
+                repository.set_aside(vm, &self.plan.successor, alone);
                 return Err(error.within("the points are set aside until the next start of the hub, which goes on"));
             }
         }

@@ -34,14 +34,28 @@ pub(crate) enum Finished {
 
 /// The points that a merge into this one is about, as far as its folder tells.
 pub(crate) fn points_of(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> BTreeSet<BackupId> {
-    let relative = layout::merge_dir(vm, successor).join(layout::INTENT_FILE);
-    let bytes = crashsafe::read_small(repository.root(), &relative, INTENT_BYTES_MAX).unwrap_or_default();
-    let going = intent::read(&bytes, successor).map(|intent| intent.going);
+    let going = intent_of(repository, vm, successor).map(|intent| intent.going);
     going.into_iter().chain([successor.clone()]).collect()
+}
+
+/// True unless it is certain that no name has changed: there is no intent, or half of one, which was synced before the first.
+pub(crate) fn may_have_begun(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> bool {
+    let intent = intent_of(repository, vm, successor);
+    !intent.is_err_and(|error| matches!(error.kind, Kind::NotFound | Kind::Invalid))
+}
+
+fn intent_of(repository: &Repository, vm: &VmContextId, successor: &BackupId) -> Result<Intent> {
+    let relative = layout::merge_dir(vm, successor).join(layout::INTENT_FILE);
+    let bytes = crashsafe::read_small(repository.root(), &relative, INTENT_BYTES_MAX)?;
+    intent::read(&bytes, successor)
 }
 
 /// Goes forward by the intent, or removes what was prepared when there is none. In one turn: another hub that took the repository
 /// in the middle would finish it, and might merge into the same point again before this one goes on.
+///
+/// # Errors
+/// Whatever keeps the points from being set right. That the folder stays of a merge that is done is none: the next look at it
+/// finds all in place, and removes it.
 pub(crate) fn finish(
     repository: &Repository,
     vm: &VmContextId,
@@ -49,31 +63,31 @@ pub(crate) fn finish(
     turn: &Turn,
     now: Timestamp,
 ) -> Result<Finished> {
-    let relative = layout::merge_dir(vm, successor);
-    let intent = match crashsafe::read_small(repository.root(), &relative.join(layout::INTENT_FILE), INTENT_BYTES_MAX) {
-        Ok(bytes) => intent::read(&bytes, successor),
-        Err(error) => Err(error),
-    };
-    match intent {
-        Ok(intent) => {
-            let done = forward(repository, vm, &intent, now)?;
-            abandon(repository, vm, successor, turn)?;
-            Ok(done)
-        }
+    let done = match intent_of(repository, vm, successor) {
+        Ok(intent) => forward(repository, vm, &intent, now)?,
         // No intent, or half of one: it was synced before the first move, so nothing was moved.
-        Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => {
-            abandon(repository, vm, successor, turn)?;
-            Ok(Finished::NotBegun)
+        Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Finished::NotBegun,
+        Err(error) => return Err(error),
+    };
+    match (abandon(repository, vm, successor, turn), done) {
+        (Ok(()), _) => {}
+        (Err(error), Finished::NotBegun) => return Err(error),
+        (Err(error), Finished::Merged) => {
+            let error = sendense_block::error::chain(&error);
+            tracing::warn!(%successor, vm_context_id = %vm, error, "the folder of a merge that is done stays for now");
         }
-        Err(error) => Err(error),
     }
+    Ok(done)
 }
 
-/// Removes the folder with all that is in it, the intent first. The name says nothing of who made it: hence the turn.
+/// Removes the folder with all that is in it, the intent first; nothing when it is gone already. The name says nothing of who made it: hence the turn.
 pub(super) fn abandon(repository: &Repository, vm: &VmContextId, successor: &BackupId, _turn: &Turn) -> Result<()> {
     let (fs, dir) = (repository.fs(), repository.at(layout::merge_dir(vm, successor)));
     crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
-    crashsafe::sync_dir(fs, &dir)?;
+    match crashsafe::sync_dir(fs, &dir) {
+        Err(error) if error.kind == Kind::NotFound => return Ok(()),
+        synced => synced?,
+    }
     clear(repository, vm, &dir)
 }
 

@@ -42,14 +42,19 @@ impl Copies {
 pub(super) struct Try<'a> {
     pub(super) root: &'a Path,
     /// None when the fault was met before the repository was open.
-    repository: Option<Repository>,
+    pub(super) repository: Option<Repository>,
     pub(super) result: Result<()>,
     /// The step that met the fault.
     pub(super) met: String,
 }
 
 /// Does the work with the fault at its first step, its second, and so on, until it is done before the fault is met.
-fn at_each_step(root: &Path, fault: Fault, work: impl Fn(&Repository) -> Result<()>, check: impl Fn(&Try<'_>)) {
+pub(super) fn at_each_step(
+    root: &Path,
+    fault: Fault,
+    work: impl Fn(&Repository) -> Result<()>,
+    check: impl Fn(&Try<'_>),
+) {
     at_each_step_of(root, Renames::AtOnce, fault, work, check);
 }
 
@@ -81,6 +86,19 @@ pub(super) fn at_each_step_of(
         check(&Try { root: &root, repository, result, met });
     }
     panic!("the work does not end");
+}
+
+impl Try<'_> {
+    /// Who was told that it failed, and finds the point free, has it as it was. `before` is its manifest of then.
+    pub(super) fn check_word(&self, point: &Point, before: &[u8]) {
+        let Some(repository) = &self.repository else { return };
+        let manifest = std::fs::read(self.root.join(layout::manifest(&point.vm, &point.id))).unwrap();
+        let is_free = repository.locks().held().is_empty();
+        match &self.result {
+            Ok(()) => assert!(manifest != before && is_free, "{}", self.met),
+            Err(error) => assert!(manifest == before || !is_free, "{}: {error:?}", self.met),
+        }
+    }
 }
 
 /// What lies in the folder, without a record that was cut off while it was written: the next one takes its place.

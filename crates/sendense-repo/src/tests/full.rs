@@ -3,6 +3,7 @@
 use super::faults::at_each_step_of;
 use crate::delete::Extent;
 use crate::error::Kind;
+use crate::layout;
 use crate::lock::Operation;
 use crate::testing::before::{Before, delete};
 use crate::testing::stage::{EIO, ENOSPC, Fault, Renames};
@@ -90,6 +91,7 @@ fn shapes_of_chains() {
 /// At every step the points are whole, and what did not happen can be done again.
 fn faults(renames: Renames, faults: &[Fault]) {
     let (before, third) = chain();
+    let manifest = std::fs::read(before.root().join(layout::manifest(&third.vm, &third.id))).unwrap();
     for fault in faults {
         at_each_step_of(
             &before.root(),
@@ -97,6 +99,7 @@ fn faults(renames: Renames, faults: &[Fault]) {
             *fault,
             |repository| make_full(repository, &third),
             |tried| {
+                tried.check_word(&third, &manifest);
                 let all = [&before.first, &before.second, &third, &before.other];
                 let survived = world::survive(tried.root, &all, &[], Care::Now);
                 survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));

@@ -1,6 +1,6 @@
 //! Merging a point into its successor: what it refuses, what every fault leaves, what it costs.
 
-use super::faults::at_each_step_of;
+use super::faults::{at_each_step, at_each_step_of, gone_at};
 use crate::delete::Extent;
 use crate::error::{Kind, Result};
 use crate::layout;
@@ -13,7 +13,7 @@ use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, pattern, 
 use crate::testing::{now, qemu};
 use crate::verify::{Depth, Progress};
 use sendense_block::Cancel;
-use sendense_types::{BackupType, DiskNumber};
+use sendense_types::{BackupId, BackupType, DiskNumber, VmContextId};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -264,6 +264,7 @@ fn damaged_blocks_are_not_moved() {
 /// happen can be made again.
 fn faults(renames: Renames, faults: &[Fault]) {
     let (before, third) = chain();
+    let manifest = std::fs::read(before.root().join(layout::manifest(&third.vm, &third.id))).unwrap();
     for fault in faults {
         at_each_step_of(
             &before.root(),
@@ -271,6 +272,7 @@ fn faults(renames: Renames, faults: &[Fault]) {
             *fault,
             |repository| world::merge(repository, &before.second),
             |tried| {
+                tried.check_word(&third, &manifest);
                 let others = [&before.first, &third, &before.other];
                 let (must, may): (Vec<&Point>, Vec<&Point>) = match &tried.result {
                     Ok(()) => (others.to_vec(), Vec::new()),
@@ -323,9 +325,8 @@ fn room_is_counted_and_given_back() {
 fn an_old_intent_is_not_carried_out() {
     let (before, third) = chain();
     // Gone just before the first file takes its name: the intent is there.
-    let root = super::faults::gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| {
-        world::merge(repository, &before.second)
-    });
+    let root =
+        gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| world::merge(repository, &before.second));
     let folder = root.path().join(layout::merge_dir(&third.vm, &third.id));
     assert!(folder.join(layout::INTENT_FILE).exists());
     // Without start-up the hub would not do this; a person with another program might.
@@ -337,14 +338,82 @@ fn an_old_intent_is_not_carried_out() {
     world::check_bytes(&repository, &before.second).unwrap();
 }
 
+/// Two look at a repository at once, and the other ends the merge that both found: nobody is locked out of its points.
+#[test]
+fn a_merge_that_ended_since_it_was_listed_is_in_nobodys_way() {
+    /// Whoever is asked of a draft, which is listed before the merge, ends the merge.
+    struct Other<'a>(&'a Repository);
+    impl crate::recover::Catalog for Other<'_> {
+        fn is_live(&self, _vm: &VmContextId, _draft: &BackupId) -> bool {
+            let report = self.0.recover(&Amnesia, now()).unwrap();
+            assert_eq!((report.merged.len(), report.problems.len()), (1, 0), "{report:?}");
+            true
+        }
+
+        fn knows(&self, _vm: &VmContextId, _point: &BackupId) -> bool {
+            true
+        }
+    }
+    let (before, third) = chain();
+    let root =
+        gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| world::merge(repository, &before.second));
+    let repository = world::open(root.path()).unwrap();
+    std::fs::create_dir(root.path().join(layout::draft_dir(&third.vm, &"bk-4".parse().unwrap()))).unwrap();
+    let report = repository.recover(&Other(&repository), now()).unwrap();
+    assert_eq!((report.live.len(), report.merged.len(), report.problems.len()), (1, 0, 0), "{report:?}");
+    assert_eq!(repository.locks().held(), []);
+    world::check_bytes(&repository, &third).unwrap();
+}
+
+/// Where it is certain that nothing was moved, trouble with the folder locks nobody out; the next look removes it.
+#[test]
+fn a_folder_without_an_intent_that_cannot_be_removed_is_in_nobodys_way() {
+    let (before, third) = chain();
+    let root =
+        gone_at(&before.root(), "sync folder vm-a/.merge-bk-3", |repository| world::merge(repository, &before.second));
+    let recover = |repository: &Repository| {
+        let report = repository.recover(&Amnesia, now())?;
+        report.problems.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    };
+    at_each_step(root.path(), Fault::Once(EIO), recover, |tried| {
+        let Some(repository) = &tried.repository else { return };
+        assert_eq!(repository.locks().held(), [], "{}", tried.met);
+        recover(repository).unwrap_or_else(|error| panic!("{}: {error:?}", tried.met));
+        world::check_bytes(repository, &third).unwrap();
+        assert_eq!(tree(tried.root), tree_of(before.points().into_iter().chain([&third])), "{}", tried.met);
+    });
+}
+
+/// Points that could not be set right are nobody's until a look at the repository, in the same process, has gone on.
+#[test]
+fn what_was_set_aside_is_taken_up_by_the_next_look() {
+    let (before, third) = chain();
+    let root =
+        gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| world::merge(repository, &before.second));
+    // What keeps it from going on, and goes away again.
+    let image = root.path().join(layout::image(&third.vm, DiskNumber(0), &third.id));
+    let repository = world::open(root.path()).unwrap();
+    let kept = image.with_extension("kept");
+    std::fs::rename(&image, &kept).unwrap();
+    std::fs::create_dir(&image).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!((report.merged.len(), report.problems.len()), (0, 1), "{report:?}");
+    assert_eq!(repository.locks().held().len(), 1);
+    std::fs::remove_dir(&image).unwrap();
+    std::fs::rename(&kept, &image).unwrap();
+    let report = repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!((report.merged.len(), report.problems.len()), (1, 0), "{report:?}");
+    assert_eq!(repository.locks().held(), []);
+    world::check_bytes(&repository, &third).unwrap();
+    assert_eq!(tree(root.path()), tree_of([&before.first, &third, &before.other]));
+}
+
 /// Between the intent and the start that reads it somebody said that the point must stay, or took away what lies below.
 #[test]
 fn an_intent_is_weighed_again_before_the_first_name_changes() {
     let (before, third) = chain();
     let cut_off = || {
-        super::faults::gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| {
-            world::merge(repository, &before.second)
-        })
+        gone_at(&before.root(), "link .merge-bk-3/disk-0.qcow2", |repository| world::merge(repository, &before.second))
     };
     let root = cut_off();
     let repository = world::open(root.path()).unwrap();
