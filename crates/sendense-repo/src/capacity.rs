@@ -23,7 +23,8 @@ const STEP_BYTES: u64 = 64 << 20;
 pub struct Storage {
     /// All of it: the file system's size, or the limit if that is less.
     pub total_bytes: u64,
-    /// What published points hold (allocated bytes), or what others hold on the same file system.
+    /// What published points hold (allocated bytes), or what others hold on the same file system. At the least, while the files
+    /// are still being counted.
     pub used_bytes: u64,
     /// What new points may still write, promises to running backups deducted.
     pub available_bytes: u64,
@@ -45,6 +46,14 @@ impl Bounds {
     }
 }
 
+/// What a walk through the files found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub held_bytes: u64,
+    /// Every file was met, and nobody added or removed any meanwhile.
+    pub is_exact: bool,
+}
+
 /// Keeps the promises. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Capacity {
@@ -59,9 +68,19 @@ struct State {
     promised_bytes: u64,
     /// What this repository's files hold; kept only for the limit.
     held_bytes: u64,
+    /// They hold more perhaps: not all were met yet.
+    is_at_least: bool,
+    /// How often what they hold changed, so that a count in which it did is known. Files are counted while nobody holds this lock:
+    /// it is taken for sums only, and whoever asks for the bounds waits for no file system.
+    changes: u64,
 }
 
 impl State {
+    fn change(&mut self, held_bytes: u64) {
+        self.held_bytes = held_bytes;
+        self.changes += 1;
+    }
+
     fn available(&self, file_system: &FileSystem) -> u64 {
         self.unwritten(file_system).saturating_sub(self.promised_bytes)
     }
@@ -78,9 +97,9 @@ impl State {
 }
 
 impl Capacity {
-    /// The capacity of a folder whose files hold `held_bytes` now.
-    pub(crate) fn new(root: &Path, bounds: Bounds, held_bytes: u64) -> Self {
-        let state = State { bounds, promised_bytes: 0, held_bytes };
+    /// The capacity of a folder whose files hold so much now; at the least, if the count is not exact.
+    pub(crate) fn new(root: &Path, bounds: Bounds, held: Count) -> Self {
+        let state = State { bounds, held_bytes: held.held_bytes, is_at_least: !held.is_exact, ..State::default() };
         Self { root: root.to_owned(), state: Arc::new(Mutex::new(state)) }
     }
 
@@ -90,14 +109,23 @@ impl Capacity {
     }
 
     /// Sets other bounds. What was promised stays promised. A first limit needs to know what the files hold: `count` says so, or
-    /// `None` when it cannot be known now; then nothing is changed, and false is returned.
+    /// `None` when it cannot be known now; then nothing is changed, and false is returned. As much when somebody wrote meanwhile.
     pub(crate) fn set_bounds(&self, bounds: Bounds, count: impl FnOnce() -> Result<Option<u64>>) -> Result<bool> {
+        let changes = {
+            let mut state = self.state.lock();
+            if bounds.limit_bytes.is_none() || state.bounds.limit_bytes.is_some() {
+                state.bounds = bounds;
+                return Ok(true);
+            }
+            state.changes
+        };
+        let Some(held_bytes) = count()? else { return Ok(false) };
         let mut state = self.state.lock();
-        if bounds.limit_bytes.is_some() && state.bounds.limit_bytes.is_none() {
-            let Some(held_bytes) = count()? else { return Ok(false) };
-            state.held_bytes = held_bytes;
+        if state.changes != changes {
+            return Ok(false);
         }
-        state.bounds = bounds;
+        state.change(held_bytes);
+        (state.bounds, state.is_at_least) = (bounds, false);
         Ok(true)
     }
 
@@ -130,17 +158,29 @@ impl Capacity {
     /// Published files take (positive) or deleted ones give back (negative) room under the limit.
     pub(crate) fn settle(&self, bytes: i64) {
         let mut state = self.state.lock();
-        state.held_bytes = state.held_bytes.saturating_add_signed(bytes);
+        let held_bytes = state.held_bytes.saturating_add_signed(bytes);
+        state.change(held_bytes);
     }
 
-    /// Counts anew what the files hold. `count` says so, or `None` to leave it as it is; meanwhile no room is promised or spent.
-    pub(crate) fn recount(&self, count: impl FnOnce() -> Result<Option<u64>>) -> Result<()> {
+    /// Counts anew what the files hold. Where somebody adds or removes some meanwhile, all stays as it is, unless what is known is
+    /// only what they hold at the least: then a count that was disturbed may still show that it is more. `count` is told
+    /// whether that is so.
+    pub(crate) fn recount(&self, count: impl FnOnce(bool) -> Result<Option<Count>>) -> Result<()> {
+        let (changes, is_at_least) = {
+            let state = self.state.lock();
+            if state.bounds.limit_bytes.is_none() {
+                return Ok(());
+            }
+            (state.changes, state.is_at_least)
+        };
+        let Some(found) = count(is_at_least)? else { return Ok(()) };
         let mut state = self.state.lock();
-        if state.bounds.limit_bytes.is_none() {
-            return Ok(());
-        }
-        if let Some(held_bytes) = count()? {
-            state.held_bytes = held_bytes;
+        if found.is_exact && state.changes == changes {
+            state.change(found.held_bytes);
+            state.is_at_least = false;
+        } else if state.is_at_least {
+            let held_bytes = state.held_bytes.max(found.held_bytes);
+            state.change(held_bytes);
         }
         Ok(())
     }
@@ -205,7 +245,8 @@ impl Reservation {
         // What was written is either published (and then settled with its true size) or removed: not held by us.
         let mut state = self.capacity.state.lock();
         state.promised_bytes = state.promised_bytes.saturating_sub(given.promised_bytes);
-        state.held_bytes = state.held_bytes.saturating_sub(given.written_bytes);
+        let held_bytes = state.held_bytes.saturating_sub(given.written_bytes);
+        state.change(held_bytes);
     }
 
     /// So much was written by an earlier life of the draft: it is counted with the repository's files already, and given back
@@ -238,7 +279,8 @@ impl Reservation {
         left.written_bytes += bytes;
         let mut state = self.capacity.state.lock();
         state.promised_bytes = state.promised_bytes.saturating_sub(bytes);
-        state.held_bytes = state.held_bytes.saturating_add(bytes);
+        let held_bytes = state.held_bytes.saturating_add(bytes);
+        state.change(held_bytes);
         Ok(())
     }
 }
@@ -293,10 +335,14 @@ mod tests {
         assert_eq!(capacity.storage().unwrap().available_bytes, 100 * MIB);
     }
 
+    fn exact(held_mib: u64) -> Count {
+        Count { held_bytes: held_mib * MIB, is_exact: true }
+    }
+
     fn limited(limit_mib: u64, held_mib: u64) -> (tempfile::TempDir, Capacity) {
         let dir = tempfile::tempdir().unwrap();
         let bounds = Bounds { limit_bytes: Some(limit_mib * MIB), floor_bytes: None };
-        let capacity = Capacity::new(dir.path(), bounds, held_mib * MIB);
+        let capacity = Capacity::new(dir.path(), bounds, exact(held_mib));
         (dir, capacity)
     }
 
@@ -333,7 +379,7 @@ mod tests {
     #[test]
     fn more_than_the_file_system_has_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let capacity = Capacity::new(dir.path(), Bounds::default(), 0);
+        let capacity = Capacity::new(dir.path(), Bounds::default(), exact(0));
         assert_eq!(capacity.reserve(u64::MAX / 2).unwrap_err().kind, Kind::NoSpace);
         let storage = capacity.storage().unwrap();
         assert!(storage.used_bytes + storage.available_bytes <= storage.total_bytes);
@@ -383,5 +429,66 @@ mod tests {
         assert_eq!(capacity.bounds().limit_bytes, None);
         assert!(capacity.set_bounds(limit, || Ok(Some(70 * MIB))).unwrap());
         assert_eq!(capacity.storage().unwrap().available_bytes, 30 * MIB);
+    }
+
+    /// Counting takes as long as it takes: whoever asks, promises and writes meanwhile waits for none of it.
+    #[test]
+    fn nobody_waits_for_a_count_and_one_that_was_disturbed_is_not_taken() {
+        let (_dir, capacity) = limited(100, 10);
+        let promise = capacity.reserve(20 * MIB).unwrap();
+        let used = || capacity.storage().unwrap().used_bytes;
+        // Before the lock was given up for the count, any of these stood still for ever.
+        let disturbed = |_: bool| {
+            assert!(capacity.state.try_lock().is_some(), "whoever renews a lease asks for the bounds");
+            promise.spend(5 * MIB).unwrap();
+            Ok(Some(exact(77)))
+        };
+        capacity.recount(disturbed).unwrap();
+        assert_eq!(used(), 15 * MIB);
+        capacity.recount(|_| Ok(Some(Count { is_exact: false, ..exact(77) }))).unwrap();
+        assert_eq!(used(), 15 * MIB, "somebody added or removed files");
+        capacity.recount(|_| Ok(Some(exact(14)))).unwrap();
+        assert_eq!(used(), 14 * MIB);
+        // A first limit, too, waits for a moment in which nobody writes.
+        let (none, limit) = (Bounds::default(), capacity.bounds());
+        assert!(capacity.set_bounds(none, || unreachable!("no limit")).unwrap());
+        let disturbed = || {
+            assert_eq!(capacity.bounds(), none);
+            capacity.settle(1);
+            Ok(Some(3 * MIB))
+        };
+        assert!(!capacity.set_bounds(limit, disturbed).unwrap());
+        assert_eq!(capacity.bounds(), none);
+        assert!(capacity.set_bounds(limit, || Ok(Some(3 * MIB))).unwrap());
+        assert_eq!((capacity.bounds(), used()), (limit, 3 * MIB));
+    }
+
+    /// Not all files were met: the limit holds for what is known, and that only grows until they were.
+    #[test]
+    fn what_is_held_at_the_least_counts_until_it_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let bounds = Bounds { limit_bytes: Some(100 * MIB), floor_bytes: None };
+        let capacity = Capacity::new(dir.path(), bounds, Count { is_exact: false, ..exact(40) });
+        let used = || capacity.storage().unwrap().used_bytes;
+        assert_eq!(capacity.reserve(61 * MIB).unwrap_err().kind, Kind::NoSpace);
+        let promise = capacity.reserve(10 * MIB).unwrap();
+        let count = |found: Count| {
+            capacity.recount(|is_at_least| {
+                assert!(is_at_least);
+                Ok(Some(found))
+            })
+        };
+        count(Count { is_exact: false, ..exact(70) }).unwrap();
+        count(Count { is_exact: false, ..exact(30) }).unwrap();
+        assert_eq!(used(), 70 * MIB);
+        drop(promise);
+        count(exact(30)).unwrap();
+        assert_eq!(used(), 30 * MIB);
+        let known = |is_at_least: bool| {
+            assert!(!is_at_least);
+            Ok(None)
+        };
+        capacity.recount(known).unwrap();
+        assert_eq!(used(), 30 * MIB);
     }
 }

@@ -52,6 +52,11 @@ impl Operation {
     /// Every operation.
     pub const ALL: [Self; 6] = [Self::Backup, Self::Read, Self::Verify, Self::Delete, Self::Merge, Self::Move];
 
+    /// True when files come or go under its claim. (A merge prepares its own as a reader; it is counted as it writes them.)
+    const fn changes_files(self) -> bool {
+        !matches!(self, Self::Read | Self::Verify)
+    }
+
     /// The table above.
     const fn meets(self, other: Self) -> Meeting {
         use Operation::{Backup, Delete, Merge, Move, Read, Verify};
@@ -138,6 +143,8 @@ pub struct ChainLocks(Arc<Mutex<Table>>);
 struct Table {
     next: u64,
     held: BTreeMap<u64, Claim>,
+    /// How many claims were taken by those who add or remove files.
+    changing: u64,
     /// No claim is taken any more.
     shut: bool,
 }
@@ -158,6 +165,7 @@ impl ChainLocks {
         }
         let id = table.next;
         table.next += 1;
+        table.changing += u64::from(claim.operation.changes_files());
         table.held.insert(id, claim);
         Ok(ChainGuard { locks: self.clone(), id })
     }
@@ -201,6 +209,13 @@ impl ChainLocks {
         let table = self.0.lock();
         let claims = table.held.values().filter(|claim| claim.operation == Operation::Delete && claim.vm == *vm);
         claims.flat_map(|claim| claim.points.iter().cloned()).collect()
+    }
+
+    /// Nothing while somebody adds or removes files; else a number that is another as soon as somebody has begun to.
+    pub(crate) fn stillness(&self) -> Option<u64> {
+        let table = self.0.lock();
+        let is_still = !table.held.values().any(|claim| claim.operation.changes_files());
+        is_still.then_some(table.changing)
     }
 
     /// Everything that is held now.
@@ -335,6 +350,19 @@ mod tests {
         let _delete = locks.acquire(claim(Operation::Delete, "vm", &["p"])).unwrap();
         // Would take a minute if it waited for this.
         assert!(locks.acquire_patiently(read(), Duration::from_secs(60)).is_err());
+    }
+
+    #[test]
+    fn stillness_ends_with_whoever_adds_or_removes_files_and_is_another_afterwards() {
+        for operation in Operation::ALL {
+            let locks = ChainLocks::default();
+            let before = locks.stillness().unwrap();
+            let held = locks.acquire(claim(operation, "vm", &["p"])).unwrap();
+            let changes = !matches!(operation, Operation::Read | Operation::Verify);
+            assert_eq!(locks.stillness().is_none(), changes, "{operation}");
+            drop(held);
+            assert_eq!(locks.stillness() != Some(before), changes, "{operation}");
+        }
     }
 
     #[test]

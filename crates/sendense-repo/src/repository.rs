@@ -6,7 +6,7 @@
 //! Invariant: nothing is written through a repository that was opened read-only, and nothing is published or deleted
 //! without the owner record having been checked just before.
 
-use crate::capacity::{Bounds, Capacity, Storage};
+use crate::capacity::{Bounds, Capacity, Count, Storage};
 use crate::crashsafe::{self, Fs, Kindred, System};
 use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
@@ -18,11 +18,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a merge may take for the change of names and the removal of large files before one who waits gives up. Not in
 /// tests, which hold such claims by hand.
 const MERGE_WAIT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(30) };
+
+/// How long files are counted before the repository is open: a quarter of what the hub gives the opening. A share that answers
+/// slowly, or holds many, is opened all the same, and counted by [`Repository::recover`].
+const COUNT_TIME: Duration = Duration::from_secs(5);
 
 /// How a repository is opened for writing.
 #[derive(Debug, Clone)]
@@ -74,7 +78,8 @@ impl Drop for MergeMark {
 
 impl Repository {
     /// Opens a repository for writing and takes it (see [`crate::owner`]). Call [`Repository::recover`] before anything is
-    /// begun in it.
+    /// begun in it. With a limit, what its files hold is counted; where that takes long, what was met until then counts as
+    /// held, and [`Repository::recover`] counts the rest.
     ///
     /// # Errors
     /// [`Kind::Owned`] when another may be at work in it, [`Kind::NotFound`] when it is none.
@@ -97,20 +102,34 @@ impl Repository {
 
     /// The same on a given file system, for tests that watch or break it.
     pub(crate) fn open_on(fs: Arc<dyn Fs>, path: &Path, options: Options, now: Timestamp) -> Result<Self> {
+        Self::open_counting(fs, path, options, COUNT_TIME, now)
+    }
+
+    /// The same with other time to count files in.
+    pub(crate) fn open_counting(
+        fs: Arc<dyn Fs>,
+        path: &Path,
+        options: Options,
+        count_time: Duration,
+        now: Timestamp,
+    ) -> Result<Self> {
         let within = |error: Error| error.within(format!("open the repository {}", path.display()));
         prepare(&*fs, path, options.create).map_err(within)?;
         let ownership = Ownership::take(path, fs.clone(), options.claim, now).map_err(within)?;
         let bounds = Bounds { limit_bytes: options.limit_bytes, floor_bytes: options.floor_bytes };
-        let held_bytes = match bounds.limit_bytes {
-            Some(_) => held_bytes(path).map_err(within)?,
-            None => 0,
+        let held = match bounds.limit_bytes {
+            Some(_) => count_files(path, Some(Instant::now() + count_time)).map_err(within)?,
+            None => Count { held_bytes: 0, is_exact: true },
         };
+        if !held.is_exact {
+            tracing::info!(repository = %path.display(), "it takes long to count its files: opened before that is done");
+        }
         Ok(Self(Arc::new(Inner {
             root: path.to_owned(),
             fs,
             ownership: Some(ownership),
             locks: ChainLocks::default(),
-            capacity: Capacity::new(path, bounds, held_bytes),
+            capacity: Capacity::new(path, bounds, held),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
             set_aside: Mutex::default(),
@@ -126,7 +145,7 @@ impl Repository {
             fs: Arc::new(System),
             ownership: None,
             locks: ChainLocks::default(),
-            capacity: Capacity::new(path, Bounds::default(), 0),
+            capacity: Capacity::new(path, Bounds::default(), Count { held_bytes: 0, is_exact: true }),
             holds_turn: Mutex::new(()),
             merging: Mutex::default(),
             set_aside: Mutex::default(),
@@ -162,7 +181,10 @@ impl Repository {
     /// Sets other bounds for what is written from now on. False when a first limit has to wait: somebody adds or removes files at
     /// this moment, and what they take is not known.
     pub fn set_bounds(&self, bounds: Bounds) -> Result<bool> {
-        self.0.capacity.set_bounds(bounds, || self.count())
+        self.0.capacity.set_bounds(bounds, || {
+            let found = self.count(false)?;
+            Ok(found.filter(|found| found.is_exact).map(|found| found.held_bytes))
+        })
     }
 
     /// Extends the lease. The hub calls it at a third of the lease's length; [`Kind::Fenced`] means: stop using this
@@ -224,14 +246,20 @@ impl Repository {
         &self.0.holds_turn
     }
 
-    /// Counts anew what the files take, unless somebody adds or removes some now and keeps the count himself.
+    /// Counts anew what the files take, unless somebody adds or removes some now and keeps the count himself. Nobody waits for it.
     pub(crate) fn recount(&self) -> Result<()> {
-        self.0.capacity.recount(|| self.count())
+        self.0.capacity.recount(|is_at_least| self.count(is_at_least))
     }
 
-    fn count(&self) -> Result<Option<u64>> {
-        let changes = |claim: &LockClaim| !matches!(claim.operation, Operation::Read | Operation::Verify);
-        if self.0.locks.held().iter().any(changes) { Ok(None) } else { held_bytes(&self.0.root).map(Some) }
+    /// What the files take; nothing while somebody adds or removes some, unless a lower bound is good as well.
+    fn count(&self, at_least: bool) -> Result<Option<Count>> {
+        let still = self.0.locks.stillness();
+        if still.is_none() && !at_least {
+            return Ok(None);
+        }
+        let found = count_files(&self.0.root, None)?;
+        let is_exact = found.is_exact && still.is_some() && self.0.locks.stillness() == still;
+        Ok(Some(Count { is_exact, ..found }))
     }
 
     /// The absolute path of something in it.
@@ -325,18 +353,26 @@ fn prepare(fs: &dyn Fs, path: &Path, create: Create) -> Result<()> {
     }
 }
 
-/// What the files of a repository take on the file system.
-fn held_bytes(root: &Path) -> Result<u64> {
-    let mut bytes = 0u64;
+/// What the files of a repository take on the file system, as far as there is time to look.
+fn count_files(root: &Path, until: Option<Instant>) -> Result<Count> {
+    let mut held_bytes = 0u64;
     let mut folders = vec![(root.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
-        for (name, kind) in crashsafe::entries(&folder)? {
+        let entries = match crashsafe::entries(&folder) {
+            // It went since its name was read: others are at work.
+            Err(error) if error.kind == Kind::NotFound && depth > 0 => continue,
+            entries => entries?,
+        };
+        for (name, kind) in entries {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(Count { held_bytes, is_exact: false });
+            }
             let path = folder.join(name);
             match kind {
                 // <repository>/<vm>/<disk>/<file>: nothing of ours lies deeper.
                 Kindred::Directory if depth < 2 => folders.push((path, depth + 1)),
                 Kindred::File => match path.symlink_metadata() {
-                    Ok(metadata) => bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512)),
+                    Ok(metadata) => held_bytes = held_bytes.saturating_add(metadata.blocks().saturating_mul(512)),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                     Err(error) => return Err(crashsafe::failed("stat", &path, error)),
                 },
@@ -344,7 +380,7 @@ fn held_bytes(root: &Path) -> Result<u64> {
             }
         }
     }
-    Ok(bytes)
+    Ok(Count { held_bytes, is_exact: true })
 }
 
 #[cfg(test)]

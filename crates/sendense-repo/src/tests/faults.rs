@@ -12,6 +12,7 @@ use crate::testing::stage::{EIO, ENOSPC, Fault, Faults, Renames, Stage};
 use crate::testing::world::{self, Amnesia, Care, Point, back_up, tree, tree_of};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Far more than the machines have, so that every byte is counted and none is refused.
 const LIMIT_BYTES: u64 = 1 << 30;
@@ -272,6 +273,38 @@ fn start_up_gives_back_the_room_of_what_it_removes() {
     repository.recover(&Amnesia, now()).unwrap();
     assert_eq!(repository.storage().unwrap().used_bytes, free);
     draft.abandon().unwrap();
+}
+
+/// Where there is no time to count the files the repository is open all the same, backups are made in it, and start-up counts.
+#[test]
+fn what_is_not_counted_when_it_is_opened_is_counted_by_start_up() {
+    let before = Before::new();
+    let third = before.third();
+    let limited = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
+    let open = |seconds| {
+        let time = Duration::from_secs(seconds);
+        Repository::open_counting(Stage::calm(), &before.root(), limited.clone(), time, now()).unwrap()
+    };
+    let used = |repository: &Repository| repository.storage().unwrap().used_bytes;
+    let held = used(&open(3600));
+    let repository = open(0);
+    assert!(held > 0 && used(&repository) == 0, "nothing was counted");
+    let spec = crate::DraftSpec {
+        backup_id: "bk-4".parse().unwrap(),
+        vm_context_id: third.vm.clone(),
+        parents: [].into(),
+        expected_bytes: 0,
+        who: "test".into(),
+    };
+    let draft = repository.begin_draft(spec, now()).unwrap();
+    repository.recover(&Amnesia, now()).unwrap();
+    assert!(used(&repository) >= held, "at the least, while somebody writes");
+    draft.abandon().unwrap();
+    let repository = open(0);
+    back_up(&repository, &third, now()).unwrap();
+    assert!(used(&repository) < held);
+    repository.recover(&Amnesia, now()).unwrap();
+    assert_eq!(used(&repository), used(&open(3600)));
 }
 
 /// A start-up that fails, or whose process is gone too, is done again by the next.
