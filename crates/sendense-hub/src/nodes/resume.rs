@@ -6,13 +6,15 @@
 //! ```
 //!
 //! What lives here: from the record to the running task. What does not: the backup itself (the job). Invariant: a record whose
-//! task is not ours any more, or has ended, is removed, and what its draft holds is start-up's to undo.
+//! task is not ours any more, or has ended, is removed, and what its draft holds is start-up's to undo; and however a backup that
+//! was taken up ends, its node is told, so that no machine stays frozen for it.
 
+use super::Nodes;
 use super::kept::{Book, Keeper, Record};
-use super::run::{Resuming, Run};
+use super::run::{Closed, Event, Run};
 use crate::core::Core;
-use crate::fault::OrProblem;
 use crate::jobs;
+use crate::jobs::handle::Handle;
 use crate::jobs::work::Work;
 use parking_lot::Mutex;
 use sendense_catalog::{Conflict, Error, Task};
@@ -28,7 +30,58 @@ pub(crate) struct Transfers {
     /// Found at the start, and not taken up yet.
     found: Mutex<BTreeMap<TaskId, Record>>,
     /// Taken up, until their jobs begin.
-    resuming: Mutex<BTreeMap<TaskId, Resuming>>,
+    taken_up: Mutex<BTreeMap<TaskId, TakenUp>>,
+}
+
+/// What a job goes on with.
+struct TakenUp {
+    run: Arc<Run>,
+    events: mpsc::Receiver<Event>,
+}
+
+/// A backup that an earlier life of the hub has begun, in the hands of its job. When it is dropped the order is over, unless the
+/// job is paused: a node whose calls are held off would hold its machine for as long as the hub lives.
+pub(crate) struct Resuming {
+    taken_up: TakenUp,
+    nodes: Arc<Nodes>,
+    handle: Arc<Handle>,
+}
+
+impl Resuming {
+    /// The backup that a task goes on with.
+    pub fn take(nodes: &Arc<Nodes>, handle: &Arc<Handle>) -> Option<Self> {
+        let taken_up = nodes.transfers.taken_up.lock().remove(&handle.task_id)?;
+        let (told, order) = (nodes.clone(), taken_up.run.record().order);
+        // What hangs in a repository that does not answer drops nothing.
+        handle.on_abandon(move |_| told.sessions.remove(&order));
+        Some(Self { taken_up, nodes: nodes.clone(), handle: handle.clone() })
+    }
+
+    /// What it is.
+    pub fn record(&self) -> Record {
+        self.run().record()
+    }
+
+    pub(super) fn run(&self) -> &Arc<Run> {
+        &self.taken_up.run
+    }
+
+    pub(super) fn events(&self) -> &mpsc::Receiver<Event> {
+        &self.taken_up.events
+    }
+}
+
+impl Drop for Resuming {
+    fn drop(&mut self) {
+        let how = if self.handle.is_paused() {
+            Closed::Paused
+        } else {
+            // The node gives it up at its next poll.
+            self.nodes.sessions.remove(&self.record().order);
+            Closed::Over
+        };
+        self.run().close(how);
+    }
 }
 
 impl Transfers {
@@ -36,12 +89,7 @@ impl Transfers {
     pub fn open(folder: PathBuf) -> io::Result<Self> {
         let book = Book::new(folder);
         let found = Mutex::new(book.read_all()?);
-        Ok(Self { book, found, resuming: Mutex::default() })
-    }
-
-    /// The backup that a task goes on with.
-    pub fn take(&self, task_id: &TaskId) -> Option<Resuming> {
-        self.resuming.lock().remove(task_id)
+        Ok(Self { book, found, taken_up: Mutex::default() })
     }
 
     /// A backup has ended.
@@ -52,13 +100,15 @@ impl Transfers {
     }
 }
 
-/// Takes a task of the hub's earlier life up again, if it is a backup that was kept. True when it runs, or another hub has it.
+/// Takes a task of the hub's earlier life up again, if it is a backup that was kept. True when it runs, will
+/// with a later pass, or another hub has it.
 pub(crate) async fn take_up(core: &Arc<Core>, task: &Task) -> bool {
     let Some(record) = core.nodes.transfers.found.lock().remove(&task.task_id) else { return false };
     if task.kind != TaskKind::Backup || task.hub_id.as_ref() != Some(core.data_dir.hub_id()) {
         core.nodes.transfers.forget(&task.task_id);
         return false;
     }
+    let kept = record.clone();
     match try_take_up(core, task, record).await {
         Ok(()) => {
             tracing::info!(task_id = %task.task_id, "a node's backup of an earlier life of this hub is waited for");
@@ -66,6 +116,11 @@ pub(crate) async fn take_up(core: &Arc<Core>, task: &Task) -> bool {
         }
         Err(Fault::Elsewhere) => {
             core.nodes.transfers.forget(&task.task_id);
+            true
+        }
+        Err(Fault::Later(why)) => {
+            tracing::warn!(task_id = %task.task_id, why, "a node's backup is taken up with the next pass");
+            core.nodes.transfers.found.lock().insert(task.task_id.clone(), kept);
             true
         }
         Err(Fault::Failed(why)) => {
@@ -76,17 +131,23 @@ pub(crate) async fn take_up(core: &Arc<Core>, task: &Task) -> bool {
     }
 }
 
-/// What was found and is not a running task any more.
-pub(crate) fn forget_others(core: &Core) {
-    let others = std::mem::take(&mut *core.nodes.transfers.found.lock());
-    for task_id in others.keys() {
-        core.nodes.transfers.forget(task_id);
-    }
+/// What was found and is none of the tasks that wait to be taken up.
+pub(crate) fn forget_others(core: &Core, waiting: &[Task]) {
+    let mut found = core.nodes.transfers.found.lock();
+    found.retain(|task_id, _| {
+        let waits = waiting.iter().any(|task| task.task_id == *task_id);
+        if !waits {
+            core.nodes.transfers.forget(task_id);
+        }
+        waits
+    });
 }
 
 enum Fault {
     /// Another hub was faster.
     Elsewhere,
+    /// The catalog does not answer.
+    Later(String),
     Failed(String),
 }
 
@@ -94,6 +155,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::Conflict(Conflict::LeaseLost { .. } | Conflict::LeaseHeld { .. }) => Self::Elsewhere,
+            Error::Unavailable(_) | Error::Busy(_) => Self::Later(error.to_string()),
             error => Self::Failed(error.to_string()),
         }
     }
@@ -109,7 +171,7 @@ async fn try_take_up(core: &Arc<Core>, task: &Task, record: Record) -> Result<()
     let Work::Backup(work) = Work::read(&task.request)? else {
         return Err(Fault::Failed("it is no backup".to_owned()));
     };
-    let source = core.catalog.sources().get(&work.source_id).await.or_problem()?;
+    let source = core.catalog.sources().get(&work.source_id).await?;
     let remote = core.remote_source(&source)?.filter(|remote| remote.node() == record.node);
     let remote = remote.ok_or_else(|| Fault::Failed("its source is not bound to the node any more".to_owned()))?;
     let until = core.limits.lease_until(core.now());
@@ -122,7 +184,7 @@ async fn try_take_up(core: &Arc<Core>, task: &Task, record: Record) -> Result<()
     if !is_answered {
         remote.expect_backup(run.clone());
     }
-    core.nodes.transfers.resuming.lock().insert(task.task_id.clone(), Resuming { run, events });
+    core.nodes.transfers.taken_up.lock().insert(task.task_id.clone(), TakenUp { run, events });
     jobs::start_again(core, taken, Work::Backup(work));
     Ok(())
 }

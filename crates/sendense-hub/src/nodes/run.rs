@@ -11,6 +11,7 @@
 
 use super::kept::{Keeper, Record};
 use super::landed::{Begun, Landed};
+use super::resume::Resuming;
 use super::source::RemoteSource;
 use crate::fault::Result;
 use crate::jobs::handle::{Handle, Stop};
@@ -77,7 +78,7 @@ pub(super) struct Run {
 
 /// Whether a run takes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closed {
+pub(super) enum Closed {
     No,
     /// The hub ends, and its next life goes on with it.
     Paused,
@@ -334,7 +335,7 @@ impl Run {
     }
 
     /// Waits for what is being written; from then on nothing is.
-    fn close(&self, how: Closed) {
+    pub fn close(&self, how: Closed) {
         *self.closed.write() = how;
     }
 
@@ -481,26 +482,13 @@ pub(crate) fn backup(
     conduct(remote, &id, &run, &heard, place, handle, lease_seconds)
 }
 
-/// A backup that an earlier life of the hub has begun.
-pub(crate) struct Resuming {
-    pub(super) run: Arc<Run>,
-    pub(super) events: mpsc::Receiver<Event>,
-}
-
-impl Resuming {
-    /// What it is.
-    pub fn record(&self) -> Record {
-        self.run.record()
-    }
-}
-
 /// Goes on with it, now that its draft is open again.
 pub(crate) fn go_on(
     resuming: &Resuming,
     assignment: &Assignment,
     (draft, notes): (&Draft, &BTreeMap<DiskNumber, Vec<u8>>),
 ) -> Result<u64> {
-    let Resuming { run, .. } = resuming;
+    let run = resuming.run();
     run.land_again(draft, notes)?;
     run.set_disks(assignment);
     run.hear();
@@ -518,8 +506,8 @@ pub(crate) fn conduct_again(
     handle: &Handle,
     lease_seconds: u32,
 ) -> Result<Outcome, mover::Error> {
-    let id = resuming.run.record().order;
-    conduct(remote, &id, &resuming.run, &resuming.events, place, handle, lease_seconds)
+    let id = resuming.record().order;
+    conduct(remote, &id, resuming.run(), resuming.events(), place, handle, lease_seconds)
 }
 
 fn conduct(

@@ -40,7 +40,6 @@ const PASS_PERIOD_MAX: Duration = Duration::from_secs(10);
 /// The first pass of a start, before the hub says that it is ready: tasks end, everything else begins beside.
 pub(crate) async fn at_start(core: &Arc<Core>) {
     tasks::end_dead(core).await;
-    crate::nodes::resume::forget_others(core);
     // Guests first: one may stand still.
     core.tracker.spawn(watch(core.clone()));
     core.tracker.spawn(sweep::keep(core.clone()));

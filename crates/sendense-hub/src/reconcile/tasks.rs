@@ -5,31 +5,33 @@ use sendense_catalog::{Conflict, Error, Task};
 use sendense_types::{Problem, ProblemCode, TaskKind};
 use std::sync::Arc;
 
-/// Ends the tasks of dead hubs, our own former life among them, as `failed: interrupted`.
+/// Ends the tasks of dead hubs, our own former life among them, as `failed: interrupted`. What is kept of
+/// backups of nodes without such a task is forgotten, and not before these are known.
 pub(super) async fn end_dead(core: &Arc<Core>) {
     let dead = match core.catalog.tasks().running_tasks_of_dead_hubs(core.now()).await {
         Ok(dead) => dead,
         Err(error) => return tracing::warn!(error = %error, "look for interrupted tasks"),
     };
-    for task in dead {
+    for task in &dead {
         // Ours and alive: its report is late because the database was away; its runner decides.
         if core.running.get(&task.task_id).is_some() {
             continue;
         }
-        if crate::nodes::resume::take_up(core, &task).await {
+        if crate::nodes::resume::take_up(core, task).await {
             continue;
         }
         // What it left goes first: once the task has ended, nobody looks for it again.
         if task.kind == TaskKind::Restore && task.hub_id.as_ref() == Some(core.data_dir.hub_id()) {
-            crate::jobs::restore::tidy(core, &task).await;
+            crate::jobs::restore::tidy(core, task).await;
         }
-        match end(core, &task).await {
+        match end(core, task).await {
             Ok(()) => tracing::warn!(task_id = %task.task_id, kind = %task.kind, "task was interrupted"),
             // Another hub was faster.
             Err(Error::Conflict(Conflict::LeaseLost { .. } | Conflict::LeaseHeld { .. })) => {}
             Err(error) => tracing::warn!(task_id = %task.task_id, error = %error, "end an interrupted task"),
         }
     }
+    crate::nodes::resume::forget_others(core, &dead);
 }
 
 async fn end(core: &Core, task: &Task) -> Result<(), Error> {

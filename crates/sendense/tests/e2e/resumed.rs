@@ -1,8 +1,9 @@
 //! Backups through a node that go on when the hub was restarted, from what is durable, and those that do not.
 
-use crate::hub::{field, tree};
+use crate::hub::{field, path, tool, tree};
 use crate::proxy::Proxy;
 use crate::remote_backup::{Node, Site, find};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -130,4 +131,85 @@ fn a_node_that_was_killed_while_the_hub_was_away_leaves_nothing() {
     let id = site.start_backup();
     site.ends(&id, &node, "completed");
     site.holds(&id);
+}
+
+/// Waits until something is so.
+fn wait(site: &Site, node: &Node, what: &str, is: impl Fn() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < patience, "{what}\n{}\n{}", site.hub.hub.log(), node.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_backup_that_cannot_be_gone_on_with_lets_its_machine_go_while_the_node_lives() {
+    let mut site = Site::new(114, 32 << 20, None);
+    // Read through a program of its own, which is there for as long as the machine is held.
+    let db = site.path().join("site/vms/db");
+    std::fs::create_dir_all(&db).unwrap();
+    let raw = path(&site.disk.path).to_owned();
+    tool("qemu-utils", "qemu-img", &["convert", "-f", "raw", "-O", "vmdk", &raw, path(&db.join("disk0.vmdk"))]);
+    let node = site.node(&["--bandwidth", "2MB"]);
+    site.discover();
+    let id = site.start_backup_of("db");
+    site.until_durable(&id, &node, MIB);
+    site.hub.hub.kill_9();
+    let draft = find(&site.path().join("repo"), &format!(".draft-{id}")).unwrap();
+    File::options().write(true).open(draft.join("disk-0.mark")).unwrap().set_len(100).unwrap();
+    assert!(!node.open_entries().is_empty(), "the machine is not held any more\n{}", node.log());
+    site.start_hub_again(&[]);
+    site.ends(&id, &node, "failed");
+    assert!(site.has_no_records());
+    wait(&site, &node, "the machine is held for nobody", || node.open_entries().is_empty());
+    let next = site.hub.backup("db");
+    site.holds(field(&next, "backup_id"));
+}
+
+#[test]
+fn a_hub_that_ends_again_before_its_repository_is_there_loses_nothing() {
+    let mut site = Site::new(115, 24 << 20, None);
+    let node = site.node(&["--bandwidth", "2MB"]);
+    site.discover();
+    let id = site.start_backup();
+    site.until_durable(&id, &node, 2 * MIB);
+    site.hub.hub.kill_9();
+    let (repo, away) = (site.path().join("repo"), site.path().join("away"));
+    std::fs::rename(&repo, &away).unwrap();
+    site.start_hub_again(&[]);
+    wait(&site, &node, "it does not go on", || site.hub.ok(&["backup", "log", &id]).contains("the hub was restarted"));
+    assert_eq!(site.hub.hub.end(), Some(0));
+    assert!(!site.has_no_records(), "{}", site.hub.hub.log());
+    std::fs::rename(&away, &repo).unwrap();
+    site.start_hub_again(&[]);
+    site.ends(&id, &node, "completed");
+    assert!(matches!(site.durable(&id)[..], [bytes] if bytes >= MIB));
+    site.holds(&id);
+    assert!(site.has_no_records());
+}
+
+#[test]
+fn a_point_that_was_published_in_the_moment_the_hub_died_is_one() {
+    let mut site = Site::new(116, 12 << 20, None);
+    let node = site.node(&["--bandwidth", "2MB"]);
+    site.discover();
+    let id = site.start_backup();
+    site.until_durable(&id, &node, MIB);
+    site.hub.hub.kill_9();
+    // The folder as it was before the end of the backup, which the node and the repository have then seen.
+    let (data, before) = (site.hub.hub.data_dir.clone(), site.path().join("before"));
+    tool("coreutils", "cp", &["-a", path(&data), path(&before)]);
+    site.start_hub_again(&[]);
+    site.ends(&id, &node, "completed");
+    site.hub.hub.kill_9();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&before, &data).unwrap();
+    site.start_hub_again(&[]);
+    let done = site.ends(&id, &node, "completed");
+    assert_eq!(done["bytes_transferred"].as_u64(), Some(12 << 20), "{done:#}");
+    assert!(site.hub.ok(&["backup", "log", &id]).contains("it was published as"), "{}", site.hub.hub.log());
+    assert!(site.has_no_records());
+    site.holds(&id);
+    let next = site.hub.backup("web");
+    assert_eq!(field(&next, "backup_type"), "incremental");
 }

@@ -29,6 +29,7 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
 use crate::maintenance::Use;
 use crate::nodes::kept::Keeper;
+use crate::nodes::resume::Resuming;
 use crate::nodes::run as remote_run;
 use crate::nodes::source::RemoteSource;
 use crate::recoveries::commit::{self, Commit};
@@ -71,7 +72,7 @@ enum From {
 
 /// Makes the backup.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: BackupWork) -> Result<Done> {
-    if let Some(resuming) = core.nodes.transfers.take(&handle.task_id) {
+    if let Some(resuming) = Resuming::take(&core.nodes, handle) {
         return resume::run(core, handle, claim, work, resuming).await;
     }
     handle.set_phase(Phase::Snapshot);

@@ -12,16 +12,17 @@ use super::parents::{Found, Standing};
 use super::{From, Prepared, assignment, conclude, facts, finish};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
-use crate::jobs::handle::Handle;
+use crate::jobs::handle::{Handle, Stop};
 use crate::jobs::runner::Done;
 use crate::jobs::work::BackupWork;
 use crate::maintenance::Use;
 use crate::nodes::kept::Record;
-use crate::nodes::run::{self as remote_run, Resuming};
+use crate::nodes::resume::Resuming;
+use crate::nodes::run as remote_run;
 use sendense_catalog as catalog;
 use sendense_catalog::{Lost, TaskClaim};
 use sendense_node::mover::DiskStart;
-use sendense_repo::{DiskSpec, DraftSpec, Kind, Repository, Resumed};
+use sendense_repo::{DiskSpec, DraftSpec, Kind, Manifest, Repository, Resumed};
 use sendense_types::{BackupId, Phase, Problem, ProblemCode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,21 +43,46 @@ pub(super) async fn run(
     handle.info("the hub was restarted; the backup goes on from what is durable");
     // The node has let the machine go when it has heard nothing for so long.
     let until = Instant::now() + Duration::from_secs(core.limits.node_lease_seconds.into());
-    let repository = match open(core, handle, &work, until).await {
+    let (repository, made) = go_on(core, handle, claim, &work, resuming, until).await?;
+    if let (Some(repository), Err(_)) = (repository, &made)
+        && !handle.is_paused()
+    {
+        discard(core, handle, &work, repository).await;
+    }
+    conclude(core, handle, work, made).await
+}
+
+/// The point, and the repository if it was reached. The node's order is over with the return of this, or the handle is paused.
+async fn go_on(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    claim: &TaskClaim,
+    work: &BackupWork,
+    resuming: Resuming,
+    until: Instant,
+) -> Result<(Option<Repository>, Result<catalog::Completed>)> {
+    let repository = match open(core, handle, work, until).await {
         Ok(repository) => repository,
-        Err(problem) => return conclude(core, handle, work, Err(problem)).await,
+        Err(problem) => return Ok((None, Err(outlives_hub(handle, problem)))),
     };
-    let made = match prepare(core, claim, work.clone(), repository.clone(), &resuming.record()).await {
+    let prepared = prepare(core, claim, work.clone(), repository.clone(), &resuming.record()).await;
+    let made = match prepared {
         Ok((prepared, damaged)) => {
             let (worker, watched, runtime) = (core.clone(), handle.clone(), tokio::runtime::Handle::current());
             blocking(move || make(&worker, &watched, &prepared, &damaged, resuming, until, &runtime)).await?
         }
-        Err(problem) => Err(problem),
+        Err(problem) => Err(outlives_hub(handle, problem)),
     };
-    if made.is_err() && !handle.is_paused() {
-        discard(core, handle, &work, repository).await;
+    Ok((Some(repository), made))
+}
+
+/// The hub ends again before the backup goes on: the next life goes on with it, from where the first has left it. Whatever else
+/// was wrong is found again then.
+fn outlives_hub(handle: &Handle, problem: Problem) -> Problem {
+    if handle.stopped() == Some(Stop::Shutdown) && handle.pause() {
+        handle.info("the hub ends again; its next start goes on with the backup");
     }
-    conclude(core, handle, work, made).await
+    problem
 }
 
 /// The repository, which this start may not have opened yet.
@@ -121,7 +147,14 @@ fn make(
         Standing { parent: ordered.parent.as_ref().map(found), reason: ordered.reason.clone() }
     });
     let standings: Vec<_> = standings.collect();
-    let Resumed { draft, notes } = resume(core, handle, prepared, &record, until)?;
+    let found = resume(core, handle, prepared, &record, until).map_err(|problem| outlives_hub(handle, problem))?;
+    let Resumed { draft, notes } = match found {
+        Left::Draft(resumed) => resumed,
+        Left::Point(manifest) => {
+            handle.info(format!("it was published as {} before the hub was restarted", manifest.backup_id));
+            return Ok(facts::completed(&manifest));
+        }
+    };
     let recall = draft.recall();
     handle.on_abandon(move |handle| {
         if let Err(error) = recall.take_back() {
@@ -145,7 +178,8 @@ fn make(
     let state = (planned.collect(), record.frozen_at);
     let landing = DraftLanding::again(core, handle, prepared, draft, runtime, state);
     let ready = assignment(core, handle, prepared, &standings, damaged)
-        .and_then(|assignment| landing.with_draft(|draft| remote_run::go_on(&resuming, &assignment, (draft, &notes))));
+        .and_then(|assignment| landing.with_draft(|draft| remote_run::go_on(&resuming, &assignment, (draft, &notes))))
+        .map_err(|problem| outlives_hub(handle, problem));
     let moved = ready.and_then(|bytes| {
         handle.info(format!("{bytes} bytes are durable and are not sent again"));
         let lease_seconds = core.limits.node_lease_seconds;
@@ -156,8 +190,15 @@ fn make(
     finish(core, handle, prepared, draft, frozen_at, moved)
 }
 
+/// What the earlier life of the hub has left.
+enum Left {
+    Draft(Resumed),
+    /// The hub ended between the publication and its row.
+    Point(Box<Manifest>),
+}
+
 /// The draft, which start-up may be looking at in this moment.
-fn resume(core: &Core, handle: &Handle, prepared: &Prepared, record: &Record, until: Instant) -> Result<Resumed> {
+fn resume(core: &Core, handle: &Handle, prepared: &Prepared, record: &Record, until: Instant) -> Result<Left> {
     let (work, repository) = (&prepared.work, &prepared.repository);
     let spec = DraftSpec {
         backup_id: work.backup_id.clone(),
@@ -175,8 +216,21 @@ fn resume(core: &Core, handle: &Handle, prepared: &Prepared, record: &Record, un
         }),
     });
     let disks: Vec<_> = disks.collect();
+    let go_on = || match repository.resume_draft(spec.clone(), disks.clone(), core.now()) {
+        // It was being published. What is not a point yet will not be one.
+        Err(error) if error.kind == Kind::Exists => {
+            let (vm, backup) = (&work.vm_context_id, &work.backup_id);
+            repository.discard_draft(vm, backup, core.now())?;
+            match repository.manifest(vm, backup) {
+                Ok(manifest) => Ok(Left::Point(Box::new(manifest))),
+                Err(missing) if missing.kind == Kind::NotFound => Err(error),
+                Err(unreadable) => Err(unreadable),
+            }
+        }
+        resumed => resumed.map(Left::Draft),
+    };
     loop {
-        match repository.resume_draft(spec.clone(), disks.clone(), core.now()) {
+        match go_on() {
             Err(error)
                 if matches!(error.kind, Kind::Conflict { .. })
                     && Instant::now() < until
@@ -184,9 +238,8 @@ fn resume(core: &Core, handle: &Handle, prepared: &Prepared, record: &Record, un
             {
                 std::thread::sleep(PAUSE);
             }
-            // It was being published, and start-up has decided, or decides, whether the point exists.
             Err(error) if error.kind == Kind::Exists => return Err(cannot(&error.to_string())),
-            resumed => return resumed.map_err(|error| of_repo(&error)),
+            left => return left.map_err(|error| of_repo(&error)),
         }
     }
 }
