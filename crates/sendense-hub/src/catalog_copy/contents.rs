@@ -19,9 +19,11 @@ const VERSION: u32 = 1;
 /// What 64 MiB of compressed JSON can become without being a trap; the copy of the largest deployment takes some 60 MiB.
 const PLAIN_BYTES_MAX: u64 = 1 << 30;
 
-/// Files of the data directory: the key of the credentials, the plain copy of the first token, who the hub is, and the certificate
-/// that clients and nodes know it by. The embedded database, the journal and sockets are the machine's.
-const FILES: [&str; 5] = ["key", "admin-token", "hub.json", "tls/certificate.pem", "tls/key.pem"];
+/// Files of the data directory: the key of the credentials, the plain copy of the first token, and the certificate that clients
+/// and nodes know the hub by. The embedded database, the journal and sockets are the machine's. So is `hub.json`: with an id of
+/// its own a recovered hub takes no repository from the old one while that one's lease runs. (Copies of earlier releases hold that
+/// file; it is left in them.)
+const FILES: [&str; 4] = ["key", "admin-token", "tls/certificate.pem", "tls/key.pem"];
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,7 +83,6 @@ impl Contents {
             let Some(text) = self.files.get(name) else { continue };
             let bytes = STANDARD.decode(text).map_err(|error| Error::Contents(format!("file {name}: {error}")))?;
             let path = data_dir.path().join(name);
-            // Who the hub is is made when its folder is: the one that was is put in its place.
             private_file::create(&path, &bytes).map_err(|source| Error::File { path, source })?;
         }
         Ok(())

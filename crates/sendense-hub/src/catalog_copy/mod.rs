@@ -23,6 +23,7 @@ pub use seal::{Error as SealError, Header};
 
 use crate::data_dir;
 use crate::secrets::{self, Sealer};
+use sendense_types::{HubId, Timestamp};
 use std::path::{Path, PathBuf};
 
 /// Copies that a repository keeps of one deployment's catalog: a week.
@@ -70,6 +71,14 @@ pub enum Error {
     /// The machine is not bare.
     #[error("{} is not empty: a catalog is recovered into a new data directory", .0.display())]
     NotBare(PathBuf),
+    /// The old hub may be at work. The operator acts: end it, and wait for its lease or say that it is gone.
+    #[error("hub {hub_id} has the repository until {until}: it must not run any more")]
+    OldHub {
+        /// Which.
+        hub_id: HubId,
+        /// When its lease ends, unless it renews it.
+        until: Timestamp,
+    },
 }
 
 /// The recovery key of the hub that lives in a data directory, whether it runs or not.

@@ -1,7 +1,7 @@
 //! From a copy to a hub that can be started, on a machine that has nothing but a repository and the recovery key.
 //!
 //! Invariant: nothing is written before the copy was opened and read whole, and never into a data directory or a database that
-//! holds a catalog. The points are not in a copy: the hub takes them in from the manifests when it starts.
+//! holds a catalog, and never while the hub that the repository knows may still run. The points are not in a copy: the hub takes them in from the manifests when it starts.
 
 use super::contents::Contents;
 use super::key::RecoveryKey;
@@ -28,6 +28,10 @@ pub struct Recover {
     pub data_dir: PathBuf,
     /// The database; none: the embedded one.
     pub database_url: Option<String>,
+    /// The operator says that the old hub is gone, although its lease on the repository runs.
+    pub old_hub_is_gone: bool,
+    /// The present moment.
+    pub now: Timestamp,
 }
 
 /// What was recovered.
@@ -39,7 +43,7 @@ pub struct Recovered {
     pub made_at: Timestamp,
     /// Whose catalog.
     pub deployment_id: DeploymentId,
-    /// Which hub.
+    /// Which hub it is now: another one of the same deployment.
     pub hub_id: HubId,
     /// What was in it.
     pub counts: Counts,
@@ -79,6 +83,9 @@ pub async fn recover(wanted: Recover) -> Result<Recovered, Error> {
     if is_used(&wanted.data_dir)? {
         return Err(Error::NotBare(wanted.data_dir));
     }
+    if !wanted.old_hub_is_gone {
+        check_old_hub(&repository, &header.deployment_id, wanted.now)?;
+    }
     let data_dir = DataDir::open(&wanted.data_dir)?;
     let url = wanted.database_url.unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
     let catalog = Catalog::open(&url).await?;
@@ -91,9 +98,20 @@ pub async fn recover(wanted: Recover) -> Result<Recovered, Error> {
         copy: name,
         made_at: header.made_at,
         deployment_id: header.deployment_id,
-        hub_id: header.hub_id,
+        hub_id: data_dir.hub_id().clone(),
         counts: contents.catalog.counts(),
     })
+}
+
+/// Refuses while a hub of the deployment has a lease: two that know nothing of each other's tasks would each take the other's
+/// snapshots for leftovers. Another deployment's lease is none of the old hub's.
+fn check_old_hub(repository: &Repository, deployment_id: &DeploymentId, now: Timestamp) -> Result<(), Error> {
+    match sendense_repo::owner::read(repository.root())? {
+        Some(record) if record.deployment_id == *deployment_id && record.lease_until > now => {
+            Err(Error::OldHub { hub_id: record.hub_id, until: record.lease_until })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn newest(repository: &Repository, wanted: &Recover) -> Result<String, Error> {

@@ -24,7 +24,7 @@ pub(crate) use journal::{Reaping, left_over, reap_task};
 pub(crate) use points::{Doing, adopt_machine, point, repository};
 pub(crate) use report::check;
 #[cfg(test)]
-pub(crate) use sweep::is_alive;
+pub(crate) use sweep::{is_alive, knows_all_hubs};
 
 use crate::core::Core;
 use crate::maintenance::{Use, allows};

@@ -3,9 +3,14 @@
 //! The journal knows what this hub made, and is enough as long as it is there. A data folder that was lost, a disk that was
 //! set back, an answer that never came leave snapshots that nobody looks for while they grow. Sources find what bears the
 //! deployment's id; what belongs to a living task, of any hub, is left alone.
+//!
+//! Invariant: nothing is swept while a hub of this deployment that the catalog does not know has a repository. A catalog that was
+//! recovered from a copy knows no task of the old hub, and would take its snapshots for leftovers.
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_source};
+use crate::maintenance::{Use, allows};
+use crate::repositories::{Standing, path_of, within};
 use sendense_block::Cancel;
 use sendense_catalog::{Kind, Page, Source};
 use sendense_source::Artefact;
@@ -20,6 +25,9 @@ use tokio::time::Instant;
 const SWEEP_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 /// A source that could not be swept is tried again so often, and new ones are seen so late.
 const LOOK_PERIOD: Duration = Duration::from_secs(60 * 60);
+/// Between two looks at whose the repositories are. It is a query, and a small file for each that another hub has; at a start they
+/// are opened within a moment.
+const OURS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Sweeps until the hub stops.
 pub(super) async fn keep(core: Arc<Core>) {
@@ -28,6 +36,9 @@ pub(super) async fn keep(core: Arc<Core>) {
     let work = async {
         let mut due: HashMap<SourceId, Instant> = HashMap::new();
         loop {
+            while !knows_all_hubs(&core).await {
+                tokio::time::sleep(OURS_PERIOD).await;
+            }
             pass(&core, &mut due, &cancel).await;
             tokio::time::sleep(LOOK_PERIOD).await;
         }
@@ -67,6 +78,43 @@ async fn pass(core: &Arc<Core>, due: &mut HashMap<SourceId, Instant>, cancel: &C
             }
         }
     }
+}
+
+/// Whether the catalog knows all hubs that may be at work, as far as the repositories tell: one at least is open here or with a hub
+/// of this catalog, and none is with another hub of the deployment. Those that are away or offline tell nothing.
+pub(crate) async fn knows_all_hubs(core: &Core) -> bool {
+    let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    let (rows, hubs) = match (core.catalog.repositories().list(page).await, core.catalog.hubs().list().await) {
+        (Ok((rows, _)), Ok(hubs)) => (rows, hubs),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "look whose the repositories are");
+            return false;
+        }
+    };
+    let rows: Vec<_> = rows.into_iter().filter(|row| allows(row.maintenance.mode, Use::GoOn)).collect();
+    // Where there is none, nobody makes points.
+    let mut is_one_ours = rows.is_empty();
+    for row in &rows {
+        match core.repositories.standing(core, &row.repository_id) {
+            Standing::Open => is_one_ours = true,
+            // It is being opened.
+            Standing::Untried => return false,
+            Standing::Away => {}
+            Standing::Elsewhere => {
+                let Ok(path) = path_of(row) else { continue };
+                let read = blocking(move || sendense_repo::owner::read(&path));
+                let record = within(&row.name, async { read.await?.or_problem() }).await;
+                let Ok(Some(record)) = record else { continue };
+                if record.deployment_id == core.deployment_id {
+                    if !hubs.iter().any(|hub| hub.hub_id == record.hub_id) {
+                        return false;
+                    }
+                    is_one_ours = true;
+                }
+            }
+        }
+    }
+    is_one_ours
 }
 
 /// Removes what dead tasks left on a source.

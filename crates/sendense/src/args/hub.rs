@@ -42,4 +42,7 @@ pub struct HubRecoverArgs {
     /// The catalog, which must be empty: `mysql://…` or `postgres://…`. Default: SQLite in the data folder.
     #[arg(long, env = "SENDENSE_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
+    /// The old hub does not run any more and never will: do not wait until its lease on the repository is out.
+    #[arg(long)]
+    pub old_hub_is_gone: bool,
 }

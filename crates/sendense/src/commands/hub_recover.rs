@@ -7,6 +7,7 @@ use crate::secret;
 use crate::tables::{Table, facts};
 use anyhow::{Context as _, Result, bail};
 use sendense_hub::catalog_copy::{self, Recover, RecoveryKey, Shown};
+use sendense_types::{Clock as _, SystemClock};
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -72,11 +73,17 @@ async fn recover(args: HubRecoverArgs, as_json: bool) -> Result<()> {
         key,
         data_dir: absolute(&args.data_dir)?,
         database_url: args.database_url,
+        old_hub_is_gone: args.old_hub_is_gone,
+        now: SystemClock.now(),
     };
     let recovered = catalog_copy::recover(wanted).await.map_err(|error| {
         // The one before it may be whole; it is for a person to say that an older one will do.
         let hint = matches!(&error, catalog_copy::Error::Sealed { .. } | catalog_copy::Error::Contents(_));
+        let old_hub = matches!(&error, catalog_copy::Error::OldHub { .. });
         let error = anyhow::Error::from(error);
+        if old_hub {
+            return error.context("recover (end the old hub and wait for its lease, or say --old-hub-is-gone)");
+        }
         if hint { error.context("recover (see `sendense hub copies` for others, and --copy)") } else { error }
     })?;
     let counts = recovered.counts;

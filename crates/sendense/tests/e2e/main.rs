@@ -33,6 +33,7 @@ mod proxy;
 mod prune;
 mod reconcile;
 mod recover;
+mod recovered;
 mod remote_backup;
 mod restore_targets;
 mod resumed;

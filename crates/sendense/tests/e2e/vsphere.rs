@@ -171,18 +171,27 @@ fn a_hub_is_recovered_from_its_repository_on_a_bare_machine() {
     }
     // The one before is used when that is asked for.
     let other = dir.join("other");
-    let (code, told, said) = recover(&key, &["--data-dir", path(&other), "--copy", &older, "--json"]);
+    let into_other = ["--data-dir", path(&other), "--copy", &older, "--json"];
+    // Nobody can tell yet that the old hub is dead.
+    let (code, _, said) = recover(&key, &into_other);
+    assert!(code == Some(1) && said.contains("--old-hub-is-gone") && !other.exists(), "{said}");
+    let (code, told, said) = recover(&key, &[&into_other[..], &["--old-hub-is-gone"]].concat());
     assert_eq!(code, Some(0), "{said}");
     let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!((&told["policies"], &told["sources"], &told["vms"]), (&1.into(), &1.into(), &1.into()), "{told:#}");
     std::fs::write(&file, &whole).unwrap();
+    // A lease later. What is left of it is not waited for.
+    let owner = repo.join(".sendense-repository.json");
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&owner).unwrap()).unwrap();
+    record["lease_until"] = "2026-01-01T00:00:00Z".into();
+    std::fs::write(&owner, record.to_string()).unwrap();
     let (code, told, said) = recover(&key, &into);
     assert!(code == Some(0) && told.contains(&newest), "{told}{said}");
     let (code, _, said) = recover(&key, &into);
     assert!(code == Some(1) && said.contains("is not empty"), "{said}");
     assert_eq!(text(&offline(&["recovery-key", "--data-dir", path(&data)]).stdout).trim(), key);
 
-    // It is the same hub: who had a token has it, the password of the vCenter opens it, and the chain goes on.
+    // It does what the old hub did: who had a token has it, the password of the vCenter opens it, and the chain goes on.
     let hub = Hub::start(dir);
     assert_eq!(std::fs::read(data.join("admin-token")).unwrap(), token);
     assert_eq!(hub.json(&["policy", "list"])["total"], 2);

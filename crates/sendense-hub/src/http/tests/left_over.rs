@@ -1,6 +1,6 @@
 //! What tasks of a removed source left behind: ended where that is possible, kept and shown where it is not.
 
-use super::{Fixture, PATIENCE};
+use super::{Fixture, PATIENCE, router};
 use crate::reconcile;
 use sendense_api::Role;
 use sendense_source::{Artefact, ArtefactKind};
@@ -82,4 +82,44 @@ async fn what_a_task_made_is_left_alone_while_the_task_lives_on_any_hub() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(!reconcile::is_alive(&core, &task_id).await.unwrap(), "it has ended");
+}
+
+/// The state in which a hub finds itself that was recovered from a copy while the old one goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_swept_while_a_hub_that_the_catalog_does_not_know_has_a_repository() {
+    let fixture = Fixture::configured(router::documented(), |config| config.limits.lease_seconds = 2).await;
+    let core = fixture.hub.app().core.clone();
+    assert!(reconcile::knows_all_hubs(&core).await, "there is no repository");
+    let root = fixture.folder.path().join("repo");
+    std::fs::create_dir(&root).unwrap();
+    let asked = serde_json::json!({ "name": "main", "type": "local", "config": { "path": root } });
+    let answer = fixture.json("POST", "/api/v1/repositories", &asked.to_string()).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+    assert!(reconcile::knows_all_hubs(&core).await, "it is open");
+    let until = async |wanted: bool, what: &str| {
+        let patience = Instant::now() + PATIENCE;
+        while reconcile::knows_all_hubs(&core).await != wanted {
+            assert!(Instant::now() < patience, "{what}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let file = root.join(sendense_repo::layout::OWNER_FILE);
+    let record = std::fs::read(&file).unwrap();
+    let taken = |hub_id: &str, lease_s: i64| {
+        let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["hub_id"] = hub_id.into();
+        record["epoch"] = (record["epoch"].as_u64().unwrap() + 7).into();
+        record["lease_until"] = core.now().plus_seconds(lease_s).to_string().into();
+        // The hub reads it while it renews its lease.
+        let half = root.join(".record");
+        std::fs::write(&half, record.to_string()).unwrap();
+        std::fs::rename(&half, &file).unwrap();
+    };
+    taken("hub-old", 3600);
+    until(false, "the old hub is at work").await;
+    // Another hub of this catalog tells its tasks there.
+    core.catalog.hubs().acquire(&"hub-old".parse().unwrap(), core.now(), core.now()).await.unwrap();
+    until(true, "the catalog knows it").await;
+    taken("hub-gone", 0);
+    until(true, "its lease is out").await;
 }
