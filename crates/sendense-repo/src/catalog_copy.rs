@@ -84,19 +84,26 @@ impl Repository {
             .map_err(|error| error.within(format!("read the catalog's copy {name}")))
     }
 
-    /// Writes a copy of our catalog, durably, and removes the oldest of ours beyond `keep` (at least one stays).
+    /// Writes a copy of our catalog, durably, and removes the oldest of ours beyond `keep` (at least one stays). The bytes are made
+    /// when the moment in its name is known, so that they can hold it: a name alone can be changed by whoever can write to the folder.
     ///
     /// # Errors
-    /// [`Kind::Fenced`], [`Kind::NoSpace`]; then the copies that were there are there still.
-    pub fn keep_catalog_copy(&self, bytes: &[u8], keep: usize, now: Timestamp) -> Result<CatalogCopy> {
-        self.keep_copy(bytes, keep, now).map_err(|error| error.within("keep a copy of the catalog"))
+    /// [`Kind::Fenced`], [`Kind::NoSpace`], and what `make` says; then the copies that were there are there still.
+    pub fn keep_catalog_copy(
+        &self,
+        keep: usize,
+        now: Timestamp,
+        make: impl FnOnce(Timestamp) -> Result<Vec<u8>>,
+    ) -> Result<CatalogCopy> {
+        self.keep_copy(keep, now, make).map_err(|error| error.within("keep a copy of the catalog"))
     }
 
-    fn keep_copy(&self, bytes: &[u8], keep: usize, now: Timestamp) -> Result<CatalogCopy> {
-        if bytes.len() as u64 > COPY_BYTES_MAX {
-            let why = format!("it has {} bytes, and {COPY_BYTES_MAX} are the most", bytes.len());
-            return Err(Error::invalid(why));
-        }
+    fn keep_copy(
+        &self,
+        keep: usize,
+        now: Timestamp,
+        make: impl FnOnce(Timestamp) -> Result<Vec<u8>>,
+    ) -> Result<CatalogCopy> {
         let ownership = self.ownership()?;
         let deployment_id = ownership.claim().deployment_id.clone();
         let _turn = ownership.turn(now)?;
@@ -111,9 +118,14 @@ impl Repository {
         let mut there: Vec<CatalogCopy> = self.catalog_copies()?.into_iter().filter(ours).collect();
         let newest = there.first().map_or(0, |copy| copy.made_at.as_micros());
         let made_at = Timestamp::from_micros(now.as_micros().max(newest.saturating_add(1)));
+        let bytes = make(made_at)?;
+        if bytes.len() as u64 > COPY_BYTES_MAX {
+            let why = format!("it has {} bytes, and {COPY_BYTES_MAX} are the most", bytes.len());
+            return Err(Error::invalid(why));
+        }
         let name = name_of(made_at, &deployment_id);
         let half = dir.join(format!("{name}.new"));
-        crashsafe::write_new(fs, &half, bytes)?;
+        crashsafe::write_new(fs, &half, &bytes)?;
         crashsafe::rename_new(fs, &half, &dir.join(&name))?;
         crashsafe::sync_dir(fs, &dir)?;
         for copy in there.drain(..).skip(keep.max(1) - 1) {
@@ -154,7 +166,13 @@ mod tests {
         let mut made = Vec::new();
         for number in 0..9_u8 {
             // A clock that runs backwards.
-            let copy = repository.keep_catalog_copy(&[number; 10], 7, now().plus_seconds(-i64::from(number))).unwrap();
+            let mut moment = None;
+            let make = |made_at| {
+                moment = Some(made_at);
+                Ok(vec![number; 10])
+            };
+            let copy = repository.keep_catalog_copy(7, now().plus_seconds(-i64::from(number)), make).unwrap();
+            assert_eq!(moment, Some(copy.made_at), "what is in it can say when it was made");
             assert_eq!(parse_name(&copy.name), Some((copy.made_at, copy.deployment_id.clone())));
             made.push(copy.name);
         }
@@ -170,10 +188,10 @@ mod tests {
         assert!(report.problems.is_empty() && report.strangers.is_empty(), "{report:?}");
         let reader = Repository::open_read_only(repository.root()).unwrap();
         assert_eq!(names(&reader), kept);
-        let refused = reader.keep_catalog_copy(&[1], 7, now()).unwrap_err();
+        let refused = reader.keep_catalog_copy(7, now(), |_| Ok(vec![1])).unwrap_err();
         assert_eq!(refused.kind, Kind::Denied);
         std::fs::remove_file(repository.root().join(layout::OWNER_FILE)).unwrap();
-        assert_eq!(repository.keep_catalog_copy(&[1], 7, now()).unwrap_err().kind, Kind::Fenced);
+        assert_eq!(repository.keep_catalog_copy(7, now(), |_| Ok(vec![1])).unwrap_err().kind, Kind::Fenced);
         world::open(repository.root()).unwrap();
     }
 
@@ -184,12 +202,13 @@ mod tests {
             for at in 0.. {
                 let folder = tempfile::tempdir().unwrap();
                 let root = folder.path().join("repository");
-                let first = world::open(&root).unwrap().keep_catalog_copy(b"first", 2, now()).unwrap();
-                let second = world::open(&root).unwrap().keep_catalog_copy(b"second", 2, now()).unwrap();
+                let first = world::open(&root).unwrap().keep_catalog_copy(2, now(), |_| Ok(b"first".to_vec())).unwrap();
+                let second =
+                    world::open(&root).unwrap().keep_catalog_copy(2, now(), |_| Ok(b"second".to_vec())).unwrap();
                 let faults = Faults::new(fault, at);
                 let stage = Stage::new(faults.clone(), Renames::AtOnce);
                 let result = Repository::open_on(stage, &root, world::options(), now())
-                    .and_then(|repository| repository.keep_catalog_copy(b"third", 2, now()));
+                    .and_then(|repository| repository.keep_catalog_copy(2, now(), |_| Ok(b"third".to_vec())));
                 let next = world::open(&root).unwrap();
                 let found = names(&next);
                 assert!(found.contains(&second.name), "{fault:?} at {at}: {found:?}");
@@ -199,7 +218,7 @@ mod tests {
                     assert!(result.is_err() && found.contains(&first.name));
                 }
                 // The next one cleans up.
-                let fourth = next.keep_catalog_copy(b"fourth", 2, now()).unwrap();
+                let fourth = next.keep_catalog_copy(2, now(), |_| Ok(b"fourth".to_vec())).unwrap();
                 let left = std::fs::read_dir(root.join(layout::CATALOG_DIR)).unwrap().count();
                 assert_eq!((names(&next)[0].as_str(), left), (fourth.name.as_str(), 2));
                 if faults.met().is_none() {

@@ -64,9 +64,12 @@ pub(crate) async fn make(core: &Arc<Core>, repository: Repository) -> Result<Cat
         let contents = Contents::gather(essentials, core.data_dir.path()).map_err(|error| told(&error))?;
         let plain = contents.to_bytes().map_err(|error| told(&error))?;
         let now = core.now();
-        let sealed = seal::seal(core.sealer.recovery_key(), &core.deployment_id, &core.lease.hub_id, now, &plain);
-        let sealed = sealed.map_err(|error| internal("the catalog cannot be copied", error.to_string()))?;
-        repository.keep_catalog_copy(&sealed, KEEP, now).map_err(|error| of_repo(&error))
+        // Sealed with the moment that its name says, so that a copy under another name is found out.
+        let seal = |made_at| {
+            seal::seal(core.sealer.recovery_key(), &core.deployment_id, &core.lease.hub_id, made_at, &plain)
+                .map_err(|error| sendense_repo::Error::new(sendense_repo::Kind::Io, error.to_string()))
+        };
+        repository.keep_catalog_copy(KEEP, now, seal).map_err(|error| of_repo(&error))
     })
     .await?
 }

@@ -62,10 +62,17 @@ pub struct Shown {
 pub fn list(repository: &Path) -> Result<Vec<Shown>, Error> {
     let repository = Repository::open_read_only(repository)?;
     let copies = repository.catalog_copies()?.into_iter().map(|copy| {
-        let sealed = repository.read_catalog_copy(&copy.name)?;
-        Ok(Shown { header: seal::header(&sealed).map(|(header, _)| header), copy })
+        // One that cannot be read is shown as that: the others are what somebody looks for.
+        let read = repository.read_catalog_copy(&copy.name);
+        let header =
+            read.map_err(|error| seal::Error::Unreadable(sendense_block::error::chain(&error))).and_then(|sealed| {
+                let (header, _) = seal::header(&sealed)?;
+                seal::check_name(&header, &copy.name)?;
+                Ok(header)
+            });
+        Shown { header, copy }
     });
-    copies.collect()
+    Ok(copies.collect())
 }
 
 /// Recovers.
@@ -76,8 +83,11 @@ pub async fn recover(wanted: Recover) -> Result<Recovered, Error> {
         None => newest(&repository, &wanted)?,
     };
     let sealed = repository.read_catalog_copy(&name)?;
-    let opened = seal::open(&wanted.key, &sealed).map_err(|source| Error::Sealed { name: name.clone(), source })?;
-    let (header, plain) = opened;
+    let opened = seal::open(&wanted.key, &sealed).and_then(|(header, plain)| {
+        seal::check_name(&header, &name)?;
+        Ok((header, plain))
+    });
+    let (header, plain) = opened.map_err(|source| Error::Sealed { name: name.clone(), source })?;
     let contents = Contents::read(&plain)?;
 
     if is_used(&wanted.data_dir)? {

@@ -52,6 +52,17 @@ pub enum Error {
     /// It ends too early, or something in it was changed.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+    /// Its file has another's name. An older copy under a newer name would give back what was taken away since, such as tokens.
+    #[error("it was made at {made_at} for {deployment_id}, which is not what its name says: the file was renamed")]
+    Renamed {
+        /// When, as is sealed.
+        made_at: Timestamp,
+        /// Whose, as is sealed.
+        deployment_id: DeploymentId,
+    },
+    /// The file cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// It was sealed with another key.
     #[error("it was sealed with another recovery key: with {sealed_with}, and the one that was given is {given}")]
     OtherKey {
@@ -108,6 +119,16 @@ pub(super) fn header(sealed: &[u8]) -> Result<(Header, usize), Error> {
     let header = sealed.get(START_BYTES..START_BYTES + len).ok_or_else(cut)?;
     let header = serde_json::from_slice(header).map_err(|_| Error::Damaged("its header cannot be read"))?;
     Ok((header, START_BYTES + len))
+}
+
+/// Refuses a copy that lies under a name which is not its own.
+pub(super) fn check_name(header: &Header, name: &str) -> Result<(), Error> {
+    match sendense_repo::catalog_copy::parse_name(name) {
+        Some((made_at, deployment_id)) if (made_at, &deployment_id) == (header.made_at, &header.deployment_id) => {
+            Ok(())
+        }
+        _ => Err(Error::Renamed { made_at: header.made_at, deployment_id: header.deployment_id.clone() }),
+    }
 }
 
 /// Opens a copy.

@@ -2,7 +2,7 @@
 
 use super::{absolute, block_on};
 use crate::args::{HubCommand, HubRecoverArgs};
-use crate::output::{bytes, json, line, moment, say, table as show};
+use crate::output::{bytes, duration, json, line, moment, say, table as show};
 use crate::secret;
 use crate::tables::{Table, facts};
 use anyhow::{Context as _, Result, bail};
@@ -109,6 +109,10 @@ async fn recover(args: HubRecoverArgs, as_json: bool) -> Result<()> {
         ("tokens", counts.tokens.to_string()),
         ("nodes", counts.nodes.to_string()),
     ]));
+    let age = duration(SystemClock.now().seconds_since(recovered.made_at).max(0.0));
+    say(format!(
+        "the copy is {age} old: what was changed since then is undone, also tokens and nodes that were revoked"
+    ));
     say("start the hub on this data folder; it takes the restore points in by itself");
     Ok(())
 }

@@ -72,3 +72,47 @@ fn a_recovered_hub_takes_nothing_from_the_old_one_while_that_one_works() {
     next.ok(&["restore", "disk", field(&third, "backup_id"), "--to", path(&restored), "--wait"]);
     assert_holds(&restored, &disk.bytes);
 }
+
+#[test]
+fn an_older_copy_under_a_newer_name_is_refused_and_one_that_cannot_be_read_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    Disk::create(&dir.join("vms/web/disk0.raw"), 1 << 20, &mut Random::new(47));
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let older = field(&hub.json(&["repo", "copy-catalog", "main"])["catalog_copy"], "name").to_owned();
+    let newest = field(&hub.json(&["repo", "copy-catalog", "main"])["catalog_copy"], "name").to_owned();
+    let (repo, data) = (dir.join("repo"), dir.join("next"));
+    let offline = |args: &[&str]| cli("http://127.0.0.1:1", None).arg("hub").args(args).output().unwrap();
+    let key = dir.join("recovery-key");
+    std::fs::write(&key, offline(&["recovery-key", "--data-dir", path(&hub.data_dir)]).stdout).unwrap();
+    assert_eq!(hub.stop(), Some(0));
+    let folder = repo.join(".sendense-catalog");
+    let moved = newest.replacen(newest.split('.').next().unwrap(), "0002000000000000000", 1);
+    std::fs::copy(folder.join(&older), folder.join(&moved)).unwrap();
+    let large = newest.replacen(newest.split('.').next().unwrap(), "0000000000000000001", 1);
+    std::fs::File::create(folder.join(&large)).unwrap().set_len((64 << 20) + 1).unwrap();
+
+    let shown = offline(&["copies", "--from", path(&repo), "--json"]);
+    assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let shown = shown["catalog_copies"].as_array().unwrap();
+    let problem = |name: &str| shown.iter().find(|copy| copy["name"] == name).unwrap()["problem"].clone();
+    assert_eq!((problem(&older), problem(&newest)), (Value::Null, Value::Null));
+    assert!(problem(&moved).as_str().unwrap().contains("renamed"), "{}", problem(&moved));
+    assert!(problem(&large).as_str().unwrap().contains("cannot be read"), "{}", problem(&large));
+
+    let mut args = vec!["recover", "--from", path(&repo), "--data-dir", path(&data), "--recovery-key-file", path(&key)];
+    let refused = offline(&args);
+    let said = text(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("renamed") && said.contains("--copy"), "{said}");
+    assert!(!data.exists(), "nothing is written from a copy that was renamed");
+    args.extend(["--copy", &newest]);
+    let recovered = offline(&args);
+    assert_eq!(recovered.status.code(), Some(0), "{}", text(&recovered.stderr));
+    assert!(
+        text(&recovered.stderr).contains("old: what was changed since then is undone"),
+        "{}",
+        text(&recovered.stderr)
+    );
+}

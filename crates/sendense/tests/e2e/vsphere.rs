@@ -139,6 +139,16 @@ fn a_hub_is_recovered_from_its_repository_on_a_bare_machine() {
     for secret in [PASSWORD, key.as_str()] {
         assert_eq!(holders(&repo, secret), [""; 0], "a secret lies in the repository in clear");
     }
+    // Nor under the compression: what follows the header is encrypted.
+    let sealed = std::fs::read(repo.join(".sendense-catalog").join(&newest)).unwrap();
+    let len = u32::from_le_bytes(sealed[12..16].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&sealed[16..16 + len]).unwrap();
+    assert!(newest.contains(field(&header, "deployment_id")) && header["key_id"].is_string(), "{header:#}");
+    let tail = dir.join("tail.gz");
+    std::fs::write(&tail, &sealed[16 + len..]).unwrap();
+    let unpacked = std::process::Command::new("gzip").args(["-dc", path(&tail)]).output();
+    let unpacked = unpacked.unwrap_or_else(|error| panic!("gzip: {error}; install the Debian package gzip"));
+    assert!(!unpacked.status.success() && unpacked.stdout.is_empty(), "what is in a copy is not encrypted");
     let token = std::fs::read(data.join("admin-token")).unwrap();
     hub.kill_9();
     drop(hub);
