@@ -167,15 +167,15 @@ impl Landing for RemoteLanding {
         let call = Call::BeginDisk { order: self.id.clone(), disk };
         self.link.call(&call, &[], self.patience, &self.cancel)?;
         let reader = start.reader.ok_or_else(|| Error::new(Kind::Invalid, "a disk that cannot be read"))?;
-        let sink = Arc::new(RemoteSink::start(sink::Options {
+        let options = sink::Options {
             link: self.link.clone(),
             order: self.id.clone(),
             disk: start.number,
-            reader: reader.clone(),
             level: self.level,
             patience: self.patience,
             cancel: self.cancel.clone(),
-        })?);
+        };
+        let sink = Arc::new(RemoteSink::start(options, reader.clone())?);
         self.sinks.lock().push((start.number, sink.clone()));
         Ok(sink)
     }
@@ -200,6 +200,8 @@ impl Landing for RemoteLanding {
     }
 
     fn letting_go(&self) -> bool {
+        // A snapshot is taken away when nobody reads it any more.
+        self.sinks.lock().iter().for_each(|(_, sink)| sink.let_go());
         // The source does not wait for a hub that is away, and a cancelled backup tells this too.
         if self.link.silent_for() > LETTING_GO_PATIENCE {
             return false;

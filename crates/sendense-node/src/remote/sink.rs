@@ -57,8 +57,6 @@ pub struct Options {
     pub order: OrderId,
     /// The disk.
     pub disk: DiskNumber,
-    /// Where its blocks are read again.
-    pub reader: Arc<dyn Disk>,
     /// How they are compressed.
     pub level: Level,
     /// How long a hub that is away is waited for.
@@ -75,6 +73,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Where blocks are read again, until the disk is let go.
+    reader: Option<Arc<dyn Disk>>,
     gathering: Vec<u8>,
     gathered: usize,
     queue: VecDeque<(u64, Vec<u8>)>,
@@ -130,9 +130,10 @@ impl State {
 }
 
 impl RemoteSink {
-    /// Starts the streams of a disk.
-    pub fn start(options: Options) -> Result<Self> {
-        let shared = Arc::new(Shared { options, state: Mutex::default(), changed: Condvar::new() });
+    /// Starts the streams of a disk, which may read it through `reader` until [`RemoteSink::let_go`].
+    pub fn start(options: Options, reader: Arc<dyn Disk>) -> Result<Self> {
+        let state = State { reader: Some(reader), ..State::default() };
+        let shared = Arc::new(Shared { options, state: Mutex::new(state), changed: Condvar::new() });
         let sink = Self { shared: shared.clone(), streams: Mutex::new(Vec::new()) };
         for number in 0..STREAMS {
             let shared = shared.clone();
@@ -171,6 +172,18 @@ impl RemoteSink {
         }
     }
 
+    /// Nothing is sent any more, and the disk is not held open. A call that is under way is not waited for: its source does
+    /// not wait for a hub that is away.
+    pub fn let_go(&self) {
+        let mut state = self.shared.state.lock();
+        state.closed = true;
+        let reader = state.reader.take();
+        drop(state);
+        self.shared.changed.notify_all();
+        // Without the lock: this may end a connection.
+        drop(reader);
+    }
+
     /// How many batches were made so far.
     pub fn batches(&self) -> u64 {
         self.shared.state.lock().next
@@ -198,8 +211,7 @@ impl BlockSink for RemoteSink {
 
 impl Drop for RemoteSink {
     fn drop(&mut self) {
-        self.shared.state.lock().closed = true;
-        self.shared.changed.notify_all();
+        self.let_go();
         for stream in self.streams.get_mut().drain(..) {
             // A stream that panicked has said so in its disk's failure.
             let _ = stream.join();
@@ -261,8 +273,9 @@ impl Shared {
 
     /// The batch that these blocks make, from the disk as it was frozen.
     fn read_again(&self, runs: &Runs) -> Result<Vec<u8>> {
-        let Options { reader, level, .. } = &self.options;
-        let mut encoder = Encoder::new(*level)?;
+        let reader = self.state.lock().reader.clone();
+        let reader = reader.ok_or_else(|| Error::new(Kind::Cancelled, "the disk was let go"))?;
+        let mut encoder = Encoder::new(self.options.level)?;
         let (mut block, mut frame) = (vec![0; BLOCK], vec![0; Encoder::FRAME_BYTES_MAX]);
         let mut bytes = Vec::with_capacity(BATCH_BYTES);
         for index in runs.iter().flat_map(|(first, count)| *first..first.saturating_add(u64::from(*count))) {
@@ -310,5 +323,34 @@ impl Drop for Ended<'_> {
             state.failed.get_or_insert((Kind::Io, "a stream to the hub ended".to_owned()));
         }
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_api::{Client, ClientOptions};
+    use sendense_block::ByteLen;
+    use sendense_block::backend::Memory;
+
+    #[test]
+    fn a_disk_that_was_let_go_is_not_held_open_and_its_streams_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let client = Client::new(ClientOptions::new("http://127.0.0.1:1")).unwrap();
+        let options = Options {
+            link: Arc::new(Link::new(client, runtime.handle().clone(), None)),
+            order: OrderId("order".to_owned()),
+            disk: DiskNumber(0),
+            level: Level::Fast,
+            patience: Duration::ZERO,
+            cancel: Cancel::new(),
+        };
+        let disk = Arc::new(Memory::zeroed(ByteLen(BLOCK_BYTES)));
+        let sink = RemoteSink::start(options, disk.clone()).unwrap();
+        assert_eq!(Arc::strong_count(&disk), 2);
+        sink.let_go();
+        assert_eq!(Arc::strong_count(&disk), 1, "the sink holds the disk open");
+        assert_eq!(sink.shared.read_again(&vec![(0, 1)]).unwrap_err().kind, Kind::Cancelled);
+        sink.streams.lock().drain(..).for_each(|stream| stream.join().unwrap());
     }
 }
