@@ -23,7 +23,8 @@ pub const SEGMENTS_MAX: u64 = 16384;
 /// one afterwards.
 pub fn segment_bytes(capacity: ByteLen) -> u64 {
     // Beside the blocks: L2 tables (1/8192 of it), L1 and refcounts (far less), the header and one arena that is not
-    // full. A sixty-fourth and 64 MiB are more than all of these.
+    // full, and of an image that is marked while it grows holes of 1/128 of what is packed. A sixty-fourth and 64 MiB are
+    // more than all of these.
     let file_bytes_max = capacity.0.saturating_add(capacity.0 / 64).saturating_add(64 << 20);
     let mut bytes = SEGMENT_BYTES_MIN;
     while file_bytes_max.div_ceil(bytes) > SEGMENTS_MAX {

@@ -47,13 +47,15 @@ impl Mark {
 
 impl Writer {
     /// Waits for puts under way, writes what is packed, and tells how far the image is; `also` runs while nobody puts, and sees
-    /// what the observer has heard up to here. Costs at most the rest of an arena, which stays a hole in the file.
+    /// what the observer has heard up to here. The rest of an arena may stay a hole in the file; however often an image is marked
+    /// from its beginning on, its holes are less than a hundredth of what is packed.
     pub fn mark<T>(&self, also: impl FnOnce() -> T) -> Result<(Mark, T)> {
         let sealed = self.sealed.write();
         if *sealed || self.failed.load(Ordering::SeqCst) {
             return Err(unusable(*sealed));
         }
         self.finish_arena().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))?;
+        self.arena.marked();
         let count = |of: fn(&Counts) -> &std::sync::atomic::AtomicU64| of(&self.counts).load(Ordering::Relaxed);
         let mark = Mark {
             clusters: self.cursor.load(Ordering::Relaxed),
@@ -98,6 +100,7 @@ impl Writer {
         counts.data_bytes.store(mark.data_bytes, Ordering::Relaxed);
         counts.arena_clusters.store(mark.arena_clusters, Ordering::Relaxed);
         writer.cursor.store(mark.clusters, Ordering::Relaxed);
+        writer.arena.marked();
         Ok(writer)
     }
 

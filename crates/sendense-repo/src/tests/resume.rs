@@ -7,18 +7,21 @@ use crate::repository::Repository;
 use crate::testing::before::Before;
 use crate::testing::medium::Store;
 use crate::testing::record::Record;
-use crate::testing::stage::{Renames, Stage};
+use crate::testing::stage::{Act, Renames, Script, Stage};
 use crate::testing::world::{self, Amnesia, Care, Disk, Point, pattern};
 use crate::testing::{Dice, now, qemu};
 use crate::verify::Depth;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use sendense_block::codec::{Encoder, Level};
 use sendense_block::{BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, Digest, Payload};
 use sendense_types::{DiskBinding, DiskNumber};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -321,6 +324,80 @@ fn twice(root: &Path, before: &Before, point: &Point, dice: &mut Dice) -> Result
         }
     }
     Ok(())
+}
+
+/// Records, and takes its time to keep digests: a put is under way for so long that marks come meanwhile.
+struct SlowDigests {
+    record: Arc<Record>,
+    files: Mutex<BTreeSet<u32>>,
+}
+
+impl Script for SlowDigests {
+    fn before(&self, act: &Act<'_>) -> std::io::Result<()> {
+        match act {
+            Act::CreateFile(path, number) if path.extension().is_some_and(|extension| extension == "spill") => {
+                self.files.lock().insert(*number);
+            }
+            Act::Write(number, ..) if self.files.lock().contains(number) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn after(&self, act: &Act<'_>) {
+        self.record.after(act);
+    }
+
+    fn number(&self, path: &Path) -> Option<u32> {
+        self.record.number(path)
+    }
+}
+
+#[test]
+fn threads_put_while_another_marks_and_each_mark_can_be_gone_on_from() {
+    let before = Before::new();
+    let point = Point::full("vm-a", "bk-3", &[&pattern(31, 48 * BLOCK)]);
+    let content = Content::of(&point.disks[&DiskNumber(0)]);
+    let record = Record::of(&before.root());
+    {
+        let slow = SlowDigests { record: record.clone(), files: Mutex::default() };
+        let repository = world::open_on(Stage::new(Arc::new(slow), Renames::AtOnce), &before.root());
+        let (draft, disks) = begin(&repository, &point);
+        let (disk, left) = (&disks[0], AtomicUsize::new(3));
+        std::thread::scope(|scope| {
+            for lane in 0..3 {
+                let (content, left) = (&content, &left);
+                scope.spawn(move || {
+                    content.put(disk, (lane..content.0.len()).step_by(3));
+                    left.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while left.load(Ordering::SeqCst) > 0 {
+                disk.mark(b"meanwhile").unwrap();
+            }
+        });
+        drop((draft, disks));
+    }
+    let (mut medium, steps) = record.take();
+    let (mut store, mut dice, mut is_named, mut marks) = (Store::new(), Dice(5), false, 0);
+    for step in &steps {
+        step.changes.iter().for_each(|change| medium.apply(change));
+        is_named |= step.what.starts_with("rename") && step.what.ends_with("disk-0.mark");
+        if !step.what.starts_with("sync folder") || !std::mem::take(&mut is_named) {
+            continue;
+        }
+        marks += 1;
+        for fate in medium.fates(1, &mut dice) {
+            let root = store.place("met");
+            medium.build(&fate, &root, &mut store);
+            detach(&root);
+            go_on(&root, &before, &point, true).unwrap_or_else(|why| panic!("{why}\nat mark {marks}, fate {fate:?}"));
+            std::fs::remove_dir_all(&root).unwrap();
+        }
+    }
+    assert!(marks > 3, "{marks}");
 }
 
 #[derive(Debug, Clone, Copy)]
