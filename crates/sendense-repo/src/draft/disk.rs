@@ -229,6 +229,8 @@ impl DiskDraft {
         crashsafe::sync_file(&*self.tables)?;
         self.spill.sync()?;
         let path = self.dir.join(scratch_name(self.spec.number, MARK_SUFFIX));
+        // Found by its name, as its folder is.
+        let _turn = self.repository.ownership()?.hold()?;
         crashsafe::replace(self.repository.fs(), &path, &bytes)
     }
 

@@ -43,6 +43,8 @@ impl Repository {
         let (vm, backup_id) = (spec.vm_context_id, spec.backup_id);
         let guard = self.lock(Operation::Backup, &vm, self.below(&vm, &spec.parents)?, &spec.who)?;
         self.below(&vm, &spec.parents)?;
+        // Until all files are open: what is cut and removed by its name must not be another hub's by now.
+        let _turn = self.ownership()?.turn(now)?;
         let must_not_be = |path: PathBuf| match path.symlink_metadata() {
             Ok(_) => Err(Error::new(Kind::Exists, format!("{} is there: it was being published", path.display()))),
             Err(_) => Ok(()),

@@ -201,6 +201,19 @@ fn what_cannot_be_gone_on_with_is_refused_and_taken_away() {
     assert_eq!(resume(disks(&point)), Some(Kind::NotFound));
 }
 
+#[test]
+fn a_hub_that_is_not_the_owner_any_more_marks_nothing() {
+    let before = Before::new();
+    let point = third(&before);
+    let stale = world::open(&before.root()).unwrap();
+    let (_draft, disks) = begin(&stale, &point);
+    let mark = before.root().join(layout::draft_dir(&point.vm, &point.id)).join("disk-0.mark");
+    let kept = std::fs::read(&mark).unwrap();
+    let _next = world::open(&before.root()).unwrap();
+    assert_eq!(disks[0].mark(b"late").unwrap_err().kind, Kind::Fenced);
+    assert_eq!(std::fs::read(&mark).unwrap(), kept);
+}
+
 /// Gives every file below a folder to it alone: what is built for a test shares its files. Two names of one file stay that.
 fn detach(root: &Path) {
     let mut copies = BTreeMap::new();
