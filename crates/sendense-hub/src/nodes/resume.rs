@@ -188,3 +188,55 @@ async fn try_take_up(core: &Arc<Core>, task: &Task, record: Record) -> Result<()
     jobs::start_again(core, taken, Work::Backup(work));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Hub, HubConfig, reconcile};
+    use sendense_node::remote::message::{Answer, BackupOrder};
+
+    fn order() -> BackupOrder {
+        serde_json::from_value(serde_json::json!({
+            "freeze": {
+                "vm": { "instance_uuid": "u-1", "name": "web" },
+                "disks": [],
+                "quiesce": true,
+                "deployment_id": "dep-1",
+                "task_id": TaskId::generate(),
+            },
+            "disks": [],
+            "level": "fast",
+            "on_tracking_loss": "full",
+            "parallel_disks": 1,
+            "audit": { "per_million": 0, "blocks_min": 0, "seed": 0 },
+            "lease_seconds": 600,
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_forgotten_once_the_tasks_are_known_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = HubConfig::new(folder.path().join("data"));
+        config.listen.set_port(0);
+        let hub = Hub::start(config).await.unwrap();
+        let core = hub.app().core.clone();
+        let find = || {
+            let (book, task_id) = (core.nodes.transfers.book.clone(), TaskId::generate());
+            let keeper = Keeper::new(book, task_id.clone(), "SITE-A".to_owned(), order(), false, core.now());
+            keeper.answered(&Answer::Retired(Vec::new())).unwrap();
+            core.nodes.transfers.found.lock().insert(task_id.clone(), keeper.record());
+            task_id
+        };
+        let is_kept = |task_id| core.nodes.transfers.book.read_all().unwrap().contains_key(task_id);
+        let without_task = find();
+        assert!(is_kept(&without_task));
+        reconcile::at_start(&core).await;
+        assert!(!is_kept(&without_task), "there is no such task");
+        core.catalog.close().await.unwrap();
+        let unknown = find();
+        reconcile::at_start(&core).await;
+        assert!(is_kept(&unknown), "nobody has asked for its task");
+        hub.shutdown().await;
+    }
+}
