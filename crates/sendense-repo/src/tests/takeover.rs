@@ -8,7 +8,7 @@ use crate::delete::Extent;
 use crate::draft::DraftSpec;
 use crate::error::{Kind, Result};
 use crate::layout;
-use crate::owner::Claim;
+use crate::owner::{self, Claim};
 use crate::repository::{Options, Repository};
 use crate::testing::before::Before;
 use crate::testing::stage::{Act, Fault, Faults, Renames, Script, Stage, told};
@@ -60,7 +60,7 @@ impl Script for TakeOver {
 
 impl TakeOver {
     fn take_over(&self) -> Met {
-        let owner = match other(&self.root) {
+        let owner = match owner::hurrying(|| other(&self.root)) {
             Err(error) if error.kind == Kind::Owned => return Met::Refused,
             owner => owner.unwrap(),
         };
