@@ -20,7 +20,7 @@ use sendense_types::{HubId, Problem, ProblemCode, RepositoryId, RepositoryMode, 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 /// A share that does not answer for so long is away. NFS retries for minutes; nobody is to wait for that.
@@ -31,8 +31,8 @@ pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 const ASKING_MAX: usize = 8;
 /// So long a person waits for a look through a repository to end that somebody else has begun.
 pub(crate) const CHECK_PATIENCE: Duration = Duration::from_secs(60);
-/// What the dead left and cannot be put in order now is tried again after a round, after two, four and so on, and at least so
-/// often: each try reads every manifest, and a reader that is in the way may stay for hours.
+/// What the dead left and cannot be put in order now is tried again with the next round, after one more, two, four and so on, and
+/// at least so often: each try reads every manifest, and a reader that is in the way may stay for hours.
 const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 /// Four times in a lease, and at least so often, leases are renewed and what is away is tried again.
 const KEEP_PERIOD_MAX: Duration = Duration::from_secs(15);
@@ -110,7 +110,7 @@ struct State {
     recovered: u64,
     /// How often in a row that did not work, and when the last time.
     failed: u32,
-    failed_at: Option<Timestamp>,
+    failed_at: Option<Instant>,
     away: Option<(Problem, Timestamp)>,
     /// What was said last of its room.
     space: Option<SpaceState>,
@@ -123,9 +123,9 @@ impl State {
     }
 
     /// Whether to try again what could not be put in order.
-    fn may_recover(&self, period: Duration, now: Timestamp) -> bool {
-        let pause = retry_pause(period, self.failed).as_secs_f64();
-        self.failed_at.is_none_or(|at| now.seconds_since(at).abs() >= pause)
+    fn may_recover(&self, period: Duration, now: Instant) -> bool {
+        let pause = retry_pause(period, self.failed);
+        self.failed_at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
     }
 }
 
@@ -244,7 +244,7 @@ impl Repositories {
         let mut state = slot.state.lock();
         match is_done {
             true => (state.recovered, state.failed, state.failed_at) = (opened, 0, None),
-            false => (state.failed, state.failed_at) = (state.failed.saturating_add(1), Some(core.now())),
+            false => (state.failed, state.failed_at) = (state.failed.saturating_add(1), Some(Instant::now())),
         }
     }
 
@@ -404,8 +404,9 @@ fn keep_period(core: &Core) -> Duration {
 
 /// How long to wait after so many tries in a row that came to nothing.
 fn retry_pause(period: Duration, failed: u32) -> Duration {
-    let doubled = 2_u32.saturating_pow(failed.saturating_sub(1));
-    if failed == 0 { Duration::ZERO } else { period.saturating_mul(doubled).min(RETRY_MAX.max(period)) }
+    let doubled = 2_u32.saturating_pow(failed.saturating_sub(2));
+    // The first time with the next round, whatever that round and the last try took.
+    if failed < 2 { Duration::ZERO } else { period.saturating_mul(doubled).min(RETRY_MAX.max(period)) }
 }
 
 fn rounds(core: &Core) -> tokio::time::Interval {
@@ -462,7 +463,7 @@ async fn look_for_more(core: &Arc<Core>) {
         let (recovered, may_recover) = {
             let slot = core.repositories.slot(id);
             let state = slot.state.lock();
-            (state.is_recovered(), state.may_recover(keep_period(core), core.now()))
+            (state.is_recovered(), state.may_recover(keep_period(core), Instant::now()))
         };
         match core.repositories.standing(core, id) {
             Standing::Open if recovered || !may_tidy || !may_recover => {}
@@ -627,10 +628,11 @@ mod tests {
     fn what_cannot_be_put_in_order_is_tried_less_and_less_often() {
         let round = Duration::from_secs(15);
         let pauses = [0, 1, 2, 3, 6, 7, 40, u32::MAX].map(|failed| retry_pause(round, failed).as_secs());
-        assert_eq!(pauses, [0, 15, 30, 60, 480, 900, 900, 900]);
-        let now = Timestamp::from_micros(1_800_000_000_000_000);
+        assert_eq!(pauses, [0, 0, 15, 30, 240, 480, 900, 900]);
+        let now = Instant::now();
         let state = State { failed: 3, failed_at: Some(now), ..State::default() };
-        assert!(!state.may_recover(round, now.plus_seconds(59)) && state.may_recover(round, now.plus_seconds(60)));
+        let after = |seconds| state.may_recover(round, now + Duration::from_secs(seconds));
+        assert!(!after(29) && after(30));
         assert!(State::default().may_recover(round, now));
     }
 }
