@@ -30,7 +30,9 @@ pub use dto::{
     Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
 pub use dto::{ConsolidateQuery, Consolidation};
-pub use dto::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeStatus, NodeWelcome, Pairing};
+pub use dto::{
+    CreatePairing, EnrolNode, Enrolment, LimitWindow, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Pairing,
+};
 pub use dto::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };

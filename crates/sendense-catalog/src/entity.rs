@@ -334,6 +334,7 @@ nodes = "nodes" {
     revoked_at: Option<Ts>,
     last_seen_at: Option<Ts>,
     state: Option<Json>,
+    bandwidth: Option<Json>,
 }}
 
 entity! { /// Codes by which nodes enrol.

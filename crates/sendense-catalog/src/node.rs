@@ -50,6 +50,8 @@ pub struct Node {
     pub last_seen_at: Option<Timestamp>,
     /// What it last said of itself.
     pub state: Option<serde_json::Value>,
+    /// What its blocks may take of its line, in the hub's words.
+    pub bandwidth: Option<serde_json::Value>,
 }
 
 /// Nodes.
@@ -114,6 +116,7 @@ impl Nodes<'_> {
                     revoked_at: None,
                     last_seen_at: None,
                     state: None,
+                    bandwidth: None,
                 };
                 // Asked first, so that what collides at the insertion is an id or a certificate.
                 if valid_name(name.as_str()).one(&*tx).await?.is_some() {
@@ -179,6 +182,26 @@ impl Nodes<'_> {
             .await
     }
 
+    /// Keeps what its blocks may take of its line; nothing at all lifts the limit.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], also for a node that is void.
+    pub async fn limit(&self, node_id: &NodeId, bandwidth: Option<&serde_json::Value>) -> Result<()> {
+        self.0
+            .write(|tx| async move {
+                // Asked by reading: MariaDB counts no row that already was as it shall be.
+                let row = entity::nodes::Entity::find_by_id(node_id.as_str()).lock_exclusive().one(&*tx).await?;
+                if row.is_none_or(|row| row.revoked_at.is_some()) {
+                    return Err(Error::not_found(Noun::Node, node_id.as_str()));
+                }
+                let set = entity::nodes::ActiveModel { bandwidth: Set(bandwidth.cloned()), ..Default::default() };
+                let one = entity::nodes::Column::NodeId.eq(node_id.as_str());
+                entity::nodes::Entity::update_many().set(set).filter(one).exec(&*tx).await?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Makes one void; its name is free then. The first moment stays when it was void already.
     pub async fn revoke(&self, node_id: &NodeId, now: Timestamp) -> Result<()> {
         self.0
@@ -238,6 +261,7 @@ impl TryFrom<entity::nodes::Model> for Node {
             revoked_at: row.revoked_at.map(Into::into),
             last_seen_at: row.last_seen_at.map(Into::into),
             state: row.state,
+            bandwidth: row.bandwidth,
         })
     }
 }

@@ -507,8 +507,8 @@ pub fn recoveries(recoveries: &[Recovery]) -> Table {
 /// Nodes.
 pub fn nodes(nodes: &[Node]) -> Table {
     let mut table = Table::new(
-        &["NAME", "STATUS", "VERSION", "MACHINE", "SOURCES", "BACKUPS", "THROUGHPUT", "LAST SEEN", "NODE"],
-        &[5, 6],
+        &["NAME", "STATUS", "VERSION", "MACHINE", "SOURCES", "BACKUPS", "THROUGHPUT", "LIMIT", "LAST SEEN", "NODE"],
+        &[5, 6, 7],
     );
     for node in nodes {
         table.row([
@@ -519,6 +519,7 @@ pub fn nodes(nodes: &[Node]) -> Table {
             or_dash(Some(node.sources.join(", ")).filter(|names| !names.is_empty())),
             node.running_backups.to_string(),
             format!("{}/s", bytes(node.bytes_per_second)),
+            or_dash(node.limit_now.map(|limit| format!("{}/s", bytes(limit)))),
             or_dash(node.last_seen_at.map(moment)),
             node.node_id.to_string(),
         ]);

@@ -2,7 +2,7 @@
 
 use super::{Client, ClientError};
 use crate::reply::{DoneReply, EnrolmentReply, NodeListReply, NodeWelcomeReply, PairingReply};
-use crate::{CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeWelcome, Page, Pairing};
+use crate::{CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeLimit, NodeWelcome, Page, Pairing};
 use reqwest::Method;
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -22,6 +22,11 @@ impl Client {
     /// Lists nodes by name.
     pub async fn list_nodes(&self, page: &ListQuery) -> Result<Page<Node>> {
         Ok(self.get::<_, NodeListReply>(&["nodes"], page).await?.into())
+    }
+
+    /// Says what a node's blocks may take of its line; nothing at all lifts the limit.
+    pub async fn limit_node(&self, node: &str, limit: &NodeLimit) -> Result<()> {
+        self.send::<_, DoneReply>(Method::PUT, &["nodes", node, "limit"], limit).await.map(drop)
     }
 
     /// Revokes a node, by its id or name.

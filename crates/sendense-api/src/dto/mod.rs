@@ -37,7 +37,9 @@ pub use mount::{
     GuestFileInfo, Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency,
     VolumeState, decode_path, encode_path,
 };
-pub use node::{CreatePairing, EnrolNode, Enrolment, Node, NodeHello, NodeStatus, NodeWelcome, Pairing};
+pub use node::{
+    CreatePairing, EnrolNode, Enrolment, LimitWindow, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Pairing,
+};
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use policy::{PlannedVm, Policy, PolicyPlan, PolicyRules, Retention};
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};

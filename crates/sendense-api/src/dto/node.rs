@@ -1,5 +1,6 @@
 //! Nodes: data movers beside hypervisors.
 
+use super::Day;
 use sendense_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -88,6 +89,41 @@ pub struct NodeWelcome {
     pub version: String,
 }
 
+/// What the blocks of a node's backups may take of its line. Of windows that overlap the first one counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeLimit {
+    /// Bytes per second outside of all windows, at least 8192. Left out: as much as there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 8192)]
+    pub bytes_per_second: Option<u64>,
+    /// The IANA time zone whose clock counts. Left out: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "Europe/Berlin")]
+    pub time_zone: Option<String>,
+    /// Hours with a limit of their own, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub windows: Vec<LimitWindow>,
+}
+
+/// Hours in which another limit holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitWindow {
+    /// When it opens: `08:00`.
+    pub from: String,
+    /// When it closes; on the next day when that is earlier.
+    pub until: String,
+    /// Days on which it opens: `monday` to `sunday`. Left out: every day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<Day>,
+    /// Bytes per second, at least 8192. Left out: as much as there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 8192)]
+    pub bytes_per_second: Option<u64>,
+}
+
 /// Whether a node works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -114,6 +150,10 @@ pub struct Node {
     pub running_backups: u64,
     /// What comes from it, over the last seconds: blocks as they travel, compressed.
     pub bytes_per_second: u64,
+    /// What its blocks may take of its line, where the hub says so.
+    pub limit: Option<NodeLimit>,
+    /// What that comes to at this moment, in bytes per second. Null: as much as there is.
+    pub limit_now: Option<u64>,
     /// Its version, once it has said something.
     pub version: Option<String>,
     /// The name of its machine, once it has said something.

@@ -16,6 +16,7 @@ mod m0010_no_task_deadline;
 mod m0011_repository_modes;
 mod m0015_repository_space;
 mod m0016_repository_reports;
+mod m0017_node_limits;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0011_repository_modes::Migration),
             Box::new(m0015_repository_space::Migration),
             Box::new(m0016_repository_reports::Migration),
+            Box::new(m0017_node_limits::Migration),
         ]
     }
 }

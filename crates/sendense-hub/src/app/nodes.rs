@@ -5,9 +5,11 @@
 
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, internal, invalid};
+use crate::nodes::limit::Limit;
 use crate::nodes::sessions;
 use sendense_api::{
-    CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeStatus, NodeWelcome, Page, Pairing, Role,
+    CreatePairing, EnrolNode, Enrolment, ListQuery, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Page, Pairing,
+    Role,
 };
 use sendense_catalog as catalog;
 use sendense_types::{Name, NodeId, Problem, ProblemCode};
@@ -105,6 +107,24 @@ impl App {
         Ok(Page { items: nodes.into_iter().map(|node| self.node_out(node, &bound)).collect(), total })
     }
 
+    /// Says what a node's blocks may take of its line. A node that this hub serves keeps to it at once, one of another hub at its next poll.
+    pub async fn limit_node(&self, caller: &Caller, id_or_name: &str, said: NodeLimit) -> Result<()> {
+        caller.require(Role::Admin)?;
+        let node = self.core.catalog.nodes().find(id_or_name).await.or_problem()?;
+        Limit::read(&said).map_err(|error| invalid(error.to_string()))?;
+        let value = (said != NodeLimit::default()).then(|| serde_json::to_value(&said)).transpose();
+        let value = value.map_err(|error| internal("a limit cannot be written", error.to_string()))?;
+        self.core.catalog.nodes().limit(&node.node_id, value.as_ref()).await.or_problem()?;
+        self.core.nodes.sessions.limit_changed(&node.node_id);
+        tracing::info!(node_id = %node.node_id, node = %node.name, by = %caller.identity, ?said, "node limited");
+        Ok(())
+    }
+
+    /// What a node's blocks may take of its line at this moment.
+    pub(crate) fn node_limit_now(&self, node: &catalog::Node) -> Option<u64> {
+        Limit::read(&node_limit(node)?).ok()?.at(self.core.now())
+    }
+
     /// Makes a node void, by its id or name. Whatever it does is refused from now on.
     pub async fn revoke_node(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
         caller.require(Role::Admin)?;
@@ -126,6 +146,8 @@ impl App {
             sources: sources.collect(),
             running_backups: activity.map_or(0, |activity| activity.backups),
             bytes_per_second: activity.map_or(0, |activity| activity.bytes_per_second),
+            limit: node_limit(&node),
+            limit_now: self.node_limit_now(&node),
             version: word("version"),
             host: word("host"),
             node_id: node.node_id,
@@ -146,6 +168,13 @@ impl App {
             )
         })
     }
+}
+
+/// What was said of a node's line. What cannot be read was written by a later release; it is told, and limits nothing.
+fn node_limit(node: &catalog::Node) -> Option<NodeLimit> {
+    let read = serde_json::from_value(node.bandwidth.clone()?);
+    read.inspect_err(|error| tracing::warn!(node_id = %node.node_id, error = %error, "a node's limit cannot be read"))
+        .ok()
 }
 
 fn generate() -> Result<String> {

@@ -191,7 +191,8 @@ fn window(rules: &ScheduleRules, zone: TimeZone) -> Result<Option<Window>, Inval
     Window::new(&window.from, &window.until, &days, zone).map(Some)
 }
 
-const fn weekday(day: Day) -> Weekday {
+/// The day as the calendar calls it.
+pub(crate) const fn weekday(day: Day) -> Weekday {
     match day {
         Day::Monday => Weekday::Monday,
         Day::Tuesday => Weekday::Tuesday,

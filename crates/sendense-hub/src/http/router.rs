@@ -133,6 +133,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(nodes::create_pairing))
         .routes(routes!(nodes::enrol_node))
         .routes(routes!(nodes::revoke_node))
+        .routes(routes!(nodes::limit_node))
         .routes(routes!(nodes::node_hello))
         .routes(routes!(nodes::node_call))
         .routes(routes!(system::health))

@@ -102,19 +102,19 @@ impl App {
             self.core.catalog.nodes().note_seen(&node.node_id, &state, self.core.now()).await.or_problem()?;
         }
         // A node that has just come wants to know that it did; what it has to do it hears at its next poll.
-        if entered.is_first {
-            return answer(&Orders::default());
-        }
-        let orders = sessions.wait(&node.node_id, &poll, &self.core.stop).await;
+        let mut orders = if entered.is_first {
+            Orders::default()
+        } else {
+            sessions.wait(&node.node_id, &poll, &self.core.stop).await
+        };
         // The poll may have been held for long, and orders hold credentials: a node that was revoked meanwhile, perhaps at
         // another hub, is told nothing.
-        if !orders.start.is_empty() {
-            let valid = self.core.catalog.nodes().by_name(node.name.as_str()).await.or_problem()?;
-            if valid.is_none_or(|valid| valid.node_id != node.node_id) {
-                sessions.forget(&node.node_id);
-                return Err(Problem::new(ProblemCode::Unauthorized, "the node is not valid", "it was revoked"));
-            }
-        }
+        let valid = self.core.catalog.nodes().by_name(node.name.as_str()).await.or_problem()?;
+        let Some(valid) = valid.filter(|valid| valid.node_id == node.node_id) else {
+            sessions.forget(&node.node_id);
+            return Err(Problem::new(ProblemCode::Unauthorized, "the node is not valid", "it was revoked"));
+        };
+        orders.bytes_per_second = self.node_limit_now(&valid);
         answer(&orders)
     }
 

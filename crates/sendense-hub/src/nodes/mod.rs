@@ -11,6 +11,7 @@ pub(crate) mod bodies;
 pub(crate) mod calls;
 pub(crate) mod kept;
 mod landed;
+pub(crate) mod limit;
 pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod sessions;

@@ -58,6 +58,8 @@ struct Session {
     noted: Option<Instant>,
     orders: BTreeMap<OrderId, Entry>,
     wake: Arc<Notify>,
+    /// It is to be told what its blocks may take of the line, though there is nothing to do.
+    is_limit_new: bool,
     traffic: Traffic,
 }
 
@@ -175,6 +177,14 @@ impl Sessions {
         sessions.values().any(|session| session.orders.contains_key(id) && session.seen.elapsed() >= CONNECTED)
     }
 
+    /// A node's poll is answered at once: what its blocks may take of its line has changed.
+    pub(crate) fn limit_changed(&self, node: &NodeId) {
+        if let Some(session) = self.0.lock().get_mut(node) {
+            session.is_limit_new = true;
+            session.wake.notify_one();
+        }
+    }
+
     /// A node was revoked: what it does is lost.
     pub(super) fn forget(&self, node: &NodeId) {
         let Some(session) = self.0.lock().remove(node) else { return };
@@ -260,6 +270,7 @@ impl Sessions {
             noted: None,
             orders: BTreeMap::new(),
             wake: Arc::new(Notify::new()),
+            is_limit_new: false,
             traffic: Traffic { since: now, bytes: 0, bytes_per_second: 0 },
         });
         if session.earlier.contains(&poll.process) {
@@ -298,8 +309,8 @@ impl Sessions {
     pub(super) async fn wait(&self, node: &NodeId, poll: &Poll, stop: &tokio_util::sync::CancellationToken) -> Orders {
         let until = tokio::time::Instant::now() + HOLD;
         loop {
-            let Some((orders, wake)) = self.due(node, poll) else { return Orders::default() };
-            if !orders.start.is_empty() || !orders.stop.is_empty() {
+            let Some((orders, is_limit_new, wake)) = self.due(node, poll) else { return Orders::default() };
+            if is_limit_new || !orders.start.is_empty() || !orders.stop.is_empty() {
                 return orders;
             }
             tokio::select! {
@@ -310,7 +321,7 @@ impl Sessions {
         }
     }
 
-    fn due(&self, node: &NodeId, poll: &Poll) -> Option<(Orders, Arc<Notify>)> {
+    fn due(&self, node: &NodeId, poll: &Poll) -> Option<(Orders, bool, Arc<Notify>)> {
         let mut sessions = self.0.lock();
         let session = sessions.get_mut(node).filter(|session| session.process == poll.process)?;
         session.seen = Instant::now();
@@ -330,7 +341,7 @@ impl Sessions {
         }
         let known = |id: &OrderId| session.orders.get(id).is_some_and(|entry| !entry.stop);
         orders.stop = poll.working.iter().filter(|id| !known(id)).cloned().collect();
-        Some((orders, session.wake.clone()))
+        Some((orders, std::mem::take(&mut session.is_limit_new), session.wake.clone()))
     }
 }
 
@@ -380,6 +391,7 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use sendense_node::remote::message::{PROTOCOL, SourceSpec, Work};
     use sendense_types::{SourceKind, TaskId};
     use tokio_util::sync::CancellationToken;
@@ -426,7 +438,7 @@ mod tests {
 
         /// What a node is told now.
         fn told(&self, node: usize, poll: &Poll) -> (Vec<OrderId>, Vec<OrderId>) {
-            let (orders, _) = self.sessions.due(&self.ids[node], poll).unwrap_or_else(|| panic!("no session"));
+            let (orders, ..) = self.sessions.due(&self.ids[node], poll).unwrap_or_else(|| panic!("no session"));
             (orders.start.into_iter().map(|order| order.id).collect(), orders.stop)
         }
     }
@@ -482,6 +494,20 @@ mod tests {
         assert!(held.start.is_empty());
         assert!(answer.try_recv().unwrap().is_err(), "who asked was left waiting");
         assert_eq!(house.ask("A").unwrap_err().code, ProblemCode::SourceUnavailable);
+    }
+
+    #[tokio::test]
+    async fn a_poll_that_waits_is_answered_when_the_limit_changes() {
+        let house = House::new();
+        let (stop, waiting) = (CancellationToken::new(), poll("1", &[]));
+        let held = |node: usize| house.sessions.wait(&house.ids[node], &waiting, &stop);
+        let change = async { house.sessions.limit_changed(&house.ids[0]) };
+        let (told, ()) = tokio::join!(held(0), change);
+        assert!(told.start.is_empty() && told.stop.is_empty());
+        // Once; and no other node.
+        for node in 0..2 {
+            assert!(held(node).now_or_never().is_none(), "node {node} is answered at once");
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Calls of a node to its hub: made again while the link is broken, until patience ends or somebody cancels.
+//!
+//! What lives here: calls, and their pace on a broken link. What does not: what is said, and how blocks share a bandwidth
+//! ([`super::throttle`]). Invariant: no call outlasts its patience or a cancellation.
 
 use super::message::{Call, Malformed, pack};
+use super::throttle::Throttle;
 use parking_lot::Mutex;
 use sendense_api::{Client, ClientError};
 use sendense_block::Cancel;
@@ -15,6 +19,9 @@ use tokio::sync::Notify;
 const PAUSE_MS_FIRST: u64 = 200;
 /// The longest pause. A hub that is back is found again after it.
 const PAUSE_MS_MAX: u64 = 10_000;
+
+/// Who waits for a share of the bandwidth looks so often whether it has become another one.
+const LIMIT_LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +61,17 @@ pub struct Link {
     client: Client,
     runtime: Handle,
     heard: Mutex<Instant>,
-    throttle: Option<Throttle>,
+    /// What the node's own command line allows to blocks.
+    own_limit: Option<u64>,
+    throttle: Mutex<Throttle>,
 }
 
 impl Link {
     /// A link with the node's client; `bytes_per_second` bounds what blocks take of it.
     pub fn new(client: Client, runtime: Handle, bytes_per_second: Option<u64>) -> Self {
-        let throttle = bytes_per_second.map(Throttle::new);
-        Self { client, runtime, heard: Mutex::new(Instant::now()), throttle }
+        let now = Instant::now();
+        let throttle = Mutex::new(Throttle::new(bytes_per_second, now));
+        Self { client, runtime, heard: Mutex::new(now), own_limit: bytes_per_second, throttle }
     }
 
     /// One attempt.
@@ -97,10 +107,20 @@ impl Link {
 
     /// Waits for a share of the bandwidth.
     pub fn wait_for_turn(&self, bytes: usize, cancel: &Cancel) -> Result<(), Broken> {
-        match &self.throttle {
-            Some(throttle) => self.wait(throttle.book(bytes, Instant::now()), cancel),
-            None => Ok(()),
+        let turn = self.throttle.lock().book(bytes, Instant::now());
+        loop {
+            let left = self.throttle.lock().until(turn, Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.wait(left.min(LIMIT_LOOK_PERIOD), cancel)?;
         }
+    }
+
+    /// The hub says what blocks may take from now on; the node's own limit holds beside it.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        let lowest = [self.own_limit, bytes_per_second].into_iter().flatten().min();
+        self.throttle.lock().limit(lowest, Instant::now());
     }
 
     /// Waits, unless somebody cancels.
@@ -151,43 +171,9 @@ pub fn pause(attempt: u32) -> Duration {
     Duration::from_millis(full / 2 + random % (full / 2))
 }
 
-/// Divides a bandwidth among those who send.
-#[derive(Debug)]
-struct Throttle {
-    bytes_per_second: f64,
-    /// When what was booked so far will have been sent.
-    free: Mutex<Option<Instant>>,
-}
-
-impl Throttle {
-    fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: bytes_per_second.max(1) as f64, free: Mutex::new(None) }
-    }
-
-    /// Books `bytes`; the answer is how long to wait before they are sent.
-    fn book(&self, bytes: usize, now: Instant) -> Duration {
-        let mut free = self.free.lock();
-        let begin = free.map_or(now, |free| free.max(now));
-        *free = Some(begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second));
-        begin - now
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bandwidth_is_kept_and_unused_time_is_not_saved_up() {
-        let throttle = Throttle::new(1000);
-        let start = Instant::now();
-        let second = Duration::from_secs(1);
-        assert_eq!(throttle.book(2000, start), Duration::ZERO);
-        assert_eq!(throttle.book(500, start), 2 * second);
-        assert_eq!(throttle.book(1000, start + second), second * 3 / 2);
-        assert_eq!(throttle.book(1000, start + 60 * second), Duration::ZERO);
-        assert_eq!(throttle.book(1, start + 60 * second), second);
-    }
 
     #[test]
     fn pauses_grow_to_their_bound() {

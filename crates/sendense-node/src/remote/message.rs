@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The version of these words. A hub refuses a node that speaks another one.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The longest body, either way: the machines of the largest vCenter take some MiB, a batch of blocks half of one.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -174,6 +174,8 @@ pub struct Orders {
     pub start: Vec<Order>,
     /// Give these up.
     pub stop: Vec<OrderId>,
+    /// What blocks may take of the line until the next answer. None: as much as there is.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// Something to do.

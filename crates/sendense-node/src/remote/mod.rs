@@ -13,3 +13,4 @@ pub mod message;
 mod reaper;
 pub mod service;
 mod sink;
+mod throttle;

@@ -183,6 +183,7 @@ impl Node {
                         ready();
                     }
                     let (orders, _) = unpack::<Orders>(&body)?;
+                    self.link.limit(orders.bytes_per_second);
                     let news = self.follow(scope, orders);
                     // A hub has reason to say the same again at once while an order that it gave up is being ended.
                     if !news && self.link.wait(POLL_PERIOD_MIN.saturating_sub(asked.elapsed()), stop).is_err() {

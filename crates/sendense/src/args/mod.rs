@@ -19,7 +19,7 @@ pub use node::{NodeArgs, NodeCommand, NodePlace, NodeRun};
 pub use recover::RecoverCommand;
 pub use repo::{RepoAddCommand, RepoCommand};
 pub use retention::{PruneArgs, RetentionCommand, SimulateArgs};
-pub use schedule::{Missed, PolicyArgs, PolicyCommand, ScheduleArgs, ScheduleCommand, WeekDay};
+pub use schedule::{Missed, PolicyArgs, PolicyCommand, ScheduleArgs, ScheduleCommand};
 pub use source::{
     LimitArgs, NbdArgs, PasswordArgs, SourceAddArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs,
     VsphereArgs,

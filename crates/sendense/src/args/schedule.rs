@@ -2,6 +2,7 @@
 
 use super::retention::{Counting, every};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use sendense_api::Day;
 use sendense_types::{Compression, ExecutionId, OnTrackingLoss};
 
 #[derive(Debug, Subcommand)]
@@ -246,7 +247,23 @@ pub enum WeekDay {
     Sun,
 }
 
-fn hours(text: &str) -> Result<(String, String), String> {
+impl WeekDay {
+    /// The day in the API's words.
+    pub const fn told(self) -> Day {
+        match self {
+            Self::Mon => Day::Monday,
+            Self::Tue => Day::Tuesday,
+            Self::Wed => Day::Wednesday,
+            Self::Thu => Day::Thursday,
+            Self::Fri => Day::Friday,
+            Self::Sat => Day::Saturday,
+            Self::Sun => Day::Sunday,
+        }
+    }
+}
+
+/// Reads `22:00-06:00`.
+pub(super) fn hours(text: &str) -> Result<(String, String), String> {
     let parts = text.split_once('-').ok_or("write FROM-UNTIL: 22:00-06:00")?;
     Ok((parts.0.to_owned(), parts.1.to_owned()))
 }

@@ -9,7 +9,7 @@ use crate::output::{json, line, say, table as show};
 use crate::tables;
 use anyhow::{Context as _, Result, bail};
 use sendense_api::reply::{DoneReply, NodeListReply, NodeWelcomeReply, PairingReply};
-use sendense_api::{CreatePairing, ListQuery, fingerprint_of};
+use sendense_api::{CreatePairing, ListQuery, NodeLimit, fingerprint_of};
 use sendense_block::Cancel;
 use sendense_node::identity::{self, HubAddress, HubTrust, Identity};
 use sendense_node::remote::service::{self, Options};
@@ -48,7 +48,7 @@ fn serve(args: NodeRun) -> Result<u8> {
     let options = Options {
         data_dir: folder,
         allow_paths: args.allow_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
-        bytes_per_second: args.bandwidth.map(|size| size.as_u64()),
+        bytes_per_second: args.bandwidth,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let stop = Cancel::new();
@@ -102,6 +102,13 @@ async fn administer(context: Context, command: NodeCommand) -> Result<u8> {
             } else {
                 show(tables::nodes(&page.items));
             }
+        }
+        NodeCommand::Limit { node, bandwidth, windows, time_zone, none } => {
+            let time_zone = (!none).then_some(time_zone);
+            client.limit_node(&node, &NodeLimit { bytes_per_second: bandwidth, time_zone, windows }).await?;
+            let done =
+                if none { format!("node {node} takes what there is") } else { format!("node {node} keeps to it") };
+            if context.json { json(&DoneReply::new(done))? } else { say(done) }
         }
         NodeCommand::Revoke { node } => {
             client.revoke_node(&node).await?;

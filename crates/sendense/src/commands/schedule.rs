@@ -1,7 +1,7 @@
 //! `sendense schedule`.
 
 use super::policy::most;
-use crate::args::{Missed, ScheduleArgs, ScheduleCommand, WeekDay};
+use crate::args::{Missed, ScheduleArgs, ScheduleCommand};
 use crate::context::Context;
 use crate::output::{json, line, say, table as show};
 use crate::timetables;
@@ -86,7 +86,7 @@ fn print(context: &Context, schedule: Schedule) -> Result<()> {
 }
 
 fn schedule_rules(name: String, args: ScheduleArgs, enabled: bool) -> ScheduleRules {
-    let days: Vec<Day> = args.window_days.iter().map(|day| self::day(*day)).collect();
+    let days: Vec<Day> = args.window_days.iter().map(|day| day.told()).collect();
     let stop_running = args.window_stops;
     ScheduleRules {
         name,
@@ -101,17 +101,5 @@ fn schedule_rules(name: String, args: ScheduleArgs, enabled: bool) -> ScheduleRu
         },
         window: args.window.map(|(from, until)| ScheduleWindow { from, until, days, stop_running }),
         enabled,
-    }
-}
-
-const fn day(day: WeekDay) -> Day {
-    match day {
-        WeekDay::Mon => Day::Monday,
-        WeekDay::Tue => Day::Tuesday,
-        WeekDay::Wed => Day::Wednesday,
-        WeekDay::Thu => Day::Thursday,
-        WeekDay::Fri => Day::Friday,
-        WeekDay::Sat => Day::Saturday,
-        WeekDay::Sun => Day::Sunday,
     }
 }

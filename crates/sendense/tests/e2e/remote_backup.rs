@@ -296,6 +296,35 @@ fn a_hub_that_is_killed_finds_its_node_again_and_a_revoked_node_is_out_at_once()
 }
 
 #[test]
+fn a_limit_by_the_time_of_day_holds_and_another_one_holds_at_once() {
+    const BYTES_PER_SECOND: f64 = 64_000.0;
+    let proxy = Proxy::start();
+    let site = Site::new(107, 16 << 20, Some(&proxy));
+    // Whatever time it is, one of both windows is open.
+    let halves = ["--window", "00:00-12:00=512kbit", "--window", "12:00-00:00=64KB", "--time-zone", "Europe/Berlin"];
+    site.hub.ok(&[&["node", "limit", "SITE-A", "--bandwidth", "1Gbit"][..], &halves].concat());
+    let listed = site.hub.json(&["node", "list"])["nodes"][0].clone();
+    assert_eq!((&listed["limit_now"], &listed["limit"]["bytes_per_second"]), (&64_000.into(), &125_000_000.into()));
+    let node = site.node(&[]);
+    site.discover();
+    let (began, before) = (Instant::now(), proxy.sent());
+    let id = site.start_backup();
+    site.until_moving(&id, &node);
+    site.until(&id, &node, |_| proxy.sent() - before > 600_000);
+    // One batch goes at once and one may have just gone; the rest is heads, reports and handshakes.
+    let sent = (proxy.sent() - before) as f64;
+    let allowed = BYTES_PER_SECOND * began.elapsed().as_secs_f64() + f64::from(2 << 20);
+    assert!(sent < allowed, "{sent} bytes were sent where {allowed} were allowed");
+    // At that pace it would go on for four minutes.
+    site.hub.ok(&["node", "limit", "SITE-A", "--none"]);
+    site.ends(&id, &node, "completed");
+    site.holds(&id);
+    assert!(site.hub.json(&["node", "list"])["nodes"][0]["limit"].is_null());
+    let refused = site.hub.admin(&["node", "limit", "SITE-A", "--window", "08:00-08:00=1MB"]);
+    assert!(ended(&refused, 2).contains("different times"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn what_a_killed_node_left_is_cleared_up_without_a_hub() {
     let mut site = Site::new(105, 16 << 20, None);
     // Read through a program of its own, which is the node's to end.

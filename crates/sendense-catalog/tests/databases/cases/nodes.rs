@@ -57,7 +57,15 @@ pub async fn a_node_is_found_until_it_is_revoked(db: TestDb) {
     let seen = nodes.find("SITE-A").await.expect("by name");
     assert_eq!((seen.last_seen_at, seen.state), (Some(at(5)), Some(json!({"version": "1"}))));
 
+    let limit = json!({"bytes_per_second": 9999});
+    for bandwidth in [Some(&limit), Some(&limit), None, Some(&limit)] {
+        nodes.limit(&one.node_id, bandwidth).await.expect("limit");
+        assert_eq!(nodes.find("SITE-A").await.expect("by name").bandwidth.as_ref(), bandwidth);
+    }
+    assert_eq!(nodes.find("site-a").await.expect("by name").bandwidth, None, "another node was limited");
+
     nodes.revoke(&one.node_id, at(7)).await.expect("revoke");
+    assert_eq!(nodes.limit(&one.node_id, None).await.expect_err("void").kind(), Kind::NotFound);
     nodes.revoke(&one.node_id, at(9)).await.expect("revoke again");
     assert_eq!(nodes.by_certificate(&[1; 32]).await.expect("find"), None);
     assert_eq!(nodes.by_name("SITE-A").await.expect("find"), None);

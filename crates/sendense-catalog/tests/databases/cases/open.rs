@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 12] = [
+const MIGRATIONS: [&str; 13] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 12] = [
     "m0011_repository_modes",
     "m0015_repository_space",
     "m0016_repository_reports",
+    "m0017_node_limits",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

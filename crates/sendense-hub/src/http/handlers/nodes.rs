@@ -11,7 +11,7 @@ use axum::{Extension, Json};
 use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use sendense_api::reply::{DoneReply, EnrolmentReply, NodeListReply, NodeWelcomeReply, PairingReply};
-use sendense_api::{CreatePairing, EnrolNode, ListQuery, NodeHello, ProblemBody};
+use sendense_api::{CreatePairing, EnrolNode, ListQuery, NodeHello, NodeLimit, ProblemBody};
 use std::net::SocketAddr;
 
 /// Make a code that lets a node in.
@@ -67,6 +67,26 @@ pub(in crate::http) async fn list_nodes(
     Query(page): Query<ListQuery>,
 ) -> Result<Json<NodeListReply>> {
     Ok(Json(app.list_nodes(page).await?.into()))
+}
+
+/// Limit what a node's blocks take of its line.
+///
+/// Replaces what was said before; an empty object lifts the limit. It holds at once, also for transfers that run, and from the first to the
+/// last moment of a window within half a minute. The node keeps to its own `--bandwidth` beside it.
+#[utoipa::path(
+    put, path = "/nodes/{node_id}/limit", tag = "nodes", request_body = NodeLimit,
+    params(("node_id" = String, Path, description = "The node's id or name.")),
+    responses((status = 200, description = "It holds.", body = DoneReply)),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn limit_node(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(node): NameOrId,
+    Body(limit): Body<NodeLimit>,
+) -> Result<Json<DoneReply>> {
+    app.limit_node(&caller, &node, limit).await?;
+    Ok(Json(DoneReply::new(format!("the limit of node {node} is set"))))
 }
 
 /// Revoke a node.

@@ -5,7 +5,8 @@ use crate::Caller;
 use crate::http::{Options, Server, Timeouts};
 use rcgen::{CertificateParams, KeyPair};
 use sendense_api::{
-    Client, ClientError, ClientOptions, CreatePairing, EnrolNode, Identity, ListQuery, NodeHello, Role, Secret, Trust,
+    Client, ClientError, ClientOptions, CreatePairing, Day, EnrolNode, Identity, LimitWindow, ListQuery, NodeHello,
+    NodeLimit, Role, Secret, Trust,
 };
 use sendense_types::SystemClock;
 use std::sync::Arc;
@@ -94,6 +95,37 @@ async fn a_certificate_of_somebody_else_ends_in_the_handshake() {
     assert!(matches!(refused, ClientError::Unreachable(_) | ClientError::Options(_)), "{refused:?}");
     site.server.shutdown().await;
     other.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_limit_is_kept_with_the_node_and_what_makes_no_sense_is_refused() {
+    let site = Site::new().await;
+    site.enrol("SITE-A").await;
+    let limit = NodeLimit {
+        bytes_per_second: Some(1_000_000),
+        time_zone: Some("Europe/Berlin".to_owned()),
+        windows: vec![LimitWindow {
+            from: "08:00".to_owned(),
+            until: "18:00".to_owned(),
+            days: vec![Day::Monday],
+            bytes_per_second: None,
+        }],
+    };
+    let operator = site.client(None, Some(Role::Operator));
+    assert_eq!(operator.limit_node("SITE-A", &limit).await.unwrap_err().status(), Some(403));
+    let admin = site.client(None, Some(Role::Admin));
+    assert_eq!(admin.limit_node("SITE-B", &limit).await.unwrap_err().status(), Some(404));
+    let nonsense = NodeLimit { time_zone: Some("Nowhere/At-all".to_owned()), ..limit.clone() };
+    let error = admin.limit_node("SITE-A", &nonsense).await.unwrap_err();
+    assert_eq!(error.status(), Some(400));
+    assert!(error.to_string().contains("Nowhere/At-all"), "{error}");
+
+    let listed = async || admin.list_nodes(&ListQuery::default()).await.unwrap().items.remove(0);
+    admin.limit_node("SITE-A", &limit).await.unwrap();
+    assert_eq!(listed().await.limit, Some(limit));
+    admin.limit_node("SITE-A", &NodeLimit::default()).await.unwrap();
+    assert_eq!((listed().await.limit, listed().await.limit_now), (None, None));
+    site.server.shutdown().await;
 }
 
 #[tokio::test]
