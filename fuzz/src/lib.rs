@@ -8,6 +8,7 @@ pub mod frames;
 pub mod guest;
 pub mod manifest;
 pub mod nbd;
+pub mod node_link;
 pub mod point;
 pub mod qcow2;
 
