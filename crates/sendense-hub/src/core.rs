@@ -128,6 +128,22 @@ impl Core {
         Ok(source)
     }
 
+    /// A source that the hub itself reaches: machines are made, and run on points, by it alone. What cannot be done behind a node
+    /// is refused before anything is begun.
+    pub fn open_source_here(&self, row: &sendense_catalog::Source) -> Result<Arc<dyn Source>> {
+        self.require_here(row)?;
+        self.open_source(row)
+    }
+
+    /// Refuses a source that is bound to a node.
+    pub fn require_here(&self, row: &sendense_catalog::Source) -> Result<()> {
+        let Some(node) = crate::app::sources::Settings::read(&row.config)?.node else { return Ok(()) };
+        let message = format!("source {} is bound to node {node}, and a node only backs up", row.name);
+        let details = "restore its disks with `sendense restore disk` or export them with `sendense export`, or name a source that \
+            the hub reaches by itself";
+        Err(Problem::new(ProblemCode::InvalidInput, message, details))
+    }
+
     /// A source as the node sees it that it is bound to; none when it is bound to none.
     pub fn remote_source(&self, row: &sendense_catalog::Source) -> Result<Option<RemoteSource>> {
         let Some(node) = crate::app::sources::Settings::read(&row.config)?.node else { return Ok(None) };

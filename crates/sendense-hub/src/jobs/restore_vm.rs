@@ -31,7 +31,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let id = source_id.parse().map_err(|_| invalid("source_id is not valid"))?;
     let row = core.catalog.sources().get(&id).await.or_problem()?;
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
-    let source = core.open_source(&row)?;
+    let source = core.open_source_here(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
     if *onto {
         return restore_onto_vm::run(core, handle, source, repository, work).await;

@@ -30,7 +30,7 @@ pub(crate) struct Door(Arc<dyn Source>);
 /// Opens the way to the machines of a source. Nothing is connected yet.
 pub(crate) async fn door(core: &Core, source_id: &SourceId) -> Result<Door> {
     let row = core.catalog.sources().get(source_id).await.or_problem()?;
-    let source = core.open_source(&row)?;
+    let source = core.open_source_here(&row)?;
     match source.instant() {
         Some(_) => Ok(Door(source)),
         None => Err(invalid(format!("machines of a source of kind {} cannot run on exports", source.kind()))),

@@ -20,7 +20,7 @@ pub struct Node {
 
 impl Node {
     /// Starts an enrolled node that may read below `dir/site`; returns when its hub has answered it.
-    fn start(dir: &Path, more: &[&str]) -> Self {
+    pub fn start(dir: &Path, more: &[&str]) -> Self {
         let mut node = Self::spawn(dir, more);
         let mut line = String::new();
         BufReader::new(node.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -77,6 +77,17 @@ impl Drop for Node {
     }
 }
 
+/// A hub with the repository `main`, and the node's folder `dir/node` that has enrolled as SITE-A.
+pub fn enrolled(dir: &Path, hub_more: &[&str], enrol_more: &[&str]) -> TlsHub {
+    let hub = TlsHub::start_with(dir, hub_more);
+    std::fs::create_dir_all(dir.join("repo")).unwrap();
+    hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.join("repo"))]);
+    let code = hub.pair("SITE-A");
+    let more = [&["--fingerprint", &hub.fingerprint][..], enrol_more].concat();
+    ended(&hub.enrol(&dir.join("node"), &code, &more), 0);
+    hub
+}
+
 /// A hub with a repository, a node's folder that has enrolled, and a machine of incompressible bytes at its site.
 pub struct Site {
     dir: tempfile::TempDir,
@@ -96,16 +107,9 @@ impl Site {
         let mut random = Random::new(seed);
         let mut disk = Disk::create(&dir.path().join("site/vms/web/disk0.raw"), size, &mut random);
         disk.fill_with_noise(&mut random);
-        let hub = TlsHub::start_with(dir.path(), more);
-        std::fs::create_dir_all(dir.path().join("repo")).unwrap();
-        hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.path().join("repo"))]);
-        let code = hub.pair("SITE-A");
         let through = proxy.map(|proxy| format!("http://{}", proxy.address));
-        let mut more = vec!["--fingerprint", &hub.fingerprint];
-        if let Some(proxy) = &through {
-            more.extend(["--proxy", proxy]);
-        }
-        ended(&hub.enrol(&dir.path().join("node"), &code, &more), 0);
+        let proxy: Vec<&str> = through.iter().flat_map(|through| ["--proxy", through]).collect();
+        let hub = enrolled(dir.path(), more, &proxy);
         Self { dir, hub, disk, random }
     }
 

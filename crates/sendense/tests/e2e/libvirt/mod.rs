@@ -8,6 +8,7 @@ mod imported;
 #[path = "../../../../../lab/libvirt/mod.rs"]
 mod lab;
 mod recovered;
+mod remote;
 mod restored;
 
 use crate::hub::{Hub, field, path};
