@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Batches that may arrive before an earlier one: a node has so many that are not durable at the most, and 8 streams per disk.
+/// Batches that may arrive before an earlier one: a node has so many that are not durable at the most, and 16 streams per disk.
 pub(super) const BATCHES_AHEAD_MAX: u64 = 1024;
 /// Bytes of blocks after which a disk is marked before its time: what a hub that dies loses of a fast line. A mark costs a few
 /// syncs, of data that has to be written anyway.
