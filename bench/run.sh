@@ -10,7 +10,7 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-# all, or words of: raw zstd incremental restore onto export verify merge libvirt memory files. The rows of the others stay in the table as they are.
+# all, or words of: raw zstd incremental restore onto export verify merge libvirt vsphere memory files. The rows of the others stay in the table as they are.
 ONLY=${ONLY:-all}
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
@@ -264,6 +264,19 @@ X
     done
     limit "incremental with tracking, 64 MiB in 1 MiB pieces, request to published" "$(median tracked live)" s 1
     limit "the same on a sparse disk of 1 TiB" "$(median tracked huge)" s 1
+fi
+
+if wants vsphere; then
+    say "vSphere: the lab's vCenter, the real nbdkit, a VDDK of the lab's"
+    bench/disk.py "$work/bulk.raw" "$((SIZE_MIB / 2))" "$((DATA_MIB / 2))"
+    mkdir -p "$work/vs" "$work/t/vsphere"
+    TMPDIR=$work/vs SENDENSE_BENCHED=$sendense SENDENSE_BULK_DISK=$work/bulk.raw \
+        cargo test --locked -q -p sendense --test e2e vsphere_bulk -- --nocapture --test-threads 1 > "$work/last.out"
+    # The test runner puts its own words before the first figure.
+    for side in ours nbdcopy; do grep -o "$side [0-9.]*\$" "$work/last.out" | cut -d' ' -f2 > "$work/t/vsphere/$side"; done
+    row vsphere ours nbdcopy "full of a vSphere machine through nbdkit, compression off — \`nbdcopy\` of the same export to a raw file" 1
+    limit "peak memory of hub and node, eight disks of a vSphere machine at once" "$(grep -o 'peak [0-9]*\$' "$work/last.out" | cut -d' ' -f2)" MiB 256
+    rm -rf "$work/bulk.raw" "$work/vs"
 fi
 
 if wants memory; then

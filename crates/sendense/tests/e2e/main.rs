@@ -48,3 +48,4 @@ mod terminal;
 mod verification;
 mod volumes;
 mod vsphere;
+mod vsphere_bulk;

@@ -2,7 +2,7 @@
 //! restore, and a hub that is killed again and again: no snapshot of ours stays.
 
 #[path = "../../../../lab/vsphere/mod.rs"]
-mod lab;
+pub mod lab;
 
 use crate::disk::{Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, holders, path, text};
@@ -34,7 +34,7 @@ impl<'lab> Machine<'lab> {
     }
 }
 
-fn set_up(hub: &Hub, dir: &Path, lab: &Lab) {
+pub fn set_up(hub: &Hub, dir: &Path, lab: &Lab) {
     std::fs::create_dir_all(dir.join("repo")).unwrap();
     hub.ok(&["repo", "add", "local", "--name", "main", "--path", path(&dir.join("repo"))]);
     let password = dir.join("password");
