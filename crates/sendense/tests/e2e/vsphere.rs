@@ -6,6 +6,7 @@ pub mod lab;
 
 use crate::disk::{Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, holders, path, text};
+use crate::remote_backup::{Node, enrolled};
 use lab::{Guest, Lab, MIB, PASSWORD, USERNAME, write};
 use sendense_block::Cancel;
 use sendense_vsphere::Vim;
@@ -411,6 +412,62 @@ fn a_point_is_restored_onto_the_machine_that_it_is_of() {
     hub.ok(&["restore", "disk", field(&next, "backup_id"), "--to", path(&restored), "--wait"]);
     assert_holds(&restored, &good);
     assert_eq!(lab.snapshots(), Vec::<String>::new());
+}
+
+#[test]
+fn a_machine_behind_a_node_is_backed_up_and_a_killed_node_leaves_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, 16 * MIB);
+    machine.write(3 << 20, &[7; 1 << 20]);
+    let hub = enrolled(dir, &[], &[]);
+    let mut node = Node::start(dir, &[]);
+    let (address, password) = (lab.address(), dir.join("password"));
+    std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+    let shown = sendense_vsphere::probe(&address, None, &Cancel::new()).unwrap().fingerprint().to_string();
+    let add = [
+        &["source", "add", "vsphere", "--name", "vc", "--address", &address, "--username", USERNAME][..],
+        &["--password-file", path(&password), "--vddk-libdir", path(&lab.libdir), "--node", "SITE-A"],
+        &["--nbdkit-plugin", path(&lab.plugin), "--thumbprint", &shown],
+    ]
+    .concat();
+    hub.ok(&add);
+    hub.ok(&["source", "discover", "vc"]);
+    let full = hub.backup("web");
+    assert_eq!((field(&full, "status"), field(&full, "backup_type")), ("completed", "full"), "{full:#}");
+    machine.write(9 << 20, &[8; 4096]);
+    let second = hub.backup("web");
+    assert_eq!((field(&second, "backup_type"), &second["type_reason"]), ("incremental", &Value::Null), "{second:#}");
+    assert_eq!(second["bytes_transferred"], 65536, "only what changed was sent");
+    assert_eq!((lab.snapshots(), node.open_entries()), (Vec::new(), Vec::new()));
+
+    // The node dies while it reads, and takes its snapshot away when it is started again.
+    machine.write(2 << 20, &[9; 1 << 20]);
+    lab.control("read-delay-ms", "500");
+    let started = hub.json(&["backup", "start", "web", "--repo", "main"]);
+    let id = field(&started["backup"], "backup_id").to_owned();
+    let patience = Instant::now() + PATIENCE;
+    while lab.snapshots().is_empty() {
+        assert!(Instant::now() < patience, "no snapshot\n{}", node.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    node.kill_9();
+    assert!(!node.open_entries().is_empty(), "what was made is written down");
+    lab.uncontrol("read-delay-ms");
+    let node = Node::start(dir, &[]);
+    let patience = Instant::now() + PATIENCE;
+    let show = || hub.json(&["backup", "show", &id])["backup"].clone();
+    while !lab.snapshots().is_empty() || !node.open_entries().is_empty() || field(&show(), "status") != "failed" {
+        assert!(Instant::now() < patience, "{:?}\n{:#}\n{}", lab.snapshots(), show(), node.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let last = hub.backup("web");
+    let restored = dir.join("restored.raw");
+    hub.ok(&["restore", "disk", field(&last, "backup_id"), "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &machine.bytes);
+    assert_eq!((lab.snapshots(), node.open_entries()), (Vec::new(), Vec::new()));
+    assert!(!node.log().contains(PASSWORD) && !hub.hub.log().contains(PASSWORD), "a log holds the password");
 }
 
 #[test]
