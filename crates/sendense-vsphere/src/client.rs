@@ -106,7 +106,7 @@ impl Vim {
         self.exchange.certificate()
     }
 
-    /// Keeps the session alive through a long copy; renews it when it is gone already.
+    /// A call that does nothing, so that the session does not end; renews it when it is gone already.
     pub fn keep_alive(&self, cancel: &Cancel) -> Result<()> {
         self.call("CurrentTime", &Ref::new("ServiceInstance", "ServiceInstance"), |_| {}, cancel).map(drop)
     }

@@ -11,6 +11,7 @@
 //! here panics. The elements of a request are in the order of VMware's schema, as real servers demand (a table exported
 //! from pyvmomi's types checks each request in the tests). A server whose certificate was not confirmed gets no password.
 
+mod alive;
 pub mod change;
 mod client;
 pub mod device;
@@ -28,6 +29,7 @@ mod tls;
 mod transport;
 mod xml;
 
+pub use alive::KeptAlive;
 pub use client::{About, Login, Vim};
 pub use error::{Error, Fault, FaultKind, Result};
 pub use request::Ref;

@@ -18,7 +18,7 @@ use sendense_types::Consistency;
 use sendense_vsphere::change::Question;
 use sendense_vsphere::device::{Devices, Disk as VmDisk};
 use sendense_vsphere::inventory::Machine;
-use sendense_vsphere::{FaultKind, Ref, Vim};
+use sendense_vsphere::{FaultKind, KeptAlive, Ref, Vim};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ const LANES: usize = 2;
 /// A frozen machine.
 struct FrozenVm {
     settings: Settings,
-    vim: Vim,
+    vim: KeptAlive,
     machine: Ref,
     name: String,
     facts: FrozenFacts,
@@ -59,7 +59,7 @@ pub(super) fn freeze(
 ) -> Result<Box<dyn Frozen>> {
     let places = limits::take(&settings.host, request.disks.len(), settings.sessions_max, cancel)?;
     let held = held::take(&settings.host, &request.vm.instance_uuid, &request.vm.name)?;
-    let vim = session::connect(settings, cancel)?;
+    let vim = session::hold(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
     let on_host = limits::take_on_host(&settings.host, machine.host.as_ref(), request.disks.len(), cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;

@@ -19,12 +19,12 @@ use sendense_block::{Cancel, ReadAt};
 use sendense_types::TaskId;
 use sendense_vsphere::device::Disk;
 use sendense_vsphere::inventory::{Machine, Power};
-use sendense_vsphere::{Ref, Vim};
+use sendense_vsphere::{KeptAlive, Ref};
 use std::sync::Arc;
 
 struct OntoVm {
     settings: Settings,
-    vim: Vim,
+    vim: KeptAlive,
     machine: Ref,
     wanted: Vec<RemoteDisk>,
     owner: Owner,
@@ -44,7 +44,7 @@ pub(super) fn onto(
     let held = held::take(&settings.host, &vm.instance_uuid, &vm.name)?;
     // Disks are written one after the other.
     let places = limits::take(&settings.host, 1, settings.sessions_max, cancel)?;
-    let vim = session::connect(settings, cancel)?;
+    let vim = session::hold(settings, cancel)?;
     let machine = discover::look(&vim, &vm.instance_uuid, cancel)?;
     let on_host = limits::take_on_host(&settings.host, machine.host.as_ref(), 1, cancel)?;
     disks(&machine, wanted)?;

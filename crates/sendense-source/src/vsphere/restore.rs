@@ -22,7 +22,7 @@ use sendense_types::TaskId;
 use sendense_vsphere::device::Disk;
 use sendense_vsphere::inventory::{Machine, Power};
 use sendense_vsphere::machine::{NewDisk, NewMachine};
-use sendense_vsphere::{FaultKind, Ref, Vim};
+use sendense_vsphere::{FaultKind, KeptAlive, Ref, Vim};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub(super) fn mark_of(annotation: &str) -> Option<&str> {
 /// A machine that is being restored.
 struct RestoringVm {
     settings: Settings,
-    vim: Vim,
+    vim: KeptAlive,
     machine: Option<Ref>,
     vm: VmRef,
     disks: Vec<Disk>,
@@ -83,7 +83,7 @@ pub(super) fn create(
     let mut notes = hardware.notes.clone();
     // Disks are written one after the other.
     let places = limits::take(&settings.host, 1, settings.sessions_max, cancel)?;
-    let vim = session::connect(settings, cancel)?;
+    let vim = session::hold(settings, cancel)?;
     let exists = || Error::new(Kind::Busy, format!("a machine {} exists already", new.name));
     // A server lets two have one name, in two folders; whoever asks for one of them by its name then gets neither.
     if vim.is_named(new.name, cancel)? {

@@ -5,7 +5,7 @@
 use super::Settings;
 use crate::error::{Error, Kind, Result};
 use sendense_block::Cancel;
-use sendense_vsphere::{Certificate, FaultKind, Http, HttpOptions, Vim, probe};
+use sendense_vsphere::{Certificate, FaultKind, Http, HttpOptions, KeptAlive, Vim, probe};
 use std::sync::Arc;
 
 /// The certificate that a server shows, believed by nobody yet: a person compares its fingerprint and confirms it.
@@ -19,6 +19,11 @@ pub(super) fn connect(settings: &Settings, cancel: &Cancel) -> Result<Vim> {
         HttpOptions { address: settings.host.clone(), trust: settings.trust.clone(), proxy: settings.proxy.clone() };
     let exchange = Arc::new(Http::new(&options)?);
     Ok(Vim::connect(exchange, settings.login.clone(), cancel)?)
+}
+
+/// The same for work that leaves it alone for hours.
+pub(super) fn hold(settings: &Settings, cancel: &Cancel) -> Result<KeptAlive> {
+    connect(settings, cancel).map(KeptAlive::new)
 }
 
 /// Does something in a session of its own, and ends it: a vCenter has room for some hundreds.

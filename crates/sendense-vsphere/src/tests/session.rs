@@ -2,8 +2,9 @@
 
 use super::{Script, object};
 use crate::change::Question;
-use crate::{Error, FaultKind, Ref};
+use crate::{Error, FaultKind, KeptAlive, Ref};
 use sendense_block::{ByteLen, ByteOffset, Cancel, Extent};
+use std::time::{Duration, Instant};
 
 fn machine() -> Ref {
     Ref::new("VirtualMachine", "vm-1")
@@ -24,6 +25,29 @@ fn a_session_that_ended_costs_one_login() {
     let vim = script.connect();
     vim.keep_alive(&Cancel::new()).unwrap();
     assert_eq!((script.count("Login"), script.count("CurrentTime")), (2, 2));
+}
+
+#[test]
+fn a_session_is_kept_alive_until_it_is_ended() {
+    let script = Script::new(|method, nth| match (method, nth) {
+        ("CurrentTime", 2) => Err("HostCommunication".into()),
+        _ => Ok(String::new()),
+    });
+    let calling = |period| KeptAlive::calling_every(period, script.connect());
+    let alive = calling(Duration::from_millis(1));
+    let patience = Instant::now() + Duration::from_secs(60);
+    // A call that fails is not the last one.
+    while script.count("CurrentTime") < 4 {
+        assert!(Instant::now() < patience, "nobody calls");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    alive.log_out(&Cancel::new());
+    let sent = || script.sent.lock().iter().map(|(method, _)| method.clone()).collect::<Vec<_>>();
+    assert_eq!(sent().last().map(String::as_str), Some("Logout"), "a call came after the session's end");
+    drop(alive);
+    // Nobody waits for the next call when it is let go.
+    drop(calling(Duration::from_secs(3600)));
+    assert_eq!(script.count("Login"), 2);
 }
 
 #[test]
