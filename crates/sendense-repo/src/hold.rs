@@ -19,7 +19,7 @@ use std::fmt;
 const FORMAT: &str = "sendense-hold";
 const VERSION: u32 = 1;
 /// A file is some 110 bytes; 64 KiB leaves room for later versions and is no burden to read.
-const HOLD_BYTES_MAX: u64 = 64 * 1024;
+pub(crate) const HOLD_BYTES_MAX: u64 = 64 * 1024;
 
 /// What keeps a point.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -10,6 +10,8 @@
 //! <repository>/<vm_context_id>/.draft-<backup_id>/          a point that is being written
 //! <repository>/<vm_context_id>/.delete-<backup_id>/         a point that is being deleted
 //! <repository>/<vm_context_id>/.merge-<backup_id>/          a point that takes over what the one below it held
+//! <repository>/<vm_context_id>/.move-in/                    points that come from another repository
+//! <repository>/<vm_context_id>/.move-out/                   points that go to another repository
 //! ```
 //!
 //! Paths are made from ids only, and an id is always one harmless path component; so is what is read back by the `parse_`
@@ -30,6 +32,11 @@ pub const INTENT_FILE: &str = "intent.json";
 /// In a draft's, a deletion's or a merge's folder: the manifest before publication, or after it was taken back.
 pub const MANIFEST_IN_FOLDER: &str = "manifest.json";
 
+/// In the folder of points that come from another repository: which ones, before any of their files is there.
+pub const MOVE_PLAN_FILE: &str = "plan.json";
+
+const MOVE_IN: &str = ".move-in";
+const MOVE_OUT: &str = ".move-out";
 const DRAFT_PREFIX: &str = ".draft-";
 const DELETE_PREFIX: &str = ".delete-";
 const MERGE_PREFIX: &str = ".merge-";
@@ -58,12 +65,12 @@ pub fn disk_dir_name(disk: DiskNumber) -> String {
 
 /// A point's manifest.
 pub fn manifest(vm: &VmContextId, backup: &BackupId) -> PathBuf {
-    vm_dir(vm).join(format!("{backup}{MANIFEST_SUFFIX}"))
+    vm_dir(vm).join(manifest_name(backup))
 }
 
 /// What keeps a point from being deleted.
 pub fn hold(vm: &VmContextId, backup: &BackupId) -> PathBuf {
-    vm_dir(vm).join(format!("{backup}{HOLD_SUFFIX}"))
+    vm_dir(vm).join(hold_name(backup))
 }
 
 /// The same, cut off while it was written. Without meaning.
@@ -106,6 +113,26 @@ pub fn merge_dir(vm: &VmContextId, successor: &BackupId) -> PathBuf {
     vm_dir(vm).join(format!("{MERGE_PREFIX}{successor}"))
 }
 
+/// The folder that says which points come from another repository.
+pub fn move_in_dir(vm: &VmContextId) -> PathBuf {
+    vm_dir(vm).join(MOVE_IN)
+}
+
+/// The folder that says which points go to another repository.
+pub fn move_out_dir(vm: &VmContextId) -> PathBuf {
+    vm_dir(vm).join(MOVE_OUT)
+}
+
+/// The name of a point's manifest, also in the folder of points that come.
+pub fn manifest_name(backup: &BackupId) -> String {
+    format!("{backup}{MANIFEST_SUFFIX}")
+}
+
+/// The name of what keeps a point, also in the folder of points that come.
+pub fn hold_name(backup: &BackupId) -> String {
+    format!("{backup}{HOLD_SUFFIX}")
+}
+
 /// The name of a disk's image in a draft's or a merge's folder.
 pub fn draft_image_name(disk: DiskNumber) -> String {
     format!("{DISK_PREFIX}{disk}{IMAGE_SUFFIX}")
@@ -133,6 +160,10 @@ pub enum VmEntry {
     Delete(BackupId),
     /// `.merge-<backup_id>`
     Merge(BackupId),
+    /// `.move-in`
+    MoveIn,
+    /// `.move-out`
+    MoveOut,
     /// Not ours.
     Stranger,
 }
@@ -140,6 +171,11 @@ pub enum VmEntry {
 /// Reads the name of an entry of a VM's folder.
 pub fn parse_vm_entry(name: &OsStr) -> VmEntry {
     let Some(name) = name.to_str() else { return VmEntry::Stranger };
+    match name {
+        MOVE_IN => return VmEntry::MoveIn,
+        MOVE_OUT => return VmEntry::MoveOut,
+        _ => {}
+    }
     if let Some(id) = name.strip_prefix(DRAFT_PREFIX) {
         return id.parse().map_or(VmEntry::Stranger, VmEntry::Draft);
     }
@@ -188,6 +224,8 @@ mod tests {
         assert_eq!(parse_vm_entry(&name(draft_dir(&vm, &id))), VmEntry::Draft(id.clone()));
         assert_eq!(parse_vm_entry(&name(delete_dir(&vm, &id))), VmEntry::Delete(id.clone()));
         assert_eq!(parse_vm_entry(&name(merge_dir(&vm, &id))), VmEntry::Merge(id.clone()));
+        assert_eq!(parse_vm_entry(&name(move_in_dir(&vm))), VmEntry::MoveIn);
+        assert_eq!(parse_vm_entry(&name(move_out_dir(&vm))), VmEntry::MoveOut);
         assert_eq!(parse_vm_entry(&name(disk_dir(&vm, DiskNumber(7)))), VmEntry::Disk(DiskNumber(7)));
         for path in [image(&vm, DiskNumber(0), &id), digests(&vm, DiskNumber(0), &id)] {
             assert_eq!(parse_disk_entry(&name(path)), Some(id.clone()));

@@ -8,7 +8,7 @@
 //! Repository::open -> recover
 //!   begin_draft -> begin_disk (a BlockSink) -> seal -> publish        a point exists when its manifest has its name
 //!   open_disk (ReadAt + AllocationMap)   open_digests (DigestMap)     list   verify
-//!   plan_delete -> execute_delete   plan_merge -> execute_merge
+//!   plan_delete -> execute_delete   plan_merge -> execute_merge   plan_move -> execute_move
 //! ```
 //!
 //! Invariant: kill -9 or power loss at any step leaves every earlier point restorable, and every point whole or absent.
@@ -30,6 +30,7 @@ pub mod list;
 pub mod lock;
 pub mod manifest;
 pub mod merge;
+pub mod moving;
 pub mod owner;
 mod probe;
 pub mod recover;
@@ -56,5 +57,6 @@ pub use hold::Hold;
 pub use list::Listing;
 pub use manifest::Manifest;
 pub use merge::MergePlan;
+pub use moving::MovePlan;
 pub use probe::{Probe, probe};
 pub use repository::{Create, Options, Repository};

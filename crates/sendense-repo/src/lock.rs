@@ -211,6 +211,11 @@ impl ChainLocks {
         claims.flat_map(|claim| claim.points.iter().cloned()).collect()
     }
 
+    /// True while somebody moves points of a VM.
+    pub fn is_moving(&self, vm: &VmContextId) -> bool {
+        self.0.lock().held.values().any(|claim| claim.operation == Operation::Move && claim.vm == *vm)
+    }
+
     /// Nothing while somebody adds or removes files; else a number that is another as soon as somebody has begun to.
     pub(crate) fn stillness(&self) -> Option<u64> {
         let table = self.0.lock();

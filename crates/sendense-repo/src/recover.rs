@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::Operation;
 use crate::merge;
+use crate::moving::RECOVERER;
 use crate::repository::Repository;
 use crate::{crashsafe, owner};
 use sendense_types::{BackupId, Timestamp, VmContextId};
@@ -19,6 +20,8 @@ use std::path::PathBuf;
 pub trait Catalog {
     /// True while somebody works on this draft (its lease is not out).
     fn is_live(&self, vm: &VmContextId, draft: &BackupId) -> bool;
+    /// True while somebody moves the points of this VM, or will go on with that.
+    fn is_moving(&self, vm: &VmContextId) -> bool;
     /// True when the catalog knows this point.
     fn knows(&self, vm: &VmContextId, point: &BackupId) -> bool;
 }
@@ -34,6 +37,13 @@ pub struct Report {
     pub deleted: Vec<(VmContextId, BackupId)>,
     /// Points that took over what the one below them held: their parents, types and sizes changed, and the other point is gone.
     pub merged: Vec<(VmContextId, BackupId)>,
+    /// VMs whose copied points nobody goes on to move here: they were taken away.
+    pub unmoved: Vec<VmContextId>,
+    /// VMs whose points have come here by a move that was cut off, with the repository they came from. To be finished with
+    /// [`Repository::finish_arrival`].
+    pub arriving: Vec<(VmContextId, String)>,
+    /// VMs whose points may have gone, with the repository that says so. To be settled with [`Repository::finish_move`].
+    pub leaving: Vec<(VmContextId, String)>,
     /// Published points that the catalog does not know: to be adopted.
     pub unknown: Vec<(VmContextId, BackupId)>,
     /// Files and folders that no manifest names, relative to the repository. A person must look.
@@ -77,7 +87,7 @@ impl Repository {
     fn recover_vm(&self, vm: &VmContextId, catalog: &dyn Catalog, now: Timestamp, report: &mut Report) -> Result<()> {
         for (path, entry, _) in self.vm_entries(vm)? {
             let done = match &entry {
-                VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) => {
+                VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) | VmEntry::MoveIn | VmEntry::MoveOut => {
                     self.recover_entry(vm, &entry, catalog, now, report)
                 }
                 _ => Ok(()),
@@ -88,6 +98,9 @@ impl Repository {
         }
         // For what has been undone and finished is gone now.
         let lies_there = self.survey_vm(vm)?;
+        if lies_there.moving.is_some() {
+            return Ok(());
+        }
         let unknown = lies_there.points.iter().filter(|id| !catalog.knows(vm, id)).cloned();
         report.unknown.extend(unknown.map(|id| (vm.clone(), id)));
         let is_empty = lies_there.points.is_empty() && !lies_there.has_disks;
@@ -109,6 +122,14 @@ impl Repository {
             VmEntry::Draft(id) => self.recover_draft(vm, id, catalog, report),
             VmEntry::Delete(id) => self.recover_delete(vm, id, report),
             VmEntry::Merge(id) => self.recover_merge(vm, id, &turn, now, report),
+            VmEntry::MoveIn => self.recover_copies(vm, &turn, catalog, report),
+            // Decided by the other repository.
+            VmEntry::MoveOut if self.locks().is_moving(vm) => Ok(()),
+            VmEntry::MoveOut => {
+                let to = self.move_that_left(vm, now)?;
+                report.leaving.extend(to.map(|to| (vm.clone(), to)));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -118,7 +139,7 @@ impl Repository {
     fn remove_empty(&self, vm: &VmContextId, now: Timestamp) -> Result<()> {
         let _turn = self.ownership()?.turn(now)?;
         // Whoever begins a point of this VM has made its folder under this claim.
-        let _guard = match self.lock(Operation::Backup, vm, BTreeSet::new(), "recover") {
+        let _guard = match self.lock(Operation::Backup, vm, BTreeSet::new(), RECOVERER) {
             Ok(guard) => guard,
             Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
             Err(error) => return Err(error),
@@ -129,9 +150,27 @@ impl Repository {
         Ok(())
     }
 
+    fn recover_copies(
+        &self,
+        vm: &VmContextId,
+        turn: &owner::Turn,
+        catalog: &dyn Catalog,
+        report: &mut Report,
+    ) -> Result<()> {
+        if self.locks().is_moving(vm) {
+            return Ok(());
+        }
+        if let Some(from) = self.move_that_came(vm)? {
+            report.arriving.push((vm.clone(), from));
+        } else if !catalog.is_moving(vm) && self.recover_move_in(vm, turn)? {
+            report.unmoved.push(vm.clone());
+        }
+        Ok(())
+    }
+
     fn recover_draft(&self, vm: &VmContextId, id: &BackupId, catalog: &dyn Catalog, report: &mut Report) -> Result<()> {
         // Whoever writes it in this process holds the VM's backup claim; so do we, while we take it back.
-        let guard = self.lock(Operation::Backup, vm, BTreeSet::new(), "recover");
+        let guard = self.lock(Operation::Backup, vm, BTreeSet::new(), RECOVERER);
         let busy = matches!(&guard, Err(error) if matches!(error.kind, Kind::Conflict { .. }));
         if busy || catalog.is_live(vm, id) {
             report.live.push((vm.clone(), id.clone()));
@@ -146,7 +185,7 @@ impl Repository {
     }
 
     fn recover_delete(&self, vm: &VmContextId, id: &BackupId, report: &mut Report) -> Result<()> {
-        let _guard = match self.lock(Operation::Delete, vm, BTreeSet::from([id.clone()]), "recover") {
+        let _guard = match self.lock(Operation::Delete, vm, BTreeSet::from([id.clone()]), RECOVERER) {
             Ok(guard) => guard,
             // It is being deleted at this moment.
             Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(()),
@@ -173,7 +212,7 @@ impl Repository {
             Some(kept) => kept,
             None => {
                 // Somebody who reads the points before they are set right is in the way, and told of: the next look tries again.
-                let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), "recover")?;
+                let guard = self.lock(Operation::Merge, vm, merge::points_of(self, vm, id), RECOVERER)?;
                 // Since the folder was listed that merge may have ended and another have begun, which prepares its files now.
                 if self.is_merging(vm, id) {
                     return Ok(());

@@ -275,6 +275,9 @@ impl Repository {
         who: &str,
     ) -> Result<ChainGuard> {
         let claim = LockClaim { operation, vm: vm.clone(), points, who: who.to_owned() };
+        if matches!(operation, Operation::Backup | Operation::Delete | Operation::Merge) {
+            self.refuse_moving(vm)?;
+        }
         match operation {
             // No backup fails and no restore is refused because names change at this moment.
             Operation::Backup | Operation::Read | Operation::Verify => {
@@ -282,6 +285,24 @@ impl Repository {
             }
             Operation::Delete | Operation::Merge | Operation::Move => self.0.locks.acquire(claim),
         }
+    }
+
+    /// Fails while points of a VM are between two repositories, also when whoever moved them has died: which repository has them is
+    /// settled before anything else is done to them. Reading is right all the while.
+    fn refuse_moving(&self, vm: &VmContextId) -> Result<()> {
+        for dir in [layout::move_in_dir(vm), layout::move_out_dir(vm)] {
+            let path = self.at(dir);
+            match path.symlink_metadata() {
+                Ok(_) => {
+                    let context =
+                        format!("the points of {vm} are being moved to another repository, or a move was cut off");
+                    return Err(Error::new(Kind::Conflict { holders: Vec::new() }, context));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(crashsafe::failed("stat", &path, error)),
+            }
+        }
+        Ok(())
     }
 
     /// The VMs that have a folder, sorted.
@@ -309,7 +330,12 @@ impl Repository {
                 let entry = match (layout::parse_vm_entry(&name), kind) {
                     (entry @ (VmEntry::Manifest(_) | VmEntry::Hold(_) | VmEntry::HoldHalf(_)), Kindred::File)
                     | (
-                        entry @ (VmEntry::Disk(_) | VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_)),
+                        entry @ (VmEntry::Disk(_)
+                        | VmEntry::Draft(_)
+                        | VmEntry::Delete(_)
+                        | VmEntry::Merge(_)
+                        | VmEntry::MoveIn
+                        | VmEntry::MoveOut),
                         Kindred::Directory,
                     ) => entry,
                     _ => VmEntry::Stranger,

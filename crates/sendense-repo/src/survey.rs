@@ -20,6 +20,15 @@ pub struct Survey {
     pub strangers: Vec<PathBuf>,
 }
 
+/// How points stand that are between two repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moving {
+    /// Somebody in this process moves them now.
+    UnderWay,
+    /// Whoever moved them has died.
+    CutOff,
+}
+
 /// What lies in a machine's folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmSurvey {
@@ -37,6 +46,8 @@ pub struct VmSurvey {
     pub merges: BTreeSet<BackupId>,
     /// Points that somebody in this process deletes, or merges others into, now.
     pub under_way: BTreeSet<BackupId>,
+    /// Where its points are between two repositories. Then nothing else is said of what lies beside the points.
+    pub moving: Option<Moving>,
     /// Files and folders that no manifest names, relative to the repository.
     pub strangers: Vec<PathBuf>,
     /// Whether there is a folder for disks.
@@ -97,6 +108,9 @@ impl Repository {
                 VmEntry::Merge(id) if self.is_merging(vm, &id) => _ = found.under_way.insert(id),
                 VmEntry::Delete(id) => _ = found.deletions.insert(id),
                 VmEntry::Merge(id) => _ = found.merges.insert(id),
+                VmEntry::MoveIn | VmEntry::MoveOut => {
+                    found.moving = Some(if self.locks().is_moving(vm) { Moving::UnderWay } else { Moving::CutOff });
+                }
                 VmEntry::Stranger => found.strangers.push(path),
             }
         }
@@ -104,6 +118,10 @@ impl Repository {
         let dead: Vec<PathBuf> = holds.into_iter().filter(|(_, id)| !is_live(id)).map(|(path, _)| path).collect();
         found.strangers.extend(dead);
         found.has_disks = !disks.is_empty();
+        if found.moving.is_some() {
+            found.strangers.clear();
+            return Ok(found);
+        }
         for (dir, number) in disks {
             self.find_strangers(vm, dir, number, &mut found)?;
         }

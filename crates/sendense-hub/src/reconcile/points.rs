@@ -40,6 +40,11 @@ impl Catalog for Planned {
         !self.undo.contains(&(vm.clone(), draft.clone()))
     }
 
+    fn is_moving(&self, _: &VmContextId) -> bool {
+        // No task moves points yet.
+        false
+    }
+
     fn knows(&self, _: &VmContextId, _: &BackupId) -> bool {
         // Asked of the plan, which knows what the catalog said before the folder was looked through.
         true

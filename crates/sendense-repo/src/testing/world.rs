@@ -249,6 +249,10 @@ impl Catalog for Amnesia {
         false
     }
 
+    fn is_moving(&self, _vm: &VmContextId) -> bool {
+        false
+    }
+
     fn knows(&self, _vm: &VmContextId, _point: &BackupId) -> bool {
         false
     }

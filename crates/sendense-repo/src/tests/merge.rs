@@ -350,6 +350,10 @@ fn a_merge_that_ended_since_it_was_listed_is_in_nobodys_way() {
             true
         }
 
+        fn is_moving(&self, _: &VmContextId) -> bool {
+            false
+        }
+
         fn knows(&self, _vm: &VmContextId, _point: &BackupId) -> bool {
             true
         }

@@ -10,6 +10,7 @@ mod holds;
 mod leftovers;
 mod merge;
 mod model;
+mod moving;
 mod pairs;
 mod parsers;
 mod power_loss;

@@ -11,7 +11,7 @@ mod deep;
 mod rest;
 mod work;
 
-pub(crate) use work::each;
+pub(crate) use work::{each, read};
 
 use crate::digests::Layer;
 use crate::error::{Error, Kind, Result};
@@ -330,6 +330,22 @@ pub(crate) fn unpublished(
     let check = Check::new(progress, cancel, &pace);
     let mut point = PointReport::default();
     verify_disk(repository, disk, (&image, &digests), Depth::Deep, threads, &check, &mut point)?;
+    Ok(check.report.into_inner())
+}
+
+/// Verifies at rest the files of a point whose manifest does not lie beside them yet.
+pub(crate) fn unnamed(
+    repository: &Repository,
+    manifest: &Manifest,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let pace = Pace::new(None);
+    let check = Check::new(progress, cancel, &pace);
+    let (depth, scope, who) = (Depth::AtRest, Scope::Point, String::new());
+    let options = Options { depth, scope, threads, bytes_per_second: None, who };
+    repository.verify_files(&manifest.vm_context_id, manifest, &options, &check)?;
     Ok(check.report.into_inner())
 }
 

@@ -74,7 +74,7 @@ pub(crate) fn each<S>(
 
 /// Reads, and tries again what may be transient. Immediately: a device's own retries have taken seconds already, and a
 /// network file system's too.
-pub(super) fn read<T>(mut read: impl FnMut() -> block::Result<T>) -> block::Result<T> {
+pub(crate) fn read<T>(mut read: impl FnMut() -> block::Result<T>) -> block::Result<T> {
     let mut result = read();
     for _ in 1..TRIES {
         match &result {

@@ -1,0 +1,277 @@
+//! Whose the points are, and what is left to do for the one and the other: from wherever a move was cut off.
+//!
+//! Invariant: the intent in the target decides. While it is there all that is needed to go forward is there too; once it is gone
+//! the points have their names there, or never came.
+
+use super::files::remove_files;
+use super::record::{self, RECORD_BYTES_MAX, Record};
+use super::{Ledger, RECOVERER, claim, write_anew};
+use crate::crashsafe;
+use crate::delete;
+use crate::draft::undo::clear;
+use crate::error::{Error, Kind, Result};
+use crate::layout;
+use crate::lock::Operation;
+use crate::manifest::{self, MANIFEST_BYTES_MAX};
+use crate::owner::Turn;
+use crate::repository::Repository;
+use sendense_types::{BackupId, Timestamp, VmContextId};
+use std::path::{Path, PathBuf};
+
+/// What a manifest is called that is about to get its name.
+const NAMING_SUFFIX: &str = ".naming";
+
+/// What became of a move that was cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finished {
+    /// The points are the target's, and nothing of them is left in the source.
+    Moved,
+    /// It had not come so far: they are the source's.
+    NotBegun,
+}
+
+/// A record, if it is there and whole. Half of one was never synced, so nothing was done by it.
+fn record_at(repository: &Repository, path: &Path) -> Result<Option<Record>> {
+    match crashsafe::read_small(repository.root(), path, RECORD_BYTES_MAX).and_then(|bytes| record::read(&bytes)) {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
+        Err(error) => Err(error.within(format!("read {}", path.display()))),
+    }
+}
+
+fn plan_path(vm: &VmContextId) -> PathBuf {
+    layout::move_in_dir(vm).join(layout::MOVE_PLAN_FILE)
+}
+
+/// The points that have come, if the intent that says so is there.
+fn intent_in(target: &Repository, vm: &VmContextId) -> Result<Option<Record>> {
+    record_at(target, &layout::move_in_dir(vm).join(layout::INTENT_FILE))
+}
+
+/// True while the points of a VM are this repository's by an intent, and not all that follows from it is done.
+pub(super) fn has_come(target: &Repository, vm: &VmContextId) -> Result<bool> {
+    Ok(intent_in(target, vm)?.is_some())
+}
+
+/// The points that may have gone, and the intent of the source that says so.
+fn intent_out(source: &Repository, vm: &VmContextId) -> Result<Option<Record>> {
+    record_at(source, &layout::move_out_dir(vm).join(layout::INTENT_FILE))
+}
+
+/// True when copies of just these points lie there.
+pub(super) fn is_planned(target: &Repository, vm: &VmContextId, record: &Record) -> Result<bool> {
+    Ok(record_at(target, &plan_path(vm))?.is_some_and(|plan| plan == *record))
+}
+
+fn is_published(repository: &Repository, vm: &VmContextId, backup: &BackupId) -> Result<bool> {
+    let path = repository.at(layout::manifest(vm, backup));
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(crashsafe::failed("stat", &path, error)),
+    }
+}
+
+/// Takes the copies away that came without an intent, or only the folder where all that it says is done. Nothing of a point that has
+/// its manifest is touched.
+pub(super) fn abandon(target: &Repository, vm: &VmContextId, _turn: &Turn) -> Result<()> {
+    if has_come(target, vm)? {
+        return Err(super::conflict("the points have come to this repository"));
+    }
+    let dir = target.at(layout::move_in_dir(vm));
+    if let Some(plan) = record_at(target, &plan_path(vm))? {
+        for point in &plan.points {
+            if !is_published(target, vm, &point.backup_id)? {
+                remove_files(target, vm, &point.backup_id, &point.disks)?;
+            }
+        }
+        crashsafe::sync_dir(target.fs(), &target.at(layout::vm_dir(vm)))?;
+    }
+    clear(target, vm, &dir)
+}
+
+/// Says in the source, durably, that its points may have gone.
+pub(super) fn mark_leaving(source: &Repository, vm: &VmContextId, record: &Record, now: Timestamp) -> Result<()> {
+    let (fs, dir) = (source.fs(), source.at(layout::move_out_dir(vm)));
+    let _turn = source.ownership()?.turn(now)?;
+    crashsafe::ensure_dir(fs, &dir)?;
+    write_anew(source, &dir.join(layout::INTENT_FILE), &record.to_bytes())?;
+    crashsafe::sync_dir(fs, &dir)
+}
+
+/// The points are the source's: it need not ask any more.
+pub(super) fn stay(source: &Repository, vm: &VmContextId, now: Timestamp) -> Result<()> {
+    let _turn = source.ownership()?.turn(now)?;
+    clear(source, vm, &source.at(layout::move_out_dir(vm)))
+}
+
+/// Step 4: names, the caller's books, the end of the folder.
+pub(super) fn arrive(
+    target: &Repository,
+    vm: &VmContextId,
+    record: &Record,
+    now: &dyn Fn() -> Timestamp,
+    ledger: &dyn Ledger,
+) -> Result<()> {
+    {
+        let _turn = target.ownership()?.turn(now())?;
+        name_points(target, vm, record)?;
+    }
+    ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
+    let (fs, dir) = (target.fs(), target.at(layout::move_in_dir(vm)));
+    let _turn = target.ownership()?.turn(now())?;
+    crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
+    crashsafe::sync_dir(fs, &dir)?;
+    clear(target, vm, &dir)
+}
+
+/// Holds before manifests, parents before children. Done twice is done once.
+fn name_points(target: &Repository, vm: &VmContextId, record: &Record) -> Result<()> {
+    let (fs, dir) = (target.fs(), layout::move_in_dir(vm));
+    for point in &record.points {
+        let (id, named) = (&point.backup_id, layout::manifest(vm, &point.backup_id));
+        match crashsafe::read_small(target.root(), &named, MANIFEST_BYTES_MAX) {
+            Ok(text) if record::digest_of(&text) == point.manifest => continue,
+            Ok(_) => return Err(Error::new(Kind::Exists, format!("another point is called {id} there"))),
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let copy = dir.join(layout::manifest_name(id));
+        let text = crashsafe::read_small(target.root(), &copy, MANIFEST_BYTES_MAX)?;
+        let manifest = manifest::parse(&text)
+            .map_err(|error| Error::corrupt(&copy, None, "read the manifest of a moved point").caused_by(error))?;
+        if record::digest_of(&text) != point.manifest || manifest.backup_id != *id || manifest.vm_context_id != *vm {
+            return Err(Error::corrupt(&copy, None, format!("it is not the manifest of {id}")));
+        }
+        for disk in &manifest.disks {
+            target.open_image_at(&layout::image(vm, disk.disk_id, id), disk)?;
+            target.open_digest_file_at(layout::digests(vm, disk.disk_id, id), disk)?;
+        }
+        match crashsafe::read_small(target.root(), &dir.join(layout::hold_name(id)), crate::hold::HOLD_BYTES_MAX) {
+            Ok(hold) => crashsafe::replace(fs, &target.at(layout::hold(vm, id)), &hold)?,
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        // Written anew rather than moved: the folder keeps its copy, by which this step can be made again.
+        let naming = target.at(dir.join(format!("{}{NAMING_SUFFIX}", layout::manifest_name(id))));
+        write_anew(target, &naming, &text)?;
+        crashsafe::rename_over(fs, &naming, &target.at(&named))?;
+    }
+    crashsafe::sync_dir(fs, &target.at(layout::vm_dir(vm)))
+}
+
+/// All of the points have their names in the target, just as they were.
+pub(super) fn check_arrived(target: &Repository, vm: &VmContextId, record: &Record) -> Result<()> {
+    for point in &record.points {
+        let path = layout::manifest(vm, &point.backup_id);
+        let text = crashsafe::read_small(target.root(), &path, MANIFEST_BYTES_MAX)?;
+        if record::digest_of(&text) != point.manifest {
+            return Err(Error::corrupt(&path, None, "it is not what was copied"));
+        }
+    }
+    Ok(())
+}
+
+/// Step 5. What the points hold does not keep them here: they lie in the other repository, holds and all.
+pub(super) fn leave(source: &Repository, vm: &VmContextId, record: &Record, now: &dyn Fn() -> Timestamp) -> Result<()> {
+    for point in record.points.iter().rev() {
+        // One turn for each: another hub waits no longer than the files of one point take.
+        let _turn = source.ownership()?.turn(now())?;
+        let id = &point.backup_id;
+        let within = |error: Error| error.within(format!("remove {id} here"));
+        // One that was cut off may have left its manifest with two names, or none.
+        if source.at(layout::delete_dir(vm, id)).symlink_metadata().is_ok() {
+            delete::finish(source, vm, id).map_err(within)?;
+        }
+        match source.manifest(vm, id) {
+            Ok(manifest) => {
+                let bytes = manifest.file_bytes();
+                let planned = delete::PlannedPoint { backup_id: id.clone(), disks: point.disks.clone(), bytes };
+                delete::delete(source, vm, &planned).map_err(within)?;
+            }
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(within(error)),
+        }
+    }
+    stay(source, vm, now())
+}
+
+impl Repository {
+    /// The repository that the points of a VM have come from, while not all that follows from that is done.
+    pub(crate) fn move_that_came(&self, vm: &VmContextId) -> Result<Option<String>> {
+        Ok(intent_in(self, vm)?.map(|record| record.from))
+    }
+
+    /// The repository that the points of a VM may have gone to. Where nothing says so they have not, and the folder goes.
+    pub(crate) fn move_that_left(&self, vm: &VmContextId, now: Timestamp) -> Result<Option<String>> {
+        let _guard = match self.lock(Operation::Move, vm, Default::default(), RECOVERER) {
+            Ok(guard) => guard,
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match intent_out(self, vm)? {
+            Some(record) => Ok(Some(record.to)),
+            None => stay(self, vm, now).map(|()| None),
+        }
+    }
+
+    /// Takes copies away that nobody goes on with, under its own claim. False while somebody is at work with them.
+    pub(crate) fn recover_move_in(&self, vm: &VmContextId, turn: &Turn) -> Result<bool> {
+        let _guard = match self.lock(Operation::Move, vm, Default::default(), RECOVERER) {
+            Ok(guard) => guard,
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        abandon(self, vm, turn).map(|()| true)
+    }
+
+    /// Goes forward with points that have come to this repository: names, the caller's books. The other one is not needed for that.
+    /// False when there are none, or somebody in this process is at work with them.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being done; it is tried again with the next look.
+    pub fn finish_arrival(&self, vm: &VmContextId, ledger: &dyn Ledger) -> Result<bool> {
+        let Some(record) = intent_in(self, vm)? else { return Ok(false) };
+        if self.locks().is_moving(vm) {
+            return Ok(false);
+        }
+        let _guard = self.lock(Operation::Move, vm, record.ids(), RECOVERER)?;
+        // Somebody may have ended it since.
+        let Some(record) = intent_in(self, vm)? else { return Ok(false) };
+        arrive(self, vm, &record, &|| ledger.now(), ledger)?;
+        Ok(true)
+    }
+
+    /// Settles whose the points of a VM are that may have gone from this repository to `target`, and does what is left to do here and
+    /// there.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] while somebody has points of the VM here, whatever keeps it from being done; it is tried again with the
+    /// next look.
+    pub fn finish_move(&self, vm: &VmContextId, target: &Self, who: &str, ledger: &dyn Ledger) -> Result<Finished> {
+        let now: &dyn Fn() -> Timestamp = &|| ledger.now();
+        self.ownership()?.check(now())?;
+        target.ownership()?.check(now())?;
+        let points = intent_out(self, vm)?.map(|record| record.ids()).unwrap_or_default();
+        let _guards = claim(self, target, vm, &points, who)?;
+        // No intent, or half of one: the target had none then.
+        let Some(record) = intent_out(self, vm)? else {
+            stay(self, vm, now())?;
+            return Ok(Finished::NotBegun);
+        };
+        if let Some(come) = intent_in(target, vm)? {
+            arrive(target, vm, &come, now, ledger)?;
+        } else {
+            // The target's folder goes only when all points have their names there. Those that are not there any more were deleted
+            // there since; with one left it is certain that they came.
+            let mut there = record.points.iter().map(|point| is_published(target, vm, &point.backup_id));
+            if !there.try_fold(false, |any, one| one.map(|one| any || one))? {
+                stay(self, vm, now())?;
+                return Ok(Finished::NotBegun);
+            }
+            ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
+        }
+        leave(self, vm, &record, now)?;
+        Ok(Finished::Moved)
+    }
+}

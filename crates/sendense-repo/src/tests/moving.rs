@@ -1,0 +1,564 @@
+//! Moving a machine's points to another repository: what it refuses, what every fault and every loss of power leaves, what it costs.
+
+use super::faults::Copies;
+use crate::delete::Extent;
+use crate::error::{Kind, Result};
+use crate::layout;
+use crate::lock::Operation;
+use crate::moving::{Done, Finished, Ledger, Options};
+use crate::repository::Repository;
+use crate::survey::Moving;
+use crate::testing::before::{Before, delete};
+use crate::testing::medium::{Change, Medium, Store};
+use crate::testing::record::{Record, Step};
+use crate::testing::stage::{EIO, ENOSPC, Fault, Faults, Renames, Stage};
+use crate::testing::world::{self, Amnesia, Point, back_up, tree, tree_of};
+use crate::testing::{Dice, now, qemu};
+use crate::verify::{Depth, Progress};
+use parking_lot::Mutex;
+use sendense_block::Cancel;
+use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A caller that writes down what it is told.
+#[derive(Default)]
+struct Book {
+    switched: Mutex<BTreeSet<BackupId>>,
+    is_away: bool,
+    goes_on: bool,
+}
+
+impl Ledger for Book {
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    fn refuse(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn switch(&self, points: &BTreeSet<BackupId>) -> Result<()> {
+        if self.is_away {
+            return Err(crate::Error::new(Kind::Unavailable, "the database is away"));
+        }
+        self.switched.lock().extend(points.iter().cloned());
+        Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        self.goes_on
+    }
+}
+
+/// Two repositories on one disk: a chain of three and another machine in the first, nothing in the second.
+struct World {
+    before: Before,
+    third: Point,
+}
+
+const TARGET: &str = "target";
+const SOURCE: &str = "repository";
+
+impl World {
+    fn new() -> Self {
+        let before = Before::new();
+        let third = before.third();
+        back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
+        let world = Self { before, third };
+        world::open(&world.folder().join(TARGET)).unwrap();
+        world
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        self.before.root().parent().unwrap().to_owned()
+    }
+
+    fn open(&self) -> (Repository, Repository) {
+        open(&self.folder())
+    }
+
+    fn vm(&self) -> &VmContextId {
+        &self.third.vm
+    }
+
+    fn chain(&self) -> [&Point; 3] {
+        [&self.before.first, &self.before.second, &self.third]
+    }
+}
+
+fn open(folder: &Path) -> (Repository, Repository) {
+    (world::open(&folder.join(SOURCE)).unwrap(), world::open(&folder.join(TARGET)).unwrap())
+}
+
+fn open_on(stage: &Arc<Stage>, folder: &Path) -> Result<(Repository, Repository)> {
+    let open = |name| Repository::open_on(stage.clone(), &folder.join(name), world::options(), now());
+    Ok((open(SOURCE)?, open(TARGET)?))
+}
+
+fn options() -> Options {
+    Options { from: "old".into(), to: "new".into(), threads: 2, who: "test".into() }
+}
+
+fn go(source: &Repository, target: &Repository, vm: &VmContextId, book: &Book) -> Result<Done> {
+    let plan = source.plan_move(vm, target)?;
+    source.execute_move(target, &plan, &options(), &Progress::default(), &Cancel::new(), book)
+}
+
+/// What the two say when everything is in order again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Source,
+    Target,
+}
+
+/// What a hub does at its start, for both repositories, in one order or the other.
+fn settle(source: &Repository, target: &Repository, target_first: bool) -> Result<(), String> {
+    let told = |error| sendense_block::error::chain(&error);
+    let book = Book::default();
+    let order = if target_first { [target, source] } else { [source, target] };
+    for repository in order {
+        let report = repository.recover(&Amnesia, now()).map_err(told)?;
+        if !report.problems.is_empty() || !report.strangers.is_empty() {
+            return Err(format!("{report:?}"));
+        }
+        for (vm, from) in &report.arriving {
+            assert_eq!(from, "old");
+            assert!(repository.finish_arrival(vm, &book).map_err(told)?);
+        }
+        for (vm, to) in &report.leaving {
+            assert_eq!(to, "new");
+            repository.finish_move(vm, target, "test", &book).map_err(told)?;
+        }
+    }
+    Ok(())
+}
+
+/// After whatever happened: the points are in one of the two, whole, and nothing else is in either.
+fn survive(folder: &Path, chain: &[&Point], other: &Point, target_first: bool) -> Result<Place, String> {
+    let (source, target) = open(folder);
+    settle(&source, &target, target_first)?;
+    let (here, there) = (world::listed(&source)?, world::listed(&target)?);
+    let of_chain = chain[0].vm.clone();
+    let ids: BTreeSet<&BackupId> = chain.iter().map(|point| &point.id).collect();
+    let in_source: BTreeSet<&BackupId> = here.iter().filter(|(vm, _)| *vm == of_chain).map(|(_, id)| id).collect();
+    let in_target: BTreeSet<&BackupId> = there.iter().map(|(_, id)| id).collect();
+    let (place, repository) = match (in_source == ids, in_target == ids) {
+        (true, false) if in_target.is_empty() => (Place::Source, &source),
+        (false, true) if in_source.is_empty() => (Place::Target, &target),
+        _ => return Err(format!("here {in_source:?}, there {in_target:?}")),
+    };
+    for point in chain {
+        world::check_bytes(repository, point)?;
+        // Of the source no file has been written.
+        if place == Place::Target {
+            world::check_sound(repository, point, Depth::AtRest)?;
+        }
+    }
+    world::check_bytes(&source, other)?;
+    let (all, moved): (Vec<&Point>, Vec<&Point>) = match place {
+        Place::Source => (chain.iter().copied().chain([other]).collect(), Vec::new()),
+        Place::Target => (vec![other], chain.to_vec()),
+    };
+    for (repository, points) in [(&source, all), (&target, moved)] {
+        let (found, wanted) = (tree(repository.root()), tree_of(points));
+        if found != wanted {
+            let more: Vec<_> = found.difference(&wanted).collect();
+            return Err(format!("left behind: {more:?}; missing: {:?}", wanted.difference(&found).collect::<Vec<_>>()));
+        }
+    }
+    let trees = [tree(source.root()), tree(target.root())];
+    settle(&source, &target, target_first)?;
+    if [tree(source.root()), tree(target.root())] != trees {
+        return Err("settling again did something".into());
+    }
+    Ok(place)
+}
+
+/// All of a chain goes, with what keeps its points; it reads the same, here and with QEMU, and goes on there.
+#[test]
+fn a_chain_lies_in_the_other_repository_and_goes_on_there() {
+    let world = World::new();
+    let (source, target) = world.open();
+    let held = source.change_hold(world.vm(), &world.before.first.id, |hold| hold.protected = true, "test", now());
+    let manifests: Vec<_> = world.chain().iter().map(|point| source.manifest(world.vm(), &point.id).unwrap()).collect();
+    let images = |root: &Path| {
+        let paths = world.chain().map(|point| layout::image(&point.vm, DiskNumber(0), &point.id));
+        paths.map(|path| std::fs::read(root.join(path)).unwrap())
+    };
+    let before = images(source.root());
+    let (book, progress) = (Book::default(), Progress::default());
+    let plan = source.plan_move(world.vm(), &target).unwrap();
+    let done = source.execute_move(&target, &plan, &options(), &progress, &Cancel::new(), &book).unwrap();
+    assert_eq!((done.points, done.left.is_none()), (3, true));
+    let counted = [&progress.done_bytes, &progress.total_bytes].map(|n| n.load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(counted, [2 * done.bytes; 2], "every byte was copied and read back");
+    assert_eq!(*book.switched.lock(), plan.ids());
+    assert_eq!(images(target.root()), before, "files as they were");
+    for (point, manifest) in world.chain().into_iter().zip(&manifests) {
+        assert_eq!(target.manifest(world.vm(), &point.id).unwrap(), *manifest);
+        world::check_bytes(&target, point).unwrap();
+        world::check_sound(&target, point, Depth::Deep).unwrap();
+    }
+    assert_eq!(target.hold(world.vm(), &world.before.first.id).unwrap(), held.unwrap());
+    qemu::check(target.root(), &world.chain());
+    assert_eq!(tree(source.root()), tree_of([&world.before.other]));
+    assert_eq!((source.locks().held(), target.locks().held()), (vec![], vec![]));
+    let mut next = world.third.child("bk-4");
+    next.disk(0)[100..200].fill(3);
+    back_up(&target, &next, now()).unwrap();
+    world::check_bytes(&target, &next).unwrap();
+    // And back again, with what has come since.
+    go(&target, &source, world.vm(), &Book::default()).unwrap();
+    world::check_bytes(&source, &next).unwrap();
+    assert_eq!(tree(target.root()), tree_of([]));
+}
+
+#[test]
+fn what_cannot_be_moved_is_said() {
+    let world = World::new();
+    let (source, target) = world.open();
+    let refused = |vm: &str| source.plan_move(&vm.parse().unwrap(), &target).unwrap_err();
+    assert_eq!(refused("vm-none").kind, Kind::NotFound);
+    assert_eq!(source.plan_move(world.vm(), &source).unwrap_err().kind, Kind::Invalid);
+    let new = Point::full("vm-a", "bk-new", &[&world::pattern(5, 100)]);
+    back_up(&target, &new, now()).unwrap();
+    let there = refused("vm-a");
+    assert_eq!(there.kind, Kind::Exists);
+    assert_eq!(there.to_string(), "points of vm-a lie in the other repository already: vm-a/bk-new.json");
+    delete(&target, &new, Extent::Named).unwrap();
+    // Somebody who died in the middle of something.
+    let draft = source.at(layout::draft_dir(world.vm(), &new.id));
+    std::fs::create_dir(&draft).unwrap();
+    assert!(refused("vm-a").to_string().starts_with("something is unfinished here"), "{}", refused("vm-a"));
+    std::fs::remove_dir(&draft).unwrap();
+    std::fs::remove_file(source.at(layout::manifest(world.vm(), &world.before.first.id))).unwrap();
+    assert!(matches!(refused("vm-a").kind, Kind::Corrupt { .. }));
+}
+
+/// Readers and backups are in its way, and it is in theirs, in both repositories.
+#[test]
+fn nobody_else_has_the_points_meanwhile() {
+    let world = World::new();
+    let (source, target) = world.open();
+    let there = [tree(source.root()), tree(target.root())];
+    let reader = source.open_disk(world.vm(), &world.before.first.id, DiskNumber(0), "a reader").unwrap();
+    let error = go(&source, &target, world.vm(), &Book::default()).unwrap_err();
+    let Kind::Conflict { holders } = &error.kind else { panic!("{error:?}") };
+    assert_eq!(holders[0].who, "a reader");
+    drop(reader);
+    for repository in [&source, &target] {
+        let backup = repository.lock(Operation::Backup, world.vm(), BTreeSet::new(), "a backup").unwrap();
+        assert!(matches!(go(&source, &target, world.vm(), &Book::default()).unwrap_err().kind, Kind::Conflict { .. }));
+        drop(backup);
+    }
+    assert_eq!([tree(source.root()), tree(target.root())], there);
+
+    /// Whoever comes while the points are between the two.
+    struct Curious<'a>(&'a World, &'a Repository, &'a Repository);
+    impl Ledger for Curious<'_> {
+        fn now(&self) -> Timestamp {
+            now()
+        }
+
+        fn refuse(&self) -> Result<()> {
+            let Self(world, source, target) = self;
+            let next = world.third.child("bk-4");
+            for repository in [source, target] {
+                let refused = back_up(repository, &next, now()).unwrap_err();
+                assert!(matches!(refused.kind, Kind::Conflict { .. } | Kind::NotFound), "{refused:?}");
+                let survey = repository.survey(now()).unwrap();
+                let found = survey.vms[world.vm()].as_ref().unwrap();
+                let expected = if std::ptr::eq(*repository, *target) { Some(Moving::UnderWay) } else { None };
+                assert_eq!((found.moving, found.strangers.len()), (expected, 0));
+                // Start-up of another part of the house leaves it alone.
+                let report = repository.recover(&Amnesia, now()).unwrap();
+                let others = (report.unmoved.len(), report.strangers.len(), report.problems.len());
+                assert_eq!(others, (0, 0, 0), "{report:?}");
+            }
+            assert!(source.open_disk(world.vm(), &world.third.id, DiskNumber(0), "a reader").is_err());
+            Ok(())
+        }
+
+        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            let Self(world, source, target) = self;
+            let report = (source.recover(&Amnesia, now()).unwrap(), target.recover(&Amnesia, now()).unwrap());
+            assert!(report.0.leaving.is_empty() && report.1.arriving.is_empty(), "{report:?}");
+            for repository in [source, target] {
+                let found = repository.survey(now()).unwrap().vms[world.vm()].clone().unwrap();
+                assert_eq!(found.moving, Some(Moving::UnderWay));
+            }
+            Ok(())
+        }
+
+        fn goes_on(&self) -> bool {
+            false
+        }
+    }
+    let plan = source.plan_move(world.vm(), &target).unwrap();
+    let curious = Curious(&world, &source, &target);
+    source.execute_move(&target, &plan, &options(), &Progress::default(), &Cancel::new(), &curious).unwrap();
+    assert_eq!(survive(&world.folder(), &world.chain(), &world.before.other, true), Ok(Place::Target));
+}
+
+/// Stopped before the points went over it did not happen. When the next start goes on with it, the copies stay and are not made anew.
+#[test]
+fn a_cancelled_move_leaves_nothing_unless_it_goes_on() {
+    struct Stopped(Cancel, bool);
+    impl Ledger for Stopped {
+        fn now(&self) -> Timestamp {
+            now()
+        }
+
+        fn refuse(&self) -> Result<()> {
+            self.0.cancel();
+            Ok(())
+        }
+
+        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            panic!("the points did not go over");
+        }
+
+        fn goes_on(&self) -> bool {
+            self.1
+        }
+    }
+    for goes_on in [false, true] {
+        let world = World::new();
+        let limited = crate::Options { limit_bytes: Some(1 << 30), ..world::options() };
+        let source = world.open().0;
+        let open_target = || {
+            let at = world.folder().join(TARGET);
+            Repository::open_on(Stage::calm(), &at, limited.clone(), now()).unwrap()
+        };
+        let target = open_target();
+        let there = [tree(source.root()), tree(target.root())];
+        let used_bytes = target.storage().unwrap().used_bytes;
+        let plan = source.plan_move(world.vm(), &target).unwrap();
+        let stopped = Stopped(Cancel::new(), goes_on);
+        let error =
+            source.execute_move(&target, &plan, &options(), &Progress::default(), &stopped.0, &stopped).unwrap_err();
+        assert_eq!(error.kind, Kind::Cancelled);
+        assert_eq!([source.locks().held(), target.locks().held()], [vec![], vec![]]);
+        let after = [tree(source.root()), tree(target.root())];
+        if !goes_on {
+            assert_eq!(after, there);
+            assert_eq!(target.storage().unwrap().used_bytes, used_bytes);
+            continue;
+        }
+        assert_eq!(after[0], there[0]);
+        // A copy that is half there is made whole, one with wrong bytes is made anew.
+        let image = |point: &Point| target.at(layout::image(&point.vm, DiskNumber(0), &point.id));
+        let half = std::fs::OpenOptions::new().write(true).open(image(&world.before.first)).unwrap();
+        half.set_len(70_000).unwrap();
+        let wrong = std::fs::OpenOptions::new().write(true).open(image(&world.before.second)).unwrap();
+        wrong.write_all_at(&[0x55; 100], 300).unwrap();
+        let kept = image(&world.third).metadata().unwrap();
+        // The next life of the hub.
+        let target = open_target();
+        go(&source, &target, world.vm(), &Book::default()).unwrap();
+        let now_there = image(&world.third).metadata().unwrap();
+        assert_eq!(
+            (now_there.ino(), now_there.mtime_nsec()),
+            (kept.ino(), kept.mtime_nsec()),
+            "it was not written again"
+        );
+        let counted = target.storage().unwrap().used_bytes;
+        let found = open_target().storage().unwrap().used_bytes;
+        assert!(counted.abs_diff(found) < 256 * 1024, "counted {counted}, found {found}");
+        assert_eq!(survive(&world.folder(), &world.chain(), &world.before.other, true), Ok(Place::Target));
+    }
+}
+
+/// Damage is met before anything is switched, in the source or on the way.
+#[test]
+fn damaged_files_are_not_moved() {
+    let world = World::new();
+    let (source, target) = world.open();
+    let there = [tree(source.root()), tree(target.root())];
+    let path = source.at(layout::image(world.vm(), DiskNumber(0), &world.before.second.id));
+    let file = std::fs::OpenOptions::new().write(true).read(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 70_000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 70_000).unwrap();
+    let error = go(&source, &target, world.vm(), &Book::default()).unwrap_err();
+    assert!(matches!(error.kind, Kind::Corrupt { .. }), "{error:?}");
+    assert_eq!([tree(source.root()), tree(target.root())], there);
+    file.write_all_at(&byte, 70_000).unwrap();
+    go(&source, &target, world.vm(), &Book::default()).unwrap();
+}
+
+/// Where the room is not there nothing is begun.
+#[test]
+fn room_is_asked_for_first() {
+    let world = World::new();
+    let source = world.open().0;
+    let at = world.folder().join(TARGET);
+    let limited = crate::Options { limit_bytes: Some(300_000), ..world::options() };
+    let target = Repository::open_on(Stage::calm(), &at, limited, now()).unwrap();
+    let there = tree(target.root());
+    let error = go(&source, &target, world.vm(), &Book::default()).unwrap_err();
+    assert_eq!(error.kind, Kind::NoSpace);
+    assert_eq!(tree(target.root()), there);
+}
+
+/// The caller's books are away at the very moment: the points are the target's, and the next look says so.
+#[test]
+fn books_that_are_away_are_written_later() {
+    let world = World::new();
+    let (source, target) = world.open();
+    let away = Book { is_away: true, ..Book::default() };
+    let error = go(&source, &target, world.vm(), &away).unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    assert!(error.to_string().contains("move the points of vm-a"), "{error}");
+    // Neither takes a backup, and what looks at them finds a move that was cut off and nothing else.
+    for repository in [&source, &target] {
+        let next = world.third.child("bk-4");
+        assert!(matches!(back_up(repository, &next, now()).unwrap_err().kind, Kind::Conflict { .. }));
+        let found = repository.survey(now()).unwrap().vms[world.vm()].clone().unwrap();
+        assert_eq!((found.moving, found.strangers.len()), (Some(Moving::CutOff), 0));
+        for point in world.chain() {
+            world::check_bytes(repository, point).unwrap();
+        }
+    }
+    // The source is not there: the target goes forward by itself, and the chain goes on.
+    let book = Book::default();
+    assert!(target.finish_arrival(world.vm(), &book).unwrap());
+    assert_eq!(book.switched.lock().len(), 3);
+    assert!(!target.finish_arrival(world.vm(), &book).unwrap());
+    let next = world.third.child("bk-4");
+    back_up(&target, &next, now()).unwrap();
+    // It comes back after a point was deleted in the target: nothing rises from the dead.
+    delete(&target, &next, Extent::Named).unwrap();
+    delete(&target, &world.third, Extent::Named).unwrap();
+    assert_eq!(source.finish_move(world.vm(), &target, "test", &book).unwrap(), Finished::Moved);
+    assert_eq!(tree(source.root()), tree_of([&world.before.other]));
+    assert_eq!(tree(target.root()), tree_of([&world.before.first, &world.before.second]));
+}
+
+/// Another hub has taken one of the two by now: nothing is touched there.
+#[test]
+fn a_hub_that_lost_a_repository_moves_nothing() {
+    for lost in [SOURCE, TARGET] {
+        let world = World::new();
+        let (source, target) = world.open();
+        let plan = source.plan_move(world.vm(), &target).unwrap();
+        let mut claim = crate::testing::claim();
+        claim.hub_id = "hub-other".parse().unwrap();
+        let taken = crate::Options { claim, ..world::options() };
+        let later = now().plus_seconds(3600);
+        let _other = Repository::open_on(Stage::calm(), &world.folder().join(lost), taken, later).unwrap();
+        let there = [tree(source.root()), tree(target.root())];
+        let moved =
+            source.execute_move(&target, &plan, &options(), &Progress::default(), &Cancel::new(), &Book::default());
+        assert_eq!(moved.unwrap_err().kind, Kind::Fenced);
+        assert_eq!([tree(source.root()), tree(target.root())], there);
+    }
+}
+
+/// A failed write, a full disk, a process that is gone, at every step of the move, in either repository.
+fn faults(renames: Renames, faults: &[Fault]) {
+    let world = World::new();
+    let (chain, other) = (world.chain(), &world.before.other);
+    let mut copies = Copies::of(&world.folder());
+    for fault in faults {
+        let mut places = BTreeSet::new();
+        for at in 0.. {
+            assert!(at < 2000, "the work does not end");
+            let folder = copies.next();
+            let script = Faults::new(*fault, at);
+            let stage = Stage::new(script.clone(), renames);
+            let book = Book::default();
+            let opened = open_on(&stage, &folder);
+            let result = match &opened {
+                Ok((source, target)) => go(source, target, world.vm(), &book).map(drop),
+                Err(error) => Err(crate::Error::new(error.kind.clone(), "open")),
+            };
+            let Some(met) = script.met() else {
+                result.unwrap();
+                break;
+            };
+            if let Ok((source, target)) = &opened {
+                assert_eq!((source.locks().held(), target.locks().held()), (vec![], vec![]), "{met}");
+            }
+            // At this very moment whoever lists points reads them rightly, wherever they are.
+            let (source, target) = open(&folder);
+            for repository in [&source, &target] {
+                for (_, id) in world::listed(repository).unwrap() {
+                    let point = chain.iter().copied().chain([other]).find(|point| point.id == id).unwrap();
+                    world::check_bytes(repository, point)
+                        .unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at {met}"));
+                }
+            }
+            drop((source, target));
+            let place = survive(&folder, &chain, other, at % 2 == 0)
+                .unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at {met}: {result:?}"));
+            if result.is_ok() {
+                assert_eq!(place, Place::Target, "{met}");
+            }
+            if !book.switched.lock().is_empty() {
+                assert_eq!(place, Place::Target, "whose books say so has them there: {met}");
+            }
+            places.insert(place == Place::Target);
+            // Every third time, which costs as much as all the rest.
+            if place == Place::Source && at % 3 == 0 {
+                let (source, target) = open(&folder);
+                go(&source, &target, world.vm(), &Book::default()).unwrap();
+                let place = survive(&folder, &chain, other, true).unwrap_or_else(|why| panic!("{why}\n{met}"));
+                assert_eq!(place, Place::Target);
+            }
+        }
+        assert_eq!(places.len(), 2, "{fault:?} before and after the points went over");
+    }
+}
+
+#[test]
+fn every_failed_step_leaves_whole_points_in_one_place() {
+    faults(Renames::AtOnce, &[Fault::Once(EIO)]);
+}
+
+#[test]
+fn a_full_disk_at_every_step_leaves_whole_points_in_one_place() {
+    faults(Renames::AtOnce, &[Fault::Once(ENOSPC), Fault::Full]);
+}
+
+#[test]
+fn a_process_that_is_gone_at_every_step_leaves_whole_points_in_one_place() {
+    faults(Renames::AtOnce, &[Fault::Gone]);
+}
+
+#[test]
+fn every_fault_leaves_whole_points_on_a_file_system_that_renames_by_links() {
+    faults(Renames::ByLink, &[Fault::Gone]);
+}
+
+/// Power fails after every step, with whatever was not synced dropped, torn or reordered, in both repositories.
+#[test]
+fn a_loss_of_power_leaves_whole_points_in_one_place() {
+    let world = World::new();
+    let folder = world.folder();
+    let record = Record::of(&folder);
+    let (source, target) = open_on(&Stage::new(record.clone(), Renames::AtOnce), &folder).unwrap();
+    go(&source, &target, world.vm(), &Book::default()).unwrap();
+    drop((source, target));
+    let (mut medium, steps): (Medium, Vec<Step>) = record.take();
+    let (mut store, mut dice) = (Store::new(), Dice(steps.len() as u64));
+    let (chain, other) = (world.chain(), &world.before.other);
+    for (number, step) in steps.iter().enumerate() {
+        step.changes.iter().for_each(|change| medium.apply(change));
+        let names = step.changes.iter().any(|change| !matches!(change, Change::Write { .. } | Change::SetLen { .. }));
+        let is_last = number + 1 == steps.len();
+        for fate in medium.fates(if names { 4 } else { 1 }, &mut dice) {
+            let met = store.place("met");
+            medium.build(&fate, &met, &mut store);
+            let place = survive(&met, &chain, other, dice.below(2) == 0).unwrap_or_else(|why| {
+                let steps: Vec<&str> = steps[..=number].iter().map(|step| step.what.as_str()).collect();
+                panic!("{why}\nafter power loss behind step {number}, fate {fate:?}, of\n{}", steps.join("\n"));
+            });
+            assert!(!is_last || place == Place::Target);
+            std::fs::remove_dir_all(&met).unwrap();
+        }
+    }
+}
