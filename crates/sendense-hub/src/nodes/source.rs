@@ -6,7 +6,9 @@ use super::sessions::Expects;
 use crate::fault::Result;
 use sendense_block::Cancel;
 use sendense_node::remote::message::{Answer, Order, OrderId, SourceSpec, Work};
-use sendense_source::{Artefact, DiscoveredVm, Error, FreezeRequest, Frozen, Journal, Kind, Source, TestReport, VmRef};
+use sendense_source::{
+    Artefact, ArtefactKind, DiscoveredVm, Error, FreezeRequest, Frozen, Journal, Kind, Source, TestReport, VmRef,
+};
 use sendense_types::{ProblemCode, SourceKind, TaskId, TrackingToken};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -132,8 +134,26 @@ impl Source for RemoteSource {
         }
     }
 
-    /// What is behind a node is in the node's own journal; an entry in ours is from before the source was bound to it.
-    fn reap(&self, _: &Artefact, _: &Cancel) -> sendense_source::Result<bool> {
-        Ok(false)
+    /// A snapshot is taken away by the node. All else that is behind a node is in the node's own journal; an entry in ours is from before
+    /// the source was bound to it.
+    fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> sendense_source::Result<bool> {
+        if artefact.kind != ArtefactKind::Snapshot {
+            return Ok(false);
+        }
+        match self.ask(Work::Reap(artefact.clone()), cancel)? {
+            Answer::Reaped(is_gone) => Ok(is_gone),
+            _ => Err(self.odd()),
+        }
+    }
+
+    /// The node looks, also for what its own journal has lost; whose task is dead the hub knows.
+    fn leftovers(&self, cancel: &Cancel) -> sendense_source::Result<Vec<Artefact>> {
+        match self.ask(Work::Leftovers, cancel)? {
+            Answer::Leftovers(mut found) => {
+                found.retain(|artefact| artefact.source_id == self.spec.source_id);
+                Ok(found)
+            }
+            _ => Err(self.odd()),
+        }
     }
 }

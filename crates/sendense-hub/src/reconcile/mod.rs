@@ -15,7 +15,7 @@ mod journal;
 mod plan;
 mod points;
 mod report;
-mod sweep;
+pub(crate) mod sweep;
 mod tasks;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use crate::mover::{self, DiskOutcome};
 use sendense_block::copy::{Sampling, Summary};
 use sendense_block::{ByteLen, codec::Level};
-use sendense_source::{DiscoveredVm, FreezeRequest, FrozenDisk, FrozenFacts, TestReport, VmRef};
+use sendense_source::{Artefact, DiscoveredVm, FreezeRequest, FrozenDisk, FrozenFacts, TestReport, VmRef};
 use sendense_types::{
     BackupId, BackupType, DeploymentId, DiskNumber, OnTrackingLoss, Phase, SourceId, SourceKind, TrackingAudit,
     TrackingToken,
@@ -206,6 +206,10 @@ pub enum Work {
         /// All but these.
         keep: Vec<TrackingToken>,
     },
+    /// Look for snapshots that bear the deployment's id, whoever's task they are of.
+    Leftovers,
+    /// Take the snapshot of a task away that is dead, as the hub knows.
+    Reap(Artefact),
     /// Back a machine up.
     Backup(BackupOrder),
 }
@@ -325,6 +329,10 @@ pub enum Answer {
     Inspected(Box<DiscoveredVm>),
     /// To [`Work::Retire`].
     Retired(Vec<TrackingToken>),
+    /// To [`Work::Leftovers`].
+    Leftovers(Vec<Artefact>),
+    /// To [`Work::Reap`]: whether nothing of it is there any more.
+    Reaped(bool),
     /// To [`Work::Backup`]: the last byte is with the hub, and the source is released.
     Moved {
         /// What was frozen and how.

@@ -25,7 +25,7 @@ use sendense_api::ClientError;
 use sendense_block::Cancel;
 use sendense_block::error::chain;
 use sendense_source::paths::Roots;
-use sendense_source::{Journal, Source, SourceContext};
+use sendense_source::{Artefact, ArtefactKind, Journal, Source, SourceContext};
 use sendense_types::{SourceId, TaskId};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -294,11 +294,23 @@ impl Node {
             Work::Retire { vm, keep } => {
                 source.retire(&vm, &keep, &self.journal, cancel).map(Answer::Retired).map_err(fault("retire"))
             }
+            Work::Leftovers => source.leftovers(cancel).map(Answer::Leftovers).map_err(fault("look for leftovers")),
+            Work::Reap(artefact) if self.may_reap(&artefact) => {
+                source.reap(&artefact, cancel).map(Answer::Reaped).map_err(fault("remove a leftover"))
+            }
+            Work::Reap(_) => Ok(Answer::Reaped(false)),
             Work::Backup(backup) => {
                 let tools = Tools { link: &self.link, journal: &self.journal, budget: &self.budget };
                 backup::run(&tools, &order.id, &*source, backup, cancel)
             }
         }
+    }
+
+    /// Files and processes of this machine are in the node's own journal, and what it works at is no leftover.
+    fn may_reap(&self, artefact: &Artefact) -> bool {
+        let is_at_work =
+            |task: &TaskId| self.working.lock().values().any(|working| working.task.as_ref() == Some(task));
+        artefact.kind == ArtefactKind::Snapshot && !is_at_work(&artefact.task_id)
     }
 
     fn open(&self, spec: &SourceSpec) -> sendense_source::Result<Arc<dyn Source>> {

@@ -1,16 +1,19 @@
 //! What a node says over the wire, sent by hand: what is taken, and what is refused whoever says it.
 
 use super::nodes::Site;
+use crate::reconcile::sweep::sweep;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sendense_api::{Client, CreateBackup, CreateRepository, CreateSource, RepositoryConfig, Role, Task};
 use sendense_block::codec::{Encoder, Level};
-use sendense_block::{BLOCK_BYTES, Block, BlockIndex, ByteLen, Digest, Payload};
+use sendense_block::{BLOCK_BYTES, Block, BlockIndex, ByteLen, Cancel, Digest, Payload};
 use sendense_node::remote::batch;
 use sendense_node::remote::message::{
     Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, Orders, PROTOCOL, Poll, Work, pack, unpack,
 };
-use sendense_source::{DiscoveredDisk, DiscoveredVm, FrozenDisk, FrozenFacts, ReadHints, VmRef};
+use sendense_source::{
+    Artefact, ArtefactKind, DiscoveredDisk, DiscoveredVm, FrozenDisk, FrozenFacts, ReadHints, VmRef,
+};
 use sendense_types::*;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -371,6 +374,38 @@ async fn nonsense_is_answered_and_harms_nobody() {
     assert!(String::from_utf8_lossy(&sources).contains("/far/away"));
     let sources = house.other.say(&Call::Sources, &[]).await.unwrap();
     assert!(!String::from_utf8_lossy(&sources).contains("/far/away"));
+    house.site.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_looks_for_leftovers_and_the_hub_says_which_go() {
+    let mut house = House::new().await;
+    let core = house.site.fixture.hub.app().core.clone();
+    let row = core.catalog.sources().list(sendense_catalog::Page::default()).await.unwrap().0.remove(0);
+    let snapshot = |task: &str, source_id: SourceId, kind| Artefact {
+        source_id,
+        task_id: task.parse().unwrap(),
+        kind,
+        vm_key: "vm-1".to_owned(),
+        details: serde_json::json!({"snapshot": task}),
+    };
+    let dead = snapshot("task-dead", row.source_id.clone(), ArtefactKind::Snapshot);
+    let found = vec![
+        snapshot("task-file", row.source_id.clone(), ArtefactKind::File),
+        snapshot("task-elsewhere", "src-other".parse().unwrap(), ArtefactKind::Snapshot),
+        dead.clone(),
+    ];
+    let cancel = Cancel::new();
+    let (swept, ()) = tokio::join!(sweep(&core, &row, &cancel), async {
+        let (order, work) = house.node.order().await;
+        assert!(matches!(work, Work::Leftovers), "{work:?}");
+        house.node.answer(&order, Ok(Answer::Leftovers(found))).await;
+        // Neither a file of the node's machine nor what is on another source: the first order is for the snapshot.
+        let (order, work) = house.node.order().await;
+        assert!(matches!(&work, Work::Reap(artefact) if *artefact == dead), "{work:?}");
+        house.node.answer(&order, Ok(Answer::Reaped(true))).await;
+    });
+    swept.unwrap();
     house.site.server.shutdown().await;
 }
 
