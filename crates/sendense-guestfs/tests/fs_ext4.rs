@@ -106,17 +106,71 @@ fn a_journal_that_does_not_check_is_refused_not_skipped() {
 }
 
 #[test]
+fn what_lies_in_its_inode_reads_as_the_kernel_shows_it_clean_and_after_its_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, options, inside_min) in [
+        ("inline", "-t ext4 -O inline_data -I 256 -J size=16", 84),
+        ("inline_large", "-t ext4 -O inline_data -I 1024 -J size=16", 144),
+        ("inline_old", "-t ext4 -O inline_data,^metadata_csum,^64bit -b 1024 -J size=16", 84),
+    ] {
+        let image = image(dir.path(), name, options, "128M");
+        let mounted = Mounted::new(&image, ",commit=300");
+        build_tree(&mounted.dir, 40);
+        // Contents, targets and folders of every length around the first part's end and the inode's.
+        for len in (0..64).chain(100..180).chain([880, 900, 960]) {
+            std::fs::write(mounted.dir.join(format!("many/of-{len}")), vec![b'a' + (len % 26) as u8; len]).unwrap();
+            if len > 0 {
+                std::os::unix::fs::symlink("t".repeat(len), mounted.dir.join(format!("many/link-{len}"))).unwrap();
+            }
+        }
+        for names in 0..12 {
+            let folder = mounted.dir.join(format!("folder-{names}"));
+            std::fs::create_dir(&folder).unwrap();
+            for name in 0..names {
+                std::fs::write(folder.join(format!("{name}{}", "n".repeat(name * 3))), [name as u8; 40]).unwrap();
+            }
+            // A name in the middle that is gone leaves its room to its neighbour.
+            let _ = std::fs::remove_file(folder.join("1nnn"));
+        }
+        sh(
+            &mounted.dir,
+            "printf tiny > tiny; printf tiny > cut; truncate -s 1 cut; printf tiny > longer; truncate -s 50 longer; sync -f .",
+        );
+        // Everything is in the log; little of it is where it belongs.
+        let copy = image.with_extension("copy");
+        let oracle = image.with_extension("oracle");
+        std::fs::copy(&image, &copy).unwrap();
+        let kernel = kernel_tree(&mounted.dir);
+        drop(mounted);
+        same(&kernel, &reader_tree(&mut *open(&image), 7));
+        std::fs::copy(&copy, &oracle).unwrap();
+        let kernel = kernel_tree(&Mounted::new(&oracle, "").dir);
+        let mut fs = open(&copy);
+        assert_eq!(fs.facts().consistency, Consistency::Replayed, "{name}");
+        same(&kernel, &reader_tree(&mut *fs, 1));
+        assert_eq!(cat(&mut *fs, "/tiny").unwrap(), b"tiny");
+        // As debugfs tells the flags of those that do: most of the 147, and not the largest.
+        let asked: String = (0..180).chain([880, 900, 960]).map(|len| format!("stat /many/of-{len}\n")).collect();
+        std::fs::write(dir.path().join("asked"), asked).unwrap();
+        let told = sh(dir.path(), &format!("debugfs -f asked {name}.img 2>/dev/null"));
+        let inside = told.lines().filter(|line| line.contains("Flags: 0x10000000")).count();
+        assert!((inside_min..147).contains(&inside), "{name}: {inside} files lie in their inodes");
+    }
+}
+
+#[test]
 fn what_is_not_readable_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let image = image(dir.path(), "inline", "-t ext4 -O inline_data", "32M");
+    let image = image(dir.path(), "encrypted", "-t ext4 -O encrypt", "32M");
     let mounted = Mounted::new(&image, "");
     std::fs::write(mounted.dir.join("tiny"), "tiny").unwrap();
     std::fs::write(mounted.dir.join("large"), [1; 5000]).unwrap();
     drop(mounted);
+    sh(dir.path(), "debugfs -w -R 'sif /tiny flags 0x80800' encrypted.img 2>/dev/null");
     let mut fs = open(&image);
     assert_eq!(cat(&mut *fs, "/large").unwrap(), [1; 5000]);
     let error = cat(&mut *fs, "/tiny").unwrap_err();
-    assert_eq!(error.to_string(), "not supported: ext4 feature inline_data");
+    assert_eq!(error.to_string(), "not supported: ext4 encrypted file or folder");
     sh(dir.path(), "truncate -s 16M ext.journal; mke2fs -q -O journal_dev ext.journal");
     assert!(matches!(try_open(&dir.path().join("ext.journal")), Err(Error::Unsupported(_))));
 }

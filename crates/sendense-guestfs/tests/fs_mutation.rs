@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Runs for each image when nothing else is asked for: 480 in all, in some seconds.
+/// Runs for each image when nothing else is asked for: 540 in all, in some seconds.
 const RUNS: u64 = 60;
 /// A walk of a sound image takes a fifth of a second without optimisation; a damaged one may read more, within bounds.
 const RUN_TIME_MAX: Duration = Duration::from_secs(20);
@@ -250,7 +250,11 @@ fn fill(image: &Path, options: &str) {
 #[test]
 fn ext_with_and_without_checksums() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, options) in [("plain", "-t ext4 -O ^metadata_csum"), ("three", "-t ext3 -b 1024")] {
+    for (name, options) in [
+        ("plain", "-t ext4 -O ^metadata_csum"),
+        ("three", "-t ext3 -b 1024"),
+        ("inline", "-t ext4 -O inline_data,^metadata_csum"),
+    ] {
         sh(dir.path(), &format!("truncate -s 48M {name}.img; mke2fs -q {options} {name}.img"));
         let image = dir.path().join(format!("{name}.img"));
         let mounted = Mounted::new(&image, ",commit=300");

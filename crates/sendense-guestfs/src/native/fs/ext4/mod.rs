@@ -1,9 +1,10 @@
 //! ext2, ext3 and ext4.
 //!
-//! What lives here: superblock, inodes, folders and links. How a file's bytes are found is in `extents`, the log in
-//! `journal`. Written from the on-disk format; metadata checksums are verified where the file system has them.
+//! What lives here: superblock, inodes, folders and links. How a file's bytes are found is in `extents`, those that lie in the
+//! inode itself in `inline`, the log in `journal`. Written from the on-disk format; metadata checksums are verified where the file system has them.
 
 mod extents;
+mod inline;
 mod journal;
 
 use super::bytes::{label_text, le16, le32, slice, u8_at, uuid_text};
@@ -33,7 +34,7 @@ const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 /// Those that ext3 knows: FILETYPE, RECOVER, META_BG; and SPARSE_SUPER, LARGE_FILE, BTREE_DIR.
 const EXT3_INCOMPAT: u32 = 0x2 | INCOMPAT_RECOVER | INCOMPAT_META_BG;
 const EXT3_RO_COMPAT: u32 = 0x7;
-/// What changes the layout, by bit, and whether this reader knows it. Encryption and inline data are refused per file;
+/// What changes the layout, by bit, and whether this reader knows it. Encryption is refused per file;
 /// multi-mount protection and attributes in inodes of their own do not touch what is read here.
 const INCOMPAT: [(u32, &str, bool); 17] = [
     (0x1, "compression", false),
@@ -99,6 +100,8 @@ pub struct Inode {
     block: [u8; 60],
     /// Start value of the checksums of its folder and extent blocks.
     seed: u32,
+    /// All of its bytes, where its content is among them.
+    body: Vec<u8>,
 }
 
 /// An open file system.
@@ -299,6 +302,7 @@ impl Ext4 {
             modified
         };
         let mode = le16(&bytes, 0)?;
+        let flags = le32(&bytes, 0x20)?;
         let high_size = if matches!(mode & 0xf000, 0x8000 | 0x4000) { u64::from(le32(&bytes, 0x6c)?) << 32 } else { 0 };
         Ok(Inode {
             number,
@@ -308,9 +312,10 @@ impl Ext4 {
             links: le16(&bytes, 0x1a)?,
             size: high_size | u64::from(le32(&bytes, 0x4)?),
             modified,
-            flags: le32(&bytes, 0x20)?,
+            flags,
             block: super::bytes::array(&bytes, 0x28)?,
             seed,
+            body: if flags & FLAG_INLINE_DATA != 0 { bytes } else { Vec::new() },
         })
     }
 
@@ -319,8 +324,19 @@ impl Ext4 {
         if inode.flags & FLAG_ENCRYPTED != 0 {
             return Err(Error::unsupported("ext4 encrypted file or folder"));
         }
-        if inode.flags & FLAG_INLINE_DATA != 0 {
-            return Err(Error::unsupported("ext4 feature inline_data"));
+        Ok(())
+    }
+
+    /// The names of a folder that lies in its inode: behind its parent's number, and behind the first part.
+    fn inline_names(&self, folder: &Inode, from: u64, visit: &mut Visit<'_>) -> Result<()> {
+        let inline::Inline { mut bytes, first } = inline::read(folder)?;
+        bytes.truncate(usize::try_from(folder.size).unwrap_or(usize::MAX));
+        let rest = bytes.split_off(first.min(bytes.len()));
+        let start = inline::PARENT_BYTES.min(bytes.len());
+        for (start, part) in [(start, &bytes[start..]), (first, &rest[..])] {
+            if names_of(folder.number, part, start as u64, from, visit)? == ControlFlow::Break(()) {
+                break;
+            }
         }
         Ok(())
     }
@@ -340,6 +356,31 @@ impl Ext4 {
         }
         Ok(())
     }
+}
+
+/// Visits the names in one block of a folder, or what stands for one; `start` is where it begins in the folder.
+fn names_of(folder: u64, block: &[u8], start: u64, from: u64, visit: &mut Visit<'_>) -> Result<ControlFlow<()>> {
+    let mut at = 0;
+    while at + 8 <= block.len() {
+        let inode = le32(block, at)?;
+        let len = match usize::from(le16(block, at + 4)?) {
+            // 64 KiB do not fit in the field.
+            0 | 0xffff if block.len() == 65536 => 65536,
+            len => len,
+        };
+        if len < 8 || len % 4 != 0 || at + len > block.len() {
+            return Err(Error::corrupt(format!("folder {folder} has an entry of {len} bytes")));
+        }
+        let next = start + (at + len) as u64;
+        if inode != 0 && start + at as u64 >= from {
+            let bytes = slice(&block[..at + len], at + 8, u8_at(block, at + 6)?.into())?;
+            if visit(Name { bytes, inode: inode.into(), next }) == ControlFlow::Break(()) {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        at += len;
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 fn check_inode(bytes: &[u8], extra: usize, seed: u32, number: u64) -> Result<()> {
@@ -405,6 +446,9 @@ impl Volume for Ext4 {
 
     fn names(&self, folder: &Inode, from: u64, visit: &mut Visit<'_>) -> Result<()> {
         self.check_plain(folder)?;
+        if folder.flags & FLAG_INLINE_DATA != 0 {
+            return self.inline_names(folder, from, visit);
+        }
         let block_bytes = self.sb.block_bytes;
         let mut map = Map::default();
         let mut start = from / block_bytes * block_bytes;
@@ -423,25 +467,8 @@ impl Volume for Ext4 {
             };
             let block = self.device.read_vec(segment.at + (start - segment.start), block_bytes as usize)?;
             self.check_folder_block(folder, start, &block)?;
-            let mut at = 0;
-            while at + 8 <= block.len() {
-                let inode = le32(&block, at)?;
-                let len = match usize::from(le16(&block, at + 4)?) {
-                    // 64 KiB do not fit in the field.
-                    0 | 0xffff if block.len() == 65536 => 65536,
-                    len => len,
-                };
-                if len < 8 || len % 4 != 0 || at + len > block.len() {
-                    return Err(Error::corrupt(format!("folder {} has an entry of {len} bytes", folder.number)));
-                }
-                let next = start + (at + len) as u64;
-                if inode != 0 && start + at as u64 >= from {
-                    let bytes = slice(&block[..at + len], at + 8, u8_at(&block, at + 6)?.into())?;
-                    if visit(Name { bytes, inode: inode.into(), next }) == ControlFlow::Break(()) {
-                        return Ok(());
-                    }
-                }
-                at += len;
+            if names_of(folder.number, &block, start, from, visit)? == ControlFlow::Break(()) {
+                return Ok(());
             }
             start += block_bytes;
         }
@@ -455,6 +482,10 @@ impl Volume for Ext4 {
         self.check_plain(inode)?;
         if inode.size > LINK_BYTES_MAX {
             return Err(Error::corrupt(format!("link {} of {} bytes", inode.number, inode.size)));
+        }
+        if inode.flags & FLAG_INLINE_DATA != 0 {
+            let target = inline::read(inode)?.bytes;
+            return super::bytes::slice(&target, 0, inode.size as usize).map(<[u8]>::to_vec);
         }
         let map = self.map(inode, 0, 1)?;
         let segment = map.segments.first().filter(|segment| segment.start == 0 && segment.len >= inode.size);
@@ -472,6 +503,9 @@ impl Volume for Ext4 {
 
     fn open(self: &Arc<Self>, inode: Inode) -> Result<Box<dyn FileRead>> {
         self.check_plain(&inode)?;
+        if inode.flags & FLAG_INLINE_DATA != 0 {
+            return Ok(Box::new(inline::InlineFile::open(&inode)?));
+        }
         Ok(Box::new(MappedFile::new(self.clone(), inode)))
     }
 }
