@@ -30,6 +30,10 @@ const MANIFEST_START: &str = "SENDENSE-LEFT-OUT";
 const MANIFEST_END: &str = ".txt";
 /// The longest text of that entry; what is more is counted.
 const MANIFEST_BYTES_MAX: usize = 1 << 20;
+/// Holes of a file are told apart from its data when they are as large as a few clusters of any file system in all.
+const HOLE_BYTES_MIN: u64 = 32 * 1024;
+/// What is written of a hole at a time.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// The most symbolic links of one archive: 16 MiB of marks.
 const LINKS_MAX: usize = 1_000_000;
 
@@ -64,12 +68,15 @@ enum Source<'a> {
 }
 
 impl Content<'_> {
-    /// The parts that hold something else than zeros; one part when that is not known.
+    /// The parts that hold something else than zeros, in order; one part when that is not known or not worth while.
     fn parts(&self) -> io::Result<Vec<Range<u64>>> {
         /// More parts than this are packed as one: their list would take more than a MiB.
         const PARTS_MAX: usize = 65_536;
         let whole = std::iter::once(0..self.meta.size_bytes).collect();
         let Source::Guest { reader, volume, path } = self.source else { return Ok(whole) };
+        if self.meta.size_bytes < HOLE_BYTES_MIN {
+            return Ok(whole);
+        }
         let (mut parts, mut from, mut pages) = (Vec::new(), Some(0), 0);
         while let Some(at) = from {
             pages += 1;
@@ -85,7 +92,30 @@ impl Content<'_> {
             }
             from = page.next;
         }
-        Ok(parts)
+        let data: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        Ok(if self.meta.size_bytes.saturating_sub(data) >= HOLE_BYTES_MIN { parts } else { whole })
+    }
+
+    /// Writes all of it, with zeros where its holes are, which are not asked of the reader.
+    fn copy_whole(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        let mut at = 0;
+        for part in self.parts()? {
+            self.zeros(part.start.saturating_sub(at), out)?;
+            at = part.end;
+            self.copy(part, out)?;
+        }
+        self.zeros(self.meta.size_bytes.saturating_sub(at), out)
+    }
+
+    fn zeros(&mut self, bytes: u64, out: &mut dyn Write) -> io::Result<()> {
+        *self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or_else(too_large)?;
+        let mut left = bytes;
+        while left > 0 {
+            let piece = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
+            out.write_all(&ZEROS[..piece])?;
+            left -= piece as u64;
+        }
+        Ok(())
     }
 
     /// Writes a part.
@@ -129,6 +159,17 @@ pub(crate) fn pack(
     bounds: Bounds,
 ) -> io::Result<()> {
     let reader = out.reader();
+    pack_to(out, reader, volume, folder, format, bounds)
+}
+
+fn pack_to(
+    out: &mut dyn Write,
+    reader: Arc<dyn Reader>,
+    volume: &VolumeId,
+    folder: &GuestPath,
+    format: ArchiveFormat,
+    bounds: Bounds,
+) -> io::Result<()> {
     let options = WalkOptions { entries_max: bounds.entries, ..WalkOptions::default() };
     let mut walk = reader.walk(volume, folder, &options).map_err(|error| broken(&error))?;
     let root = walk.root().clone();

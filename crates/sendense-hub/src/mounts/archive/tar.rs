@@ -17,8 +17,6 @@ const RECORD: usize = 512;
 const NUMBER_MAX: u64 = 0o77_777_777_777;
 /// The largest number in a field of eight bytes.
 const ID_MAX: u32 = 0o7_777_777;
-/// A hole is worth the list of parts when it is as large as a few clusters of any file system.
-const HOLE_BYTES_MIN: u64 = 32 * 1024;
 
 /// An archive in the making. Fast compression: restores wait for it.
 pub(super) struct TarGz<W: Write> {
@@ -124,7 +122,7 @@ impl<W: Write> Pack for TarGz<W> {
         let parts = content.parts()?;
         let size = content.meta.size_bytes;
         let data: u64 = parts.iter().map(|part| part.end - part.start).sum();
-        if size.saturating_sub(data) >= HOLE_BYTES_MIN {
+        if data < size {
             return self.sparse(name, &parts, content);
         }
         let meta = content.meta.clone();

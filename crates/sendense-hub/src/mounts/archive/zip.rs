@@ -202,7 +202,7 @@ impl<W: Write> Pack for Zip<W> {
 fn deflated(out: &mut impl Write, content: &mut Content<'_>) -> io::Result<(u32, u64)> {
     let deflate = DeflateEncoder::new(out, Compression::fast());
     let mut checked = Checked { out: deflate, crc: Crc::new(), taken: 0 };
-    content.copy(0..content.meta.size_bytes, &mut checked)?;
+    content.copy_whole(&mut checked)?;
     checked.out.finish()?;
     Ok((checked.crc.sum(), checked.taken))
 }
@@ -269,7 +269,90 @@ fn dos_time(meta: &Meta) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Source;
     use super::*;
+    use sendense_guestfs::meta::FileType;
+    use std::fs::File;
+    use std::io::{Seek, SeekFrom};
+    use std::path::Path;
+    use std::process::Command;
+
+    fn meta(file_type: FileType, size_bytes: u64) -> Meta {
+        Meta { inode: 1, file_type, size_bytes, mode: 0o755, uid: 0, gid: 0, links: 1, modified: None }
+    }
+
+    /// An archive that begins where a small number cannot point any more, as one behind 5 GiB of other files does.
+    fn begun_far_behind(file: &File) -> Box<Zip<impl Write>> {
+        const AT: u64 = 5 << 30;
+        let mut file = file;
+        file.seek(SeekFrom::Start(AT)).unwrap();
+        let out = Counted { out: std::io::BufWriter::new(file), written: AT };
+        Box::new(Zip { out, directory: Vec::new(), entries: 0 })
+    }
+
+    /// What Python says of an archive.
+    fn python(archive: &Path, script: &str) -> String {
+        let script = format!("import sys, zipfile\nz = zipfile.ZipFile(sys.argv[1])\n{script}");
+        let output = Command::new("python3").args(["-c", &script]).arg(archive).output();
+        let output = output.unwrap_or_else(|error| panic!("python3: {error}; install the Debian package python3"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn more_entries_than_16_bits_count_lie_further_than_32_bits_reach() {
+        const LINKS: usize = 66_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("far.zip");
+        let file = File::create(&path).unwrap();
+        let mut zip = begun_far_behind(&file);
+        zip.folder(b"folder", &meta(FileType::Directory, 0)).unwrap();
+        for number in 0..LINKS {
+            let name = format!("folder/{number}");
+            zip.link(name.as_bytes(), &meta(FileType::Symlink, 0), b"target").unwrap();
+        }
+        let mut bytes_left = 100;
+        let source = Source::Text(b"the last of them");
+        let mut content = Content { meta: meta(FileType::File, 16), source, bytes_left: &mut bytes_left };
+        zip.file(b"folder/last", &mut content).unwrap();
+        zip.finish().unwrap();
+        drop(file);
+        assert_eq!(
+            python(
+                &path,
+                "i = z.infolist()\nassert all(e.header_offset >= 5 << 30 for e in i) and len(set(z.namelist())) == len(i)\n\
+                 print(len(i), z.testzip(), z.read('folder/65999').decode(), z.read('folder/last').decode())"
+            ),
+            format!("{} None target the last of them\n", LINKS + 2)
+        );
+        let tested = Command::new("unzip").arg("-tqq").arg(&path).output();
+        let tested = tested.unwrap_or_else(|error| panic!("unzip: {error}; install the Debian package unzip"));
+        assert!(tested.status.success(), "{tested:?}");
+    }
+
+    #[test]
+    fn numbers_that_32_bits_do_not_hold_stand_in_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.zip");
+        let edge = u64::from(u32::MAX);
+        for (size, packed, at) in [
+            (7 << 40, 6 << 40, 5 << 40),
+            (edge, edge, edge),
+            (edge - 1, edge - 1, edge - 1),
+            (1, edge, 2),
+            (edge + 1, 1, 2),
+            (1, 2, edge + 1),
+        ] {
+            let mut zip = Box::new(Zip::new(File::create(&path).unwrap()));
+            let (name, crc, mode) = (&b"large"[..], 0, 0o100_644);
+            let entry =
+                Entry { name, flags: UTF8, method: STORED, time: 1 << 21 | 1 << 16, crc, packed, size, at, mode };
+            zip.list(&entry).unwrap();
+            zip.finish().unwrap();
+            let told = python(&path, "e, = z.infolist()\nprint(e.file_size, e.compress_size, e.header_offset)");
+            assert_eq!(told, format!("{size} {packed} {at}\n"));
+        }
+    }
 
     #[test]
     fn names_are_made_safe_and_stay_apart() {
