@@ -23,12 +23,20 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The kits of a process: put together when they are first needed, and anew when one of their parts was replaced, as an upgrade
 /// does.
-#[derive(Debug)]
 pub struct Kits {
     folder: PathBuf,
     kept: Mutex<Option<(Kit, Seen)>>,
     /// None where no virtual machine is wanted.
-    proof: Option<Arc<Mutex<Proof>>>,
+    proof: Option<Arc<Tested>>,
+}
+
+/// Who is told how a proof ended.
+type Told = dyn Fn(&Result<()>) + Send + Sync;
+
+/// A proof, and who is told how it ended.
+struct Tested {
+    known: Mutex<Proof>,
+    told: Box<Told>,
 }
 
 /// What is known of virtual machines here.
@@ -37,7 +45,7 @@ enum Proof {
     NotTried,
     Running,
     Proven(Kit, Seen),
-    Refuted(Error),
+    Refuted,
 }
 
 impl Kits {
@@ -46,10 +54,11 @@ impl Kits {
         Kits { folder, kept: Mutex::default(), proof: None }
     }
 
-    /// And of a virtual machine with KVM, once one has been proven. For a program whose `main` begins with
-    /// [`run_if_asked`](super::run_if_asked).
-    pub fn or_virtual_machine(self) -> Kits {
-        Kits { proof: Some(Arc::new(Mutex::new(Proof::NotTried))), ..self }
+    /// And of a virtual machine with KVM, once one has been proven; `told` is called when that is known, with the reason when
+    /// there is none. For a program whose `main` begins with [`run_if_asked`](super::run_if_asked).
+    pub fn or_virtual_machine(self, told: impl Fn(&Result<()>) + Send + Sync + 'static) -> Kits {
+        let tested = Tested { known: Mutex::new(Proof::NotTried), told: Box::new(told) };
+        Kits { proof: Some(Arc::new(tested)), ..self }
     }
 
     /// A kit that fits this machine as it is.
@@ -73,21 +82,13 @@ impl Kits {
         Ok(kit)
     }
 
-    /// Why there is no virtual machine, when that is known.
-    pub fn refuted(&self) -> Option<Error> {
-        match &*lock(self.proof.as_ref()?) {
-            Proof::Refuted(why) => Some(why.clone()),
-            Proof::NotTried | Proof::Running | Proof::Proven(..) => None,
-        }
-    }
-
     /// The kit of a virtual machine, if it is proven; the first call begins the proof.
     fn proven(&self) -> Option<Kit> {
         let proof = self.proof.as_ref()?;
-        let mut known = lock(proof);
+        let mut known = proof.lock();
         match &*known {
             Proof::Proven(kit, seen) if kit.look() == *seen => return Some(kit.clone()),
-            Proof::Running | Proof::Refuted(_) => return None,
+            Proof::Running | Proof::Refuted => return None,
             // One whose kernel or emulator was replaced is proven anew.
             Proof::NotTried | Proof::Proven(..) => {}
         }
@@ -95,25 +96,33 @@ impl Kits {
         drop(known);
         let (folder, told) = (self.folder.clone(), proof.clone());
         let run = move || {
-            let found = found(&folder);
-            *lock(&told) = match found {
-                Ok(kit) => {
-                    let seen = kit.look();
-                    Proof::Proven(kit, seen)
-                }
-                Err(error) => Proof::Refuted(error),
-            };
+            told.ended(found(&folder));
         };
         if let Err(error) = std::thread::Builder::new().name("appliance-proof".into()).spawn(run) {
-            *lock(proof) = Proof::Refuted(Error::Io(format!("start a thread: {error}")));
+            proof.ended(Err(Error::Io(format!("start a thread: {error}"))));
         }
         None
     }
 }
 
-fn lock(proof: &Mutex<Proof>) -> MutexGuard<'_, Proof> {
-    // What is in it is set whole.
-    proof.lock().unwrap_or_else(PoisonError::into_inner)
+impl Tested {
+    fn lock(&self) -> MutexGuard<'_, Proof> {
+        // What is in it is set whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self, found: Result<Kit>) {
+        let (known, told) = match found {
+            Ok(kit) => {
+                let seen = kit.look();
+                (Proof::Proven(kit, seen), Ok(()))
+            }
+            Err(error) => (Proof::Refuted, Err(error)),
+        };
+        // Whoever is told may ask for a kit at once, and gets the one that was proven.
+        *self.lock() = known;
+        (self.told)(&told);
+    }
 }
 
 /// A kit whose machine has been started.

@@ -87,7 +87,10 @@ pub(crate) type Open = dyn Fn(Vec<OwnedFd>, Vec<u8>) -> sendense_guestfs::Result
 /// Starts a confined process for them, and an appliance behind it when the first knows a volume that it does not read. The
 /// appliance's parts are kept in `folder`.
 pub(crate) fn start_worker(folder: PathBuf) -> Arc<Open> {
-    let kits = Arc::new(Kits::new(folder).or_virtual_machine());
+    let kits = Arc::new(Kits::new(folder).or_virtual_machine(|proof| match proof {
+        Ok(()) => tracing::info!("a virtual machine was proven: appliances run in one from now on"),
+        Err(why) => tracing::info!(%why, "appliances run under user mode linux, for no virtual machine was proven"),
+    }));
     Arc::new(move |files, words| {
         let again = clones(&files)?;
         let setup = words.clone();
@@ -95,9 +98,6 @@ pub(crate) fn start_worker(folder: PathBuf) -> Arc<Open> {
         let kits = kits.clone();
         let open = move || {
             let kit = kits.get()?;
-            if let Some(why) = kits.refuted() {
-                tracing::info!(%why, "appliances run under user mode linux, for no virtual machine was proven");
-            }
             let io = |error: &dyn std::fmt::Display| Error::Io(format!("open the chain for the appliance: {error}"));
             let words = serde_json::from_slice(&setup).map_err(|error| io(&error))?;
             let chain = ChainReader::attach(clones(&again)?, &words).map_err(|error| io(&error))?;
