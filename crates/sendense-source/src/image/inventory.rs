@@ -37,8 +37,17 @@ pub struct Entry {
 impl Entry {
     /// What the machine is.
     pub fn instance_uuid(&self) -> String {
-        name::instance_uuid(name::IMAGE_FOLDER, self.file_name.as_encoded_bytes())
+        instance_uuid_of(&self.file_name)
     }
+
+    /// Whether it is one of those that may be machines.
+    fn is_machine(&self) -> bool {
+        self.is_folder || Format::of_name(Path::new(&self.file_name)).is_some()
+    }
+}
+
+fn instance_uuid_of(file_name: &OsStr) -> String {
+    name::instance_uuid(name::IMAGE_FOLDER, file_name.as_encoded_bytes())
 }
 
 /// A machine as found.
@@ -88,11 +97,19 @@ struct Lookout<'a> {
     writers: &'a Writers,
 }
 
-/// The entries of a folder that may be machines, in natural order.
-pub fn entries(root: &Path) -> Result<Vec<Entry>> {
+/// What a listing says of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Folder,
+    Other,
+    /// It may lead to a folder.
+    Link,
+}
+
+/// The names in a folder, hidden ones left out, without a look at what they name: one that hangs holds up nobody else's.
+fn list(root: &Path) -> Result<Vec<(OsString, Listed)>> {
     let failed = |error| Error::new(Kind::Unavailable, format!("list {}", root.display())).caused_by(error);
-    let mut entries = Vec::new();
-    let mut stems: HashMap<OsString, usize> = HashMap::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(root).map_err(failed)? {
         // An error here means that the listing is cut short: better none than one that hides machines.
         let entry = entry.map_err(failed)?;
@@ -100,16 +117,74 @@ pub fn entries(root: &Path) -> Result<Vec<Entry>> {
         if file_name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        let is_folder = entry.path().is_dir();
-        if !is_folder && Format::of_name(Path::new(&file_name)).is_none() {
+        let listed = match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => Listed::Link,
+            Ok(kind) if kind.is_dir() => Listed::Folder,
+            // What has gone meanwhile is found to be gone when it is looked at.
+            _ => Listed::Other,
+        };
+        if listed == Listed::Other && Format::of_name(Path::new(&file_name)).is_none() {
             continue;
         }
-        *stems.entry(stem(&file_name, is_folder).to_owned()).or_default() += 1;
-        if entries.len() == ENTRIES_MAX {
+        if names.len() == ENTRIES_MAX {
             let message = format!("{} has more than {ENTRIES_MAX} entries", root.display());
             return Err(Error::new(Kind::Unsupported, message));
         }
-        entries.push(Entry { file_name, is_folder, shown: String::new() });
+        names.push((file_name, listed));
+    }
+    Ok(names)
+}
+
+/// Whether a name is that of a folder; a link is followed.
+fn is_folder(root: &Path, (file_name, listed): &(OsString, Listed)) -> bool {
+    match listed {
+        Listed::Folder => true,
+        Listed::Other => false,
+        Listed::Link => root.join(file_name).is_dir(),
+    }
+}
+
+/// The entry that is this machine. Of the others nothing is asked but their names, and links only where one would be shown by
+/// the same name.
+pub fn entry(root: &Path, instance_uuid: &str) -> Result<Option<Entry>> {
+    Ok(pick(&list(root)?, instance_uuid, |other| is_folder(root, other)))
+}
+
+fn pick(
+    listed: &[(OsString, Listed)],
+    instance_uuid: &str,
+    is_folder: impl Fn(&(OsString, Listed)) -> bool,
+) -> Option<Entry> {
+    let own = listed.iter().find(|(file_name, _)| instance_uuid_of(file_name) == instance_uuid)?;
+    let mut entry = Entry { file_name: own.0.clone(), is_folder: is_folder(own), shown: String::new() };
+    if !entry.is_machine() {
+        return None;
+    }
+    let short = stem(&entry.file_name, entry.is_folder);
+    let bears_it = |other: &&(OsString, Listed)| {
+        let may = [false, true].iter().any(|folder| stem(&other.0, *folder) == short);
+        may && {
+            let other = Entry { file_name: other.0.clone(), is_folder: is_folder(other), shown: String::new() };
+            other.is_machine() && stem(&other.file_name, other.is_folder) == short
+        }
+    };
+    let unique = entry.is_folder || listed.iter().filter(bears_it).nth(1).is_none();
+    entry.shown = name::text(if unique { short } else { &entry.file_name });
+    Some(entry)
+}
+
+/// The entries of a folder that may be machines, in natural order.
+pub fn entries(root: &Path) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut stems: HashMap<OsString, usize> = HashMap::new();
+    for named in list(root)? {
+        let is_folder = is_folder(root, &named);
+        let entry = Entry { file_name: named.0, is_folder, shown: String::new() };
+        if !entry.is_machine() {
+            continue;
+        }
+        *stems.entry(stem(&entry.file_name, is_folder).to_owned()).or_default() += 1;
+        entries.push(entry);
     }
     for entry in &mut entries {
         let short = stem(&entry.file_name, entry.is_folder);
@@ -221,5 +296,80 @@ fn glance(layers: &Layers, writers: &Writers) -> Glance {
         others: files.map(|file| (file.path.clone(), file.role)).collect(),
         own,
         written,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::cell::RefCell;
+
+    fn listed(names: &[(&str, Listed)]) -> Vec<(OsString, Listed)> {
+        names.iter().map(|(name, listed)| ((*name).into(), *listed)).collect()
+    }
+
+    #[test]
+    fn nothing_is_asked_of_the_machines_beside_it() {
+        let all = listed(&[
+            ("web", Listed::Folder),
+            ("web.raw", Listed::Other),
+            ("mail.raw", Listed::Other),
+            ("mail.qcow2", Listed::Link),
+            ("db.vmdk", Listed::Link),
+            ("elsewhere", Listed::Link),
+            ("notes.raw", Listed::Link),
+        ]);
+        for (name, is_folder, shown, looked_at) in [
+            ("web", true, "web", vec![]),
+            ("web.raw", false, "web.raw", vec![]),
+            ("mail.raw", false, "mail.raw", vec!["mail.qcow2"]),
+            ("db.vmdk", false, "db", vec!["db.vmdk", "db.vmdk"]),
+            ("elsewhere", true, "elsewhere", vec!["elsewhere"]),
+        ] {
+            let asked = RefCell::new(Vec::new());
+            let is_folder_of = |named: &(OsString, Listed)| match named.1 {
+                Listed::Folder => true,
+                Listed::Other => false,
+                Listed::Link => {
+                    let name = named.0.to_str().unwrap().to_owned();
+                    let leads_to_folder = name == "elsewhere";
+                    asked.borrow_mut().push(name);
+                    leads_to_folder
+                }
+            };
+            let found = pick(&all, &instance_uuid_of(OsStr::new(name)), is_folder_of).unwrap();
+            assert_eq!((found.is_folder, &*found.shown), (is_folder, shown), "{name}");
+            assert_eq!(asked.into_inner(), looked_at, "{name}");
+        }
+        assert!(pick(&all, &instance_uuid_of(OsStr::new("none")), |_| unreachable!()).is_none());
+    }
+
+    #[test]
+    fn one_is_found_as_all_are() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["web", "a.raw", "targets"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        for file in
+            ["web.raw", "mail.raw", "mail.vdi", "db.img", ".hidden.raw", "notes.txt", "targets/one.raw", "w\u{e4}.raw"]
+        {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        for (link, target) in
+            [("link.raw", "db.img"), ("web.vmdk", "targets"), ("gone.qcow2", "nowhere"), ("note", "notes.txt")]
+        {
+            std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+        }
+        let all = entries(dir.path()).unwrap();
+        assert_eq!(all.len(), 11, "{all:?}");
+        for entry in &all {
+            let one = super::entry(dir.path(), &entry.instance_uuid()).unwrap().unwrap();
+            let told = |entry: &Entry| (entry.file_name.clone(), entry.is_folder, entry.shown.clone());
+            assert_eq!(told(&one), told(entry));
+        }
+        for none in [".hidden.raw", "notes.txt", "note", "absent"] {
+            assert!(super::entry(dir.path(), &instance_uuid_of(OsStr::new(none))).unwrap().is_none(), "{none}");
+        }
     }
 }

@@ -81,9 +81,8 @@ impl ImageFolder {
 
     fn find(&self, vm: &VmRef) -> Result<(Machine, Scope)> {
         let (root, scope) = self.enter()?;
-        let entries = inventory::entries(&root)?;
-        let entry = entries.iter().find(|entry| entry.instance_uuid() == vm.instance_uuid);
-        let machine = entry.and_then(|entry| inventory::machine(&root, entry, &scope, &Writers::now()));
+        let entry = inventory::entry(&root, &vm.instance_uuid)?;
+        let machine = entry.as_ref().and_then(|entry| inventory::machine(&root, entry, &scope, &Writers::now()));
         let missing = || Error::new(Kind::NotFound, format!("{} is not in {}", vm.name, self.config.path.display()));
         Ok((machine.ok_or_else(missing)?, scope))
     }
