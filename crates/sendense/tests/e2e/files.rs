@@ -367,6 +367,32 @@ fn hostile_names_stay_names() {
 }
 
 #[test]
+fn a_file_larger_than_4_gib_goes_into_a_zip() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Data before, at and behind what 32 bits count; what lies between are holes.
+    let script = "mkdir folder; cd folder; truncate -s 4400M large; for at in 0 1000000000 4294967290 4500000000; do
+        printf 'here at %s' $at | dd of=large bs=1 seek=$at conv=notrunc status=none; done; printf after > zz";
+    ext4(dir, 64, "", script);
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let mount = open(&hub, &point(&hub));
+    let archive = dir.join("folder.zip");
+    let from = format!("/restore/{mount}/download-directory?path=/folder&format=zip");
+    let came = curl(&hub, &["-o", path(&archive)], &from);
+    assert!(came.status.success(), "{}", text(&came.stderr));
+    // Unzip reads its checksum, and cmp every byte.
+    sh(
+        dir,
+        "unzip -p folder.zip folder/large | cmp - tree/folder/large; test \"$(unzip -p folder.zip folder/zz)\" = after",
+    );
+    let listed =
+        "import zipfile; print(*[(e.filename, e.file_size) for e in zipfile.ZipFile('folder.zip').infolist()])";
+    let listed = sh(dir, &format!("python3 -c \"{listed}\""));
+    assert_eq!(listed, "('folder/', 0) ('folder/large', 4613734400) ('folder/zz', 5)\n");
+}
+
+#[test]
 fn a_hundred_thousand_names_come_once_each() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -495,11 +521,14 @@ fn slow_clients_cost_no_memory_and_closed_points_leave_nothing_open() {
 
     let open_files = || std::fs::read_dir(format!("/proc/{}/fd", hub.id())).unwrap().count();
     let before = open_files();
-    for _ in 0..30 {
-        let mount = open(&hub, &id);
+    let asked = format!("{{\"backup_id\": \"{id}\"}}");
+    for _ in 0..100 {
+        let opened = ask(&hub, &["-H", "Content-Type: application/json", "-d", &asked], "/restore/mount");
+        let mount = field(&json(&opened.2), "mount_id").to_owned();
         assert_eq!(ask(&hub, &[], &format!("/restore/{mount}/download?path=/hello")).0, 200);
-        hub.ok(&["umount", &mount]);
+        assert_eq!(ask(&hub, &["-X", "DELETE"], &format!("/restore/{mount}")).0, 200);
     }
+    assert_eq!(std::fs::read_dir(hub.data_dir.join("run")).map_or(0, Iterator::count), 0);
     let patience = Instant::now() + PATIENCE;
     while open_files() > before + 4 || !workers(hub.id()).is_empty() {
         assert!(Instant::now() < patience, "{} files were open, now {}: {:?}", before, open_files(), workers(hub.id()));

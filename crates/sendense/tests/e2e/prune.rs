@@ -71,9 +71,19 @@ fn a_prune_deletes_what_its_plan_says_and_nothing_that_is_needed_or_in_use() {
     assert_eq!((files_of(dir, a), files_of(dir, a1)), (0, 0));
     hub.fails(3, &["backup", "show", a]);
     hub.ok(&["backup", "show", b1]);
+    hub.ok(&["unexport", field(&export, "export_id")]);
+
+    // Nor does one whose files somebody browses, or that such a one stands on.
+    let mount = hub.json(&["mount", b1, "--disk", "0"]);
+    let mount_id = field(&mount, "mount_id").to_owned();
+    let done = hub.json(&[&keep_last_1[..], &["--yes"]].concat());
+    let (fate, reason) = said(&done, b1);
+    assert!(fate == "in_use" && reason.contains(&mount_id), "{fate}: {reason}");
+    assert_eq!(said(&done, b), ("needed", format!("needed by {b1}").as_str()));
+    assert!(files_of(dir, b) > 0 && files_of(dir, b1) > 0);
+    hub.ok(&["umount", &mount_id]);
 
     // Nor does a point go on which a recovery runs.
-    hub.ok(&["unexport", field(&export, "export_id")]);
     hub.ok(&["recover", "instant", b, "--name", "r"]);
     let recovered = hub.json(&[&keep_last_1[..], &["--dry-run"]].concat());
     assert_eq!(said(&recovered, b).0, "in_use", "{recovered}");

@@ -16,7 +16,7 @@ use http::header::{
 };
 use http::{Method, StatusCode, Uri};
 use sendense_api::reply::{FileListReply, FileReply, SearchReply};
-use sendense_api::{ArchiveFormat, ArchiveQuery, FileQuery, FilesQuery, ProblemBody, SearchQuery};
+use sendense_api::{ArchiveQuery, FileQuery, FilesQuery, ProblemBody, SearchQuery};
 use sendense_guestfs::GuestPath;
 use sendense_guestfs::session::WalkOptions;
 use sendense_types::{MountId, ProblemCode};
@@ -160,9 +160,6 @@ pub(in crate::http) async fn download_directory(
     let (name, pieces) = app.read_folder(&caller, &mount_id, path, volume, query.format).await?;
     let mut answer = HeaderMap::new();
     attachment(&mut answer, &name)?;
-    if query.format == ArchiveFormat::TarGz {
-        answer.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
-    }
     // Without a reader the packing ends by itself.
     let body = if method == Method::HEAD { Body::empty() } else { body(pieces) };
     Ok((answer, body).into_response())
