@@ -38,7 +38,7 @@ pub use kit::Kit;
 pub use machine::{Accelerator, Machine};
 pub use proof::Kits;
 
-use crate::client::{self, Patience, Worker};
+use crate::client::{self, Bounds, Patience, Worker};
 use crate::error::{Error, Result};
 use crate::wire::codec::{self, Decoder, Encoder};
 use sendense_block::nbd::server;
@@ -65,6 +65,9 @@ const GUEST_MIB: u64 = 384;
 /// 5 MiB on common disks and 128 MiB where ext4 and XFS set their default bounds.
 const OVERLAY_MIB: u64 = 256;
 
+/// All of an appliance together: the guest, the overlay, and half a GiB for the programs and what they cache of files. QEMU has
+/// up to 64 threads for files, and under User Mode Linux each process of the guest is one of the host: tens.
+const BOUNDS: Bounds = Bounds { memory_bytes: (GUEST_MIB + OVERLAY_MIB + 512) << 20, processes: 256 };
 /// Starting takes two seconds on a quiet machine and ten times that on one that builds or swaps; finding the volumes replays logs.
 const PATIENCE: Patience =
     Patience { start: Duration::from_secs(60), step: Duration::from_secs(60), slow: Duration::from_secs(60) };
@@ -143,6 +146,7 @@ pub fn start(options: Options, disk: Disk) -> Result<Worker> {
     worker.program = options.program;
     worker.uid = options.uid;
     worker.patience = options.patience;
+    worker.bounds = BOUNDS;
     Worker::start(worker).map_err(|error| match error {
         Error::Sandbox(why) => Error::unsupported(format!("the appliance cannot be confined on this machine: {why}")),
         other => other,

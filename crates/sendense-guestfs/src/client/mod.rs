@@ -7,12 +7,15 @@
 
 mod answers;
 mod connection;
+mod group;
 mod process;
+
+pub use group::{Bounds, prepare_groups};
 
 use crate::error::{Error, Result};
 use crate::meta::{Meta, Page};
 use crate::path::GuestPath;
-use crate::sandbox::{Level, NOBODY};
+use crate::sandbox::{Level, MEMORY_BYTES_MAX, NOBODY};
 use crate::session::{ByteStream, Found, PAGE_ENTRIES_MAX, RangePage, Session, Walk, WalkOptions};
 use crate::volume::{Key, Volume, VolumeId};
 use crate::wire::reply::{Part, add_volume};
@@ -43,6 +46,8 @@ pub struct Options {
     pub uid: u32,
     /// How long a worker may be silent.
     pub patience: Patience,
+    /// What it and whatever it starts may take together, where the kernel can be told so.
+    pub bounds: Bounds,
 }
 
 /// How long a call waits for a sign of life before the worker is killed.
@@ -67,7 +72,9 @@ impl Options {
     pub fn new(arguments: Vec<OsString>, descriptors: Vec<OwnedFd>, setup: Vec<u8>) -> Options {
         // The running program, also after its file was replaced by an upgrade.
         let program = PathBuf::from("/proc/self/exe");
-        Options { program, arguments, descriptors, setup, uid: NOBODY, patience: Patience::default() }
+        // It starts nothing; the bound of its memory is that of its addresses, and holds for what the kernel keeps for it too.
+        let bounds = Bounds { memory_bytes: MEMORY_BYTES_MAX, processes: 1 };
+        Options { program, arguments, descriptors, setup, uid: NOBODY, patience: Patience::default(), bounds }
     }
 }
 

@@ -7,6 +7,7 @@
 //! Invariant: no child outlives its keeper, and no keeper outlives its socket.
 
 use super::connection::Connection;
+use super::group::Group;
 use super::{Options, Patience};
 use crate::error::{Error, Result};
 use crate::sandbox::Level;
@@ -66,9 +67,11 @@ fn keep(options: Options, answer: &SyncSender<Answer>) {
     };
     let process_id = child.id();
     let patience = options.patience;
+    // Before it is told what to read. It goes with this function, after the process.
+    let group = Group::around(process_id, options.bounds);
     let greeted = greet(&socket, options).and_then(|level| {
         let connection = Connection::new(socket, patience).map_err(|error| Error::Io(error.to_string()))?;
-        Ok((Arc::new(connection), level))
+        Ok((Arc::new(connection), level.with_group(group.is_some())))
     });
     match greeted {
         Ok((connection, level)) => {

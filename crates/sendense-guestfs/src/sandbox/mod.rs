@@ -38,7 +38,7 @@ pub const NOBODY: u32 = 65_534;
 pub struct Level(u32);
 
 /// The walls behind seccomp and what they are called.
-const WALLS: [(u32, &str); 14] = [
+const WALLS: [(u32, &str); 15] = [
     (Level::UNPRIVILEGED, "unprivileged user"),
     (Level::USER, "user namespace"),
     (Level::NET, "network namespace"),
@@ -53,6 +53,7 @@ const WALLS: [(u32, &str); 14] = [
     (Level::NOT_DUMPABLE, "not dumpable"),
     (Level::VIRTUAL, "virtual machine"),
     (Level::EMULATED, "emulated machine"),
+    (Level::CONTROL_GROUP, "control group"),
 ];
 
 impl Level {
@@ -84,6 +85,8 @@ impl Level {
     pub const VIRTUAL: u32 = 1 << 12;
     /// The same on an emulated one.
     pub const EMULATED: u32 = 1 << 13;
+    /// Its memory and its processes are bounded by the kernel for all of them together.
+    pub const CONTROL_GROUP: u32 = 1 << 14;
 
     /// From the wire; unknown bits mean nothing.
     pub fn from_bits(bits: u32) -> Level {
@@ -98,6 +101,13 @@ impl Level {
     /// Whether a wall stands.
     pub fn has(self, wall: u32) -> bool {
         self.0 & wall == wall
+    }
+
+    /// The same with what only the hub can know, whatever the process says of it.
+    pub(crate) fn with_group(self, stands: bool) -> Level {
+        let mut level = Level(self.0 & !Level::CONTROL_GROUP);
+        level.add(Level::CONTROL_GROUP, stands);
+        level
     }
 
     fn add(&mut self, wall: u32, stands: bool) {
@@ -187,9 +197,8 @@ fn landlock() -> bool {
 
 fn limits() -> bool {
     // The hard bound leaves room for the one call that is allowed more, see `memory_for_a_key`.
-    let address_max = ADDRESS_BYTES_MAX + KEY_ADDRESS_BYTES;
     let limits = [
-        (Resource::RLIMIT_AS, ADDRESS_BYTES_MAX, address_max),
+        (Resource::RLIMIT_AS, ADDRESS_BYTES_MAX, MEMORY_BYTES_MAX),
         (Resource::RLIMIT_CORE, 0, 0),
         (Resource::RLIMIT_FSIZE, 0, 0),
         (Resource::RLIMIT_NPROC, 0, 0),
@@ -203,10 +212,12 @@ fn limits() -> bool {
 
 /// Deriving a key from a passphrase with Argon2 is meant to take memory; `cryptsetup` gives slots up to 1 GiB.
 const KEY_ADDRESS_BYTES: u64 = crate::native::engine::DERIVATION_BYTES_MAX + (64 << 20);
+/// The most that a reader can ever have.
+pub const MEMORY_BYTES_MAX: u64 = ADDRESS_BYTES_MAX + KEY_ADDRESS_BYTES;
 
 /// Runs `derive` with the address space that a key slot may ask for. Where the limit cannot be raised, it stays.
 pub fn memory_for_a_key<T>(derive: impl FnOnce() -> T) -> T {
-    let hard = ADDRESS_BYTES_MAX + KEY_ADDRESS_BYTES;
+    let hard = MEMORY_BYTES_MAX;
     let raised = setrlimit(Resource::RLIMIT_AS, hard, hard).is_ok();
     let derived = derive();
     if raised {
@@ -230,5 +241,9 @@ mod tests {
         assert_eq!(level.to_string(), "seccomp, network namespace, landlock");
         assert_eq!(level.to_bits(), Level::NET | Level::LANDLOCK);
         assert!(level.has(Level::NET) && !level.has(Level::USER));
+        // Nobody says of himself that he is in a group.
+        let liar = Level::from_bits(Level::NET | Level::CONTROL_GROUP);
+        assert_eq!(liar.with_group(false).to_string(), "seccomp, network namespace");
+        assert!(level.with_group(true).has(Level::LANDLOCK | Level::CONTROL_GROUP));
     }
 }

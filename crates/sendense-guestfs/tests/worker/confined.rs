@@ -6,7 +6,9 @@ use super::images::{evil, options, path, volume};
 use sendense_guestfs::client::Worker;
 use sendense_guestfs::sandbox::{self, Level};
 use sendense_guestfs::{Error, Session};
+use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 pub const TESTS: &[Test] = &[
     ("every_attempt_ends_the_worker", every_attempt_ends_the_worker),
@@ -14,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("the_level_is_what_the_kernel_shows", the_level_is_what_the_kernel_shows),
     ("nothing_is_inherited", nothing_is_inherited),
     ("memory_is_bounded", memory_is_bounded),
+    ("a_control_group_bounds_what_is_started", a_control_group_bounds_what_is_started),
     (WITHOUT_RIGHTS, the_same_without_rights),
 ];
 
@@ -97,6 +100,56 @@ fn memory_is_bounded() {
         let answer = worker.stat(&volume("disk"), &path(what));
         assert!(matches!(answer, Err(Error::WorkerDied(_))), "{what}: {answer:?}");
     }
+}
+
+/// The group of this process for a controller, where one could be made below it: version 1 by its name, version 2 where the
+/// controller is given on.
+fn own_group(controller: &str) -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let place = groups.lines().find_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        let (names, path) = line.split_once(':')?;
+        if names == controller {
+            return Some(PathBuf::from(format!("/sys/fs/cgroup/{controller}{path}")));
+        }
+        let folder = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+        let given = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
+        (names.is_empty() && given.split_whitespace().any(|name| name == controller)).then_some(folder)
+    })?;
+    let probe = place.join(format!("probe-{}-{controller}", std::process::id()));
+    fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).ok().map(|()| place)
+}
+
+/// Where a control group could be made by hand, a worker is in one, and the kernel holds it to it; elsewhere none is named.
+fn a_control_group_bounds_what_is_started() {
+    let (Some(memory), Some(processes)) = (own_group("memory"), own_group("pids")) else {
+        let level = evil().level().unwrap();
+        println!("  this machine has no control group to give: {level}");
+        assert!(!level.has(Level::CONTROL_GROUP), "{level}");
+        return;
+    };
+    let mut options = options("evil");
+    options.bounds.memory_bytes = 48 << 20;
+    let worker = Worker::start(options).unwrap();
+    assert!(worker.level().unwrap().has(Level::CONTROL_GROUP), "{}", worker.level().unwrap());
+    let listed = fs::read_to_string(format!("/proc/{}/cgroup", worker.process_id())).unwrap();
+    let name = listed.lines().find_map(|line| line.split('/').find(|part| part.starts_with("sendense-reader-")));
+    let name = name.unwrap_or_else(|| panic!("{listed}")).to_owned();
+    let (memory, processes) = (memory.join(&name), processes.join(&name));
+    let first = |folder: &Path, files: [&str; 2]| {
+        let read = files.iter().find_map(|file| fs::read_to_string(folder.join(file)).ok());
+        read.unwrap().trim().to_owned()
+    };
+    assert_eq!(first(&memory, ["memory.max", "memory.limit_in_bytes"]), (48 << 20).to_string());
+    assert_eq!(first(&processes, ["pids.max", "pids.max"]), "1");
+    for folder in [&memory, &processes] {
+        assert_eq!(first(folder, ["cgroup.procs", "cgroup.procs"]), worker.process_id().to_string());
+    }
+    // Its own limit is ten times that; who ends it is the kernel.
+    let answer = worker.stat(&volume("disk"), &path("/memory"));
+    assert_eq!(answer, Err(Error::WorkerDied("it was killed".into())));
+    Box::new(worker).close();
+    assert!(!memory.exists() && !processes.exists(), "a group outlives its process");
 }
 
 /// All of this once more in a process without any rights, as a hub that is not root is: user namespaces take the place of ids.

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use sendense_api as dto;
 use sendense_api::{CleanupStatus, MountResources};
 use sendense_guestfs::appliance::{self, Fallback, Kits};
-use sendense_guestfs::client::{Options, Worker};
+use sendense_guestfs::client::{Options, Worker, prepare_groups};
 use sendense_guestfs::{Error, Session, VolumeId};
 use sendense_repo::{ChainReader, Detached};
 use sendense_types::{Clock, MountId, Problem, ProblemCode, Timestamp};
@@ -87,6 +87,7 @@ pub(crate) type Open = dyn Fn(Vec<OwnedFd>, Vec<u8>) -> sendense_guestfs::Result
 /// Starts a confined process for them, and an appliance behind it when the first knows a volume that it does not read. The
 /// appliance's parts are kept in `folder`.
 pub(crate) fn start_worker(folder: PathBuf) -> Arc<Open> {
+    prepare_groups();
     let kits = Arc::new(Kits::new(folder).or_virtual_machine(|proof| match proof {
         Ok(()) => tracing::info!("a virtual machine was proven: appliances run in one from now on"),
         Err(why) => tracing::info!(%why, "appliances run under user mode linux, for no virtual machine was proven"),

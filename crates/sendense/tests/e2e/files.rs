@@ -468,14 +468,23 @@ fn eight_are_open_and_none_outlives_the_hub() {
 
     let left: Vec<PathBuf> = workers(hub.id()).iter().map(|id| PathBuf::from(format!("/proc/{id}"))).collect();
     assert!(left.len() >= 7);
+    let groups = |hub: u32| {
+        let script = format!("find /sys/fs/cgroup -type d -name 'sendense-reader-{hub}-*' 2>/dev/null || true");
+        sh(dir, &script).lines().count()
+    };
+    let killed = hub.id();
+    // Where this machine has control groups to give, each reader is in one of each sort.
+    let bounded = field(&hub.json(&["mounts"])["mounts"][1], "confinement").contains("control group");
+    assert!(if bounded { groups(killed) >= left.len() } else { groups(killed) == 0 }, "{}", groups(killed));
     hub.kill_9();
     let patience = Instant::now() + PATIENCE;
     while left.iter().any(|process| process.exists()) {
         assert!(Instant::now() < patience, "readers outlive their hub: {left:?}");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    // The next hub has nothing open and opens anew.
+    // The next hub has nothing open, clears what is left, and opens anew.
     let hub = Hub::start(dir);
+    assert_eq!(groups(killed), 0);
     assert_eq!(hub.json(&["mounts"])["total"], 0);
     let mount = open(&hub, &id);
     assert_eq!(ask(&hub, &[], &format!("/restore/{mount}/download?path=/hello")).2, b"hello\n");
