@@ -187,9 +187,7 @@ fn what_the_readers_refuse_is_read_by_a_guest_that_leaves_nothing() {
 
 /// Reads all of the point through an appliance, kills that, and closes the point; what the guest ran in.
 fn read_and_killed(dir: &Path, hub: &Hub, point: &str) -> Launcher {
-    let begun = Instant::now();
     let (mount, volumes) = mounted(hub, point);
-    println!("opened with an appliance in {:?}", begun.elapsed());
     let told = |id: &str| {
         let volume = &volumes[id];
         (field(volume, "type").to_owned(), field(volume, "state").to_owned(), volume["backend"].as_str())
