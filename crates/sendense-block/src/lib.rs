@@ -21,7 +21,7 @@ pub mod plan;
 pub mod sink;
 pub mod units;
 
-pub use cancel::Cancel;
+pub use cancel::{Cancel, HookGuard};
 pub use device::{AllocationMap, ChangeMap, Content, Disk, Flush, MappedExtent, ReadAt, Target, WriteAt, ZeroRange};
 pub use digest::{Digest, DigestMap, Known};
 pub use error::{Error, Kind, Result};

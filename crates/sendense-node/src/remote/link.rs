@@ -5,6 +5,7 @@
 
 use super::message::{Call, Malformed, pack};
 use super::throttle::Throttle;
+use super::ways::{Way, Ways};
 use parking_lot::Mutex;
 use sendense_api::{Client, ClientError};
 use sendense_block::Cancel;
@@ -64,6 +65,7 @@ pub struct Link {
     /// What the node's own command line allows to blocks.
     own_limit: Option<u64>,
     throttle: Mutex<Throttle>,
+    ways: Ways,
 }
 
 impl Link {
@@ -71,7 +73,7 @@ impl Link {
     pub fn new(client: Client, runtime: Handle, bytes_per_second: Option<u64>) -> Self {
         let now = Instant::now();
         let throttle = Mutex::new(Throttle::new(bytes_per_second, now));
-        Self { client, runtime, heard: Mutex::new(now), own_limit: bytes_per_second, throttle }
+        Self { client, runtime, heard: Mutex::new(now), own_limit: bytes_per_second, throttle, ways: Ways::default() }
     }
 
     /// One attempt.
@@ -100,20 +102,59 @@ impl Link {
         }
     }
 
+    /// The same for blocks, which have a way of their own and keep to the bandwidth, also where they are sent again.
+    pub fn send(
+        &self,
+        call: &Call,
+        blocks: &[u8],
+        way: &Way<'_>,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<Vec<u8>, Broken> {
+        let mut attempt = 0;
+        loop {
+            self.wait_for_turn(blocks.len(), cancel)?;
+            let began = Instant::now();
+            match self.once(call, blocks, cancel) {
+                Err(Broken::Silent(silent, error)) if silent < patience => {
+                    tracing::debug!(attempt, error = %error, "the hub does not answer for blocks");
+                    self.wait(pause(attempt), cancel)?;
+                    if !way.failed(cancel) {
+                        return Err(Broken::Cancelled);
+                    }
+                    attempt += 1;
+                }
+                other => {
+                    way.answered(began.elapsed());
+                    return other;
+                }
+            }
+        }
+    }
+
+    /// How many batches of blocks go at once.
+    pub fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
     /// How long the hub was not heard.
     pub fn silent_for(&self) -> Duration {
         self.heard.lock().elapsed()
     }
 
     /// Waits for a share of the bandwidth.
-    pub fn wait_for_turn(&self, bytes: usize, cancel: &Cancel) -> Result<(), Broken> {
+    fn wait_for_turn(&self, bytes: usize, cancel: &Cancel) -> Result<(), Broken> {
         let turn = self.throttle.lock().book(bytes, Instant::now());
         loop {
             let left = self.throttle.lock().until(turn, Instant::now());
             if left.is_zero() {
                 return Ok(());
             }
-            self.wait(left.min(LIMIT_LOOK_PERIOD), cancel)?;
+            if let Err(error) = self.wait(left.min(LIMIT_LOOK_PERIOD), cancel) {
+                // Who comes next does not wait for what nobody sends.
+                self.throttle.lock().give_back(bytes);
+                return Err(error);
+            }
         }
     }
 

@@ -14,3 +14,4 @@ mod reaper;
 pub mod service;
 mod sink;
 mod throttle;
+mod ways;

@@ -17,10 +17,11 @@ use super::batch;
 use super::ledger::{Ledger, Runs, runs_of};
 use super::link::Link;
 use super::message::{Call, OrderId, Stored, unpack};
+use super::ways::Way;
 use parking_lot::{Condvar, Mutex};
 use sendense_block::codec::{Encoder, Level};
 use sendense_block::{
-    BLOCK_BYTES, Block, BlockIndex, BlockSink, Cancel, Digest, Disk, Error, Kind, Payload, ReadAt, Result,
+    BLOCK_BYTES, Block, BlockIndex, BlockSink, Cancel, Digest, Disk, Error, HookGuard, Kind, Payload, ReadAt, Result,
 };
 use sendense_types::DiskNumber;
 use std::collections::VecDeque;
@@ -29,16 +30,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Streams per disk. Each waits a round trip, and for the hub's disk, between two batches, and begins as slowly as TCP does: with 8 a line
-/// of 100 Mbit/s at 150 ms took seven seconds to be full. With [`BATCH_BYTES`] each, 8 MiB are under way; disks that are
-/// copied side by side add up, and the hub takes 16 MiB of one node at once.
+/// of 100 Mbit/s at 150 ms took seven seconds to be full. How many of all disks' are on their
+/// way at once is bounded and learnt in `ways`: a stream takes up a batch only when it may go.
 const STREAMS: usize = 16;
 /// A batch is sent when it has so many bytes: large enough that its head and the wait for its answer cost nothing, small
 /// enough that sending it again after a broken connection costs little.
 const BATCH_BYTES: usize = 512 << 10;
 /// Or so many blocks, which bounds what is kept of it until it is durable: 16 KiB.
 const BATCH_BLOCKS: usize = 1024;
-/// Batches that wait for a stream: streams become free one after the other, so half as many as there are.
-const QUEUED_MAX: usize = STREAMS / 2;
+/// Batches that wait for a stream: 2 MiB a disk. Streams become free one after the other.
+const QUEUED_MAX: usize = 4;
 /// Batches that are not durable yet. The hub takes 1024 ahead of those that are; it makes them durable every 256 at the latest.
 const NOT_DURABLE_MAX: u64 = 768;
 
@@ -68,6 +69,10 @@ pub struct Options {
 
 struct Shared {
     options: Options,
+    /// Ends the streams: somebody cancelled, one of them failed, or the disk was let go. What waits for its share of the line
+    /// does not wait on.
+    over: Cancel,
+    _cancelled: HookGuard,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -116,6 +121,13 @@ impl State {
         self.failed.get_or_insert((error.kind, sendense_block::error::chain(error)));
     }
 
+    fn has_work(&self) -> bool {
+        self.ledger.has_lost()
+            || self.queue.front().is_some_and(|(batch, _)| {
+                *batch < self.ledger.floor().saturating_add(NOT_DURABLE_MAX) || !self.settling
+            })
+    }
+
     fn next_work(&mut self) -> Option<Work> {
         if let Some((batch, runs)) = self.ledger.take_lost() {
             self.under_way += 1;
@@ -135,7 +147,10 @@ impl RemoteSink {
     /// Starts the streams of a disk, which may read it through `reader` until [`RemoteSink::let_go`].
     pub fn start(options: Options, reader: Arc<dyn Disk>) -> Result<Self> {
         let state = State { reader: Some(reader), ..State::default() };
-        let shared = Arc::new(Shared { options, state: Mutex::new(state), changed: Condvar::new() });
+        let over = Cancel::new();
+        let ends = over.clone();
+        let _cancelled = options.cancel.on_cancel(move || ends.cancel());
+        let shared = Arc::new(Shared { options, over, _cancelled, state: Mutex::new(state), changed: Condvar::new() });
         let sink = Self { shared: shared.clone(), streams: Mutex::new(Vec::new()) };
         for number in 0..STREAMS {
             let shared = shared.clone();
@@ -174,13 +189,14 @@ impl RemoteSink {
         }
     }
 
-    /// Nothing is sent any more, and the disk is not held open. A call that is under way is not waited for: its source does
-    /// not wait for a hub that is away.
+    /// Nothing is sent any more, and the disk is not held open. A call that is under way is given up: its source does
+    /// not wait for a hub that is away, nor for a share of the line.
     pub fn let_go(&self) {
         let mut state = self.shared.state.lock();
         state.closed = true;
         let reader = state.reader.take();
         drop(state);
+        self.shared.over.cancel();
         self.shared.changed.notify_all();
         // Without the lock: this may end a connection.
         drop(reader);
@@ -226,34 +242,34 @@ impl Shared {
     fn send(&self) {
         // A panic must not leave those waiting who wait for the batch.
         let _ended = Ended(self);
-        while let Some(work) = self.next() {
+        while let Some((work, way)) = self.next() {
             let (done, is_batch) = match work {
-                Work::Send(batch, bytes) => (self.send_one(batch, &bytes, None), true),
+                Work::Send(batch, bytes) => (self.send_one(batch, &bytes, None, &way), true),
                 Work::ReadAgain(batch, runs) => {
                     let blocks: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
                     tracing::info!(disk_id = %self.options.disk, batch, blocks, "blocks that a hub has lost are read again");
-                    (self.read_again(&runs).and_then(|bytes| self.send_one(batch, &bytes, Some(runs))), true)
+                    (self.read_again(&runs).and_then(|bytes| self.send_one(batch, &bytes, Some(runs), &way)), true)
                 }
                 Work::Settle => (self.settle().map(|stored| self.state.lock().ledger.heard(stored)), false),
             };
+            drop(way);
+            if let Err(error) = done {
+                self.fail(&error);
+            }
             let mut state = self.state.lock();
             if is_batch {
                 state.under_way -= 1;
             } else {
                 state.settling = false;
             }
-            if let Err(error) = done {
-                state.fail(&error);
-            }
             self.changed.notify_all();
         }
     }
 
-    fn send_one(&self, batch: u64, bytes: &[u8], runs: Option<Runs>) -> Result<()> {
-        let Options { link, order, disk, patience, cancel, .. } = &self.options;
-        link.wait_for_turn(bytes.len(), cancel)?;
+    fn send_one(&self, batch: u64, bytes: &[u8], runs: Option<Runs>, way: &Way<'_>) -> Result<()> {
+        let Options { link, order, disk, patience, .. } = &self.options;
         let call = Call::Blocks { order: order.clone(), disk: *disk, batch };
-        let stored = self.read_stored(&link.call(&call, bytes, *patience, cancel)?)?;
+        let stored = self.read_stored(&link.send(&call, bytes, way, *patience, &self.over)?)?;
         let runs = match runs {
             Some(runs) => runs,
             None => runs_of(bytes)?,
@@ -263,9 +279,9 @@ impl Shared {
     }
 
     fn settle(&self) -> Result<Stored> {
-        let Options { link, order, disk, patience, cancel, .. } = &self.options;
+        let Options { link, order, disk, patience, .. } = &self.options;
         let call = Call::Settle { order: order.clone(), disk: *disk };
-        self.read_stored(&link.call(&call, &[], *patience, cancel)?)
+        self.read_stored(&link.call(&call, &[], *patience, &self.over)?)
     }
 
     fn read_stored(&self, answer: &[u8]) -> Result<Stored> {
@@ -299,18 +315,38 @@ impl Shared {
         Ok(bytes)
     }
 
-    fn next(&self) -> Option<Work> {
+    /// The first failure is what is told of the disk; the other streams end.
+    fn fail(&self, error: &Error) {
+        self.state.lock().fail(error);
+        self.over.cancel();
+    }
+
+    /// Something to do, and the way for it; none when it is over.
+    fn next(&self) -> Option<(Work, Way<'_>)> {
         let mut state = self.state.lock();
         loop {
             if state.failed.is_some() || state.closed {
                 return None;
             }
-            if let Some(work) = state.next_work() {
+            if !state.has_work() {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            drop(state);
+            let Some(way) = self.options.link.ways().take(&self.over) else {
+                self.fail(&Error::new(Kind::Cancelled, "stopped on request"));
+                return None;
+            };
+            state = self.state.lock();
+            // Another stream may have been faster, or it is over by now.
+            if state.failed.is_none()
+                && !state.closed
+                && let Some(work) = state.next_work()
+            {
                 // There is room for the lanes now.
                 self.changed.notify_all();
-                return Some(work);
+                return Some((work, way));
             }
-            self.changed.wait(&mut state);
         }
     }
 }

@@ -45,6 +45,11 @@ impl Throttle {
         turn
     }
 
+    /// What was booked and will not be sent: those who wait come so much sooner.
+    pub fn give_back(&mut self, bytes: usize) {
+        self.gone = (self.gone + bytes as f64).min(self.booked as f64);
+    }
+
     /// How long until a turn comes, as long as the bandwidth stays what it is.
     pub fn until(&mut self, turn: Turn, now: Instant) -> Duration {
         self.advance(now);
@@ -111,6 +116,22 @@ mod tests {
         throttle.limit(Some(1000), start + 7 * SECOND);
         assert_eq!(book(&mut throttle, 3000, start + 7 * SECOND), Duration::ZERO);
         assert_eq!(book(&mut throttle, 1, start + 7 * SECOND), 3 * SECOND);
+    }
+
+    #[test]
+    fn what_is_given_back_holds_nobody() {
+        let start = Instant::now();
+        let mut throttle = Throttle::new(Some(1000), start);
+        throttle.book(1000, start);
+        throttle.book(500_000, start);
+        let turn = throttle.book(1000, start);
+        assert_eq!(throttle.until(turn, start), 501 * SECOND);
+        throttle.give_back(500_000);
+        assert_eq!(throttle.until(turn, start), SECOND);
+        // No more than was booked: what is not there yet waits as ever.
+        throttle.give_back(500_000);
+        assert_eq!(book(&mut throttle, 2000, start), Duration::ZERO);
+        assert_eq!(book(&mut throttle, 1, start), 2 * SECOND);
     }
 
     proptest! {
