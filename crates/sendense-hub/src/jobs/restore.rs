@@ -11,7 +11,7 @@ use sendense_api::{RestoreTarget, VmdkSubformat};
 use sendense_block::{Cancel, ReadAt};
 use sendense_repo::room;
 use sendense_types::{Problem, ProblemCode};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,48 +59,17 @@ pub(crate) async fn tidy(core: &Arc<Core>, task: &sendense_catalog::Task) {
     }
 }
 
-/// A file on this machine, which takes the room that its disk's data needs.
-struct Taker {
-    path: PathBuf,
-    /// What a file that is written onto holds already.
-    held_bytes: Option<u64>,
-}
-
-impl Taker {
-    /// None where nothing can be said: a device has its room, a server or a hypervisor does not tell, and how far a
-    /// stream-optimised VMDK shrinks nobody knows.
-    fn of(core: &Core, target: &RestoreTarget) -> Option<Self> {
-        /// The unit of `st_blocks`, whatever the file system's own are.
-        const SECTOR_BYTES: u64 = 512;
-        match target {
-            RestoreTarget::File { subformat: Some(VmdkSubformat::StreamOptimized), .. } => None,
-            RestoreTarget::File { path, onto, .. } => {
-                let path = same_place(core, Path::new(path)).ok()?;
-                let found = path.metadata().ok();
-                if found.as_ref().is_some_and(|found| found.file_type().is_block_device()) {
-                    return None;
-                }
-                let held_bytes = match onto {
-                    true => Some(found?.blocks().saturating_mul(SECTOR_BYTES)),
-                    false => None,
-                };
-                Some(Self { path, held_bytes })
-            }
-            RestoreTarget::Nbd { .. } | RestoreTarget::Vm { .. } => None,
+/// The path of a new file, which takes the room that its disk's data needs. What exists already has room of its own, and how
+/// far a stream-optimised VMDK shrinks nobody knows.
+fn takes_room(core: &Core, target: &RestoreTarget) -> Option<PathBuf> {
+    match target {
+        RestoreTarget::File { subformat: Some(VmdkSubformat::StreamOptimized), .. } => None,
+        RestoreTarget::File { path, onto: false, .. } => {
+            let path = same_place(core, Path::new(path)).ok()?;
+            let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            (!is_device).then_some(path)
         }
-    }
-
-    /// The least that a disk with so much data takes: all of it, or what a target has too little. A target may hold its bytes
-    /// elsewhere than the disk does; then it takes more, and nobody is refused who could have had room.
-    fn needs(&self, name: &str, data_bytes: u64) -> (String, u64) {
-        match self.held_bytes {
-            None => (name.to_owned(), data_bytes),
-            Some(held) => (format!("{name}, beyond what the target holds already,"), data_bytes.saturating_sub(held)),
-        }
-    }
-
-    fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(&self.path)
+        RestoreTarget::File { .. } | RestoreTarget::Nbd { .. } | RestoreTarget::Vm { .. } => None,
     }
 }
 
@@ -111,13 +80,12 @@ pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -
     let cancel = Cancel::new();
     let asked = cancel.clone();
     let looked = blocking(move || {
-        let (Some(taker), Some(disk_id)) = (Taker::of(&core, &work.target), work.disk_id) else { return Ok(()) };
+        let (Some(path), Some(disk_id)) = (takes_room(&core, &work.target), work.disk_id) else { return Ok(()) };
         let who = "a request to restore";
         let Ok(disk) = repository.open_disk(&work.vm_context_id, &work.backup_id, disk_id, who) else { return Ok(()) };
         let name = format!("disk {disk_id} of {}", work.backup_id);
-        let Ok(data) = room::needed_bytes(&disk, &name, &asked) else { return Ok(()) };
-        let (name, needed) = taker.needs(&name, data);
-        core.rooms.check(&name, needed, taker.folder())
+        let Ok(needed) = room::needed_bytes(&disk, &name, &asked) else { return Ok(()) };
+        core.rooms.check(&name, needed, path.parent().unwrap_or(&path))
     });
     match tokio::time::timeout(LOOK_TIMEOUT, looked).await {
         Ok(Ok(Err(problem))) if problem.code == ProblemCode::NoSpace => Err(problem),
@@ -149,14 +117,11 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
         let name = format!("disk {} of {}", disk_id, work.backup_id);
         let disk = Arc::new(disk);
         let job = Job { name: &name, disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
-        let _room = match Taker::of(&core, &work.target) {
-            Some(taker) => {
-                let data = room::needed_bytes(&job.disk, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
-                let (name, needed) = taker.needs(&name, data);
-                let room = core.rooms.take(&name, needed, taker.folder(), &handle.task_id, &handle.progress)?;
-                let (hub, task_id) = (core.clone(), handle.task_id.clone());
-                handle.on_abandon(move |_| hub.rooms.give_back(&task_id));
-                Some(room)
+        let _room = match takes_room(&core, &work.target) {
+            Some(path) => {
+                let needed = room::needed_bytes(&job.disk, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
+                let folder = path.parent().unwrap_or(&path);
+                Some(core.rooms.take(&name, needed, folder, &handle.task_id, &handle.progress)?)
             }
             None => None,
         };
@@ -183,8 +148,9 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
                     difference = restore_onto(&job, &onto)?;
                 } else {
                     let subformat = subformat.unwrap_or_default();
-                    let (part_of, task_id) = (path.clone(), handle.task_id.clone());
+                    let (hub, part_of, task_id) = (core.clone(), path.clone(), handle.task_id.clone());
                     handle.on_abandon(move |handle| {
+                        hub.rooms.give_back(&task_id);
                         if let Err(problem) = remove_parts(&part_of, &task_id) {
                             handle.warn(format!("the unfinished file could not be removed: {}", problem.details));
                         }
