@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const KIB: usize = 1024;
 /// Bodies of all nodes: half of what a hub of 256 MiB has beside its lanes and mounts.
 const ALL_KIB: usize = 128 * KIB;
-/// Bodies of one node: the 32 batches of half a MiB that it has under way at the most (`sendense_node`, ways); one or two of them wait.
+/// Bodies of one node: two backups with 16 batches of half a MiB under way each; others wait.
 const NODE_KIB: usize = 16 * KIB;
 /// Bodies up to this need no room: polls, reports and questions, which must come through also while blocks wait. The number
 /// of connections bounds them.

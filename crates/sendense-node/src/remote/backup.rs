@@ -4,6 +4,7 @@ use super::digests::RemoteDigests;
 use super::link::{Broken, Link};
 use super::message::{Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, unpack};
 use super::sink::{self, RemoteSink};
+use super::ways::Ways;
 use crate::budget::LaneBudget;
 use crate::mover::{self, Assignment, DiskAssignment, DiskStart, Landing, Parent, Parentage};
 use parking_lot::{Condvar, Mutex};
@@ -44,6 +45,7 @@ pub fn run(
     let progress = Progress::default();
     let landing = RemoteLanding {
         link: tools.link.clone(),
+        ways: Arc::default(),
         id: id.clone(),
         patience,
         level: order.level.into(),
@@ -89,6 +91,7 @@ fn assignment(link: &Arc<Link>, id: &OrderId, order: BackupOrder, patience: Dura
 /// The hub's draft, seen from here.
 struct RemoteLanding {
     link: Arc<Link>,
+    ways: Arc<Ways>,
     id: OrderId,
     patience: Duration,
     level: Level,
@@ -169,6 +172,7 @@ impl Landing for RemoteLanding {
         let reader = start.reader.ok_or_else(|| Error::new(Kind::Invalid, "a disk that cannot be read"))?;
         let options = sink::Options {
             link: self.link.clone(),
+            ways: self.ways.clone(),
             order: self.id.clone(),
             disk: start.number,
             level: self.level,

@@ -5,7 +5,7 @@
 
 use super::message::{Call, Malformed, pack};
 use super::throttle::Throttle;
-use super::ways::{Way, Ways};
+use super::ways::Way;
 use parking_lot::Mutex;
 use sendense_api::{Client, ClientError};
 use sendense_block::Cancel;
@@ -65,7 +65,6 @@ pub struct Link {
     /// What the node's own command line allows to blocks.
     own_limit: Option<u64>,
     throttle: Mutex<Throttle>,
-    ways: Ways,
 }
 
 impl Link {
@@ -73,7 +72,7 @@ impl Link {
     pub fn new(client: Client, runtime: Handle, bytes_per_second: Option<u64>) -> Self {
         let now = Instant::now();
         let throttle = Mutex::new(Throttle::new(bytes_per_second, now));
-        Self { client, runtime, heard: Mutex::new(now), own_limit: bytes_per_second, throttle, ways: Ways::default() }
+        Self { client, runtime, heard: Mutex::new(now), own_limit: bytes_per_second, throttle }
     }
 
     /// One attempt.
@@ -118,8 +117,7 @@ impl Link {
             match self.once(call, blocks, cancel) {
                 Err(Broken::Silent(silent, error)) if silent < patience => {
                     tracing::debug!(attempt, error = %error, "the hub does not answer for blocks");
-                    self.wait(pause(attempt), cancel)?;
-                    if !way.failed(cancel) {
+                    if !way.failed(cancel, || self.wait(pause(attempt), cancel).is_ok()) {
                         return Err(Broken::Cancelled);
                     }
                     attempt += 1;
@@ -130,11 +128,6 @@ impl Link {
                 }
             }
         }
-    }
-
-    /// How many batches of blocks go at once.
-    pub fn ways(&self) -> &Ways {
-        &self.ways
     }
 
     /// How long the hub was not heard.

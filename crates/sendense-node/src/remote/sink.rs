@@ -17,7 +17,7 @@ use super::batch;
 use super::ledger::{Ledger, Runs, runs_of};
 use super::link::Link;
 use super::message::{Call, OrderId, Stored, unpack};
-use super::ways::Way;
+use super::ways::{Way, Ways};
 use parking_lot::{Condvar, Mutex};
 use sendense_block::codec::{Encoder, Level};
 use sendense_block::{
@@ -30,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Streams per disk. Each waits a round trip, and for the hub's disk, between two batches, and begins as slowly as TCP does: with 8 a line
-/// of 100 Mbit/s at 150 ms took seven seconds to be full. How many of all disks' are on their
+/// of 100 Mbit/s at 150 ms took seven seconds to be full. How many of a backup's are on their
 /// way at once is bounded and learnt in `ways`: a stream takes up a batch only when it may go.
 const STREAMS: usize = 16;
 /// A batch is sent when it has so many bytes: large enough that its head and the wait for its answer cost nothing, small
@@ -55,6 +55,8 @@ pub struct RemoteSink {
 pub struct Options {
     /// The way to the hub.
     pub link: Arc<Link>,
+    /// How many batches of the backup go at once.
+    pub ways: Arc<Ways>,
     /// The backup.
     pub order: OrderId,
     /// The disk.
@@ -333,7 +335,7 @@ impl Shared {
                 continue;
             }
             drop(state);
-            let Some(way) = self.options.link.ways().take(&self.over) else {
+            let Some(way) = self.options.ways.take(&self.over) else {
                 self.fail(&Error::new(Kind::Cancelled, "stopped on request"));
                 return None;
             };
@@ -377,6 +379,7 @@ mod tests {
         let client = Client::new(ClientOptions::new("http://127.0.0.1:1")).unwrap();
         let options = Options {
             link: Arc::new(Link::new(client, runtime.handle().clone(), None)),
+            ways: Arc::default(),
             order: OrderId("order".to_owned()),
             disk: DiskNumber(0),
             level: Level::Fast,

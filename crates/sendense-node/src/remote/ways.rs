@@ -1,8 +1,9 @@
-//! How many batches are on their way to the hub at once, over all disks of a node.
+//! How many batches of a backup are on their way to the hub at once, over all its disks.
 //!
 //! A far and fast line wants many, because each waits for its answer; a slow line wants few, or each takes so long that it is
 //! given up and all of it is sent again. Nobody says which line it is, so it is learnt: answers that come soon let one more
-//! go, late ones one fewer, and a call that failed halves them. What lives here: who may go. What does not: the calls.
+//! go, late ones one fewer, and a call that failed halves them. Each backup learns for itself: one whose repository hangs
+//! holds no other up. What lives here: who may go. What does not: the calls.
 //!
 //! Invariant: never more than [`WAYS_MAX`] batches are held by those who send, whatever fails.
 
@@ -10,10 +11,11 @@ use parking_lot::{Condvar, Mutex};
 use sendense_block::Cancel;
 use std::time::Duration;
 
-/// Batches under way at once. Of half a mebibyte each they are the 16 MiB that a hub takes of one node; each is there twice,
-/// as a batch and as a body, which makes 32 MiB.
-pub const WAYS_MAX: usize = 32;
-/// With half of them a line of 100 Mbit/s at 150 ms is full within two seconds; if there is less they become fewer.
+/// Batches under way at once. Of half a mebibyte each, and each there twice, as a batch and as a body: 16 MiB a backup. A disk
+/// has as many streams; a line of 100 Mbit/s at 150 ms is full with them.
+pub const WAYS_MAX: usize = 16;
+/// There are all of them after one round trip on a fast line. On a slow one these arrive within the two minutes that a call
+/// may take from 35 KiB/s on, and are fewer after that.
 const WAYS_FIRST: usize = WAYS_MAX / 2;
 /// An answer within it lets one more go.
 const SOON: Duration = Duration::from_secs(2);
@@ -22,7 +24,7 @@ const LATE: Duration = Duration::from_secs(20);
 /// Those who wait look so often whether somebody cancelled.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
-/// The ways of a node.
+/// The ways of a backup.
 #[derive(Debug)]
 pub struct Ways {
     state: Mutex<State>,
@@ -80,14 +82,17 @@ impl Way<'_> {
         self.0.changed.notify_all();
     }
 
-    /// Its call failed. Waits until it may go again, before all that has not gone yet; false when somebody cancels.
-    pub fn failed(&self, cancel: &Cancel) -> bool {
+    /// Its call failed. Runs `pause`, and then waits until it may go again, before all that has not gone yet; false when
+    /// `pause` said so or somebody cancels. Meanwhile its way is another's that failed, too.
+    pub fn failed(&self, cancel: &Cancel, pause: impl FnOnce() -> bool) -> bool {
         let mut state = self.0.state.lock();
         state.allowed = (state.allowed / 2).max(1);
         state.taken -= 1;
         state.returning += 1;
+        drop(state);
         self.0.changed.notify_all();
-        let mut goes = true;
+        let mut goes = pause();
+        let mut state = self.0.state.lock();
         while goes && state.taken >= state.allowed {
             goes = self.0.wait(&mut state, cancel).is_some();
         }
@@ -134,11 +139,11 @@ mod tests {
         way.answered(SOON + Duration::from_secs(1));
         assert_eq!(allowed(&ways), WAYS_FIRST, "one more, which is the one that is taken here");
         way.answered(LATE + Duration::from_secs(1));
-        assert!(way.failed(&NEVER()));
+        assert!(way.failed(&NEVER(), || true));
         drop(way);
         assert_eq!(allowed(&ways), WAYS_FIRST / 2);
         let way = ways.take(&NEVER()).unwrap();
-        (0..9).for_each(|_| assert!(way.failed(&NEVER())));
+        (0..9).for_each(|_| assert!(way.failed(&NEVER(), || true)));
         assert_eq!(allowed(&ways), 0, "one is left, and it is taken");
         (0..99).for_each(|_| way.answered(SOON));
         drop(way);
@@ -151,10 +156,13 @@ mod tests {
         let two = [ways.take(&NEVER()).unwrap(), ways.take(&NEVER()).unwrap()];
         ways.state.lock().allowed = 2;
         // Halved to one, which the other has: it waits, and gives up because somebody cancelled.
-        assert!(!two[0].failed(&cancelled()));
+        assert!(!two[0].failed(&cancelled(), || true));
+        ways.state.lock().allowed = 9;
+        assert!(!two[0].failed(&NEVER(), || false), "somebody cancelled in the pause");
+        ways.state.lock().allowed = 1;
         let waits = Cancel::new();
         thread::scope(|scope| {
-            let again = scope.spawn(|| two[0].failed(&waits));
+            let again = scope.spawn(|| two[0].failed(&waits, || true));
             while ways.state.lock().returning == 0 {
                 thread::yield_now();
             }
@@ -179,7 +187,7 @@ mod tests {
                         let way = ways.take(&NEVER()).unwrap();
                         assert!(held.fetch_add(1, Ordering::SeqCst) < WAYS_MAX);
                         if (worker + batch) % 7 == 0 {
-                            assert!(way.failed(&NEVER()));
+                            assert!(way.failed(&NEVER(), || true));
                         }
                         way.answered(Duration::from_secs(u64::from(worker % 3) * 15));
                         held.fetch_sub(1, Ordering::SeqCst);
