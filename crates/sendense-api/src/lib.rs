@@ -13,7 +13,7 @@ pub mod schema;
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
 pub use dto::{Alert, AlertKind, CbtAudit, POOL_DEFAULT, RepositorySpace, SpaceAlert, SpaceSample};
 pub use dto::{
-    ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery,
+    ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery, ChangeTags,
     CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,
     Credentials, DebugHealth, DeleteQuery, DeletedBackup, Deletion, Discovery, Endpoint, Event, Export, FileHistory,
     FileKind, FileQuery, FileVersion, FilesQuery, GuestFile, GuestFileInfo, Health, HealthCheck, HistoryPoint,

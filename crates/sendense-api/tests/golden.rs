@@ -478,6 +478,8 @@ fn vm() -> Vm {
         source_id: Some("src-1".parse().unwrap()),
         instance_uuid: "6f1c".to_owned(),
         path: None,
+        folder: Some("DC/vm/web".to_owned()),
+        tags: ["prod".parse().unwrap()].into(),
         power_state: PowerState::On,
         guest_os: Some("Debian 12".to_owned()),
         cpu_count: Some(2),
@@ -544,6 +546,10 @@ fn a_discovery_lists_vms() {
                   "source_id": "src-1",
                   "instance_uuid": "6f1c",
                   "path": null,
+                  "folder": "DC/vm/web",
+                  "tags": [
+                    "prod"
+                  ],
                   "power_state": "on",
                   "guest_os": "Debian 12",
                   "cpu_count": 2,

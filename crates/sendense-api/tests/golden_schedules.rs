@@ -26,7 +26,11 @@ fn policy_rules() -> PolicyRules {
     PolicyRules {
         name: "gold".to_owned(),
         vms: vec!["web-*".to_owned()],
+        tags: vec!["prod".parse().unwrap()],
+        folders: vec!["DC/vm/web".to_owned()],
         exclude: vec!["web-test".to_owned()],
+        exclude_tags: vec!["scratch".parse().unwrap()],
+        exclude_folders: vec!["DC/vm/web/old".to_owned()],
         sources: Vec::new(),
         repository_id: "repo-1".to_owned(),
         full_every: Some(28),
@@ -78,8 +82,20 @@ fn a_policy() {
               "vms": [
                 "web-*"
               ],
+              "tags": [
+                "prod"
+              ],
+              "folders": [
+                "DC/vm/web"
+              ],
               "exclude": [
                 "web-test"
+              ],
+              "exclude_tags": [
+                "scratch"
+              ],
+              "exclude_folders": [
+                "DC/vm/web/old"
               ],
               "repository_id": "repo-1",
               "full_every": 28,

@@ -106,6 +106,7 @@ async fn machines(catalog: &Catalog) -> Result<(HubLease, SourceId, Vec<Reposito
             vm_name: format!("vm{number}").parse()?,
             named_at_path: false,
             path: None,
+            folder: Some(format!("dc/vm/group-{}", number % 50)),
             power_state: PowerState::On,
             facts: json!({}),
             disks: vec![disk(0), disk(1)],

@@ -70,11 +70,21 @@ vm_contexts = "vm_contexts" {
     instance_uuid: String,
     vm_name: String,
     path: Option<String>,
+    #[serde(default)]
+    folder: Option<String>,
     power_state: String,
     facts: Json,
     created_at: Ts,
     last_seen_at: Option<Ts>,
     vanished_at: Option<Ts>,
+}}
+
+entity! { /// Words that people hang on machines.
+vm_tags = "vm_tags" {
+    #[sea_orm(primary_key, auto_increment = false)]
+    vm_context_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    tag: String,
 }}
 
 entity! { /// Disks of machines.

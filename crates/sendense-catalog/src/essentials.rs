@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The version of [`Essentials`] that this program writes. A column that comes later has a default, so that older ones are read.
 pub const ESSENTIALS_VERSION: u32 = 1;
 
-/// Rows that are inserted by one statement: PostgreSQL allows 65,535 values in one, and the widest table here has 11 columns.
+/// Rows that are inserted by one statement: PostgreSQL allows 65,535 values in one, and the widest table here has 12 columns.
 const ROWS_AT_ONCE: usize = 500;
 
 /// The rows. Opaque: they are this crate's.
@@ -28,6 +28,8 @@ pub struct Essentials {
     sources: Vec<entity::sources::Model>,
     vm_contexts: Vec<entity::vm_contexts::Model>,
     vm_disks: Vec<entity::vm_disks::Model>,
+    #[serde(default)]
+    vm_tags: Vec<entity::vm_tags::Model>,
     policies: Vec<entity::policies::Model>,
     schedules: Vec<entity::schedules::Model>,
     tokens: Vec<entity::tokens::Model>,
@@ -80,6 +82,11 @@ impl Catalog {
                     .order_by_asc(entity::vm_disks::Column::DiskId)
                     .all(tx)
                     .await?,
+                vm_tags: entity::vm_tags::Entity::find()
+                    .order_by_asc(entity::vm_tags::Column::VmContextId)
+                    .order_by_asc(entity::vm_tags::Column::Tag)
+                    .all(tx)
+                    .await?,
                 policies: all::<entity::policies::Entity>(entity::policies::Column::PolicyId, tx).await?,
                 schedules: all::<entity::schedules::Entity>(entity::schedules::Column::ScheduleId, tx).await?,
                 tokens: all::<entity::tokens::Entity>(entity::tokens::Column::TokenId, tx).await?,
@@ -109,6 +116,7 @@ impl Catalog {
             insert::<entity::sources::Entity, _, _>(rows.sources, tx).await?;
             insert::<entity::vm_contexts::Entity, _, _>(rows.vm_contexts, tx).await?;
             insert::<entity::vm_disks::Entity, _, _>(rows.vm_disks, tx).await?;
+            insert::<entity::vm_tags::Entity, _, _>(rows.vm_tags, tx).await?;
             insert::<entity::policies::Entity, _, _>(rows.policies, tx).await?;
             insert::<entity::schedules::Entity, _, _>(rows.schedules, tx).await?;
             insert::<entity::tokens::Entity, _, _>(rows.tokens, tx).await?;

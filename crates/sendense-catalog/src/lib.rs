@@ -59,7 +59,7 @@ pub use source::{NewSource, Source, SourceChange, Sources};
 pub use space::{KEPT_DAYS, Space, SpaceSample};
 pub use task::{Heartbeat, LogLevel, LogLine, NewLogLine, NewTask, Task, TaskClaim, TaskFilter, TaskSubject, Tasks};
 pub use token::{NewToken, Token, TokenRole, Tokens};
-pub use vm::{DiscoveredDisk, DiscoveredVm, Discovery, KnownDisk, KnownVm, VmContext, VmDisk, VmFilter, Vms};
+pub use vm::{DiscoveredDisk, DiscoveredVm, Discovery, KnownDisk, KnownVm, TAGS_MAX, VmContext, VmDisk, VmFilter, Vms};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 use std::sync::Arc;

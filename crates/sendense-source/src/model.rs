@@ -57,6 +57,10 @@ pub struct DiscoveredVm {
     pub vm: VmRef,
     /// Where it lies in the inventory, for people.
     pub path: Option<String>,
+    /// The folder that it lies in there, where the source has such: its parts from the root, with `/` between; a `/` in a
+    /// part's name is `%2f`. What asks for it again may leave it out ([`crate::Source::inspect`]).
+    #[serde(default)]
+    pub folder: Option<String>,
     /// Whether it runs.
     pub power_state: PowerState,
     /// The guest's operating system, as the source calls it.

@@ -24,4 +24,4 @@ pub use id::{
 pub use problem::{Problem, ProblemCode, WhoActs};
 pub use source::{RepositoryKind, RepositoryMode, SourceKind, SpaceState};
 pub use task::{TaskKind, TaskState};
-pub use vm::{DiskBinding, Name, NameError, PowerState, TrackingToken};
+pub use vm::{DiskBinding, Name, NameError, PowerState, Tag, TagError, TrackingToken};

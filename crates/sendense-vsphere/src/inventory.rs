@@ -212,6 +212,21 @@ impl Folders {
         parts.join("/")
     }
 
+    /// The path of the folder (or vApp) that something lies in, with a `/` in a name written `%2f`, as the server itself
+    /// writes it: so a name cannot pretend to be two folders. None for what lies nowhere.
+    pub fn folder(&self, parent: Option<&Ref>) -> Option<String> {
+        let mut parts = Vec::new();
+        let mut at = parent;
+        while let (Some((name, parent)), true) = (at.and_then(|at| self.0.get(at)), parts.len() < PATH_PARTS_MAX) {
+            if parent.is_some() {
+                parts.push(name.replace('/', "%2f"));
+            }
+            at = parent.as_ref();
+        }
+        parts.reverse();
+        (!parts.is_empty()).then(|| parts.join("/"))
+    }
+
     /// The folder with that path; paths of two are never the same.
     pub fn find(&self, path: &str) -> Option<Ref> {
         let is_it = |(at, (name, parent)): &(&Ref, &(String, Option<Ref>))| {
@@ -335,10 +350,22 @@ mod tests {
         ]));
         assert_eq!(folders.path(Some(&vm), "web"), "DC/vm/web");
         assert_eq!(folders.path(None, "web"), "web");
+        assert_eq!((folders.folder(Some(&vm)).as_deref(), folders.folder(None)), (Some("DC/vm"), None));
         assert_eq!((folders.find("DC/vm"), folders.find("DC")), (Some(vm.clone()), None), "a datacenter is no folder");
         assert_eq!(folders.datacenter_of(&vm), Some(Ref::new("Datacenter", "d")));
         assert_eq!(folders.datacenter_of(&a), None);
         assert_eq!(folders.path(Some(&a), "web").split('/').count(), PATH_PARTS_MAX);
+    }
+
+    #[test]
+    fn a_folder_cannot_pretend_to_be_two() {
+        let (root, sly) = (Ref::new("Folder", "r"), Ref::new("Folder", "s"));
+        let folders = Folders(HashMap::from([
+            (root.clone(), ("Datacenters".to_owned(), None)),
+            (sly.clone(), ("vm/prod".to_owned(), Some(root.clone()))),
+        ]));
+        assert_eq!(folders.folder(Some(&sly)).as_deref(), Some("vm%2fprod"));
+        assert_eq!(folders.folder(Some(&root)), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use sendense_api::{
     Backup, CatalogCopy, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune,
     Recovery, Source, Task, Token, Vm,
 };
-use sendense_types::{VerifyDepth, VerifyState};
+use sendense_types::{Tag, VerifyDepth, VerifyState};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -387,6 +387,11 @@ fn proved(proved: &ProvedBackup) -> String {
     format!("{} {id}, {which}{made} ({depth}{speed})", moment(proved.proved_at))
 }
 
+/// Tags, for people.
+pub fn words<'a>(tags: impl IntoIterator<Item = &'a Tag>) -> String {
+    tags.into_iter().map(Tag::as_str).collect::<Vec<_>>().join(" ")
+}
+
 /// One machine in full.
 pub fn vm(vm: &Vm) -> Vec<Table> {
     let last = vm.last_backup.as_ref();
@@ -394,6 +399,8 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
         ("vm", format!("{} ({})", vm.vm_name, vm.vm_context_id)),
         ("uuid", vm.instance_uuid.clone()),
         ("path", vm.path.clone().unwrap_or_default()),
+        ("folder", vm.folder.clone().unwrap_or_default()),
+        ("tags", words(&vm.tags)),
         ("power", vm.power_state.to_string()),
         ("guest", vm.guest_os.clone().unwrap_or_default()),
         ("cpus", vm.cpu_count.map(|count| count.to_string()).unwrap_or_default()),

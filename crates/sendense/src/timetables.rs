@@ -1,8 +1,10 @@
 //! Tables of policies, schedules and executions.
 
 use crate::output::{moment, or_dash};
-use crate::tables::{Table, facts};
-use sendense_api::{Execution, ExecutionVm, Occurrence, Policy, PolicyPlan, Retention, Schedule, ScheduleRules};
+use crate::tables::{Table, facts, words};
+use sendense_api::{
+    Execution, ExecutionVm, Occurrence, Policy, PolicyPlan, PolicyRules, Retention, Schedule, ScheduleRules,
+};
 
 /// Policies.
 pub fn policies(policies: &[Policy]) -> Table {
@@ -10,7 +12,7 @@ pub fn policies(policies: &[Policy]) -> Table {
     for policy in policies {
         table.row([
             policy.name.clone(),
-            policy.rules.vms.join(" "),
+            meant(&policy.rules),
             policy.rules.repository_id.clone(),
             or_dash(policy.rules.full_every),
             policy.rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps),
@@ -26,7 +28,11 @@ pub fn policy(policy: &Policy) -> Table {
         ("policy", policy.name.clone()),
         ("id", policy.policy_id.to_string()),
         ("vms", rules.vms.join(" ")),
+        ("tags", words(&rules.tags)),
+        ("folders", rules.folders.join(" ")),
         ("but not", rules.exclude.join(" ")),
+        ("but not tags", words(&rules.exclude_tags)),
+        ("but not folders", rules.exclude_folders.join(" ")),
         ("sources", rules.sources.join(" ")),
         ("repository", rules.repository_id.clone()),
         ("full every", rules.full_every.map(|every| format!("{every} points")).unwrap_or_default()),
@@ -34,6 +40,13 @@ pub fn policy(policy: &Policy) -> Table {
         ("keep", rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps)),
         ("changed", moment(policy.updated_at)),
     ])
+}
+
+/// Which machines a policy means, in a few words.
+fn meant(rules: &PolicyRules) -> String {
+    let tags = rules.tags.iter().map(|tag| format!("tag:{tag}"));
+    let folders = rules.folders.iter().map(|folder| format!("folder:{folder}"));
+    rules.vms.iter().cloned().chain(tags).chain(folders).collect::<Vec<_>>().join(" ")
 }
 
 /// What a retention keeps, in a few words.

@@ -9,12 +9,12 @@ use crate::reply::{
     TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, CatalogCopy, Chain, ChainQuery, ConsolidateQuery, Consolidation, CreateBackup, CreateExport,
-    CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion, Discovery,
-    Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page, Prune,
-    PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport, RestoreBackup, Source, SpaceSample,
-    Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource, VerifyBackup, Vm,
-    VmFilter,
+    Backup, BackupFilter, CatalogCopy, Chain, ChainQuery, ChangeTags, ConsolidateQuery, Consolidation, CreateBackup,
+    CreateExport, CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion,
+    Discovery, Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page,
+    Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport, RestoreBackup, Source,
+    SpaceSample, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource,
+    VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -47,6 +47,11 @@ impl Client {
     pub async fn merge_backup(&self, backup_id: &BackupId, how: &MergeQuery) -> Result<Merge> {
         let path = ["backups", backup_id.as_str(), "merge"];
         Ok(self.finish::<MergeReply>(self.call(Method::POST, &path).query(how)).await?.merge)
+    }
+
+    /// Hangs tags on the VM with this name or id, and takes others off.
+    pub async fn change_tags(&self, vm: &str, change: &ChangeTags) -> Result<Vm> {
+        Ok(self.send::<_, VmReply>(Method::POST, &["vms", vm, "tags"], change).await?.vm)
     }
 
     /// Makes a chain shorter, or shows what that would take.

@@ -60,7 +60,7 @@ pub use source::{
 };
 pub use task::{LogEntry, LogLevel, Task, TaskFilter};
 pub use token::{CreateToken, NewToken, Role, Token};
-pub use vm::{LastBackup, ProtectionState, ProvedBackup, Vm, VmDisk, VmFilter, VmNetwork};
+pub use vm::{ChangeTags, LastBackup, ProtectionState, ProvedBackup, Vm, VmDisk, VmFilter, VmNetwork};
 
 /// Reads a limit that may be left out: none of 0, for what waits for its turn would wait for ever.
 fn at_least_one<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

@@ -2,11 +2,12 @@
 
 use super::prune::Prune;
 use crate::schema;
-use sendense_types::{BackupType, Compression, OnTrackingLoss, PolicyId, RepositoryId, Timestamp, VmContextId};
+use sendense_types::{BackupType, Compression, OnTrackingLoss, PolicyId, RepositoryId, Tag, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a policy says. It protects every VM that matches now, also one that was discovered after it was made.
+/// What a policy says. It protects every VM that matches now, also one that was discovered after it was made. A VM has to match
+/// one of each of `vms`, `tags`, `folders` and `sources` that is given, and none of what is excluded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyRules {
@@ -14,9 +15,24 @@ pub struct PolicyRules {
     pub name: String,
     /// VMs whose name matches one of these; `*` stands for any characters, `?` for one.
     pub vms: Vec<String>,
+    /// Only VMs that bear one of these tags. Left out: whatever they bear.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub tags: Vec<Tag>,
+    /// Only VMs that lie in one of these folders of their source's inventory, or in folders of these. Left out: wherever they lie.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!(["Datacenter/vm/production"]))]
+    pub folders: Vec<String>,
     /// But not those whose name matches one of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// But not those that bear one of these tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub exclude_tags: Vec<Tag>,
+    /// But not those that lie in one of these folders, or in folders of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_folders: Vec<String>,
     /// Only VMs of these sources (id or name). Left out: of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
@@ -99,7 +115,7 @@ pub struct PolicyPlan {
     pub repository_id: RepositoryId,
     /// Every VM that it protects, by name.
     pub vms: Vec<PlannedVm>,
-    /// Patterns that no VM matches.
+    /// Patterns that no VM matches; and as `tag PROD` or `folder DC/vm` tags and folders that no VM has.
     pub unmatched: Vec<String>,
     /// Points that its retention would delete now.
     pub deleted: u64,

@@ -3,9 +3,10 @@
 use super::page::Limit;
 use crate::schema;
 use sendense_types::{
-    BackupId, BackupStatus, BackupType, DiskNumber, PowerState, SourceId, Timestamp, VerifyDepth, VmContextId,
+    BackupId, BackupStatus, BackupType, DiskNumber, PowerState, SourceId, Tag, Timestamp, VerifyDepth, VmContextId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use utoipa::{IntoParams, ToSchema};
 
 /// Which VMs to list; the conditions are combined with AND.
@@ -19,6 +20,9 @@ pub struct VmFilter {
     /// On this source (id or name).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_id: Option<String>,
+    /// That bear this tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// How many at most.
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,
@@ -26,6 +30,19 @@ pub struct VmFilter {
     #[serde(deserialize_with = "super::page::offset")]
     #[param(required = false, maximum = 2147483647)]
     pub offset: u64,
+}
+
+/// What to hang on a VM and what to take off. A tag is 1 to 64 characters of `a-z A-Z 0-9 . _ : / = @ -`, the first a letter or
+/// digit; a VM bears at most 64.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChangeTags {
+    /// Tags that it is to bear.
+    #[schema(required = false, value_type = Vec<String>)]
+    pub add: BTreeSet<Tag>,
+    /// Tags that it is not to bear, also when `add` names them.
+    #[schema(required = false, value_type = Vec<String>)]
+    pub remove: BTreeSet<Tag>,
 }
 
 /// A virtual machine.
@@ -43,6 +60,13 @@ pub struct Vm {
     pub instance_uuid: String,
     /// Where it lies in the source's inventory.
     pub path: Option<String>,
+    /// The folder that it lies in there, where its source has folders: `Datacenter/vm/production`.
+    #[serde(default)]
+    pub folder: Option<String>,
+    /// Its tags.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub tags: BTreeSet<Tag>,
     /// Whether it ran when it was last seen.
     #[schema(value_type = schema::PowerState)]
     pub power_state: PowerState,

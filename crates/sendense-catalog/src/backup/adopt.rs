@@ -95,6 +95,7 @@ async fn know_vm(tx: &Tx, vm: &KnownVm, now: Timestamp) -> Result<()> {
             instance_uuid: vm.instance_uuid.clone(),
             vm_name: vm.vm_name.as_str().to_owned(),
             path: vm.path.clone(),
+            folder: None,
             power_state: PowerState::Unknown.as_str().to_owned(),
             facts: serde_json::Value::Object(serde_json::Map::new()),
             created_at: now.into(),

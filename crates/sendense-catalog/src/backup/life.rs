@@ -404,7 +404,7 @@ pub(super) async fn insert(tx: &Tx, backup: &Backup) -> Result<()> {
 }
 
 /// Locks a VM's row: the first step of what changes its backups or chains.
-pub(super) async fn lock_vm(tx: &Tx, id: &VmContextId) -> Result<entity::vm_contexts::Model> {
+pub(crate) async fn lock_vm(tx: &Tx, id: &VmContextId) -> Result<entity::vm_contexts::Model> {
     let row = entity::vm_contexts::Entity::find_by_id(id.as_str()).lock_exclusive().one(&**tx).await?;
     row.ok_or_else(|| Error::not_found(Noun::Vm, id))
 }

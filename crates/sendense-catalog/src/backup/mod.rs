@@ -14,8 +14,8 @@ mod row;
 mod verify;
 
 pub use chain::{Chain, TokenInUse};
-pub(crate) use life::begin_in;
 pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
+pub(crate) use life::{begin_in, lock_vm};
 pub use list::BackupFilter;
 pub(crate) use row::active_conflict;
 pub use verify::{Lost, Verification, Verified};

@@ -17,6 +17,7 @@ mod m0011_repository_modes;
 mod m0015_repository_space;
 mod m0016_repository_reports;
 mod m0017_node_limits;
+mod m0019_vm_tags;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -40,6 +41,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0015_repository_space::Migration),
             Box::new(m0016_repository_reports::Migration),
             Box::new(m0017_node_limits::Migration),
+            Box::new(m0019_vm_tags::Migration),
         ]
     }
 }

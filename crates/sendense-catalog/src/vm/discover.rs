@@ -32,6 +32,8 @@ pub struct DiscoveredVm {
     pub named_at_path: bool,
     /// Its place in the source's inventory.
     pub path: Option<String>,
+    /// The folder that it lies in there, where the source has such.
+    pub folder: Option<String>,
     /// Whether it runs.
     pub power_state: PowerState,
     /// Guest system, processors, memory, networks …
@@ -70,6 +72,15 @@ pub struct Discovery {
     pub vanished: u64,
 }
 
+/// How much of a machine was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// All that the source tells: what it leaves out is not there.
+    Whole,
+    /// What a backup needs to know. A source that would have to ask more for the machine's place leaves that out.
+    Refresh,
+}
+
 impl Vms<'_> {
     /// Takes over what a complete discovery of a source told: all its machines. Those that it did not tell are marked
     /// as vanished, and come back under the same id when they are told again.
@@ -89,7 +100,7 @@ impl Vms<'_> {
                 let source = source.ok_or_else(|| Error::not_found(Noun::Source, source_id))?;
                 let mut discovery = Discovery::default();
                 for vm in told {
-                    let id = upsert_vm(&tx, &source, vm, now.into(), &mut discovery).await?;
+                    let id = upsert_vm(&tx, &source, vm, Look::Whole, now.into(), &mut discovery).await?;
                     upsert_disks(&tx, &id, &vm.disks).await?;
                     discovery.vm_context_ids.push(value::read("vm_context_id", &id)?);
                 }
@@ -109,7 +120,8 @@ impl Vms<'_> {
             .await
     }
 
-    /// Takes over what a discovery told of one machine, without a word about others: the refresh before a backup.
+    /// Takes over what a discovery told of one machine, without a word about others: the refresh before a backup. Where it
+    /// tells no path or folder, those that are known stay.
     ///
     /// # Errors
     /// As [`Vms::upsert_discovered`].
@@ -119,7 +131,7 @@ impl Vms<'_> {
             .write(|tx| async move {
                 let source = entity::sources::Entity::find_by_id(source_id.as_str()).lock_exclusive().one(&*tx).await?;
                 let source = source.ok_or_else(|| Error::not_found(Noun::Source, source_id))?;
-                let id = upsert_vm(&tx, &source, told, now.into(), &mut Discovery::default()).await?;
+                let id = upsert_vm(&tx, &source, told, Look::Refresh, now.into(), &mut Discovery::default()).await?;
                 upsert_disks(&tx, &id, &told.disks).await?;
                 value::read("vm_context_id", &id)
             })
@@ -154,6 +166,7 @@ async fn upsert_vm(
     tx: &Tx,
     source: &entity::sources::Model,
     told: &DiscoveredVm,
+    look: Look,
     now: Ts,
     discovery: &mut Discovery,
 ) -> Result<String> {
@@ -185,6 +198,7 @@ async fn upsert_vm(
             if has_backups(tx, &known.vm_context_id).await? || !has_backups(tx, &unbound.vm_context_id).await? {
                 Some(known)
             } else {
+                super::tags::inherit(tx, &known.vm_context_id, &unbound.vm_context_id).await?;
                 Entity::delete_by_id(known.vm_context_id).exec(&**tx).await?;
                 discovery.bound += 1;
                 Some(unbound)
@@ -198,10 +212,12 @@ async fn upsert_vm(
         (None, None) => None,
     };
     if let Some(row) = chosen {
+        let kept = |known: Option<String>| known.filter(|_| look == Look::Refresh);
         let set = ActiveModel {
             source_id: Set(Some(source.source_id.clone())),
             vm_name: Set(told.vm_name.as_str().to_owned()),
-            path: Set(told.path.clone()),
+            path: Set(told.path.clone().or_else(|| kept(row.path))),
+            folder: Set(told.folder.clone().or_else(|| kept(row.folder))),
             power_state: Set(told.power_state.as_str().to_owned()),
             facts: Set(told.facts.clone()),
             last_seen_at: Set(Some(now)),
@@ -220,6 +236,7 @@ async fn upsert_vm(
         instance_uuid: told.instance_uuid.clone(),
         vm_name: told.vm_name.as_str().to_owned(),
         path: told.path.clone(),
+        folder: told.folder.clone(),
         power_state: told.power_state.as_str().to_owned(),
         facts: told.facts.clone(),
         created_at: now,

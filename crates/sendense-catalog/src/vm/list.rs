@@ -3,6 +3,7 @@
 use super::{VmContext, Vms};
 use crate::error::Result;
 use crate::{Page, entity, value};
+use sea_orm::sea_query::Query;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::SourceId;
 
@@ -13,6 +14,8 @@ pub struct VmFilter {
     pub vm_name: Option<String>,
     /// Of this source.
     pub source_id: Option<SourceId>,
+    /// Those that bear this word.
+    pub tag: Option<String>,
     /// Those that discoveries see (`true`), or do not see any more (`false`).
     pub present: Option<bool>,
 }
@@ -29,7 +32,7 @@ impl Vms<'_> {
             .all(self.0.pool())
             .await?;
         let total = value::count(select(filter), Column::VmContextId, self.0.pool()).await?;
-        Ok((self.with_disks(rows).await?, total))
+        Ok((self.with_parts(rows).await?, total))
     }
 }
 
@@ -41,6 +44,12 @@ fn select(filter: &VmFilter) -> Select<entity::vm_contexts::Entity> {
     }
     if let Some(source_id) = &filter.source_id {
         select = select.filter(Column::SourceId.eq(source_id.as_str()));
+    }
+    if let Some(tag) = &filter.tag {
+        use entity::vm_tags::{Column as TagColumn, Entity as Tags};
+        let bearers =
+            Query::select().column(TagColumn::VmContextId).from(Tags).and_where(TagColumn::Tag.eq(tag)).take();
+        select = select.filter(Column::VmContextId.in_subquery(bearers));
     }
     match filter.present {
         Some(true) => select = select.filter(Column::VanishedAt.is_null()),

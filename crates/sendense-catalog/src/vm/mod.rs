@@ -5,15 +5,18 @@
 
 mod discover;
 mod list;
+mod tags;
 
 pub use discover::{DiscoveredDisk, DiscoveredVm, Discovery};
 pub use list::VmFilter;
+pub use tags::TAGS_MAX;
 
 use crate::error::{Error, Noun, Result};
 use crate::{Catalog, entity, value};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
-use sendense_types::{DiskBinding, DiskNumber, Name, PowerState, SourceId, SourceKind, Timestamp, VmContextId};
+use sendense_types::{DiskBinding, DiskNumber, Name, PowerState, SourceId, SourceKind, Tag, Timestamp, VmContextId};
 use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +33,10 @@ pub struct VmContext {
     pub vm_name: Name,
     /// Its place in the source's inventory.
     pub path: Option<String>,
+    /// The folder that it lies in there, where the source has such: its parts from the root, with `/` between.
+    pub folder: Option<String>,
+    /// Words that people hung on it.
+    pub tags: BTreeSet<Tag>,
     /// Whether it runs, as last seen.
     pub power_state: PowerState,
     /// Guest system, processors, memory, networks … The shape belongs to the hub.
@@ -108,7 +115,7 @@ impl Vms<'_> {
     pub async fn get(&self, id: &VmContextId) -> Result<VmContext> {
         let row = entity::vm_contexts::Entity::find_by_id(id.as_str()).one(self.0.pool()).await?;
         let row = row.ok_or_else(|| Error::not_found(Noun::Vm, id))?;
-        let mut found = self.with_disks(vec![row]).await?;
+        let mut found = self.with_parts(vec![row]).await?;
         found.pop().ok_or_else(|| Error::not_found(Noun::Vm, id))
     }
 
@@ -119,17 +126,18 @@ impl Vms<'_> {
         Ok(self.list(&filter, page).await?.0)
     }
 
-    /// Adds disks to rows, in the rows' order.
-    async fn with_disks(&self, rows: Vec<entity::vm_contexts::Model>) -> Result<Vec<VmContext>> {
+    /// Adds disks and tags to rows, in the rows' order.
+    async fn with_parts(&self, rows: Vec<entity::vm_contexts::Model>) -> Result<Vec<VmContext>> {
         use entity::vm_disks::Column;
         let ids: Vec<&str> = rows.iter().map(|row| row.vm_context_id.as_str()).collect();
         let disks = entity::vm_disks::Entity::find()
-            .filter(Column::VmContextId.is_in(ids))
+            .filter(Column::VmContextId.is_in(ids.iter().copied()))
             .order_by_asc(Column::VmContextId)
             .order_by_asc(Column::DiskId)
             .all(self.0.pool())
             .await?;
-        let mut by_vm = std::collections::HashMap::<String, Vec<VmDisk>>::new();
+        let mut tags = self.tags_of(&ids).await?;
+        let mut by_vm = HashMap::<String, Vec<VmDisk>>::new();
         for disk in disks {
             let vm = disk.vm_context_id.clone();
             by_vm.entry(vm).or_default().push(disk.try_into()?);
@@ -137,6 +145,7 @@ impl Vms<'_> {
         rows.into_iter()
             .map(|row| {
                 let disks = by_vm.remove(&row.vm_context_id).unwrap_or_default();
+                let tags = tags.remove(&row.vm_context_id).unwrap_or_default();
                 Ok(VmContext {
                     vm_context_id: value::read("vm_context_id", &row.vm_context_id)?,
                     source_id: value::read_opt("source_id", row.source_id.as_deref())?,
@@ -144,6 +153,8 @@ impl Vms<'_> {
                     instance_uuid: row.instance_uuid,
                     vm_name: value::read("vm_name", &row.vm_name)?,
                     path: row.path,
+                    folder: row.folder,
+                    tags,
                     power_state: value::read("power_state", &row.power_state)?,
                     facts: row.facts,
                     created_at: row.created_at.into(),

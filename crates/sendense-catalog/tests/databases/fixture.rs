@@ -34,6 +34,7 @@ pub fn machine(text: &str, disks: u32) -> DiscoveredVm {
         vm_name: name(text),
         named_at_path: false,
         path: Some(format!("/dc/vm/{text}")),
+        folder: Some("dc/vm".to_owned()),
         power_state: PowerState::On,
         facts: json!({"memory_bytes": 1 << 30, "networks": ["a", "b"]}),
         disks: (0..disks).map(disk).collect(),

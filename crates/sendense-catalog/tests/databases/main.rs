@@ -42,7 +42,7 @@ macro_rules! suite {
 suite! {
     open: migrating_twice_is_migrating_once, hubs_that_start_together_migrate_once,
         a_catalog_from_before_holds_is_migrated,
-        a_catalog_from_before_tasks_lost_their_deadline_is_migrated,
+        a_catalog_from_before_tasks_lost_their_deadline_is_migrated, a_catalog_from_before_tags_is_migrated,
         what_was_committed_is_there_after_reopening, a_call_that_is_dropped_is_all_or_nothing,
         references_hold_on_every_connection, a_counter_that_is_wrong_is_right_after_a_start;
     small: a_deployment_has_one_id, epochs_are_given_once, a_lease_has_one_owner, settings_are_kept,
@@ -52,7 +52,8 @@ suite! {
     nodes: a_code_lets_one_node_in_once, a_node_is_found_until_it_is_revoked;
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,
-        an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged;
+        an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged,
+        tags_stay_with_a_machine, a_machine_that_gives_way_leaves_its_tags, of_eight_that_hang_tags_at_once_none_is_lost;
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
         a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_failed_backup_frees_the_machine,

@@ -21,6 +21,7 @@ mod prune;
 mod recoveries;
 pub(crate) mod repositories;
 pub(crate) mod schedules;
+mod selector;
 pub(crate) mod sources;
 mod tasks;
 pub(crate) mod tell;

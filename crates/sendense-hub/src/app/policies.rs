@@ -1,6 +1,7 @@
 //! Policies: what they say, which machines they mean, what they would do.
 
 use super::prune::policy as keeping;
+use super::selector::{Selector, parts};
 use super::{App, Caller};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result, internal, invalid};
@@ -9,7 +10,6 @@ use sendense_api::{
 };
 use sendense_catalog as catalog;
 use sendense_types::{BackupStatus, BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
-use std::collections::BTreeSet;
 
 /// Patterns and sources of one policy: who needs more needs another policy.
 const WORDS_MAX: usize = 1000;
@@ -129,39 +129,23 @@ impl App {
         self.prune_now(vm.clone(), keep, only, how, by.to_owned()).await.map(Some)
     }
 
-    /// The machines that a policy means, by name, and the patterns that none matches. Those that no discovery sees any more
+    /// The machines that a policy means, by name, and the patterns, tags and folders that none matches. Those that no discovery sees any more
     /// are not among them.
     pub(crate) async fn machines_of(&self, rules: &PolicyRules) -> Result<(Vec<catalog::VmContext>, Vec<String>)> {
-        let sources: BTreeSet<&str> = rules.sources.iter().map(String::as_str).collect();
+        let mut selector = Selector::new(rules);
         let filter = catalog::VmFilter { present: Some(true), ..catalog::VmFilter::default() };
-        let (mut chosen, mut matched) = (Vec::new(), BTreeSet::new());
+        let mut chosen = Vec::new();
         let mut offset = 0;
         loop {
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
             let (vms, _) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
             offset += vms.len() as u64;
             let is_last = (vms.len() as u64) < catalog::Page::LIMIT_MAX;
-            for vm in vms {
-                let Some(source_id) = &vm.source_id else { continue };
-                if !sources.is_empty() && !sources.contains(source_id.as_str()) {
-                    continue;
-                }
-                let name = vm.vm_name.as_str();
-                let mut is_meant = false;
-                for pattern in rules.vms.iter().filter(|pattern| matches(pattern, name)) {
-                    matched.insert(pattern.as_str());
-                    is_meant = true;
-                }
-                if is_meant && !rules.exclude.iter().any(|pattern| matches(pattern, name)) {
-                    chosen.push(vm);
-                }
-            }
+            chosen.extend(vms.into_iter().filter(|vm| selector.means(vm)));
             if is_last {
-                break;
+                return Ok((chosen, selector.unmatched()));
             }
         }
-        let unmatched = rules.vms.iter().filter(|pattern| !matched.contains(pattern.as_str())).cloned().collect();
-        Ok((chosen, unmatched))
     }
 
     /// What the next backup of a machine is asked to be: a full once so many points stand in the chain.
@@ -208,11 +192,18 @@ impl App {
         if rules.vms.is_empty() {
             return Err(invalid("vms is empty: name a pattern, * for every VM"));
         }
-        for words in [&rules.vms, &rules.exclude, &rules.sources] {
+        for words in [&rules.vms, &rules.exclude, &rules.sources, &rules.folders, &rules.exclude_folders] {
             if words.len() > WORDS_MAX || words.iter().any(|word| word.is_empty() || word.len() > PATTERN_BYTES_MAX) {
                 let bounds = format!("at most {WORDS_MAX} patterns of 1 to {PATTERN_BYTES_MAX} bytes are possible");
                 return Err(invalid(bounds));
             }
+        }
+        if rules.tags.len() > WORDS_MAX || rules.exclude_tags.len() > WORDS_MAX {
+            return Err(invalid(format!("at most {WORDS_MAX} tags are possible")));
+        }
+        if let Some(folder) = rules.folders.iter().chain(&rules.exclude_folders).find(|folder| parts(folder).is_empty())
+        {
+            return Err(invalid(format!("folder {folder:?} names none; leave it out to mean all")));
         }
         if rules.full_every.is_some_and(|every| !(1..=FULL_EVERY_MAX).contains(&every)) {
             return Err(invalid(format!("full_every is 1 to {FULL_EVERY_MAX}")));
@@ -264,75 +255,4 @@ fn policy_out(row: catalog::Policy) -> Result<Policy> {
     let rules = PolicyRules { name: row.name.to_string(), ..rules_of(&row)? };
     let (created_at, updated_at) = (row.created_at, row.updated_at);
     Ok(Policy { policy_id: row.policy_id, name: row.name.into(), rules, created_at, updated_at })
-}
-
-/// True when a name matches a pattern in which `*` stands for any characters and `?` for one. Takes time in proportion to both
-/// lengths at the worst.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    let (mut at, mut of) = (0, 0);
-    // Where the last star stood, and up to where it has eaten.
-    let mut star: Option<(usize, usize)> = None;
-    while of < name.len() {
-        match (pattern.get(at), star) {
-            (Some('*'), _) => {
-                star = Some((at, of));
-                at += 1;
-            }
-            (Some(one), _) if *one == '?' || *one == name[of] => {
-                at += 1;
-                of += 1;
-            }
-            (_, Some((stood, eaten))) => {
-                star = Some((stood, eaten + 1));
-                at = stood + 1;
-                of = eaten + 1;
-            }
-            (_, None) => return false,
-        }
-    }
-    pattern[at..].iter().all(|rest| *rest == '*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn patterns_match_as_one_expects() {
-        for (pattern, name, expected) in [
-            ("*", "", true),
-            ("web", "web", true),
-            ("web", "Web", false),
-            ("web-*", "web-1", true),
-            ("web-*", "web", false),
-            ("*-db-*", "a-db-b-db-c", true),
-            ("db?", "db1", true),
-            ("db?", "db", false),
-            ("?", "ä", true),
-            ("*.test", "x.test.de", false),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
-    }
-
-    /// The same, told by trying everything.
-    fn tried(pattern: &[char], name: &[char]) -> bool {
-        match (pattern, name) {
-            ([], []) => true,
-            (['*', rest @ ..], _) => (0..=name.len()).any(|eaten| tried(rest, &name[eaten..])),
-            (['?', rest @ ..], [_, left @ ..]) => tried(rest, left),
-            ([one, rest @ ..], [first, left @ ..]) => one == first && tried(rest, left),
-            _ => false,
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn patterns_match_as_the_model_says(pattern in "[ab*?]{0,8}", name in "[ab]{0,10}") {
-            let model = tried(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>());
-            prop_assert_eq!(matches(&pattern, &name), model);
-        }
-    }
 }

@@ -1,12 +1,12 @@
 //! Machines as the catalog knows them.
 
-use super::{App, wire};
+use super::{App, Caller, wire};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result};
-use sendense_api::{Page, ProtectionState, ProvedBackup, Vm, VmFilter};
+use sendense_api::{ChangeTags, Page, ProtectionState, ProvedBackup, Role, Vm, VmFilter};
 use sendense_catalog as catalog;
 use sendense_source::model::{DiscoveredDisk, DiscoveredVm, Network};
-use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, VerifyDepth, VmContextId};
+use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, Tag, VerifyDepth, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -96,6 +96,7 @@ pub(crate) fn discovered(kind: SourceKind, vm: &DiscoveredVm) -> Result<catalog:
         // The uuid of a machine in an image folder is made of its entry's name, and its path is the folder.
         named_at_path: kind == SourceKind::Image,
         path: vm.path.clone(),
+        folder: vm.folder.clone(),
         power_state: vm.power_state,
         facts,
         disks: disks.collect(),
@@ -177,7 +178,7 @@ impl App {
             None => None,
         };
         let page = catalog::Page { limit: filter.limit.get().into(), offset: filter.offset };
-        let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, present: None };
+        let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, tag: filter.tag, present: None };
         let (rows, total) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
         Ok(Page { items: self.vms_out(rows).await?, total })
     }
@@ -189,6 +190,16 @@ impl App {
         let vm = self.vms_out(vec![row]).await?.pop();
         let vm = vm.ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))?;
         Ok(Vm { last_proved: proved, ..vm })
+    }
+
+    /// Hangs tags on a machine and takes others off. What is protected, and for how long, follows tags, so an admin does it.
+    pub async fn change_tags(&self, caller: &Caller, id_or_name: &str, change: ChangeTags) -> Result<Vm> {
+        caller.require(Role::Admin)?;
+        let id = find(&self.core, id_or_name).await?.vm_context_id;
+        let row = self.core.catalog.vms().change_tags(&id, &change.add, &change.remove).await.or_problem()?;
+        let tags: Vec<&str> = row.tags.iter().map(Tag::as_str).collect();
+        tracing::info!(vm_context_id = %id, tags = tags.join(" "), by = %caller.identity, "tags changed");
+        self.get_vm(id.as_str()).await
     }
 
     /// The newest point of a machine of which all was found to be as it was written, with all that it builds on.

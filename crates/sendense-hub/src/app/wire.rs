@@ -193,6 +193,8 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
         source_id: row.source_id,
         instance_uuid: row.instance_uuid,
         path: row.path,
+        folder: row.folder,
+        tags: row.tags,
         power_state: row.power_state,
         guest_os: facts.guest_os,
         cpu_count: facts.cpu_count,

@@ -94,6 +94,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(vms::list_vms))
         .routes(routes!(vms::get_vm))
         .routes(routes!(vms::prune_vm))
+        .routes(routes!(vms::change_tags))
         .routes(routes!(vms::consolidate_chain))
         .routes(routes!(policies::create_policy, policies::list_policies))
         .routes(routes!(policies::plan_policy))

@@ -76,7 +76,11 @@ fn policies() -> [PolicyRules; 3] {
     let policy = |name: &str, full_every, retention| PolicyRules {
         name: name.to_owned(),
         vms: vec![format!("{name}-*")],
+        tags: Vec::new(),
+        folders: Vec::new(),
         exclude: Vec::new(),
+        exclude_tags: Vec::new(),
+        exclude_folders: Vec::new(),
         sources: Vec::new(),
         repository_id: "main".to_owned(),
         full_every,

@@ -103,6 +103,7 @@ impl ImageFolder {
         });
         DiscoveredVm {
             path: Some(self.config.path.display().to_string()),
+            folder: Some(self.config.path.display().to_string()),
             power_state,
             guest_os: machine.settings.and_then(|settings| settings.guest_os),
             cpu_count: None,

@@ -106,6 +106,7 @@ fn undescribed(uuid: &str, error: &Error) -> DiscoveredVm {
     DiscoveredVm {
         vm: VmRef { instance_uuid: uuid.to_owned(), name: uuid.to_owned() },
         path: None,
+        folder: None,
         power_state: PowerState::Unknown,
         guest_os: None,
         cpu_count: None,
@@ -140,6 +141,8 @@ pub(super) fn describe(found: &Found) -> DiscoveredVm {
     DiscoveredVm {
         vm: VmRef { instance_uuid: domain.uuid.clone(), name: domain.name.clone() },
         path: domain.title.clone(),
+        // libvirt has no folders.
+        folder: None,
         power_state: if domain.running { PowerState::On } else { PowerState::Off },
         guest_os: domain.guest_os.clone(),
         cpu_count: domain.cpu_count,

@@ -211,6 +211,7 @@ impl NbdServer {
         DiscoveredVm {
             vm,
             path: Some(self.place()),
+            folder: None,
             power_state: PowerState::Unknown,
             guest_os: None,
             cpu_count: None,

@@ -20,7 +20,9 @@ pub(super) fn all(vim: &Vim, cancel: &Cancel) -> Result<Vec<DiscoveredVm>> {
     let (folders, groups) = (vim.folders(cancel)?, groups(vim, &machines, cancel)?);
     let told = machines.iter().filter_map(|machine| {
         let path = folders.path(machine.parent.as_ref(), &machine.name);
-        let told = describe(machine, Some(path), &groups);
+        let told = describe(machine, &groups);
+        let told =
+            told.map(|vm| DiscoveredVm { path: Some(path), folder: folders.folder(machine.parent.as_ref()), ..vm });
         if told.is_none() {
             tracing::warn!(machine = machine.name, "a machine has no instance uuid and is left out");
         }
@@ -39,7 +41,7 @@ pub(super) fn look(vim: &Vim, instance_uuid: &str, cancel: &Cancel) -> Result<Ma
 /// The words for one machine.
 pub(super) fn one(vim: &Vim, machine: &Machine, cancel: &Cancel) -> Result<DiscoveredVm> {
     let groups = groups(vim, std::slice::from_ref(machine), cancel)?;
-    describe(machine, None, &groups)
+    describe(machine, &groups)
         .ok_or_else(|| Error::new(Kind::NotFound, format!("the machine {} has no instance uuid", machine.name)))
 }
 
@@ -52,7 +54,8 @@ pub(super) fn groups(vim: &Vim, machines: &[Machine], cancel: &Cancel) -> Result
     }
 }
 
-fn describe(machine: &Machine, path: Option<String>, groups: &BTreeMap<String, String>) -> Option<DiscoveredVm> {
+/// A machine without its place, which the machine itself does not tell.
+fn describe(machine: &Machine, groups: &BTreeMap<String, String>) -> Option<DiscoveredVm> {
     let devices = &machine.devices;
     let disks: Vec<DiscoveredDisk> = devices.disks.iter().map(|disk| describe_disk(devices, disk)).collect();
     let unsupported = unsupported(machine).map(str::to_owned).or_else(|| {
@@ -60,7 +63,8 @@ fn describe(machine: &Machine, path: Option<String>, groups: &BTreeMap<String, S
     });
     Some(DiscoveredVm {
         vm: VmRef { instance_uuid: machine.instance_uuid.clone()?, name: machine.name.clone() },
-        path,
+        path: None,
+        folder: None,
         power_state: match machine.power {
             // A suspended machine's memory is on disk: it cannot be quiesced, but it is not off either.
             Power::On | Power::Suspended => PowerState::On,

@@ -27,8 +27,10 @@ fn machines_are_found_with_their_disks_and_the_account_is_looked_at() {
     assert!(warnings.len() == 1 && warnings[0].contains("lib64"), "{warnings:?}");
 
     let found = source.discover(&Cancel::new()).unwrap().remove(0);
-    assert_eq!(found, sendense_source::DiscoveredVm { path: found.path.clone(), ..machine.inspect(&*source) });
+    let (path, folder) = (found.path.clone(), found.folder.clone());
+    assert_eq!(found, sendense_source::DiscoveredVm { path, folder, ..machine.inspect(&*source) });
     assert_eq!(found.path.as_deref(), Some("DC0/vm/web 1"));
+    assert_eq!(found.folder.as_deref(), Some("DC0/vm"));
     assert_eq!((found.power_state, found.cpu_count, found.memory_bytes), (PowerState::Off, Some(2), Some(256 * MIB)));
     assert_eq!((found.unsupported.as_deref(), &found.change_tracking), (None, &Ok(())));
     let disks: Vec<_> =

@@ -10,6 +10,7 @@ mod repo;
 mod retention;
 mod schedule;
 mod source;
+mod vm;
 
 pub use backup::{BackupCommand, BackupStart};
 pub use chain::ChainCommand;
@@ -24,6 +25,7 @@ pub use source::{
     LimitArgs, NbdArgs, PasswordArgs, SourceAddArgs, SourceAddCommand, SourceCommand, SourceUpdate, TlsArgs,
     VsphereArgs,
 };
+pub use vm::{TagChange, VmCommand};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -255,21 +257,6 @@ pub struct HubArgs {
     /// Log as JSON lines.
     #[arg(long)]
     pub log_json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum VmCommand {
-    /// List machines.
-    List {
-        /// Only those of this source.
-        #[arg(long)]
-        source: Option<String>,
-    },
-    /// Show one machine.
-    Show {
-        /// Its name or id.
-        vm: String,
-    },
 }
 
 #[derive(Debug, Subcommand)]

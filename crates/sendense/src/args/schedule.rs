@@ -3,7 +3,7 @@
 use super::retention::{Counting, every};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use sendense_api::Day;
-use sendense_types::{Compression, ExecutionId, OnTrackingLoss};
+use sendense_types::{Compression, ExecutionId, OnTrackingLoss, Tag};
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
@@ -70,11 +70,24 @@ pub enum PolicyCommand {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct PolicyArgs {
     /// Machines whose name matches; `*` stands for any characters, `?` for one. May be said several times.
-    #[arg(long = "vm", value_name = "PATTERN", required = true)]
+    #[arg(long = "vm", value_name = "PATTERN", required_unless_present_any = ["tags", "folders"])]
     pub vms: Vec<String>,
-    /// But not these.
+    /// Only machines that bear this tag (`vm tag`). Said several times: one of these.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<Tag>,
+    /// Only machines in this folder of their source's inventory, or in folders of it: DC/vm/production. Said several times: in
+    /// one of these.
+    #[arg(long = "folder", value_name = "FOLDER")]
+    pub folders: Vec<String>,
+    /// But not those whose name matches.
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
+    /// But not those that bear this tag.
+    #[arg(long = "exclude-tag", value_name = "TAG")]
+    pub exclude_tags: Vec<Tag>,
+    /// But not those in this folder, or in folders of it.
+    #[arg(long = "exclude-folder", value_name = "FOLDER")]
+    pub exclude_folders: Vec<String>,
     /// Only machines of this source. May be said several times.
     #[arg(long = "source", value_name = "NAME")]
     pub sources: Vec<String>,

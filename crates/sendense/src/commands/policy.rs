@@ -82,10 +82,16 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
     };
     let kept =
         [args.keep_last, args.keep_hourly, args.keep_daily, args.keep_weekly, args.keep_monthly, args.keep_yearly];
+    // Who says tags or folders alone means machines of any name.
+    let vms = if args.vms.is_empty() { vec!["*".to_owned()] } else { args.vms };
     PolicyRules {
         name,
-        vms: args.vms,
+        vms,
+        tags: args.tags,
+        folders: args.folders,
         exclude: args.exclude,
+        exclude_tags: args.exclude_tags,
+        exclude_folders: args.exclude_folders,
         sources: args.sources,
         repository_id: args.repo,
         full_every: args.full_every,

@@ -1,18 +1,18 @@
 //! `sendense vm`.
 
-use crate::args::VmCommand;
+use crate::args::{TagChange, VmCommand};
 use crate::context::Context;
-use crate::output::{json, say, table as show};
+use crate::output::{json, line, say, table as show};
 use crate::tables;
 use anyhow::Result;
-use sendense_api::VmFilter;
 use sendense_api::reply::{VmListReply, VmReply};
+use sendense_api::{ChangeTags, VmFilter};
 
 /// Runs the command.
 pub async fn run(context: &Context, command: VmCommand) -> Result<u8> {
     match command {
-        VmCommand::List { source } => {
-            let page = context.client.list_vms(&VmFilter { source_id: source, ..VmFilter::default() }).await?;
+        VmCommand::List { source, tag } => {
+            let page = context.client.list_vms(&VmFilter { source_id: source, tag, ..VmFilter::default() }).await?;
             if context.json {
                 json(&VmListReply::from(page))?;
             } else {
@@ -30,6 +30,21 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<u8> {
                 for table in tables::vm(&vm) {
                     show(table);
                 }
+            }
+        }
+        VmCommand::Tag { vm, changes } => {
+            let mut change = ChangeTags::default();
+            for one in changes {
+                match one {
+                    TagChange::Add(tag) => change.add.insert(tag),
+                    TagChange::Remove(tag) => change.remove.insert(tag),
+                };
+            }
+            let vm = context.client.change_tags(&vm, &change).await?;
+            if context.json {
+                json(&VmReply::new(vm))?;
+            } else {
+                line(tables::words(&vm.tags));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Policies and schedules: who is protected, when, and what became of it.
 
 use crate::disk::{Disk, Random, assert_holds};
-use crate::hub::{Hub, field, path};
+use crate::hub::{Hub, cli, field, path};
 use crate::servers;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -32,6 +32,63 @@ fn triggered(hub: &Hub, schedule: &str) -> Value {
 fn outcomes(execution: &Value) -> Vec<(&str, &str)> {
     let vms = execution["vms"].as_array().unwrap();
     vms.iter().map(|vm| (field(vm, "vm_name"), field(vm, "outcome"))).collect()
+}
+
+#[test]
+fn a_policy_protects_what_bears_a_tag_or_lies_in_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(43);
+    for vm in ["web-1", "web-2", "db-1"] {
+        Disk::create(&dir.join(format!("vms/{vm}/disk0.raw")), 1 << 20, &mut random);
+    }
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let vms = path(&dir.join("vms")).to_owned();
+    assert_eq!(hub.json(&["vm", "show", "db-1"])["vm"]["folder"], vms.as_str());
+
+    hub.ok(&["vm", "tag", "web-1", "+prod", "+env=eu"]);
+    assert_eq!(hub.ok(&["vm", "tag", "web-1", "-env=eu", "+eu"]).trim(), "eu prod");
+    hub.fails(2, &["vm", "tag", "web-1", "prod"]);
+    hub.fails(2, &["vm", "tag", "web-1", "+a b"]);
+    hub.fails(3, &["vm", "tag", "web-9", "+prod"]);
+    // What is protected follows tags, so who only operates cannot change them.
+    let token = dir.join("operator");
+    std::fs::write(&token, hub.ok(&["token", "create", "--name", "o", "--role", "operator"])).unwrap();
+    let refused = cli(&hub.url, Some(&token)).args(["vm", "tag", "web-2", "+prod"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+    let listed = hub.json(&["vm", "list", "--tag", "prod"]);
+    assert_eq!((&listed["total"], field(&listed["vms"][0], "vm_name")), (&serde_json::json!(1), "web-1"));
+
+    let planned = |args: &[&str]| {
+        let plan = hub.json(&[&["policy", "plan", "--repo", "main"], args].concat())["plan"].clone();
+        let names = plan["vms"].as_array().unwrap().iter().map(|vm| field(vm, "vm_name").to_owned());
+        (names.collect::<Vec<_>>(), plan["unmatched"].clone())
+    };
+    let nothing = serde_json::json!([]);
+    assert_eq!(planned(&["--tag", "prod"]), (vec!["web-1".to_owned()], nothing));
+    assert_eq!(planned(&["--vm", "db*", "--tag", "prod", "--tag", "x"]), (Vec::new(), serde_json::json!(["tag x"])));
+    assert_eq!(planned(&["--folder", path(dir), "--exclude-tag", "prod"]).0, ["db-1", "web-2"]);
+    let other = format!("folder {vms}x");
+    assert_eq!(planned(&["--folder", &format!("{vms}x")]), (Vec::new(), serde_json::json!([other])));
+    hub.fails(2, &["policy", "plan", "--repo", "main"]);
+    hub.fails(2, &["policy", "plan", "--repo", "main", "--folder", "//"]);
+
+    // From a file, twice; and what comes to bear the tag later is protected without a word to the policy.
+    let file = dir.join("policies.toml");
+    let text = "[[policies]]\nname = \"gold\"\nvms = [\"*\"]\ntags = [\"prod\"]\nrepository_id = \"main\"\n\
+                [[schedules]]\nname = \"yearly\"\npolicy_id = \"gold\"\ncron = \"0 0 1 1 *\"\n";
+    std::fs::write(&file, text).unwrap();
+    let apply = || hub.json(&["policy", "apply", "-f", path(&file), "--yes"])["changes"].as_array().unwrap().len();
+    assert_eq!((apply(), apply()), (2, 0));
+    assert_eq!(outcomes(&triggered(&hub, "yearly")), [("web-1", "completed")]);
+    hub.ok(&["vm", "tag", "web-1", "-prod"]);
+    hub.ok(&["vm", "tag", "db-1", "+prod"]);
+    // A machine keeps its tags through a discovery, and under another name.
+    std::fs::write(dir.join("vms/db-1/vm.toml"), "name = \"database\"\n").unwrap();
+    hub.ok(&["source", "discover", "images"]);
+    assert_eq!(outcomes(&triggered(&hub, "yearly")), [("database", "completed")]);
+    assert_eq!(hub.json(&["vm", "show", "database"])["vm"]["tags"], serde_json::json!(["prod"]));
 }
 
 #[test]

@@ -27,6 +27,8 @@ async fn filled(db: &TestDb) -> World {
     catalog.nodes().add_code(&code, at(5)).await.expect("a code");
     let node = NewNode { code_hash: [1; 32], node_id: id("node-1"), certificate: [9; 32] };
     catalog.nodes().enrol(&node, at(6)).await.expect("a node");
+    let tags = [id("prod"), id("db")].into();
+    catalog.vms().change_tags(&world.vms[1], &tags, &Default::default()).await.expect("tags");
     world
 }
 
@@ -52,6 +54,18 @@ pub async fn they_make_another_catalog_of_the_same(db: TestDb) {
     );
     let vm = catalog.vms().get(&world.vms[1]).await.expect("a machine");
     assert_eq!(vm, world.catalog.vms().get(&world.vms[1]).await.expect("a machine"));
+    assert_eq!((vm.tags.len(), vm.folder.as_deref()), (2, Some("dc/vm")));
+    // What an earlier release kept knew of neither.
+    let mut earlier = serde_json::to_value(&taken).expect("write");
+    earlier.as_object_mut().expect("an object").remove("vm_tags");
+    for vm in earlier["vm_contexts"].as_array_mut().expect("machines") {
+        vm.as_object_mut().expect("a row").remove("folder");
+    }
+    let earlier: Essentials = serde_json::from_value(earlier).expect("read");
+    let third = TestDb::sqlite().await.open().await;
+    third.restore_essentials(&earlier).await.expect("put back");
+    let vm = third.vms().get(&world.vms[1]).await.expect("a machine");
+    assert_eq!((vm.tags.len(), vm.folder), (0, None));
     // And back into one of this kind.
     let back = catalog.essentials().await.expect("take");
     let refused = world.catalog.restore_essentials(&back).await.expect_err("in use");

@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 13] = [
+const MIGRATIONS: [&str; 14] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -21,6 +21,7 @@ const MIGRATIONS: [&str; 13] = [
     "m0015_repository_space",
     "m0016_repository_reports",
     "m0017_node_limits",
+    "m0019_vm_tags",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {
@@ -97,6 +98,26 @@ pub async fn a_catalog_from_before_tasks_lost_their_deadline_is_migrated(db: Tes
     assert_eq!(catalog.tasks().get(&claim.task_id).await.expect("get"), before);
     raw.execute_unprepared("SELECT deadline FROM tasks").await.expect_err("the column is gone");
     raw.close().await.expect("close");
+}
+
+/// A catalog of a release whose machines had neither folders nor tags.
+pub async fn a_catalog_from_before_tags_is_migrated(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let before = world.catalog.vms().get(&world.vms[0]).await.expect("get");
+    let raw = Database::connect(db.url()).await.expect("connect");
+    for statement in [
+        "DROP TABLE vm_tags",
+        "ALTER TABLE vm_contexts DROP COLUMN folder",
+        "DELETE FROM seaql_migrations WHERE version = 'm0019_vm_tags'",
+    ] {
+        raw.execute_unprepared(statement).await.expect(statement);
+    }
+    raw.close().await.expect("close");
+    let catalog = db.open().await;
+    assert_eq!(migrations(db.url()).await, MIGRATIONS);
+    let after = catalog.vms().get(&world.vms[0]).await.expect("get");
+    assert_eq!(after, sendense_catalog::VmContext { folder: None, ..before });
+    catalog.vms().change_tags(&after.vm_context_id, &[id("prod")].into(), &Default::default()).await.expect("hang");
 }
 
 pub async fn what_was_committed_is_there_after_reopening(db: TestDb) {

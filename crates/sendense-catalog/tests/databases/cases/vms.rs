@@ -4,6 +4,7 @@ use crate::fixture::*;
 use crate::support::TestDb;
 use sendense_catalog::*;
 use sendense_types::*;
+use std::collections::BTreeSet;
 
 fn numbers(vm: &VmContext) -> Vec<(u32, &str, bool)> {
     vm.disks.iter().map(|disk| (disk.disk_id.0, disk.binding.0.as_str(), disk.present)).collect()
@@ -172,4 +173,81 @@ pub async fn lists_are_paged(db: TestDb) {
     expected.sort_unstable();
     seen.sort_unstable();
     assert_eq!(seen, expected);
+}
+
+fn tags<const N: usize>(texts: [&str; N]) -> BTreeSet<Tag> {
+    texts.map(id).into()
+}
+
+pub async fn tags_stay_with_a_machine(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let (vms, first) = (world.catalog.vms(), &world.vms[0]);
+    let none = BTreeSet::new();
+    let borne = vms.change_tags(first, &tags(["prod", "db", "prod"]), &none).await.expect("hang");
+    assert_eq!(borne.tags, tags(["db", "prod"]));
+    // Hanging on what is there, and taking off what is not, is nothing; what is in both stays off.
+    let borne = vms.change_tags(first, &tags(["db", "x"]), &tags(["prod", "x", "none"])).await.expect("change");
+    assert_eq!(borne.tags, tags(["db"]));
+    vms.change_tags(&world.vms[1], &tags(["DB"]), &none).await.expect("hang");
+
+    let bearing = async |tag: &str| {
+        let filter = VmFilter { tag: Some(tag.to_owned()), ..VmFilter::default() };
+        let (found, total) = vms.list(&filter, Page { limit: 10, offset: 0 }).await.expect("list");
+        assert_eq!(found.len() as u64, total);
+        found.into_iter().map(|vm| (vm.vm_context_id, vm.tags)).collect::<Vec<_>>()
+    };
+    assert_eq!(bearing("db").await, [(first.clone(), tags(["db"]))], "letters count");
+    assert_eq!(bearing("prod").await, []);
+
+    // A discovery changes the folder and no tag; a refresh that tells no place leaves the one that is known.
+    let told = DiscoveredVm { folder: Some("dc/vm/new".to_owned()), ..machine("vm0", 2) };
+    let asked = DiscoveredVm { folder: None, path: None, ..told.clone() };
+    let known = vms.get(first).await.expect("get");
+    let told = DiscoveredVm { instance_uuid: known.instance_uuid.clone(), ..told };
+    let asked = DiscoveredVm { instance_uuid: known.instance_uuid, ..asked };
+    assert_eq!(vms.upsert_one(&world.source_id, &told, at(50)).await.expect("refresh"), *first);
+    vms.upsert_one(&world.source_id, &asked, at(51)).await.expect("refresh");
+    let known = vms.get(first).await.expect("get");
+    assert_eq!((known.folder.as_deref(), known.tags), (Some("dc/vm/new"), tags(["db"])));
+    assert_eq!(known.path, told.path);
+    vms.upsert_discovered(&world.source_id, std::slice::from_ref(&asked), at(52)).await.expect("discover");
+    let known = vms.get(first).await.expect("get");
+    assert_eq!((known.folder, known.path), (None, None), "a discovery tells all");
+
+    // No machine bears more than it may, and what is too much changes nothing.
+    let many: BTreeSet<Tag> = (0..TAGS_MAX).map(|number| id(&format!("t{number}"))).collect();
+    let refused = vms.change_tags(first, &many, &none).await.expect_err("too many");
+    assert_eq!(refused.kind(), Kind::Invalid);
+    assert_eq!(vms.get(first).await.expect("get").tags, tags(["db"]));
+    assert_eq!(vms.change_tags(first, &many, &tags(["db"])).await.expect("as many as may be").tags, many);
+    let unknown = vms.change_tags(&VmContextId::generate(), &many, &none).await.expect_err("no machine");
+    assert_eq!(unknown.kind(), Kind::NotFound);
+}
+
+pub async fn a_machine_that_gives_way_leaves_its_tags(db: TestDb) {
+    let catalog = db.open().await;
+    let vms = catalog.vms();
+    let repository = add_repository(&catalog, "repo").await.repository_id;
+    let source = add_source(&catalog, "kvm").await.source_id;
+    let fresh = vms.upsert_one(&source, &machine("late", 1), at(8)).await.expect("discover");
+    vms.change_tags(&fresh, &tags(["prod", "db"]), &BTreeSet::new()).await.expect("hang");
+    let known = known_vm("vm-late", "late", 1);
+    catalog.backups().adopt(&known, &point_of(&known, &repository, "bk-2", None, at(9)), at(9)).await.expect("adopt");
+    vms.change_tags(&known.vm_context_id, &tags(["db", "old"]), &BTreeSet::new()).await.expect("hang");
+    let found = vms.upsert_one(&source, &machine("late", 1), at(10)).await.expect("discover");
+    assert_eq!(found, known.vm_context_id);
+    assert_eq!(vms.get(&found).await.expect("get").tags, tags(["db", "old", "prod"]));
+}
+
+pub async fn of_eight_that_hang_tags_at_once_none_is_lost(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let hang = (0..8).map(|number| {
+        let (catalog, vm) = (world.catalog.clone(), world.vms[0].clone());
+        let word: BTreeSet<Tag> = [id(&format!("t{number}"))].into();
+        tokio::spawn(async move { catalog.vms().change_tags(&vm, &word, &BTreeSet::new()).await.map(drop) })
+    });
+    for task in hang.collect::<Vec<_>>() {
+        task.await.expect("join").expect("hang");
+    }
+    assert_eq!(world.catalog.vms().get(&world.vms[0]).await.expect("get").tags.len(), 8);
 }

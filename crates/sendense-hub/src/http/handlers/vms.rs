@@ -7,7 +7,7 @@ use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
 use sendense_api::reply::{ConsolidationReply, PruneReply, VmListReply, VmReply};
-use sendense_api::{ConsolidateQuery, ProblemBody, PruneQuery, PruneVm, VmFilter};
+use sendense_api::{ChangeTags, ConsolidateQuery, ProblemBody, PruneQuery, PruneVm, VmFilter};
 
 /// List VMs.
 ///
@@ -38,6 +38,27 @@ pub(in crate::http) async fn list_vms(
 )]
 pub(in crate::http) async fn get_vm(State(app): State<App>, NameOrId(vm): NameOrId) -> Result<Json<VmReply>> {
     Ok(Json(VmReply::new(app.get_vm(&vm).await?)))
+}
+
+/// Change a VM's tags.
+///
+/// Tags are words of your own by which policies choose VMs. They stay with a VM through renames and moves.
+#[utoipa::path(
+    post, path = "/vms/{vm_name}/tags", tag = "vms",
+    params(("vm_name" = String, Path, description = "The VM's name or id.")), request_body = ChangeTags,
+    responses(
+        (status = 200, description = "The VM with the tags that it bears now.", body = VmReply),
+        (status = 409, description = "Several VMs bear the name.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn change_tags(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(vm): NameOrId,
+    Body(change): Body<ChangeTags>,
+) -> Result<Json<VmReply>> {
+    Ok(Json(VmReply::new(app.change_tags(&caller, &vm, change).await?)))
 }
 
 /// Prune a VM's backups.

@@ -84,6 +84,7 @@ fn vm() -> DiscoveredVm {
     DiscoveredVm {
         vm: VmRef { instance_uuid: "uuid-web".to_owned(), name: "web".to_owned() },
         path: None,
+        folder: None,
         power_state: PowerState::On,
         guest_os: None,
         cpu_count: None,
