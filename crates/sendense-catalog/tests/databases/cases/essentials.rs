@@ -62,9 +62,11 @@ pub async fn they_make_another_catalog_of_the_same(db: TestDb) {
         vm.as_object_mut().expect("a row").remove("folder");
     }
     let earlier: Essentials = serde_json::from_value(earlier).expect("read");
-    let third = TestDb::sqlite().await.open().await;
-    third.restore_essentials(&earlier).await.expect("put back");
-    let vm = third.vms().get(&world.vms[1]).await.expect("a machine");
+    // Held: the file goes with it, and a connection may be made later.
+    let third = TestDb::sqlite().await;
+    let third_catalog = third.open().await;
+    third_catalog.restore_essentials(&earlier).await.expect("put back");
+    let vm = third_catalog.vms().get(&world.vms[1]).await.expect("a machine");
     assert_eq!((vm.tags.len(), vm.folder), (0, None));
     // And back into one of this kind.
     let back = catalog.essentials().await.expect("take");
