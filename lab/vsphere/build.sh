@@ -2,7 +2,7 @@
 # build.sh DIR: makes what the vSphere tests stand on, unless DIR has it already:
 #   DIR/vcsim                  govmomi's simulator (Debian's package) with disks and change tracking of our own
 #   DIR/libvixDiskLib.so.8     a VDDK of our own making that reads the simulator's disks; for tests only, never shipped
-#   DIR/nbdkit-vddk-plugin.so  nbdkit's real plugin, from Debian 13 where this release has none
+#   DIR/nbdkit-vddk-plugin.so  nbdkit's real plugin: the system's, or what scripts/deps.sh has unpacked
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
@@ -31,20 +31,8 @@ GOCACHE=${GOCACHE:-$dir/go-cache} GOFLAGS= GO111MODULE=off GOPATH=/usr/share/goc
 rustc --edition 2024 -O --crate-type cdylib --crate-name vixdisklib -o "$work/libvixDiskLib.so.8" "$here/vddk/vixdisklib.rs"
 
 plugin=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')/nbdkit-vddk-plugin.so
-if [ ! -e "$plugin" ]; then
-    # Debian has packaged it since release 13. Only this one package is taken, with apt's own checks of its signature, and
-    # nothing is installed. The mirror is the one that this system uses.
-    mirror=$({ grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null || true; } |
-        sed '1s/ //;1q')
-    apt="$work/apt"
-    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} trixie contrib" >"$apt/list"
-    options=(-qq -o "Dir::Etc::sourcelist=$apt/list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$apt/lists"
-        -o "Dir::Cache=$apt/cache" -o Dir::State::status=/dev/null -o APT::Sandbox::User=root -o Acquire::Languages=none)
-    apt-get "${options[@]}" update
-    (cd "$work" && apt-get "${options[@]}" download nbdkit-plugin-vddk && dpkg-deb -x nbdkit-plugin-vddk_*.deb root)
-    plugin=$(find "$work/root" -name nbdkit-vddk-plugin.so)
-fi
+[ -e "$plugin" ] || plugin=/var/cache/sendense-test/vddk-plugin/nbdkit-vddk-plugin.so
+[ -e "$plugin" ] || { echo "lab/vsphere: nbdkit-vddk-plugin.so is missing: run scripts/deps.sh test" >&2; exit 1; }
 cp "$plugin" "$work/nbdkit-vddk-plugin.so"
 mv "$work/vcsim" "$work/libvixDiskLib.so.8" "$work/nbdkit-vddk-plugin.so" "$dir/"
 echo "$stamp" >"$dir/stamp"
