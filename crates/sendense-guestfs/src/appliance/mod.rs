@@ -119,8 +119,6 @@ pub struct Options {
     pub kit: Kit,
     /// The program whose `main` begins with [`run_if_asked`]; by default this one, started anew.
     pub program: PathBuf,
-    /// What a root hub's appliance becomes.
-    pub uid: u32,
     /// How long it may be silent.
     pub patience: Patience,
 }
@@ -128,7 +126,7 @@ pub struct Options {
 impl Options {
     /// An appliance of these parts.
     pub fn new(kit: Kit) -> Options {
-        Options { kit, program: "/proc/self/exe".into(), uid: crate::sandbox::NOBODY, patience: PATIENCE }
+        Options { kit, program: "/proc/self/exe".into(), patience: PATIENCE }
     }
 }
 
@@ -144,7 +142,6 @@ pub fn start(options: Options, disk: Disk) -> Result<Worker> {
     let arguments = vec![OsString::from(OUTSIDE)];
     let mut worker = client::Options::new(arguments, vec![OwnedFd::from(disk.socket)], setup.encode());
     worker.program = options.program;
-    worker.uid = options.uid;
     worker.patience = options.patience;
     worker.bounds = BOUNDS;
     Worker::start(worker).map_err(|error| match error {

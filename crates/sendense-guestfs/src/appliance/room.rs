@@ -9,7 +9,7 @@
 use super::machine::{self, Accelerator, Machine};
 use super::{GUEST_MIB, OVERLAY_MIB, Setup, overlay, seccomp, tail::Tail};
 use crate::error::{Error, Result};
-use crate::sandbox::Level;
+use crate::sandbox::{Level, ids};
 use crate::worker::{die_of_panics, last_words, standard_input, start, take};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -173,6 +173,9 @@ fn privileges(machine: Machine, uid: Option<u32>) -> Result<u32> {
         setresgid(group, group, group).map_err(|errno| fault("change the group", &errno))?;
         setresuid(user, user, user).map_err(|errno| fault("change the user", &errno))?;
         level |= Level::UNPRIVILEGED;
+        if ids::is_own(uid) {
+            level |= Level::OWN_ID;
+        }
     }
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })

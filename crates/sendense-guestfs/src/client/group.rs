@@ -66,7 +66,14 @@ impl Group {
         let made = places.iter().try_for_each(|place| group.make(place, &name, bounds)).and_then(|()| {
             group.folders.iter().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), process_id.to_string()))
         });
-        made.is_ok().then_some(group)
+        if made.is_err() {
+            // Out of what was made, or that could not be removed while the process lives.
+            for place in places {
+                let _ = fs::write(place.folder.join("cgroup.procs"), process_id.to_string());
+            }
+            return None;
+        }
+        Some(group)
     }
 
     fn make(&mut self, place: &Hierarchy, name: &str, bounds: Bounds) -> io::Result<()> {

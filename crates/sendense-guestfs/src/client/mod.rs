@@ -15,7 +15,7 @@ pub use group::{Bounds, prepare_groups};
 use crate::error::{Error, Result};
 use crate::meta::{Meta, Page};
 use crate::path::GuestPath;
-use crate::sandbox::{Level, MEMORY_BYTES_MAX, NOBODY};
+use crate::sandbox::{Level, MEMORY_BYTES_MAX};
 use crate::session::{ByteStream, Found, PAGE_ENTRIES_MAX, RangePage, Session, Walk, WalkOptions};
 use crate::volume::{Key, Volume, VolumeId};
 use crate::wire::reply::{Part, add_volume};
@@ -42,8 +42,6 @@ pub struct Options {
     pub descriptors: Vec<OwnedFd>,
     /// What they are, for the `open` of the worker.
     pub setup: Vec<u8>,
-    /// What a root hub's worker becomes.
-    pub uid: u32,
     /// How long a worker may be silent.
     pub patience: Patience,
     /// What it and whatever it starts may take together, where the kernel can be told so.
@@ -74,7 +72,7 @@ impl Options {
         let program = PathBuf::from("/proc/self/exe");
         // It starts nothing; the bound of its memory is that of its addresses, and holds for what the kernel keeps for it too.
         let bounds = Bounds { memory_bytes: MEMORY_BYTES_MAX, processes: 1 };
-        Options { program, arguments, descriptors, setup, uid: NOBODY, patience: Patience::default(), bounds }
+        Options { program, arguments, descriptors, setup, patience: Patience::default(), bounds }
     }
 }
 

@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::group::Group;
 use super::{Options, Patience};
 use crate::error::{Error, Result};
-use crate::sandbox::Level;
+use crate::sandbox::{Level, ids};
 use crate::wire::request::{Message, SETUP_BYTES_MAX, Start};
 use crate::wire::{VERSION, frame, reply};
 use crate::worker::{PASSED_MAX, pass};
@@ -69,7 +69,7 @@ fn keep(options: Options, answer: &SyncSender<Answer>) {
     let patience = options.patience;
     // Before it is told what to read. It goes with this function, after the process.
     let group = Group::around(process_id, options.bounds);
-    let greeted = greet(&socket, options).and_then(|level| {
+    let greeted = greet(&socket, process_id, options).and_then(|level| {
         let connection = Connection::new(socket, patience).map_err(|error| Error::Io(error.to_string()))?;
         Ok((Arc::new(connection), level.with_group(group.is_some())))
     });
@@ -108,7 +108,7 @@ fn spawn(options: &Options) -> Result<(Child, UnixStream)> {
 }
 
 /// Start and the descriptors, then Hello. The descriptors of this process are closed when it answers.
-fn greet(mut socket: &UnixStream, options: Options) -> Result<Level> {
+fn greet(mut socket: &UnixStream, process_id: u32, options: Options) -> Result<Level> {
     let Patience { start, .. } = options.patience;
     let io = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => silent(start),
@@ -117,7 +117,7 @@ fn greet(mut socket: &UnixStream, options: Options) -> Result<Level> {
     socket.set_read_timeout(Some(start)).and_then(|()| socket.set_write_timeout(Some(start))).map_err(io)?;
     let message = Message::Start(Start {
         version: VERSION,
-        uid: options.uid,
+        uid: ids::of_process(process_id),
         descriptors: options.descriptors.len() as u32,
         setup: options.setup,
     });

@@ -7,8 +7,9 @@
 //! What is given up in this order, because each step needs what the next one takes away:
 //!
 //! ```text
-//!     namespaces (net, mount, ipc, uts, pid; user first when not root) -> empty root folder -> unprivileged ids -> capabilities
-//!     -> landlock (no file, no port, no foreign signal) -> limits -> not dumpable, killed with its parent -> seccomp
+//!     namespaces (net, mount, ipc, uts, pid; user first when not root) -> the host's mounts -> empty root folder
+//!     -> unprivileged ids -> capabilities -> landlock (no file, no port, no foreign signal) -> limits
+//!     -> not dumpable, killed with its parent -> seccomp
 //! ```
 //!
 //! A root hub's worker gets no user namespace: it has dropped its ids, and the namespace would only give some power back.
@@ -16,30 +17,31 @@
 //!
 //! Invariant: after [`enter`] has answered, whatever it answered, there is no way back.
 
+pub mod ids;
 mod seccomp;
 
 use crate::error::{Error, Result};
 use landlock::{ABI, Access, AccessFs, AccessNet, RulesetAttr, RulesetStatus, Scope};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::unistd::{Gid, Uid, chdir, chroot, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, chroot, pivot_root, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use std::fmt;
 
 /// Address space of a worker: 64 MiB for the readers, the program itself, and room for what a fragmented heap wastes.
 pub const ADDRESS_BYTES_MAX: u64 = 512 << 20;
-/// The id for a root hub's worker when the settings name none: "nobody", who owns nothing.
-pub const NOBODY: u32 = 65_534;
 
 /// How well a worker is confined. Seccomp is always there, so it is no part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Level(u32);
 
 /// The walls behind seccomp and what they are called.
-const WALLS: [(u32, &str); 15] = [
+const WALLS: [(u32, &str); 16] = [
     (Level::UNPRIVILEGED, "unprivileged user"),
+    (Level::OWN_ID, "user of its own"),
     (Level::USER, "user namespace"),
     (Level::NET, "network namespace"),
     (Level::MOUNT, "mount namespace"),
@@ -87,6 +89,8 @@ impl Level {
     pub const EMULATED: u32 = 1 << 13;
     /// Its memory and its processes are bounded by the kernel for all of them together.
     pub const CONTROL_GROUP: u32 = 1 << 14;
+    /// No other process is that user, so that none but root may signal or trace it.
+    pub const OWN_ID: u32 = 1 << 15;
 
     /// From the wire; unknown bits mean nothing.
     pub fn from_bits(bits: u32) -> Level {
@@ -154,17 +158,37 @@ fn walls(uid: u32) -> Result<Level> {
     for (flag, wall) in others {
         level.add(wall, unshare(flag).is_ok());
     }
+    let proc_path = if level.has(Level::MOUNT) && leave_mounts().is_ok() { "" } else { "/proc" };
     // Of all folders this one holds least: what this process holds open, and nothing once it has ended.
-    level.add(Level::EMPTY_ROOT, chroot("/proc/self/fdinfo").is_ok() && chdir("/").is_ok());
+    let empty = format!("{proc_path}/self/fdinfo");
+    level.add(Level::EMPTY_ROOT, chroot(&*empty).is_ok() && chdir("/").is_ok());
     if root {
         become_user(uid)?;
         level.add(Level::UNPRIVILEGED, true);
+        level.add(Level::OWN_ID, ids::is_own(uid));
     }
     level.add(Level::NO_CAPABILITIES, no_capabilities());
     prctl::set_no_new_privs().map_err(|errno| fault("give up new privileges", errno))?;
     level.add(Level::LANDLOCK, landlock());
     level.add(Level::LIMITS, limits());
     Ok(level)
+}
+
+/// Makes `/proc` the root folder and gives up every other mount, in a mount namespace of its own.
+///
+/// The namespace is a copy: while it lives it holds each file system that was mounted when it was made. Whoever unmounts one
+/// elsewhere would be told that it is done, and the disk below would stay in use until the last reader has ended. Not every
+/// kernel and root allows this (a root in the first memory file system, say); then the copy stays, out of reach.
+fn leave_mounts() -> nix::Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // In a user namespace only mounts that were made there can become the root.
+    mount(Some("/proc"), "/proc", none, MsFlags::MS_REC | MsFlags::MS_BIND, none)?;
+    chdir("/proc")?;
+    // The old root comes to lie over the new one (pivot_root(2), "pivot_root(".", ".")"), and is then the one that goes.
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")
 }
 
 fn become_user(uid: u32) -> Result<()> {

@@ -48,7 +48,7 @@ pub enum Message {
 pub struct Start {
     /// The protocol's version.
     pub version: u32,
-    /// User and group id to become when started by root.
+    /// User and group id to become when started by root; see [`ids`](crate::sandbox::ids).
     pub uid: u32,
     /// How many descriptors follow.
     pub descriptors: u32,

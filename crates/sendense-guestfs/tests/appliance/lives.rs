@@ -3,7 +3,7 @@
 use super::Test;
 use super::images::{Served, descendants, digest, folder, options, path, read, sh, volume};
 use sendense_guestfs::appliance::{self, Disk};
-use sendense_guestfs::sandbox::Level;
+use sendense_guestfs::sandbox::{Level, ids};
 use sendense_guestfs::{Error, Session};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -118,6 +118,18 @@ fn the_room_is_confined() {
             "{status}"
         );
         assert!(!field("Uid:").split_whitespace().any(|uid| uid == "0"), "{status}");
+        if nix::unistd::Uid::effective().is_root() {
+            // All of a room are one user, and no other process is it.
+            let own = ids::of_process(family[0]);
+            for ids in ["Uid:", "Gid:"] {
+                assert_eq!(
+                    field(ids).split_whitespace().collect::<Vec<_>>(),
+                    [own.to_string().as_str(); 4],
+                    "{status}"
+                );
+            }
+            assert_eq!(level.has(Level::OWN_ID), ids::is_own(own), "{level}");
+        }
         for namespace in ["net", "mnt", "ipc", "uts", "pid"] {
             assert_ne!(std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap(), own(namespace));
         }

@@ -8,7 +8,7 @@ use sendense_block::backend::{File, Options as FileOptions};
 use sendense_guestfs::appliance::{Accelerator, Fallback, Kit, Options, proof};
 use sendense_guestfs::meta::{Consistency, State};
 use sendense_guestfs::native::{self, Readers};
-use sendense_guestfs::sandbox::Level;
+use sendense_guestfs::sandbox::{Level, ids};
 use sendense_guestfs::{Error, Session};
 use std::path::Path;
 use std::sync::Arc;
@@ -79,6 +79,18 @@ fn a_virtual_machine_reads_what_the_native_reader_refuses() {
         assert_eq!((field("Seccomp:"), field("NoNewPrivs:")), ("2".into(), "1".into()), "{status}");
         assert_eq!((field("CapEff:"), field("CapPrm:")), ("0000000000000000".into(), "0000000000000000".into()));
         assert!(!field("Uid:").split_whitespace().any(|uid| uid == "0"), "{status}");
+        if nix::unistd::Uid::effective().is_root() {
+            // All of a room are one user, and no other process is it.
+            let own = ids::of_process(family[0]);
+            for ids in ["Uid:", "Gid:"] {
+                assert_eq!(
+                    field(ids).split_whitespace().collect::<Vec<_>>(),
+                    [own.to_string().as_str(); 4],
+                    "{status}"
+                );
+            }
+            assert_eq!(level.has(Level::OWN_ID), ids::is_own(own), "{level}");
+        }
         let root = format!("/proc/{pid}/root");
         for secret in ["etc/passwd", "root", "home", "bin/sh", "usr/bin/env", "dev/kvm", "sys/kernel"] {
             assert!(std::fs::symlink_metadata(format!("{root}/{secret}")).is_err(), "{secret}");

@@ -34,6 +34,7 @@ pub fn need(program: &str, package: &str) {
 /// An image mounted through a loop device until dropped. Needs root.
 pub struct Mounted {
     pub dir: PathBuf,
+    image: PathBuf,
 }
 
 impl Mounted {
@@ -44,7 +45,7 @@ impl Mounted {
         std::fs::create_dir_all(&dir).unwrap();
         let script = format!("mount -o loop{options} {} {}", image.display(), dir.display());
         sh(Path::new("/"), &script);
-        Mounted { dir }
+        Mounted { dir, image: image.to_owned() }
     }
 }
 
@@ -53,11 +54,26 @@ impl Drop for Mounted {
         // Something that looks at new mounts may hold it for a moment; what stays mounted would falsify what follows.
         for _ in 0..100 {
             if Command::new("umount").arg(&self.dir).output().unwrap().status.success() {
-                return;
+                return self.wait_until_written();
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         assert!(std::thread::panicking(), "umount {}", self.dir.display());
+    }
+}
+
+impl Mounted {
+    /// A process that copied the mounts in this moment holds the file system a little longer, and with it what is not written
+    /// yet. The loop device goes with its last use.
+    fn wait_until_written(&self) {
+        let uses = || Command::new("losetup").arg("--associated").arg(&self.image).output().unwrap().stdout;
+        for _ in 0..1200 {
+            if uses().is_empty() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(std::thread::panicking(), "{} is still mounted somewhere", self.image.display());
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::Test;
 use super::child::ATTEMPTS;
-use super::images::{evil, options, path, volume};
+use super::images::{evil, options, path, sh, volume};
 use sendense_guestfs::client::Worker;
-use sendense_guestfs::sandbox::{self, Level};
+use sendense_guestfs::sandbox::{self, Level, ids};
 use sendense_guestfs::{Error, Session};
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,6 +14,8 @@ pub const TESTS: &[Test] = &[
     ("every_attempt_ends_the_worker", every_attempt_ends_the_worker),
     ("without_seccomp_nothing_is_opened", without_seccomp_nothing_is_opened),
     ("the_level_is_what_the_kernel_shows", the_level_is_what_the_kernel_shows),
+    ("a_reader_is_a_user_of_its_own", a_reader_is_a_user_of_its_own),
+    ("no_mount_of_the_host_is_held", no_mount_of_the_host_is_held),
     ("nothing_is_inherited", nothing_is_inherited),
     ("memory_is_bounded", memory_is_bounded),
     ("a_control_group_bounds_what_is_started", a_control_group_bounds_what_is_started),
@@ -53,10 +55,13 @@ fn the_level_is_what_the_kernel_shows() {
     assert_eq!((field("Seccomp"), field("NoNewPrivs"), field("Threads")), ("2".into(), "1".into(), "1".into()));
     assert_eq!(field("CapEff"), "0000000000000000", "{level}");
     let root = nix::unistd::Uid::effective().is_root();
-    assert_eq!(level.has(Level::UNPRIVILEGED), root);
+    assert_eq!(
+        (level.has(Level::UNPRIVILEGED), level.has(Level::OWN_ID)),
+        (root, root && ids::is_own(ids::of_process(id)))
+    );
     if root {
-        assert_eq!(field("Uid"), "65534\t65534\t65534\t65534");
-        assert_eq!((field("Gid"), field("Groups")), ("65534\t65534\t65534\t65534".into(), String::new()));
+        let own = [ids::of_process(id).to_string().as_str(); 4].join("\t");
+        assert_eq!((field("Uid"), field("Gid"), field("Groups")), (own.clone(), own, String::new()));
         // A root hub's worker always reaches these.
         for (wall, name) in [(Level::NET, "net"), (Level::MOUNT, "mnt"), (Level::IPC, "ipc"), (Level::UTS, "uts")] {
             let link = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/{name}")).unwrap();
@@ -74,6 +79,74 @@ fn the_level_is_what_the_kernel_shows() {
         (limit("Max open files"), limit("Max processes"), limit("Max core file size")),
         ("0".into(), "0".into(), "0".into())
     );
+}
+
+/// Two readers of a root hub cannot signal each other, and neither can whatever else runs as `nobody`: a process of the one's
+/// user is refused at the other, where one of the same user is not.
+fn a_reader_is_a_user_of_its_own() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Its user is the hub's, seen from a user namespace of its own.
+        let level = evil().level().unwrap();
+        assert!(!level.has(Level::OWN_ID) && level.has(Level::USER), "{level}");
+        return;
+    }
+    let (one, other) = (evil(), evil());
+    let user = |worker: &Worker| ids::of_process(worker.process_id());
+    if !ids::is_own(user(&one)) {
+        println!("  the users of this container end below those of readers: they are all one");
+        assert!(!one.level().unwrap().has(Level::OWN_ID));
+        return;
+    }
+    assert_ne!(user(&one), user(&other));
+    let may_signal = |user: u32, process: u32| {
+        let id = user.to_string();
+        let run = std::process::Command::new("setpriv")
+            .args(["--reuid", &id, "--regid", &id, "--clear-groups", "bash", "-c", &format!("kill -0 {process}")])
+            .output()
+            .unwrap_or_else(|error| panic!("setpriv: {error}: install the Debian package util-linux"));
+        let told = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(run.status.success() || told.contains("Operation not permitted"), "{told}");
+        run.status.success()
+    };
+    for (reader, stranger) in [(&one, &other), (&other, &one)] {
+        assert!(may_signal(user(reader), reader.process_id()), "the question is asked wrongly");
+        assert!(!may_signal(user(stranger), reader.process_id()));
+        assert!(!may_signal(ids::NOBODY, reader.process_id()));
+        for database in ["passwd", "group"] {
+            let id = user(reader).to_string();
+            let known = std::process::Command::new("getent").args([database, &id]).status().unwrap();
+            assert_eq!(known.code(), Some(2), "{id} is somebody in {database}");
+        }
+    }
+}
+
+/// A copy of the host's mounts, out of reach as it is, would keep every disk in use that is unmounted meanwhile.
+fn no_mount_of_the_host_is_held() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Mounting takes root, and so does looking at the mounts of a process that may not be looked at.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    sh(dir.path(), "truncate -s 16M disk.img; mkfs.ext4 -q -F disk.img; mkdir at; mount -o loop disk.img at");
+    let worker = evil();
+    let held = mounts_of(&worker);
+    sh(dir.path(), "umount at");
+    assert!(held.iter().all(|kind| kind == "proc"), "{held:?}");
+    // A loop device goes with the last use of its file system. Another process of the tests may stand between two steps.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !sh(dir.path(), &format!("losetup --associated {}", image.display())).trim().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "the disk is still in use");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(worker.stat(&volume("disk"), &path("/quiet")).unwrap().size_bytes, 1);
+}
+
+/// The kinds of the file systems that a worker has mounted.
+fn mounts_of(worker: &Worker) -> Vec<String> {
+    let listed = fs::read_to_string(format!("/proc/{}/mountinfo", worker.process_id())).unwrap();
+    // "… - proc proc rw", see proc_pid_mountinfo(5).
+    listed.lines().map(|line| line.split(" - ").nth(1).unwrap().split(' ').next().unwrap().to_owned()).collect()
 }
 
 /// A descriptor that someone forgot to mark reaches the child, and is closed before anything else happens.

@@ -5,6 +5,7 @@
 mod child;
 mod confined;
 mod disks;
+mod groups;
 mod hostile;
 mod images;
 mod lives;
@@ -20,5 +21,11 @@ fn main() -> ExitCode {
     if let Some(mode) = arguments.first().and_then(|first| first.strip_prefix("worker:")) {
         return child::run(mode);
     }
-    runner::run([confined::TESTS, lives::TESTS, hostile::TESTS, reads::TESTS, disks::TESTS].concat(), &arguments)
+    if let Some(story) = arguments.first().and_then(|first| first.strip_prefix("groups:")) {
+        return groups::inside(story);
+    }
+    runner::run(
+        [confined::TESTS, lives::TESTS, groups::TESTS, hostile::TESTS, reads::TESTS, disks::TESTS].concat(),
+        &arguments,
+    )
 }
