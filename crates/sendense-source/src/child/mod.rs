@@ -23,6 +23,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -38,6 +39,13 @@ pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// nothing of the tool's name and arguments.
 const ONLY_BELOW_US: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
 
+/// The same for a child that has its process group (`kill 0` means the group). A watcher in the group waits on a socket whose
+/// other end only we hold: when we die, however that is, it reads the end of it and ends the group, itself included.
+const ONLY_BELOW_US_WITH_ITS_GROUP: &str = r#"[ "$PPID" = "$0" ] || exit 1
+exec 3<&0 </dev/null
+(read -r end <&3; kill -s KILL 0) >/dev/null 2>&1 &
+exec "$@" 3<&-"#;
+
 /// What to start and how.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -47,6 +55,7 @@ pub struct Spec {
     envs: Vec<(OsString, OsString)>,
     deadline: Option<Duration>,
     stdout_bytes_max: usize,
+    has_group: bool,
 }
 
 impl Spec {
@@ -59,6 +68,7 @@ impl Spec {
             envs: Vec::new(),
             deadline: None,
             stdout_bytes_max: OUTPUT_BYTES_MAX,
+            has_group: false,
         }
     }
 
@@ -89,6 +99,13 @@ impl Spec {
     /// How much of stdout to keep, where the tool's answer may be longer than [`OUTPUT_BYTES_MAX`].
     pub fn stdout_bytes_max(mut self, bytes: usize) -> Self {
         self.stdout_bytes_max = bytes;
+        self
+    }
+
+    /// The child is a program of somebody else's that may start programs of its own: all that stays in its process group ends with
+    /// it, with its deadline, with an order to kill it, and with us.
+    pub fn with_its_group(mut self) -> Self {
+        self.has_group = true;
         self
     }
 
@@ -180,12 +197,13 @@ impl Child {
         Self::spawn_with(spec, Stdio::null())
     }
 
-    /// The same, with something on its stdin; our copy of that is closed.
+    /// The same, with something on its stdin; our copy of that is closed. A child with its group has nothing there.
     pub fn spawn_with(spec: &Spec, stdin: Stdio) -> Result<Self> {
         let setpriv = find_tool(OsStr::new("setpriv"), "util-linux")?;
         let program = find_tool(&spec.program, &spec.package)?;
         let mut command = Command::new(setpriv);
-        command.args(["--pdeathsig", "KILL", "--no-new-privs", "--", "/bin/sh", "-c", ONLY_BELOW_US]);
+        let script = if spec.has_group { ONLY_BELOW_US_WITH_ITS_GROUP } else { ONLY_BELOW_US };
+        command.args(["--pdeathsig", "KILL", "--no-new-privs", "--", "/bin/sh", "-c", script]);
         command.arg(std::process::id().to_string()).arg(program).args(&spec.args);
         command.env_clear().env("PATH", search_path()).env("LC_ALL", "C").envs(spec.envs.iter().cloned());
         command.current_dir("/").stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -193,6 +211,14 @@ impl Child {
         let name = spec.name();
         let failed = |what: &str, error: io::Error| Error::new(Kind::Failed, format!("{what} {name}")).caused_by(error);
         let (killer, orders) = UnixStream::pair().map_err(|error| failed("make a socket for", error))?;
+        let group = match spec.has_group {
+            true => {
+                let (life, theirs) = UnixStream::pair().map_err(|error| failed("make a socket for", error))?;
+                command.process_group(0).stdin(std::os::fd::OwnedFd::from(theirs));
+                Some(life)
+            }
+            false => None,
+        };
         let shared = Arc::new(Shared::default());
         shared.state.lock().stdout.bytes_max = spec.stdout_bytes_max;
         shared.state.lock().stderr.bytes_max = OUTPUT_BYTES_MAX;
@@ -200,7 +226,7 @@ impl Child {
         let (theirs, deadline) = (shared.clone(), spec.deadline);
         std::thread::Builder::new()
             .name("child".into())
-            .spawn(move || match Supervisor::start(command, orders, deadline) {
+            .spawn(move || match Supervisor::start(command, orders, deadline, group) {
                 Ok((supervisor, identity)) => {
                     let _ = started.send(Ok(identity));
                     supervisor.run(&theirs);
@@ -455,6 +481,85 @@ mod tests {
         assert!(reap_marked(marker.as_os_str()).unwrap());
         assert!(eventually(|| is_gone(marked.identity())));
         assert!(!is_gone(other.identity()));
+    }
+
+    /// The pids of two processes that a child with its group has started: one in a pipe of its own.
+    fn family(child: &Child) -> Vec<Identity> {
+        let said = || String::from_utf8_lossy(&child.shared.state.lock().stdout.bytes).into_owned();
+        assert!(eventually(|| said().lines().count() == 2), "{:?}", said());
+        let identity = |line: &str| {
+            let pid = line.parse().unwrap();
+            Identity { pid, start_ticks: start_ticks(pid).unwrap().expect("it runs") }
+        };
+        said().lines().map(identity).collect()
+    }
+
+    const FAMILY: &str = "sleep 1000 & echo $!; (sleep 1000 & echo $!; wait) & ";
+
+    #[test]
+    fn what_a_child_has_started_ends_with_its_deadline_its_order_and_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let end = dir.path().join("end");
+        let until_told = format!("until test -e {}; do sleep 0.05; done", end.display());
+        for expected in [Ended::Deadline, Ended::Killed, Ended::Exited] {
+            let last = if expected == Ended::Exited { &until_told } else { "wait" };
+            let spec = shell(&format!("{FAMILY}{last}")).with_its_group();
+            // Longer than the slowest machine takes to begin two processes.
+            let spec = if expected == Ended::Deadline { spec.deadline(Duration::from_secs(10)) } else { spec };
+            let child = Child::spawn(&spec).unwrap();
+            let family = family(&child);
+            assert!(!family.iter().copied().any(is_gone));
+            match expected {
+                Ended::Deadline => {}
+                Ended::Killed => assert!(child.kill()),
+                Ended::Exited => fs::write(&end, "").unwrap(),
+            }
+            assert_eq!(child.wait(&Cancel::new()).unwrap().ended, expected);
+            assert!(eventually(|| family.iter().copied().all(is_gone)), "{expected:?}: {family:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_words_holds_up_neither_deadline_nor_order() {
+        let flood = Spec::new("yes", "coreutils").with_its_group();
+        let of = |seconds| Child::spawn(&flood.clone().deadline(Duration::from_secs(seconds))).unwrap();
+        // However slow the machine is, one of these is long enough for it to be flooded.
+        let outcome = [1, 4, 16].into_iter().map(|seconds| of(seconds).wait(&Cancel::new()).unwrap());
+        let mut outcome = outcome.inspect(|outcome| assert_eq!(outcome.ended, Ended::Deadline));
+        let outcome = outcome.find(|outcome| outcome.stdout_cut).expect("16 s are enough");
+        assert_eq!(outcome.stdout.len(), OUTPUT_BYTES_MAX);
+        let child = Child::spawn(&flood).unwrap();
+        assert!(eventually(|| !child.shared.state.lock().stdout.bytes.is_empty()));
+        assert!(child.kill(), "it is gone");
+    }
+
+    #[test]
+    fn killing_us_kills_what_a_child_has_started() {
+        const ROLE: &str = "SENDENSE_TEST_GROUP_PARENT";
+        if std::env::var_os(ROLE).is_some() {
+            let child = Child::spawn(&shell(&format!("{FAMILY}wait")).with_its_group()).unwrap();
+            let family = family(&child).into_iter().chain([child.identity()]);
+            let told: Vec<_> = family.map(|one| format!("{} {}", one.pid, one.start_ticks)).collect();
+            println!("\nFAMILY {}", told.join(" "));
+            let _ = child.wait(&Cancel::new());
+            return;
+        }
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child::tests::killing_us_kills_what_a_child_has_started", "--nocapture"])
+            .env(ROLE, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = io::BufReader::new(parent.stdout.take().unwrap()).lines();
+        let line = lines.map(Result::unwrap).find(|line| line.starts_with("FAMILY ")).expect("they are told");
+        let numbers: Vec<u64> = line.split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
+        let family: Vec<_> =
+            numbers.chunks(2).map(|pair| Identity { pid: pair[0] as i32, start_ticks: pair[1] }).collect();
+        assert_eq!(family.len(), 3);
+        assert!(!family.iter().copied().any(is_gone));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        assert!(eventually(|| family.iter().copied().all(is_gone)), "somebody outlived us");
     }
 
     /// Plays two roles: the test starts its own program again as the parent that is to be killed.

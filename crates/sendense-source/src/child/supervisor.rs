@@ -20,6 +20,8 @@ pub(super) struct Supervisor {
     pidfd: OwnedFd,
     orders: UnixStream,
     deadline: Option<Instant>,
+    /// Of a child with its process group: while this is open, the group's watcher lets it live.
+    group: Option<UnixStream>,
     stdout: Option<std::process::ChildStdout>,
     stderr: Option<std::process::ChildStderr>,
 }
@@ -29,6 +31,7 @@ impl Supervisor {
         mut command: Command,
         orders: UnixStream,
         deadline: Option<Duration>,
+        group: Option<UnixStream>,
     ) -> io::Result<(Self, Identity)> {
         let mut child = command.spawn()?;
         let ready = (|| {
@@ -47,7 +50,7 @@ impl Supervisor {
         match ready {
             Ok((identity, pidfd, stdout, stderr)) => {
                 let deadline = deadline.and_then(|after| Instant::now().checked_add(after));
-                Ok((Self { child, pidfd, orders, deadline, stdout, stderr }, identity))
+                Ok((Self { child, pidfd, orders, deadline, group, stdout, stderr }, identity))
             }
             Err(error) => {
                 let _ = child.kill();
@@ -88,6 +91,7 @@ impl Supervisor {
                 ended = Ended::Deadline;
             }
             if ended != Ended::Exited {
+                self.end_group();
                 let _ = self.child.kill();
                 // From here on only the child's end is waited for.
                 if polled.is_err() {
@@ -95,11 +99,21 @@ impl Supervisor {
                 }
             }
         }
+        // What it has left in its group goes, too. Until it is waited for, nobody else can have its number, nor a group of it.
+        self.end_group();
         // It is dead (or dying, if poll failed): this does not wait for long.
         let status = self.child.wait().unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()));
         self.drain(shared);
         shared.state.lock().end = Some((ended, status));
         shared.changed.notify_all();
+    }
+
+    /// Ends all that is in the child's process group, where it has one of its own.
+    fn end_group(&self) {
+        let leader = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let (Some(_), Some(leader)) = (&self.group, leader) {
+            let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+        }
     }
 
     /// Takes what the pipes hold now.
@@ -109,10 +123,14 @@ impl Supervisor {
     }
 }
 
-/// Reads until the pipe is empty; one at its end is closed, so that it does not wake us again.
+/// Reads at one look: a child that says more than we can read is looked at again, after its deadline and orders were.
+const READS_MAX: usize = 64;
+
+/// Reads until the pipe is empty, or so often; one at its end is closed, so that it does not wake us again.
 fn drain(pipe: &mut Option<impl Read>, mut push: impl FnMut(&[u8])) {
     let mut buf = [0; 16 << 10];
-    while let Some(open) = pipe {
+    for _ in 0..READS_MAX {
+        let Some(open) = pipe else { return };
         match open.read(&mut buf) {
             Ok(len @ 1..) => push(&buf[..len]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

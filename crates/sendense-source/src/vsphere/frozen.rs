@@ -46,6 +46,8 @@ struct FrozenVm {
     /// Some until nothing of the snapshot remains.
     entry: Option<u64>,
     owner: Owner,
+    /// The backup's: a question between freeze and release is given up with it.
+    cancel: Cancel,
     _held: Held,
     _places: (Places, Option<Places>),
 }
@@ -57,11 +59,11 @@ pub(super) fn freeze(
     journal: &Arc<dyn Journal>,
     cancel: &Cancel,
 ) -> Result<Box<dyn Frozen>> {
-    let places = limits::take(&settings.host, request.disks.len(), settings.sessions_max, cancel)?;
-    let held = held::take(&settings.host, &request.vm.instance_uuid, &request.vm.name)?;
+    let places = limits::take(&settings.server(), request.disks.len(), settings.sessions_max, cancel)?;
+    let held = held::take(&settings.server(), &request.vm.instance_uuid, &request.vm.name)?;
     let vim = session::hold(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
-    let on_host = limits::take_on_host(&settings.host, machine.host.as_ref(), request.disks.len(), cancel)?;
+    let on_host = limits::take_on_host(&settings.server(), machine.host.as_ref(), request.disks.len(), cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
     let groups = discover::groups(&vim, std::slice::from_ref(&machine), cancel)?;
 
@@ -93,6 +95,7 @@ pub(super) fn freeze(
             journal: journal.clone(),
         },
         vim,
+        cancel: cancel.clone(),
         _held: held,
         _places: (places, on_host),
     };
@@ -208,7 +211,7 @@ impl Frozen for FrozenVm {
             capacity: ByteLen(disk.capacity_bytes),
             since: &since,
         };
-        match self.vim.changed_areas(&question, &Cancel::new()) {
+        match self.vim.changed_areas(&question, &self.cancel) {
             Ok(areas) => Ok(Changes::Delta(Arc::new(Areas(areas)))),
             // The server does not know the parent's changeId any more, or it talks nonsense: both cost a comparison.
             Err(error)
@@ -241,7 +244,8 @@ impl Frozen for FrozenVm {
 
     fn check(&self) -> Result<()> {
         let snapshot = self.snapshot()?;
-        let held = self.vim.snapshots(&self.machine, &Cancel::new())?;
+        // The data came from the hosts: a vCenter that starts again in this moment has not disturbed it.
+        let held = snapshot::patiently(&self.cancel, |cancel| self.vim.snapshots(&self.machine, cancel))?;
         match held.iter().any(|one| one.reference == *snapshot) {
             true => Ok(()),
             false => Err(Error::new(

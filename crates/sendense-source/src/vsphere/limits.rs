@@ -39,20 +39,30 @@ impl Drop for Places {
     }
 }
 
-/// Takes places; more than there are in all count as all.
+/// Takes places on a server for the disks of a machine, which are open together.
+///
+/// # Errors
+/// [`Kind::Unsupported`] when the machine has more disks than there are places: its backup would fail with a snapshot made.
 pub(super) fn take(server: &str, wanted: usize, all: usize, cancel: &Cancel) -> Result<Places> {
+    if wanted > all {
+        let message = format!("{wanted} disks are to be open at once, and the source may open {all}");
+        return Err(Error::new(Kind::Unsupported, message)
+            .hint("raise the source's --sessions-max, or leave disks out of the backup"));
+    }
     take_within(server, wanted, all, WAIT_MAX, cancel)
 }
 
 /// Takes places on the host that a machine is on, after those of its server, so that nobody waits for each other. None where the
 /// server does not say which host it is.
 pub(super) fn take_on_host(server: &str, host: Option<&Ref>, wanted: usize, cancel: &Cancel) -> Result<Option<Places>> {
+    // Whoever has allowed more sessions than this knows what the host bears; such a machine has the host for itself.
+    let wanted = wanted.min(HOST_SESSIONS_MAX);
     host.map(|host| take(&format!("host {} of {server}", host.id), wanted, HOST_SESSIONS_MAX, cancel)).transpose()
 }
 
 fn take_within(server: &str, wanted: usize, all: usize, within: Duration, cancel: &Cancel) -> Result<Places> {
     let gate = GATES.lock().entry(server.to_owned()).or_default().clone();
-    let count = wanted.min(all);
+    let count = wanted;
     let bell = gate.clone();
     let _hook = cancel.on_cancel(move || {
         // The lock makes sure that whoever is about to wait has looked at the token before or is woken.
@@ -85,7 +95,8 @@ mod tests {
         let now = Duration::ZERO;
         assert_eq!(take_within(name, 2, 3, now, &cancel).err().unwrap().kind, Kind::Busy);
         let one = take_within(name, 1, 3, now, &cancel).unwrap();
-        let waiting = std::thread::spawn(move || take(name, 9, 3, &Cancel::new()).is_ok());
+        assert_eq!(take(name, 4, 3, &cancel).err().unwrap().kind, Kind::Unsupported);
+        let waiting = std::thread::spawn(move || take(name, 3, 3, &Cancel::new()).is_ok());
         drop((held, one));
         assert!(waiting.join().unwrap());
         let held = take(name, 3, 3, &cancel).unwrap();

@@ -92,6 +92,12 @@ struct Settings {
 }
 
 impl Settings {
+    /// The server, however its address was typed: what is counted for it is counted once.
+    fn server(&self) -> String {
+        let host = self.host.trim().trim_end_matches('.').to_lowercase();
+        host.strip_suffix(":443").map(str::to_owned).unwrap_or(host)
+    }
+
     fn resolve(config: Config, secret: Option<&str>, context: SourceContext) -> Result<Self> {
         let wrong = |why: String| Error::new(Kind::Invalid, format!("settings of the vsphere source: {why}"));
         let secret = secret.filter(|text| !text.is_empty()).ok_or_else(|| wrong("an account is needed".into()))?;
@@ -268,6 +274,10 @@ mod tests {
         assert!(matches!(found.trust, Trust::Pin(_)));
         assert!(!format!("{found:?}").contains("secret-word"));
         assert_eq!(settings(json!({"host": "vc"}), secret).unwrap().trust, Trust::Public);
+        for one in ["vc.example", "VC.Example", "vc.example:443", "vc.example."] {
+            assert_eq!(settings(json!({"host": one}), secret).unwrap().server(), "vc.example");
+        }
+        assert_eq!(settings(json!({"host": "vc:8443"}), secret).unwrap().server(), "vc:8443");
         for (bad, secret) in [
             (json!({}), secret),
             (json!({"host": "vc", "hsot": "vc"}), secret),

@@ -11,7 +11,7 @@ mod recorded;
 
 use super::kit::{Access, Kit, Owner};
 use super::limits::{self, Places};
-use super::{Settings, discover, session};
+use super::{Settings, discover, session, snapshot};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::libvirt::name::Checkpoint as Mark;
@@ -82,7 +82,7 @@ pub(super) fn create(
     let hardware = recorded.hardware(&keys)?;
     let mut notes = hardware.notes.clone();
     // Disks are written one after the other.
-    let places = limits::take(&settings.host, 1, settings.sessions_max, cancel)?;
+    let places = limits::take(&settings.server(), 1, settings.sessions_max, cancel)?;
     let vim = session::hold(settings, cancel)?;
     let exists = || Error::new(Kind::Busy, format!("a machine {} exists already", new.name));
     // A server lets two have one name, in two folders; whoever asks for one of them by its name then gets neither.
@@ -90,7 +90,7 @@ pub(super) fn create(
         return Err(exists());
     }
     let place = place::choose(&vim, new, &recorded, &mut notes, cancel)?;
-    let on_host = limits::take_on_host(&settings.host, place.host.as_ref(), 1, cancel)?;
+    let on_host = limits::take_on_host(&settings.server(), place.host.as_ref(), 1, cancel)?;
     let uuid = |kept: &Option<String>| match kept {
         Some(kept) if new.keep_identity => uuid::Uuid::parse_str(kept)
             .map(|uuid| uuid.to_string())
@@ -242,7 +242,8 @@ impl Restoring for RestoringVm {
         let machine = self.machine.clone().ok_or_else(|| Error::new(Kind::Failed, "there is no machine"))?;
         // Not to be stopped half-way: either the mark is there and the machine goes, or it is gone and it stays.
         let cancel = Cancel::new();
-        self.vim.annotate(&machine, &self.note, &cancel)?;
+        // With the mark a machine that is whole would be removed: a moment without a server is not worth that.
+        snapshot::patiently(&cancel, |cancel| self.vim.annotate(&machine, &self.note, cancel))?;
         let Some(entry) = self.entry.take() else { return Ok(()) };
         self.owner.journal.close(entry)?;
         self.vim.log_out(&cancel);

@@ -95,15 +95,7 @@ pub(super) fn make(
         (true, Ok(())) => match attempt(true) {
             Ok(reference) => return Ok(Made { reference, consistency: Consistency::Filesystem, note: None }),
             Err(error) => {
-                let could_not_quiesce = matches!(
-                    error.kind(),
-                    Some(
-                        FaultKind::ApplicationQuiesceFault
-                            | FaultKind::FilesystemQuiesceFault
-                            | FaultKind::ToolsUnavailable
-                            | FaultKind::SnapshotFault
-                    )
-                );
+                let could_not_quiesce = error.kind().is_some_and(may_be_for_quiescing);
                 let told = error.to_string();
                 // The answer may have been lost on the way, or a broken snapshot be left of the attempt.
                 let clean = remove(vim, &machine.reference, mark, true).is_ok();
@@ -122,6 +114,21 @@ pub(super) fn make(
         let clean = remove(vim, &machine.reference, mark, true).is_ok();
         (error.into(), clean)
     })
+}
+
+/// Whether a snapshot may be possible without quiescing. Servers have several words for a guest that did not come to rest, and a
+/// general one (`GenericVmConfigFault`) among them; what is wrong for another reason is told by the second attempt as well.
+fn may_be_for_quiescing(fault: FaultKind) -> bool {
+    matches!(
+        fault,
+        FaultKind::ApplicationQuiesceFault
+            | FaultKind::FilesystemQuiesceFault
+            | FaultKind::ToolsUnavailable
+            | FaultKind::SnapshotFault
+            | FaultKind::NotSupported
+            | FaultKind::InvalidState
+            | FaultKind::Other
+    )
 }
 
 /// Makes a snapshot and takes it away again, which is what a change of the change tracking waits for to take effect.
@@ -193,6 +200,25 @@ fn remove_those(
         }
     }
     Ok(())
+}
+
+/// The pauses before each try of a question that hours of work depend on: a vCenter that starts again takes some minutes.
+const PATIENT_PAUSES_S: [u64; 8] = [0, 2, 10, 30, 60, 60, 60, 60];
+
+/// Asks again while the server is away for a moment.
+pub(super) fn patiently<T>(cancel: &Cancel, ask: impl Fn(&Cancel) -> sendense_vsphere::Result<T>) -> Result<T> {
+    let mut last = None;
+    for pause in PATIENT_PAUSES_S {
+        pause_for(Duration::from_secs(pause), cancel)?;
+        match ask(cancel) {
+            Err(error) if error.is_transient() => {
+                tracing::info!(%error, "the server is asked again in a while");
+                last = Some(error);
+            }
+            answer => return Ok(answer?),
+        }
+    }
+    Err(last.map_or_else(|| Error::new(Kind::Failed, "nothing was asked"), Into::into))
 }
 
 /// Tries until it works, it is hopeless, or the tries are used up.

@@ -6,6 +6,7 @@ pub mod lab;
 
 use crate::disk::{Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, holders, path, text};
+use crate::nodes::TlsHub;
 use crate::remote_backup::{Node, enrolled};
 use lab::{Guest, Lab, MIB, PASSWORD, USERNAME, write};
 use sendense_block::Cancel;
@@ -56,6 +57,21 @@ pub fn set_up(hub: &Hub, dir: &Path, lab: &Lab) {
         "{complaint}"
     );
     hub.ok(&[&add[..], &["--thumbprint", &shown]].concat());
+    hub.ok(&["source", "discover", "vc"]);
+}
+
+/// Adds the lab as a source that is bound to the node.
+pub fn add_behind_node(hub: &TlsHub, dir: &Path, lab: &Lab) {
+    let (address, password) = (lab.address(), dir.join("password"));
+    std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+    let shown = sendense_vsphere::probe(&address, None, &Cancel::new()).unwrap().fingerprint().to_string();
+    let add = [
+        &["source", "add", "vsphere", "--name", "vc", "--address", &address, "--username", USERNAME][..],
+        &["--password-file", path(&password), "--vddk-libdir", path(&lab.libdir), "--node", "SITE-A"],
+        &["--nbdkit-plugin", path(&lab.plugin), "--thumbprint", &shown],
+    ]
+    .concat();
+    hub.ok(&add);
     hub.ok(&["source", "discover", "vc"]);
 }
 
@@ -423,17 +439,7 @@ fn a_machine_behind_a_node_is_backed_up_and_a_killed_node_leaves_no_snapshot() {
     machine.write(3 << 20, &[7; 1 << 20]);
     let hub = enrolled(dir, &[], &[]);
     let mut node = Node::start(dir, &[]);
-    let (address, password) = (lab.address(), dir.join("password"));
-    std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
-    let shown = sendense_vsphere::probe(&address, None, &Cancel::new()).unwrap().fingerprint().to_string();
-    let add = [
-        &["source", "add", "vsphere", "--name", "vc", "--address", &address, "--username", USERNAME][..],
-        &["--password-file", path(&password), "--vddk-libdir", path(&lab.libdir), "--node", "SITE-A"],
-        &["--nbdkit-plugin", path(&lab.plugin), "--thumbprint", &shown],
-    ]
-    .concat();
-    hub.ok(&add);
-    hub.ok(&["source", "discover", "vc"]);
+    add_behind_node(&hub, dir, &lab);
     let full = hub.backup("web");
     assert_eq!((field(&full, "status"), field(&full, "backup_type")), ("completed", "full"), "{full:#}");
     machine.write(9 << 20, &[8; 4096]);
@@ -506,6 +512,71 @@ fn a_snapshot_of_ours_that_no_journal_knows_is_swept_and_nobody_elses() {
     }
     let descriptions: Vec<_> = left().into_iter().map(|snapshot| snapshot.description).collect();
     assert_eq!(descriptions, theirs);
+}
+
+/// Journals of hub and node are looked at every second, and sources every six.
+const LEASE: [&str; 2] = ["--lease-seconds", "6"];
+
+/// What is told of a snapshot that the server does not remove because of a fault, from the backup on until the server does;
+/// `backup` makes one.
+fn stays_until_it_is_removed(
+    (hub, dir, lab): (&Hub, &Path, &Lab),
+    (fault, reason): (&'static str, &str),
+    backup: &dyn Fn() -> Value,
+) {
+    let events = hub.listen(dir);
+    lab.proxy.arm("RemoveSnapshot_Task", 1, usize::MAX, lab::Trouble::Task(fault));
+    let point = backup();
+    assert_eq!(field(&point, "status"), "completed", "the point is as good as any: {point:#}");
+    let stays = events.event("left_over")["left_over"].clone();
+    let told = (field(&stays, "state"), field(&stays, "kind"), field(&stays, "vm_name"));
+    assert_eq!(told, ("stays", "snapshot", "web"), "{stays:#}");
+    let message = field(&stays, "message");
+    for word in ["a snapshot of web on vc", reason, "cannot be removed", field(&stays, "task_id")] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    assert_eq!(lab.snapshots().len(), 1);
+    // A node's hub has a certificate of its own making.
+    let get = |what: &str| text(&crate::files::curl(hub, &["--insecure", "--fail"], what).stdout);
+    let metrics = || get("/metrics");
+    let check = || {
+        let health: Value = serde_json::from_str(&get("/debug/health")).unwrap();
+        let checks = health["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"] == "left over").unwrap()
+    };
+    assert!(metrics().lines().any(|line| line == "sendense_left_over 1"), "{}", metrics());
+    assert_eq!((field(&check(), "status"), field(&check(), "detail")), ("degraded", message));
+
+    lab.proxy.disarm();
+    let gone = events.nth_event("left_over", 2)["left_over"].clone();
+    assert_eq!((field(&gone, "state"), field(&gone, "message")), ("gone", "a snapshot of web is gone"), "{gone:#}");
+    assert_eq!((&gone["task_id"], &gone["vm_key"]), (&stays["task_id"], &stays["vm_key"]));
+    assert_eq!((lab.snapshots(), field(&check(), "status")), (Vec::new(), "ok"));
+    assert!(metrics().lines().any(|line| line == "sendense_left_over 0"), "{}", metrics());
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_removed_raises_an_alarm_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let _machine = Machine::new(&lab, 8 * MIB);
+    let hub = Hub::launch(dir, "hub", &LEASE).unwrap();
+    set_up(&hub, dir, &lab);
+    stays_until_it_is_removed((&hub, dir, &lab), ("NoPermission", "NoPermission"), &|| hub.backup("web", &[]));
+}
+
+#[test]
+fn a_snapshot_that_a_node_cannot_remove_raises_an_alarm_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let _machine = Machine::new(&lab, 8 * MIB);
+    let hub = enrolled(dir, &LEASE, &[]);
+    let _node = Node::start(dir, &[]);
+    add_behind_node(&hub, dir, &lab);
+    let lock = ("FileLocked", "somebody else works on the machine");
+    stays_until_it_is_removed((&hub.hub, dir, &lab), lock, &|| hub.backup("web"));
 }
 
 #[test]

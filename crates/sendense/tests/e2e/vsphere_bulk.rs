@@ -4,8 +4,9 @@
 
 use crate::hub::{Hub, field, path, tool};
 use crate::memory::peak_mib;
+use crate::remote_backup::{Node, enrolled};
 use crate::vsphere::lab::{Guest, Lab, MIB, PASSWORD, USERNAME};
-use crate::vsphere::set_up;
+use crate::vsphere::{add_behind_node, set_up};
 use sendense_block::Cancel;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -101,28 +102,72 @@ fn a_full_of_a_vcenter_beside_nbdcopy() {
     assert_eq!(lab.snapshots(), Vec::<String>::new());
 }
 
-/// Eight disks, which hold twice as much as the memory that a node may take.
-#[test]
-fn eight_disks_of_a_machine_at_once_stay_within_a_nodes_memory() {
-    const DISKS: usize = 8;
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let lab = Lab::new();
-    let vim = lab.vim();
-    let guest = lab.machine(&vim, "bulk", &[BOUND_MIB * MIB; DISKS]);
+/// Disks at once.
+const DISKS: usize = 8;
+
+/// A machine with that many disks, of which a quarter each is noise.
+fn with_disks<'lab>(lab: &'lab Lab, vim: &sendense_vsphere::Vim, name: &str, disks: usize) -> Guest<'lab> {
+    let guest = lab.machine(vim, name, &vec![BOUND_MIB * MIB; disks]);
     // One noise for all: each disk is read, digested and compressed by itself.
     let mut random = crate::disk::Random::new(64);
     let noise: Vec<u8> =
         std::iter::repeat_with(|| random.next().to_le_bytes()).take(MIB as usize / 8).flatten().collect();
-    for disk in 0..DISKS {
-        (0..BOUND_MIB / 4).for_each(|at| guest.write(&vim, disk, at * 4 * MIB, &noise));
+    for disk in 0..disks {
+        (0..BOUND_MIB / 4).for_each(|at| guest.write(vim, disk, at * 4 * MIB, &noise));
     }
+    guest
+}
+
+fn is_whole(point: &serde_json::Value, disks: usize) {
+    assert_eq!(point["disks"].as_array().map(Vec::len), Some(disks), "{point:#}");
+    assert_eq!(point["bytes_transferred"], disks as u64 * BOUND_MIB / 4 * MIB);
+}
+
+/// Eight disks, which hold twice as much as the memory that a node may take.
+#[test]
+fn eight_disks_of_a_machine_at_once_stay_within_a_nodes_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let vim = lab.vim();
+    let _guest = with_disks(&lab, &vim, "bulk", DISKS);
     let hub = Hub::start(dir);
     set_up(&hub, dir, &lab);
-    let point = hub.backup("bulk", &["--type", "full", "--compression", "high"]);
-    assert_eq!(point["disks"].as_array().map(Vec::len), Some(DISKS), "{point:#}");
-    assert_eq!(point["bytes_transferred"], DISKS as u64 * BOUND_MIB / 4 * MIB);
+    is_whole(&hub.backup("bulk", &["--type", "full", "--compression", "high"]), DISKS);
     let peak = peak_mib(hub.id());
     println!("peak {peak}");
     assert!(peak <= BOUND_MIB, "the hub and its node held {peak} MiB at once");
+}
+
+/// As many on a node of its own, where what was read also waits for the line. A backup reads four disks of its machine at a time,
+/// so there are two.
+#[test]
+fn eight_disks_of_two_machines_at_once_stay_within_the_memory_of_a_node_of_its_own() {
+    const NAMES: [&str; 2] = ["bulk", "mass"];
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let vim = lab.vim();
+    let _guests = NAMES.map(|name| with_disks(&lab, &vim, name, DISKS / 2));
+    let hub = enrolled(dir, &[], &[]);
+    let node = Node::start(dir, &[]);
+    add_behind_node(&hub, dir, &lab);
+    let backup = &|name| {
+        let args = ["backup", "start", name, "--repo", "main", "--type", "full", "--compression", "high", "--wait"];
+        hub.json(&args)["backup"].clone()
+    };
+    let points = std::thread::scope(|scope| {
+        let started = NAMES.map(|name| scope.spawn(move || backup(name)));
+        started.map(|thread| thread.join().unwrap())
+    });
+    for (point, other) in [(&points[0], &points[1]), (&points[1], &points[0])] {
+        is_whole(point, DISKS / 2);
+        // Both are texts of one form, so their order is that of the moments.
+        assert!(field(point, "started_at") < field(other, "completed_at"), "they were not at once: {points:#?}");
+    }
+    let (peak, hubs) = (peak_mib(node.id()), peak_mib(hub.hub.id()));
+    println!("peak {peak}, of the hub {hubs}");
+    assert!(peak <= BOUND_MIB, "the node held {peak} MiB at once");
+    assert!(hubs <= BOUND_MIB, "the hub held {hubs} MiB at once");
+    assert_eq!((lab.snapshots(), node.open_entries()), (Vec::new(), Vec::new()));
 }
