@@ -88,17 +88,7 @@ impl Link {
 
     /// Attempts until there is an answer, or the hub was not heard (by any call) for as long as `patience`.
     pub fn call(&self, call: &Call, tail: &[u8], patience: Duration, cancel: &Cancel) -> Result<Vec<u8>, Broken> {
-        let mut attempt = 0;
-        loop {
-            match self.once(call, tail, cancel) {
-                Err(Broken::Silent(silent, error)) if silent < patience => {
-                    tracing::debug!(attempt, error = %error, "the hub does not answer");
-                    self.wait(pause(attempt), cancel)?;
-                    attempt += 1;
-                }
-                other => return other,
-            }
-        }
+        attempts(patience, || self.once(call, tail, cancel), |pause| self.wait(pause, cancel))
     }
 
     /// The same for blocks, which have a way of their own and keep to the bandwidth, also where they are sent again.
@@ -110,24 +100,15 @@ impl Link {
         patience: Duration,
         cancel: &Cancel,
     ) -> Result<Vec<u8>, Broken> {
-        let mut attempt = 0;
-        loop {
+        let once = || {
             self.wait_for_turn(blocks.len(), cancel)?;
             let began = Instant::now();
-            match self.once(call, blocks, cancel) {
-                Err(Broken::Silent(silent, error)) if silent < patience => {
-                    tracing::debug!(attempt, error = %error, "the hub does not answer for blocks");
-                    if !way.failed(cancel, || self.wait(pause(attempt), cancel).is_ok()) {
-                        return Err(Broken::Cancelled);
-                    }
-                    attempt += 1;
-                }
-                other => {
-                    way.answered(began.elapsed());
-                    return other;
-                }
-            }
-        }
+            self.once(call, blocks, cancel).inspect(|_| way.answered(began.elapsed()))
+        };
+        attempts(patience, once, |pause| match way.failed(cancel, || self.wait(pause, cancel).is_ok()) {
+            true => Ok(()),
+            false => Err(Broken::Cancelled),
+        })
     }
 
     /// How long the hub was not heard.
@@ -186,6 +167,25 @@ impl Link {
                 () = asked.notified() => None,
             }
         })
+    }
+}
+
+/// Tries once, and after a pause again, until the hub was silent for as long as `patience`.
+fn attempts(
+    patience: Duration,
+    once: impl Fn() -> Result<Vec<u8>, Broken>,
+    wait: impl Fn(Duration) -> Result<(), Broken>,
+) -> Result<Vec<u8>, Broken> {
+    let mut attempt = 0;
+    loop {
+        match once() {
+            Err(Broken::Silent(silent, error)) if silent < patience => {
+                tracing::debug!(attempt, error = %error, "the hub does not answer");
+                wait(pause(attempt))?;
+                attempt += 1;
+            }
+            other => return other,
+        }
     }
 }
 

@@ -101,6 +101,13 @@ enum Work {
     Settle,
 }
 
+/// Sorts of [`Work`].
+enum Due {
+    Lost,
+    Queued,
+    Settle,
+}
+
 impl State {
     fn check(&self) -> Result<()> {
         match &self.failed {
@@ -123,25 +130,31 @@ impl State {
         self.failed.get_or_insert((error.kind, sendense_block::error::chain(error)));
     }
 
-    fn has_work(&self) -> bool {
-        self.ledger.has_lost()
-            || self.queue.front().is_some_and(|(batch, _)| {
-                *batch < self.ledger.floor().saturating_add(NOT_DURABLE_MAX) || !self.settling
-            })
-    }
-
-    fn next_work(&mut self) -> Option<Work> {
-        if let Some((batch, runs)) = self.ledger.take_lost() {
-            self.under_way += 1;
-            return Some(Work::ReadAgain(batch, runs));
+    /// What is to be done next.
+    fn due(&self) -> Option<Due> {
+        if self.ledger.has_lost() {
+            return Some(Due::Lost);
         }
         let (batch, _) = self.queue.front()?;
         // What a hub says is not believed: it may tell of more than was ever made.
         if *batch < self.ledger.floor().saturating_add(NOT_DURABLE_MAX) {
-            self.under_way += 1;
-            return self.queue.pop_front().map(|(batch, bytes)| Work::Send(batch, bytes));
+            return Some(Due::Queued);
         }
-        (!std::mem::replace(&mut self.settling, true)).then_some(Work::Settle)
+        (!self.settling).then_some(Due::Settle)
+    }
+
+    /// Takes it up.
+    fn next_work(&mut self) -> Option<Work> {
+        let work = match self.due()? {
+            Due::Lost => self.ledger.take_lost().map(|(batch, runs)| Work::ReadAgain(batch, runs)),
+            Due::Queued => self.queue.pop_front().map(|(batch, bytes)| Work::Send(batch, bytes)),
+            Due::Settle => {
+                self.settling = true;
+                return Some(Work::Settle);
+            }
+        };
+        self.under_way += usize::from(work.is_some());
+        work
     }
 }
 
@@ -330,7 +343,7 @@ impl Shared {
             if state.failed.is_some() || state.closed {
                 return None;
             }
-            if !state.has_work() {
+            if state.due().is_none() {
                 self.changed.wait(&mut state);
                 continue;
             }

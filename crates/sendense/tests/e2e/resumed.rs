@@ -104,11 +104,7 @@ fn a_transfer_that_was_paused_for_longer_than_the_lease_is_over() {
     let lost = site.ends(&id, &node, "failed");
     assert!(field(&lost, "error_message").contains("node"), "{lost:#}");
     assert!(site.has_no_records());
-    let patience = Instant::now() + PATIENCE;
-    while !site.hub.admin(&["source", "test", "images"]).status.success() {
-        assert!(Instant::now() < patience, "the node does not come back\n{}", node.log());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until_reached(&site, &node);
     let next = site.hub.backup("web");
     site.holds(field(&next, "backup_id"));
     assert_eq!(node.open_entries(), Vec::<String>::new());
@@ -142,6 +138,11 @@ fn wait(site: &Site, node: &Node, what: &str, is: impl Fn() -> bool) {
     }
 }
 
+/// A node comes back to a hub that has started again when its pause is over.
+fn until_reached(site: &Site, node: &Node) {
+    wait(site, node, "the node does not come back", || site.hub.admin(&["source", "test", "images"]).status.success());
+}
+
 #[test]
 fn a_backup_that_cannot_be_gone_on_with_lets_its_machine_go_while_the_node_lives() {
     let mut site = Site::new(114, 32 << 20, None);
@@ -162,6 +163,7 @@ fn a_backup_that_cannot_be_gone_on_with_lets_its_machine_go_while_the_node_lives
     site.ends(&id, &node, "failed");
     assert!(site.has_no_records());
     wait(&site, &node, "the machine is held for nobody", || node.open_entries().is_empty());
+    until_reached(&site, &node);
     let next = site.hub.backup("db");
     site.holds(field(&next, "backup_id"));
 }
