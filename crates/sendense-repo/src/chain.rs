@@ -71,6 +71,7 @@ impl Repository {
             }
             let manifest = match self.manifest(vm, &id) {
                 Err(error) if error.kind == Kind::NotFound && !links.is_empty() => {
+                    self.check_present()?;
                     return Err(broken(format!("its parent {id} is missing")).caused_by(error));
                 }
                 other => other?,
@@ -188,12 +189,22 @@ impl Repository {
         image_of(file, path, disk.image_capacity(), parent.as_deref())
     }
 
-    /// Opens a file of the repository that must have this length.
+    /// Opens a file of the repository that must have this length. It is missing only where the repository was seen before a second
+    /// look for it and after: a file system that is away for a moment has lost nothing.
     pub(crate) fn open_file(&self, path: &Path, bytes: u64) -> Result<File> {
-        let file = crashsafe::open_beneath(self.root(), path).map_err(|error| match error.kind {
-            Kind::NotFound => Error::corrupt(path, None, format!("{} is missing", path.display())).caused_by(error),
-            _ => error,
-        })?;
+        let open = || crashsafe::open_beneath(self.root(), path);
+        let mut opened = open();
+        if matches!(&opened, Err(error) if error.kind == Kind::NotFound) {
+            self.check_present()?;
+            opened = open();
+        }
+        let file = match opened {
+            Err(error) if error.kind == Kind::NotFound => {
+                self.check_present()?;
+                return Err(Error::corrupt(path, None, format!("{} is missing", path.display())).caused_by(error));
+            }
+            opened => opened?,
+        };
         let file = File::from_std(file, path.display().to_string(), false)?;
         if file.size().0 != bytes {
             let context = format!("{} has {}, its manifest says {}", path.display(), file.size(), ByteLen(bytes));

@@ -109,6 +109,15 @@ impl Error {
         Self { kind: self.kind.clone(), context: context.into(), source: Some(Box::new(self)) }
     }
 
+    /// True when the operating system refused it: a permission, or a mount that was made read-only. Says nothing about what is there.
+    pub fn is_of_permission(&self) -> bool {
+        let refused = |cause: &(dyn std::error::Error + Send + Sync + 'static)| {
+            cause.downcast_ref::<io::Error>().is_some()
+                || cause.downcast_ref::<Self>().is_some_and(Self::is_of_permission)
+        };
+        self.kind == Kind::Denied && self.source.as_deref().is_some_and(refused)
+    }
+
     /// True when the same call may succeed later without anyone acting.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, Kind::Io | Kind::Unavailable | Kind::Conflict { .. })

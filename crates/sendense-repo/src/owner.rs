@@ -210,7 +210,7 @@ impl Ownership {
         self.epoch
     }
 
-    fn check_record(&self, record: &Option<Record>) -> Result<()> {
+    pub(crate) fn check_record(&self, record: &Option<Record>) -> Result<()> {
         let fenced = |why: String| Err(Error::new(Kind::Fenced, why));
         match record {
             None => fenced("the owner record is gone".into()),

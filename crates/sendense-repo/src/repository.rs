@@ -208,6 +208,28 @@ impl Repository {
         self.0.ownership.as_ref().ok_or_else(|| Error::new(Kind::Denied, "the repository is open for reading only"))
     }
 
+    /// Fails unless the folder still is the repository that was opened. A file that is not found says nothing before: where a
+    /// file system went away, an empty folder is left, or one in which nothing can be read.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`]; [`Kind::Fenced`] when another has the repository.
+    pub(crate) fn check_present(&self) -> Result<()> {
+        let away =
+            || Error::new(Kind::Unavailable, format!("{} is not the repository any more", self.root().display()));
+        match (owner::read(self.root()), &self.0.ownership) {
+            (Err(error), _) => Err(away().caused_by(error)),
+            (Ok(record @ Some(_)), Some(ownership)) => ownership.check_record(&record),
+            (Ok(None), Some(_)) => Err(away().caused_by(Error::new(Kind::NotFound, "the owner record is gone"))),
+            (Ok(Some(_)), None) => Ok(()),
+            // One that is only read needs no record, but it was a folder with something in it.
+            (Ok(None), None) => match crashsafe::entries(self.root()) {
+                Ok(entries) if !entries.is_empty() => Ok(()),
+                Ok(_) => Err(away().caused_by(Error::new(Kind::NotFound, "the folder is empty"))),
+                Err(error) => Err(away().caused_by(error)),
+            },
+        }
+    }
+
     pub(crate) fn fs(&self) -> &dyn Fs {
         &*self.0.fs
     }

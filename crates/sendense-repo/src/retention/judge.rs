@@ -68,6 +68,15 @@ pub enum Reason {
     },
     /// It is damaged, but the newest there is: nothing good has come after it.
     NewestAttempt,
+    /// It is damaged, and were it good, the rule would keep it. It takes no place from a good one.
+    Damaged {
+        /// The rule.
+        rule: Rule,
+        /// Which of its periods it would be.
+        number: u32,
+        /// How many it keeps.
+        count: u32,
+    },
     /// It is younger than the policy lets points go, until then.
     Young(Timestamp),
 }
@@ -79,6 +88,7 @@ impl fmt::Display for Reason {
             Self::Held(until) => write!(f, "held until {until}"),
             Self::Rule { rule, number, count } => write!(f, "{rule} {number} of {count}"),
             Self::NewestAttempt => write!(f, "damaged, but nothing good is newer"),
+            Self::Damaged { rule, number, count } => write!(f, "damaged; were it good: {rule} {number} of {count}"),
             Self::Young(until) => write!(f, "younger than the minimum age until {until}"),
         }
     }
@@ -100,20 +110,41 @@ pub fn judge(points: &[Point], policy: &Policy, now: Timestamp) -> BTreeMap<Back
 
 /// Judges points of one coverage, newest first.
 fn judge_series(points: &[&Point], policy: &Policy, now: Timestamp, verdicts: &mut BTreeMap<BackupId, Verdict>) {
-    // What stays anyway, and what is damaged, takes no place of a rule.
-    let candidates: Vec<&Point> =
-        points.iter().copied().filter(|point| point.state == State::Good && set_aside(point, now).is_none()).collect();
-    let chosen = choose(&candidates, policy);
+    // What stays anyway takes no place of a rule.
+    let ruled: Vec<&Point> = points.iter().copied().filter(|point| set_aside(point, now).is_none()).collect();
+    let chosen = choose_despite_damage(&ruled, policy);
     for (at, point) in points.iter().enumerate() {
         let reason = set_aside(point, now)
-            .or_else(|| chosen.get(&point.backup_id).copied())
             .or_else(|| (at == 0 && point.state == State::Bad).then_some(Reason::NewestAttempt))
+            .or_else(|| chosen.get(&point.backup_id).copied())
             .or_else(|| {
                 let of_age_at = policy.of_age_at(point.completed_at);
                 (of_age_at > now).then_some(Reason::Young(of_age_at))
             });
         verdicts.insert(point.backup_id.clone(), reason.map_or(Verdict::Goes, Verdict::Stays));
     }
+}
+
+/// Lets the rules choose among the good points as if there were no others, and adds what damage must not cost: a point whose
+/// one lost block may be all that is wrong with it stays as long as it would were it good, and so does every point that the rules
+/// would keep were nothing damaged at all. So word of damage makes no point go.
+fn choose_despite_damage(points: &[&Point], policy: &Policy) -> BTreeMap<BackupId, Reason> {
+    let is_good = |point: &Point| point.state == State::Good;
+    let mut chosen = choose(points, policy);
+    let good: Vec<&Point> = points.iter().copied().filter(|point| is_good(point)).collect();
+    if good.len() == points.len() {
+        return chosen;
+    }
+    chosen.extend(choose(&good, policy));
+    for bad in points.iter().filter(|point| !is_good(point)) {
+        let with_it: Vec<&Point> =
+            points.iter().copied().filter(|point| is_good(point) || point.backup_id == bad.backup_id).collect();
+        let were_it_good = choose(&with_it, policy).remove(&bad.backup_id).or_else(|| chosen.remove(&bad.backup_id));
+        if let Some(Reason::Rule { rule, number, count }) = were_it_good {
+            chosen.insert(bad.backup_id.clone(), Reason::Damaged { rule, number, count });
+        }
+    }
+    chosen
 }
 
 /// Why a point is none of the rules' business.

@@ -5,7 +5,8 @@
 //!
 //! The rules mean what the prune options of Proxmox Backup Server mean. They choose in the order last, hourly, daily, weekly,
 //! monthly, yearly; a rule looks only at what the rules before it left, passes over periods in which one of them keeps a
-//! point, and keeps the newest point of each further period until its count is full. Damaged points are kept by no rule.
+//! point, and keeps the newest point of each further period until its count is full. A damaged point takes no place of a rule,
+//! and stays as long as the rules would keep it were it good.
 //!
 //! ```text
 //! points, policy, now      -> judge  -> a verdict per point

@@ -229,18 +229,42 @@ fn what_a_person_keeps_takes_no_place_of_a_rule() {
     .assert_eq(&told(&points, &utc(Keep { last: 1, ..Keep::default() })));
 }
 
+/// One rotten block must not cost a machine its history: what would stay were it good stays, beside as many good ones as ever.
 #[test]
-fn damaged_points_are_kept_by_no_rule() {
+fn damaged_points_take_no_place_of_a_rule_and_stay_as_long_as_good_ones_would() {
     let mut points = points(&WEEK);
     points[3].state = State::Bad;
     points[1].state = State::Bad;
     expect![[r#"
         2019-12-02T11:59:15Z keep-last 2 of 2
-        2019-12-03T11:59:15Z goes
+        2019-12-03T11:59:15Z damaged; were it good: keep-last 2 of 2
         2019-12-04T11:59:15Z keep-last 1 of 2
         2019-12-04T12:59:15Z damaged, but nothing good is newer
     "#]]
     .assert_eq(&told(&points, &utc(Keep { last: 2, ..Keep::default() })));
+}
+
+/// A block of the full rots, and all that stands on it needs the block: the next backup heals, and a fortnight of points stays
+/// until as many good ones have come after them.
+#[test]
+fn a_damaged_full_costs_no_point_of_its_chain() {
+    let days = |first: i64, count: i64| {
+        (first..first + count).map(|day| at("2029-01-01T22:00:00Z").plus_seconds(day * 86_400))
+    };
+    let policy = utc(Keep { daily: 14, ..Keep::default() });
+    let mut points: Vec<Point> = days(0, 14).map(point).collect();
+    for point in &mut points {
+        point.state = State::Bad;
+    }
+    let damaged: BTreeSet<BackupId> = points.iter().map(|point| point.backup_id.clone()).collect();
+    for (healed, moment) in days(14, 14).enumerate() {
+        points.push(point(moment));
+        let stays = staying(&points, &policy);
+        let left = damaged.intersection(&stays).count();
+        assert_eq!(left, if healed < 13 { 14 } else { 0 }, "{} good points", healed + 1);
+        points.retain(|point| stays.contains(&point.backup_id));
+    }
+    assert_eq!(points.len(), 14);
 }
 
 #[test]
@@ -478,6 +502,31 @@ proptest! {
         for coverage in coverages {
             let newest = good().filter(|point| point.coverage == *coverage).max_by_key(|point| point.completed_at);
             prop_assert!(stays.contains(&newest.unwrap().backup_id), "{coverage:?}");
+        }
+    }
+
+    /// Word of damage makes nothing go: not what is damaged, and no other point. Where weeks are counted, which nest in no month,
+    /// others are compared with what stays were nothing damaged.
+    #[test]
+    fn damage_makes_no_point_go(
+        points in timelines(), kinds in prop::collection::vec(0..8u8, 1..9), keep in keeps(), zone in zones(),
+        bad in prop::collection::vec(any::<prop::sample::Index>(), 1..9), weeks: bool,
+    ) {
+        let keep = if weeks { keep } else { Keep { weekly: 0, last: keep.last.max(1), ..keep } };
+        let policy = Policy::new(keep, zone, 0).unwrap();
+        let mut now = mixed(points, &kinds);
+        let mut sound = now.clone();
+        for point in &mut sound {
+            point.state = State::Good;
+        }
+        prop_assert!(staying(&sound, &policy).is_subset(&staying(&now, &policy)));
+        for number in bad {
+            let before = staying(&now, &policy);
+            let hurt = number.index(now.len());
+            now[hurt].state = State::Bad;
+            let (after, id) = (staying(&now, &policy), &now[hurt].backup_id);
+            prop_assert_eq!(before.contains(id), after.contains(id) && before.contains(id), "itself");
+            prop_assert!(weeks || before.is_subset(&after));
         }
     }
 

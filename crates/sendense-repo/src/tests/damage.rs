@@ -106,6 +106,57 @@ fn a_file_that_is_gone_or_cut_is_found() {
     assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound());
 }
 
+/// A mount that goes away leaves an empty folder, or none: every file is missing, and none of them is damaged.
+#[test]
+fn a_repository_that_is_away_is_unreadable_and_not_damaged() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let (point, root) = (&before.second, before.root());
+    let manifest = repository.manifest(&point.vm, &point.id).unwrap();
+    let look = || crate::verify::unnamed(&repository, &manifest, 2, &Progress::default(), &Cancel::new()).unwrap();
+    assert!(look().is_sound());
+    let elsewhere = root.with_extension("elsewhere");
+    std::fs::rename(&root, &elsewhere).unwrap();
+    for left in ["nothing", "an empty folder", "the repository of another"] {
+        match left {
+            "nothing" => {}
+            "an empty folder" => std::fs::create_dir(&root).unwrap(),
+            _ => drop(world::open(&root).unwrap()),
+        }
+        let report = look();
+        assert_eq!(report.damaged, [], "{left}");
+        assert_eq!(
+            report.unreadable.iter().filter(|found| found.file.extension() == Some("qcow2".as_ref())).count(),
+            2
+        );
+        let error = repository
+            .check_links(&point.vm, &[crate::Link { backup_id: point.id.clone(), disk: manifest.disks[0].clone() }]);
+        assert!(!matches!(error.err().unwrap().kind, Kind::Corrupt { .. }), "{left}");
+    }
+    std::fs::remove_dir_all(&root).unwrap();
+    std::fs::rename(&elsewhere, &root).unwrap();
+    assert!(verify(&repository, point, Depth::Deep).unwrap().is_sound());
+}
+
+/// Files are gone, and at the end so is the manifest that tells of them, or all of the repository.
+#[test]
+fn damage_is_told_only_while_the_manifest_is_there() {
+    let before = Before::new();
+    let repository = world::open(&before.root()).unwrap();
+    let point = &before.second;
+    std::fs::remove_file(before.root().join(layout::image(&point.vm, DiskNumber(0), &point.id))).unwrap();
+    let report = verify(&repository, point, Depth::AtRest).unwrap();
+    assert!(!report.is_sound());
+    repository.check_still_told(&point.vm, &report).unwrap();
+    for gone in [layout::manifest(&point.vm, &point.id), layout::OWNER_FILE.into()] {
+        let (path, aside) = (before.root().join(&gone), before.root().with_extension("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        let error = repository.check_still_told(&point.vm, &report).unwrap_err();
+        assert_eq!(error.kind, Kind::Unavailable, "{}", gone.display());
+        std::fs::rename(&aside, &path).unwrap();
+    }
+}
+
 #[test]
 fn a_damaged_manifest_hides_no_other_and_keeps_what_it_may_name() {
     let before = Before::new();

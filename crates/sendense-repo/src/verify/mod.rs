@@ -4,8 +4,8 @@
 //! also decodes every block and compares with the `.digests` file, which proves that the image says what the guest had. A disk
 //! of which a file is damaged is always looked at deep, so that it is known which blocks are *lost*.
 //!
-//! Invariant: "damaged" is said only of bytes that were read. What could not be read is told as unreadable, after
-//! [`TRIES`] tries, and proves nothing.
+//! Invariant: "damaged" is said only of bytes that were read, and of files that are missing from a repository that is there, at the
+//! end too. What could not be read or opened is told as unreadable, after [`TRIES`] tries, and proves nothing.
 
 mod deep;
 mod rest;
@@ -223,8 +223,8 @@ impl Repository {
     /// Verifies a point, of all its disks or of one: its own files, or those of all that it builds on too.
     ///
     /// # Errors
-    /// [`Kind::Cancelled`], [`Kind::NotFound`], [`Kind::Corrupt`] when a manifest is damaged. Damaged files are no error
-    /// but a finding.
+    /// [`Kind::Cancelled`], [`Kind::NotFound`], [`Kind::Corrupt`] when a manifest is damaged, [`Kind::Unavailable`] when damage was
+    /// found and the repository is away. Damaged files are no error but a finding.
     pub fn verify(
         &self,
         vm: &VmContextId,
@@ -254,9 +254,28 @@ impl Repository {
             let point = self.verify_files(vm, manifest, options, &check)?;
             report.add(manifest.backup_id.clone(), point, check.report.into_inner());
         }
+        self.check_still_told(vm, &report)?;
         report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         Ok(report)
+    }
+
+    /// Fails unless the repository and the manifests of the points that were found damaged are where they were: what a folder
+    /// lacks that is not the repository's is no damage.
+    pub(crate) fn check_still_told(&self, vm: &VmContextId, report: &Report) -> Result<()> {
+        let damaged = report.points.iter().filter(|(_, point)| point.damage.is_some());
+        for (id, _) in damaged {
+            self.check_present()?;
+            if let Err(error) = self.manifest(vm, id) {
+                let context =
+                    format!("{id} was found damaged, and its manifest is not there any more: nothing is said of it");
+                return Err(match error.kind {
+                    Kind::Corrupt { .. } => error,
+                    _ => Error::new(Kind::Unavailable, context).caused_by(error),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The point's manifest and those below it, each with the disks that are asked for, or that a disk asked for builds on.

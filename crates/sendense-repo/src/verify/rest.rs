@@ -101,8 +101,36 @@ fn open(repository: &Repository, check: &Check<'_>, path: &Path, bytes: u64) -> 
         |error: &Error| Finding { file: path.to_owned(), segment: None, range: None, what: block::error::chain(error) };
     match repository.open_file(path, bytes) {
         Ok(file) => return Ok(Some(file)),
-        Err(error) if matches!(error.kind, Kind::Corrupt { .. } | Kind::Denied) => check.damaged(finding(&error)),
+        Err(error) if says_damaged(&error) => check.damaged(finding(&error)),
         Err(error) => check.unreadable(finding(&error)),
     }
     Ok(None)
+}
+
+/// True for what lies there instead of the file: nothing, or less or more, or a link, a folder, a device. Whoever may not open it
+/// knows nothing of it.
+fn says_damaged(error: &Error) -> bool {
+    matches!(error.kind, Kind::Corrupt { .. }) || (error.kind == Kind::Denied && !error.is_of_permission())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crashsafe;
+
+    #[test]
+    fn a_permission_condemns_no_file_and_a_link_does() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        for name in ["link", "folder"] {
+            let error = crashsafe::open_beneath(dir.path(), Path::new(name)).unwrap_err();
+            assert!(says_damaged(&error), "{error}");
+        }
+        use rustix::io::Errno;
+        for errno in [Errno::ACCESS, Errno::PERM, Errno::ROFS, Errno::STALE, Errno::IO, Errno::NODEV] {
+            let error = crashsafe::failed("open", Path::new("x"), errno.into());
+            assert!(!says_damaged(&error) && !says_damaged(&error.within("verify")), "{errno}");
+        }
+    }
 }

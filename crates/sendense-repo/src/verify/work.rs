@@ -89,6 +89,28 @@ pub(crate) fn read<T>(mut read: impl FnMut() -> block::Result<T>) -> block::Resu
 mod tests {
     use super::*;
 
+    /// Each piece waits for the others: nobody goes on before all four are at work.
+    #[test]
+    fn as_many_are_at_work_at_once_as_asked_for() {
+        let begun = Mutex::new(0);
+        let all = parking_lot::Condvar::new();
+        each(
+            &Cancel::new(),
+            4,
+            4,
+            || (),
+            |(), _| {
+                let mut begun = begun.lock();
+                *begun += 1;
+                all.notify_all();
+                let missing = |begun: &mut i32| *begun < 4;
+                assert!(!all.wait_while_for(&mut begun, missing, Duration::from_secs(60)).timed_out(), "{begun} of 4");
+                Ok(())
+            },
+        )
+        .unwrap();
+    }
+
     #[test]
     fn a_read_that_may_succeed_is_tried_again_and_no_other() {
         let tried = |fails: u32, kind: block::Kind| {
