@@ -11,7 +11,11 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
-pub use dto::{Alert, AlertKind, CbtAudit, POOL_DEFAULT, RepositorySpace, SpaceAlert, SpaceSample};
+pub use dto::TIME_LIMIT_SECONDS_MAX;
+pub use dto::{
+    Alert, AlertKind, CbtAudit, LeftOverAlert, LeftOverKind, LeftOverState, POOL_DEFAULT, RepositorySpace, SpaceAlert,
+    SpaceSample,
+};
 pub use dto::{
     ArchiveFormat, ArchiveQuery, Backend, Backup, BackupDisk, BackupFilter, Chain, ChainBackup, ChainQuery, ChangeTags,
     CheckStatus, CleanupStatus, CreateBackup, CreateExport, CreateMount, CreateRepository, CreateSource, CreateToken,
@@ -26,8 +30,8 @@ pub use dto::{
 };
 pub use dto::{CatalogCopy, Merge, MergeQuery};
 pub use dto::{
-    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyPlan, PolicyRules, PreviewQuery,
-    Retention, Schedule, ScheduleRules, ScheduleWindow,
+    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyPlan,
+    PolicyRules, PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
 pub use dto::{ConsolidateQuery, Consolidation};
 pub use dto::{

@@ -6,7 +6,8 @@
 use expect_test::{Expect, expect};
 use sendense_api::reply::{ExecutionReply, PolicyReply, ScheduleReply};
 use sendense_api::{
-    Day, Execution, ExecutionVm, Policy, PolicyRules, Retention, Schedule, ScheduleRules, ScheduleWindow,
+    Day, Execution, ExecutionVm, Policy, PolicyHooks, PolicyInForce, PolicyRules, PolicyVerification, Retention,
+    Schedule, ScheduleRules, ScheduleWindow,
 };
 use sendense_types::{ExecutionState, Timestamp, VmOutcome};
 use serde::de::DeserializeOwned;
@@ -37,6 +38,10 @@ fn policy_rules() -> PolicyRules {
         quiesce: true,
         compression: None,
         on_tracking_loss: None,
+        time_limit_seconds: Some(21_600),
+        chain_points_max: Some(30),
+        verification: Some(PolicyVerification { at_rest_days: Some(7), deep_days: Some(90) }),
+        hooks: Some(PolicyHooks { after: Some("start-db".to_owned()), ..PolicyHooks::default() }),
         retention: Some(Retention { keep_daily: 14, ..Retention::default() }),
     }
 }
@@ -66,6 +71,7 @@ fn a_policy() {
         policy_id: "pol-1".parse().unwrap(),
         name: "gold".to_owned(),
         rules: policy_rules(),
+        in_force: PolicyInForce { chain_points_max: 30, at_rest_days: 7, deep_days: 90 },
         created_at: at(0),
         updated_at: at(1),
     };
@@ -100,6 +106,15 @@ fn a_policy() {
               "repository_id": "repo-1",
               "full_every": 28,
               "quiesce": true,
+              "time_limit_seconds": 21600,
+              "chain_points_max": 30,
+              "verification": {
+                "at_rest_days": 7,
+                "deep_days": 90
+              },
+              "hooks": {
+                "after": "start-db"
+              },
               "retention": {
                 "keep_last": 0,
                 "keep_hourly": 0,
@@ -109,6 +124,11 @@ fn a_policy() {
                 "keep_yearly": 0,
                 "minimum_age_seconds": 0
               }
+            },
+            "in_force": {
+              "chain_points_max": 30,
+              "at_rest_days": 7,
+              "deep_days": 90
             },
             "created_at": "2026-05-28T20:26:40Z",
             "updated_at": "2026-05-28T20:26:41Z"

@@ -181,6 +181,7 @@ backups = "backups" {
     verify_bytes: Option<i64>,
     verify_ms: Option<i64>,
     verify_finding: Option<String>,
+    deep_verified_at: Option<Ts>,
 }}
 
 entity! { /// What damage has cost, by point and disk.

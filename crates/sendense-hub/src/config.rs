@@ -35,6 +35,8 @@ pub struct HubConfig {
     pub nbd: NbdConfig,
     /// Instant recoveries.
     pub recovery: RecoveryConfig,
+    /// The folder of programs that policies may have run before and after backups; absent: none may.
+    pub hooks_dir: Option<PathBuf>,
     /// How much may happen at once.
     pub limits: Limits,
     /// The time.
@@ -196,6 +198,7 @@ impl HubConfig {
             accept_new_key: false,
             nbd: NbdConfig::default(),
             recovery: RecoveryConfig::default(),
+            hooks_dir: None,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             #[cfg(test)]
@@ -216,6 +219,7 @@ impl fmt::Debug for HubConfig {
             .field("accept_new_key", &self.accept_new_key)
             .field("nbd", &self.nbd)
             .field("recovery", &self.recovery)
+            .field("hooks_dir", &self.hooks_dir)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

@@ -9,11 +9,12 @@ use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, internal, invalid};
+use crate::hooks::Hooks;
 use crate::jobs::Running;
 use crate::mounts::Mounts;
 use crate::nodes::Nodes;
 use crate::nodes::source::RemoteSource;
-use crate::reconcile::Reaping;
+use crate::reconcile::{LeftOvers, Reaping, Sweeping};
 use crate::recoveries::Recoveries;
 use crate::repositories::Repositories;
 use crate::restore::Rooms;
@@ -52,10 +53,16 @@ pub(crate) struct Core {
     pub schedules_changed: tokio::sync::Notify,
     /// What of the journal is being undone.
     pub reaping: Reaping,
+    /// What could not be undone.
+    pub left_overs: LeftOvers,
+    /// Sources that are to be swept before their time.
+    pub sweeping: Sweeping,
     pub mounts: Mounts,
     pub nodes: Arc<Nodes>,
     pub exports: Arc<Exports>,
     pub recoveries: Recoveries,
+    /// What is run before and after backups.
+    pub hooks: Hooks,
     /// Asked for when the hub ends: nothing new begins.
     pub stop: CancellationToken,
     /// Everything that was started and must have ended before the hub is gone.

@@ -8,6 +8,7 @@
 //!     key                0600, seals credentials of sources
 //!     catalog.db         the embedded database
 //!     journal/           what the embedded node made outside this process
+//!     hooks/             what is still to be run after backups
 //!     recoveries/        what recovered machines are and, unless told otherwise, what they have written
 //!     run/               sockets of tools that the hub runs
 //!     transfers/         backups of nodes that go on after a restart
@@ -93,7 +94,7 @@ impl DataDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse(path)),
             Err(errno) => return Err(access(&lock_path)(errno.into())),
         }
-        for folder in ["journal", "recoveries", "run", "tls", "transfers"] {
+        for folder in ["hooks", "journal", "recoveries", "run", "tls", "transfers"] {
             let folder = path.join(folder);
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(access(&folder))?;
         }
@@ -134,6 +135,11 @@ impl DataDir {
     /// Records of recovered machines.
     pub fn recoveries_path(&self) -> PathBuf {
         self.path.join("recoveries")
+    }
+
+    /// Records of what is still to be run after backups.
+    pub fn hooks_path(&self) -> PathBuf {
+        self.path.join("hooks")
     }
 
     /// Records of backups that nodes make.

@@ -4,7 +4,7 @@
 //! next one, because each event carries the whole object.
 
 use futures::{Stream, StreamExt};
-use sendense_api::{Alert, Backup, Event, SpaceAlert, Task};
+use sendense_api::{Alert, Backup, Event, LeftOverAlert, SpaceAlert, Task};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -43,6 +43,11 @@ impl Events {
     /// Tells of a repository's room.
     pub fn space(&self, space: SpaceAlert) {
         self.tell(Event::Space { space });
+    }
+
+    /// Tells of something on a source that cannot be removed, or is gone.
+    pub fn left_over(&self, left_over: LeftOverAlert) {
+        self.tell(Event::LeftOver { left_over });
     }
 
     /// True when telling is worth the work of making the event.

@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::data_dir::{self, DataDir, private_file};
 use crate::events::Events;
 use crate::exports::{self, Exports};
+use crate::hooks::{self, Hooks};
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
 use crate::mounts::{self, Mounts};
@@ -92,6 +93,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The folder of hooks cannot be trusted.
+    #[error("use the folder of hooks")]
+    Hooks(#[source] hooks::Refused),
     /// The API cannot be served.
     #[error(transparent)]
     Serve(#[from] crate::http::Error),
@@ -135,6 +139,7 @@ impl Hub {
         let transfers_path = data_dir.transfers_path();
         let transfers = Transfers::open(transfers_path.clone())
             .map_err(|source| data_dir::Error::Access { path: transfers_path, source })?;
+        let hooks = Hooks::open(config.hooks_dir.as_deref(), &data_dir.hooks_path()).map_err(Error::Hooks)?;
         crate::metrics::install();
         let core = Arc::new(Core {
             catalog,
@@ -154,6 +159,8 @@ impl Hub {
             token_notes: tokens::Notes::default(),
             schedules_changed: tokio::sync::Notify::new(),
             reaping: reconcile::Reaping::default(),
+            left_overs: reconcile::LeftOvers::default(),
+            sweeping: reconcile::Sweeping::default(),
             mounts: Mounts::new(
                 mounts::start_worker(data_dir.run_path()),
                 config.clock.clone(),
@@ -162,6 +169,7 @@ impl Hub {
             ),
             nodes: Arc::new(Nodes::new(authority, transfers)),
             recoveries: Recoveries::new(config.recovery.clone(), recovery_dir, data_dir.recoveries_path()),
+            hooks,
             exports: Arc::new(Exports::new(config.nbd.clone(), data_dir.path())),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),

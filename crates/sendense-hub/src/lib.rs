@@ -22,6 +22,7 @@ mod data_dir;
 mod events;
 mod exports;
 mod fault;
+mod hooks;
 pub mod http;
 mod hub;
 mod jobs;

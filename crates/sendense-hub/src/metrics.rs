@@ -64,6 +64,7 @@ fn describe() {
         "sendense_repository_full_in_days",
         "Days until a repository is full, +Inf where that cannot be told"
     );
+    describe_gauge!("sendense_left_over", "Things of ended tasks that cannot be removed from their sources, now");
     describe_gauge!("sendense_memory_rss_bytes", "Memory that the hub holds");
     describe_counter!("sendense_http_requests_total", "Calls of the API, by method, route and status");
     describe_histogram!(CALL_SECONDS, "How long calls took until their answer began, by route");
@@ -129,6 +130,11 @@ pub(crate) fn set_space(name: &str, space: &RepositorySpace) {
     let repository = || [("repository", name.to_owned())];
     gauge!("sendense_repository_space_state", &repository()).set(f64::from(space.state as u8));
     gauge!("sendense_repository_full_in_days", &repository()).set(space.full_in_days.unwrap_or(f64::INFINITY));
+}
+
+/// Things that stay on sources.
+pub(crate) fn set_left_over(count: usize) {
+    gauge!("sendense_left_over").set(count as f64);
 }
 
 /// The process' memory.

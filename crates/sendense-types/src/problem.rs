@@ -119,6 +119,8 @@ problems! {
     Internal = "internal", 500, Operator;
     /// The hypervisor or NBD server does not do what it should.
     SourceFailed = "source_failed", 502, Operator;
+    /// A program that the administrator has run before a backup failed, or may not be run.
+    HookFailed = "hook_failed", 502, Operator;
     /// A limit is reached or a service is not there now.
     Busy = "busy", 503, Time;
     /// The source cannot be reached.

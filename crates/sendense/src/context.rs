@@ -5,6 +5,8 @@ use crate::secret::from_file;
 use anyhow::{Context as _, Result};
 use sendense_api::{Client, ClientOptions, Secret, Trust};
 
+const TOKEN_FILE: &str = "SENDENSE_TOKEN_FILE";
+
 /// A command's surroundings.
 pub struct Context {
     /// The hub.
@@ -27,9 +29,31 @@ impl Context {
 }
 
 fn token(global: &Global) -> Result<Option<Secret>> {
-    if let Ok(token) = std::env::var("SENDENSE_TOKEN") {
-        return Ok(Some(Secret::new(token.trim())));
+    let file = global.token_file.as_deref();
+    let is_typed = file.is_some_and(|file| std::env::var_os(TOKEN_FILE).is_none_or(|exported| file != exported));
+    if let Some(token) = exported(std::env::var("SENDENSE_TOKEN").ok(), is_typed) {
+        return Ok(Some(Secret::new(&token)));
     }
-    let token = global.token_file.as_deref().map(from_file).transpose().context("read the token file")?;
+    let token = file.map(from_file).transpose().context("read the token file")?;
     Ok(token.map(|token| Secret::new(token.expose().trim())))
+}
+
+/// The token of the environment, if it counts: a file that was named on the command line counts before what was exported once,
+/// and an empty variable says nothing.
+fn exported(token: Option<String>, is_file_typed: bool) -> Option<String> {
+    token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty() && !is_file_typed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exported;
+
+    #[test]
+    fn what_is_typed_counts_before_what_was_exported() {
+        let token = |text: &str| Some(text.to_owned());
+        assert_eq!(exported(token(" abc\n"), false), token("abc"));
+        assert_eq!(exported(token("abc"), true), None);
+        assert_eq!(exported(token("  "), false), None);
+        assert_eq!(exported(None, false), None);
+    }
 }

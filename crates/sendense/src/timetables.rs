@@ -1,6 +1,6 @@
 //! Tables of policies, schedules and executions.
 
-use crate::output::{moment, or_dash};
+use crate::output::{bytes, moment, or_dash};
 use crate::tables::{Table, facts, words};
 use sendense_api::{
     Execution, ExecutionVm, Occurrence, Policy, PolicyPlan, PolicyRules, Retention, Schedule, ScheduleRules,
@@ -24,6 +24,7 @@ pub fn policies(policies: &[Policy]) -> Table {
 /// One policy.
 pub fn policy(policy: &Policy) -> Table {
     let rules = &policy.rules;
+    let often = rules.verification.unwrap_or_default();
     facts(vec![
         ("policy", policy.name.clone()),
         ("id", policy.policy_id.to_string()),
@@ -36,6 +37,15 @@ pub fn policy(policy: &Policy) -> Table {
         ("sources", rules.sources.join(" ")),
         ("repository", rules.repository_id.clone()),
         ("full every", rules.full_every.map(|every| format!("{every} points")).unwrap_or_default()),
+        (
+            "time limit",
+            rules.time_limit_seconds.map(|limit| crate::output::duration(f64::from(limit))).unwrap_or_default(),
+        ),
+        ("chain points", said(rules.chain_points_max, chain_points(policy.in_force.chain_points_max))),
+        ("verify at rest", said(often.at_rest_days, after(policy.in_force.at_rest_days))),
+        ("verify deep", said(often.deep_days, after(policy.in_force.deep_days))),
+        ("before", rules.hooks.as_ref().and_then(|hooks| hooks.before.clone()).unwrap_or_default()),
+        ("after", rules.hooks.as_ref().and_then(|hooks| hooks.after.clone()).unwrap_or_default()),
         ("quiesce", if rules.quiesce { "yes".to_owned() } else { String::new() }),
         ("keep", rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps)),
         ("changed", moment(policy.updated_at)),
@@ -47,6 +57,25 @@ fn meant(rules: &PolicyRules) -> String {
     let tags = rules.tags.iter().map(|tag| format!("tag:{tag}"));
     let folders = rules.folders.iter().map(|folder| format!("folder:{folder}"));
     rules.vms.iter().cloned().chain(tags).chain(folders).collect::<Vec<_>>().join(" ")
+}
+
+/// What holds, and by whom when not by the policy itself.
+fn said(by_policy: Option<u32>, holds: String) -> String {
+    if by_policy.is_some() { holds } else { format!("{holds} (as the hub says)") }
+}
+
+fn chain_points(bound: u32) -> String {
+    if bound == 0 { "256 at most".to_owned() } else { bound.to_string() }
+}
+
+fn after(days: u32) -> String {
+    if days == 0 { "never".to_owned() } else { format!("after {days} days") }
+}
+
+/// How many chains the next points would end, if any.
+pub fn chains_ended(plan: &PolicyPlan) -> Option<String> {
+    let ended = plan.chains_ended;
+    (ended > 0).then(|| format!("{ended} chains would be too long with the next point, which becomes a full"))
 }
 
 /// What a retention keeps, in a few words.
@@ -64,15 +93,28 @@ fn keeps(retention: &Retention) -> String {
     said.join(", ")
 }
 
+/// What retention would do, in a sentence.
+pub fn retained(plan: &PolicyPlan) -> String {
+    let merged = if plan.merged > 0 {
+        format!(", and merge {} into later ones (they can be restored no more then)", plan.merged)
+    } else {
+        String::new()
+    };
+    let (vms, deleted, freed, kept) = (plan.vms.len(), plan.deleted, bytes(plan.freed_bytes), plan.kept);
+    format!("{vms} VMs; retention would delete {deleted} points, {freed}{merged}; {kept} stay")
+}
+
 /// What a policy would do.
 pub fn policy_plan(plan: &PolicyPlan) -> Table {
-    let mut table = Table::new(&["VM", "ID", "NEXT", "KEEP", "DELETE"], &[3, 4]);
+    let mut table = Table::new(&["VM", "ID", "NEXT", "CHAIN", "KEEP", "MERGE", "DELETE"], &[3, 4, 5, 6]);
     for vm in &plan.vms {
         table.row([
             vm.vm_name.clone(),
             vm.vm_context_id.to_string(),
-            vm.next_type.to_string(),
-            or_dash(vm.prune.as_ref().map(|prune| prune.kept)),
+            if vm.ends_chain { format!("{}, then full", vm.next_type) } else { vm.next_type.to_string() },
+            vm.chain_points.to_string(),
+            or_dash(vm.prune.as_ref().map(|prune| prune.kept.saturating_sub(vm.merged))),
+            or_dash(vm.prune.as_ref().map(|_| vm.merged)),
             or_dash(vm.prune.as_ref().map(|prune| prune.deleted)),
         ]);
     }

@@ -126,7 +126,7 @@ impl Parser {
     /// The event that an empty line ends. A name that this version does not know is passed over: newer hubs tell more.
     fn dispatch(&mut self) -> Result<Option<Event>, ClientError> {
         let (name, data) = (std::mem::take(&mut self.name), std::mem::take(&mut self.data));
-        if data.is_empty() || !matches!(name.as_str(), "task" | "backup" | "alert" | "space" | "lagged") {
+        if data.is_empty() || !matches!(name.as_str(), "task" | "backup" | "alert" | "space" | "left_over" | "lagged") {
             return Ok(None);
         }
         serde_json::from_str(&data)

@@ -79,7 +79,7 @@ struct Loose {
 }
 
 /// The longest time that may be set: a year. What takes longer is not ended by a clock.
-const TIME_LIMIT_SECONDS_MAX: u32 = 365 * 24 * 3600;
+pub const TIME_LIMIT_SECONDS_MAX: u32 = 365 * 24 * 3600;
 
 impl TryFrom<Loose> for CreateBackup {
     type Error = String;

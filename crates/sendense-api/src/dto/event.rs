@@ -3,7 +3,7 @@
 use super::backup::Backup;
 use super::task::Task;
 use crate::schema;
-use sendense_types::{BackupId, DiskNumber, RepositoryId, SpaceState, Timestamp, VmContextId};
+use sendense_types::{BackupId, DiskNumber, RepositoryId, SourceId, SpaceState, TaskId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -31,6 +31,12 @@ pub enum Event {
         /// Which one, and how it is.
         space: SpaceAlert,
     },
+    /// Something of ours on a source cannot be removed, or is gone at last.
+    #[serde(rename = "left_over")]
+    LeftOver {
+        /// Which thing, and how it is.
+        left_over: LeftOverAlert,
+    },
     /// The reader was too slow and missed events; it should ask for what it watches.
     Lagged {
         /// How many were missed.
@@ -46,6 +52,7 @@ impl Event {
             Self::Backup { .. } => "backup",
             Self::Alert { .. } => "alert",
             Self::Space { .. } => "space",
+            Self::LeftOver { .. } => "left_over",
             Self::Lagged { .. } => "lagged",
         }
     }
@@ -90,6 +97,61 @@ pub struct SpaceAlert {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
+}
+
+/// Something that a task made on a source and that could not be removed. Told when several tries have failed, and once more when it
+/// is gone. What stays now is in `GET /debug/health`, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftOverAlert {
+    /// Where it is.
+    #[schema(value_type = String)]
+    pub source_id: SourceId,
+    /// The task that made it.
+    #[schema(value_type = String)]
+    pub task_id: TaskId,
+    /// What it is. More may come; none is ever renamed.
+    pub kind: LeftOverKind,
+    /// The machine, in its source's words; empty when it is of none.
+    pub vm_key: String,
+    /// The machine's name, where it is known.
+    pub vm_name: Option<String>,
+    /// How it is.
+    pub state: LeftOverState,
+    /// What was tried and why it failed, for people.
+    pub message: String,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+/// What a thing on a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftOverKind {
+    /// A backup job that runs in the hypervisor.
+    BackupJob,
+    /// A tracking mark: a checkpoint, a bitmap.
+    Checkpoint,
+    /// A guest whose file systems are frozen.
+    FrozenGuest,
+    /// A process beside the hypervisor.
+    ChildProcess,
+    /// A file or folder.
+    File,
+    /// A snapshot of a machine.
+    Snapshot,
+    /// A machine whose restore did not end.
+    Machine,
+}
+
+/// How a thing on a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftOverState {
+    /// It could not be removed. It is tried again.
+    Stays,
+    /// It is not there any more.
+    Gone,
 }
 
 /// Sorts of alerts.

@@ -23,11 +23,11 @@ mod token;
 mod vm;
 
 pub use backup::{
-    Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup, Deletion, UpdateBackup,
-    VerifyBackup,
+    Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup, Deletion,
+    TIME_LIMIT_SECONDS_MAX, UpdateBackup, VerifyBackup,
 };
 pub use chain::{Chain, ChainBackup, ChainQuery};
-pub use event::{Alert, AlertKind, Event, SpaceAlert};
+pub use event::{Alert, AlertKind, Event, LeftOverAlert, LeftOverKind, LeftOverState, SpaceAlert};
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
@@ -41,7 +41,9 @@ pub use node::{
     CreatePairing, EnrolNode, Enrolment, LimitWindow, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Pairing,
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
-pub use policy::{PlannedVm, Policy, PolicyPlan, PolicyRules, Retention};
+pub use policy::{
+    PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyPlan, PolicyRules, PolicyVerification, Retention,
+};
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,

@@ -53,9 +53,67 @@ pub struct PolicyRules {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<schema::OnTrackingLoss>)]
     pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// A backup is ended when it has taken so many seconds, whatever it has reached. Left out: as long as it gets on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 31_536_000)]
+    pub time_limit_seconds: Option<u32>,
+    /// Points of a chain after which its newest is made a full, so that a new chain begins; 256 for as late as can be. Of what
+    /// it has above 10, a machine's chain may have up to half as much again. Left out: as the hub says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 2, maximum = 256)]
+    pub chain_points_max: Option<u32>,
+    /// How often the points that it made are verified by themselves. Left out: as the hub says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<PolicyVerification>,
+    /// Programs that are run on the hub's machine before and after each backup. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<PolicyHooks>,
     /// Which points stay, in this repository, after each new one. Left out: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+}
+
+/// How often points are verified by themselves. At least one of both is said; what is left out is as the hub says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyVerification {
+    /// Days after which a point that nobody has looked at is looked at: its files are compared with their digests. 0 for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, maximum = 3650)]
+    pub at_rest_days: Option<u32>,
+    /// Days after which every block of a point is decoded and compared, too, where that was not done since. 0 for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, maximum = 3650)]
+    pub deep_days: Option<u32>,
+}
+
+/// What holds for a policy's points: what it says, and what the hub says where it says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyInForce {
+    /// Points of a chain after which its newest is made a full; 0: chains grow to 256.
+    pub chain_points_max: u32,
+    /// Days after which a point that nobody has looked at is verified at rest; 0: never.
+    pub at_rest_days: u32,
+    /// Days after which every block of a point is decoded; 0: never.
+    pub deep_days: u32,
+}
+
+/// Programs of the hub's folder of hooks (`--hooks-dir`), by their names there. At least one of both is named.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyHooks {
+    /// Run before anything of the VM is touched. When it fails, the backup does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub before: Option<String>,
+    /// Run when the backup has ended, however it did; it is told how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub after: Option<String>,
+    /// How long each may run; then it is killed with all that it has started. Left out: 600.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, minimum = 1, maximum = 3600)]
+    pub timeout_seconds: Option<u32>,
 }
 
 /// Which points stay; the rules of a prune. At least one keeps something.
@@ -99,6 +157,8 @@ pub struct Policy {
     pub name: String,
     /// What it says; sources and the repository by id.
     pub rules: PolicyRules,
+    /// What holds with what the hub says.
+    pub in_force: PolicyInForce,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -119,10 +179,14 @@ pub struct PolicyPlan {
     pub unmatched: Vec<String>,
     /// Points that its retention would delete now.
     pub deleted: u64,
+    /// Points that would be merged into later ones after backups: no rule keeps them, and what they hold is needed.
+    pub merged: u64,
     /// Points that would stay.
     pub kept: u64,
-    /// Bytes that this would free.
+    /// Bytes that deleting would free. What merging frees is known when it is done.
     pub freed_bytes: u64,
+    /// Chains that the next backups would make too long: each ends with a full, made beside the backups, one after another.
+    pub chains_ended: u64,
 }
 
 /// A VM of a [`PolicyPlan`].
@@ -136,6 +200,12 @@ pub struct PlannedVm {
     /// What its next backup would be asked to be.
     #[schema(value_type = schema::BackupType)]
     pub next_type: BackupType,
+    /// Points of its longest chain in the repository now.
+    pub chain_points: u64,
+    /// Whether the chain would be too long with the next point, so that a full would be made of that.
+    pub ends_chain: bool,
+    /// Points that would be merged into later ones, which `prune` tells as `needed`.
+    pub merged: u64,
     /// What retention would take and leave; null when the policy has none.
     pub prune: Option<Prune>,
 }

@@ -16,7 +16,7 @@ use crate::{entity, value};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
 use sendense_types::{
     BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, OnTrackingLoss, Phase, Problem,
-    RepositoryId, TaskId, TaskKind, TaskState, Timestamp, VmContextId,
+    RepositoryId, SourceKind, TaskId, TaskKind, TaskState, Timestamp, VmContextId,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -135,7 +135,8 @@ impl Backups<'_> {
     /// Begins a backup: its row and its task, both pending, at once.
     ///
     /// # Errors
-    /// [`Conflict::BackupActive`] while the machine has a backup that is not final, whichever hub makes it;
+    /// [`Conflict::BackupActive`] while the machine has a backup that is not final, whichever hub makes it and by whichever
+    /// source it is reached;
     /// [`Error::NotFound`] for the machine or the repository; [`Conflict::Exists`] for an id that is known.
     pub async fn begin(&self, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
         self.0.write(|tx| async move { begin_in(&tx, new, now).await }).await
@@ -325,11 +326,11 @@ impl Backups<'_> {
 
 /// Begins a backup within a transaction that does more. See [`Backups::begin`].
 pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
-    let vm = lock_vm(tx, &new.vm_context_id).await?;
+    let (vm, same) = lock_machine(tx, &new.vm_context_id).await?;
     let repository = entity::repositories::Entity::find_by_id(new.repository_id.as_str()).one(&**tx).await?;
     repository.ok_or_else(|| Error::not_found(Noun::Repository, &new.repository_id))?;
     let active = entity::backups::Entity::find()
-        .filter(entity::backups::Column::ActiveVmContextId.eq(new.vm_context_id.as_str()))
+        .filter(entity::backups::Column::ActiveVmContextId.is_in(same))
         .one(&**tx)
         .await?;
     if let Some(active) = active {
@@ -407,6 +408,30 @@ pub(super) async fn insert(tx: &Tx, backup: &Backup) -> Result<()> {
 pub(crate) async fn lock_vm(tx: &Tx, id: &VmContextId) -> Result<entity::vm_contexts::Model> {
     let row = entity::vm_contexts::Entity::find_by_id(id.as_str()).lock_exclusive().one(&**tx).await?;
     row.ok_or_else(|| Error::not_found(Noun::Vm, id))
+}
+
+/// The row of a machine, locked, and the ids of all rows that are this machine: a hypervisor may be registered twice, by its own
+/// name and behind a node, say. What a backup leaves on a machine must not be taken for a dead task's by the backup of the other.
+async fn lock_machine(tx: &Tx, id: &VmContextId) -> Result<(entity::vm_contexts::Model, Vec<String>)> {
+    use entity::vm_contexts::{Column, Entity};
+    let row = Entity::find_by_id(id.as_str()).one(&**tx).await?;
+    let row = row.ok_or_else(|| Error::not_found(Noun::Vm, id))?;
+    // The uuids of other kinds are made of paths, which several hypervisors may have.
+    let is_worldwide = [SourceKind::Vsphere, SourceKind::Libvirt].iter().any(|kind| row.kind == kind.as_str());
+    if !is_worldwide {
+        return Ok((lock_vm(tx, id).await?, vec![row.vm_context_id]));
+    }
+    let same = Entity::find()
+        .filter(Column::Kind.eq(&row.kind))
+        .filter(Column::InstanceUuid.eq(&row.instance_uuid))
+        // All in one order, so that no two wait for each other.
+        .order_by_asc(Column::VmContextId)
+        .lock_exclusive()
+        .all(&**tx)
+        .await?;
+    let ids = same.iter().map(|row| row.vm_context_id.clone()).collect();
+    let row = same.into_iter().find(|row| row.vm_context_id == id.as_str());
+    Ok((row.ok_or_else(|| Error::not_found(Noun::Vm, id))?, ids))
 }
 
 /// The row of the backup that a claimed task makes; both are locked.

@@ -140,6 +140,7 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         verify_bytes: verification.bytes,
         verify_ms: verification.took_ms,
         verify_finding: verification.finding,
+        deep_verified_at: verification.deep_at,
     })
 }
 

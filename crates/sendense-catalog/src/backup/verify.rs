@@ -8,9 +8,12 @@ use crate::entity;
 use crate::error::{Error, Result};
 use crate::tx::Tx;
 use crate::value::{self, Ts};
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::{NotSet, Set},
+    ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+};
 use sendense_types::{
-    BackupId, BackupStatus, DiskNumber, RepositoryId, Timestamp, VerifyDepth, VerifyState, VmContextId,
+    BackupId, BackupStatus, DiskNumber, PolicyId, RepositoryId, Timestamp, VerifyDepth, VerifyState, VmContextId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,6 +61,8 @@ pub(super) struct Columns {
     pub(super) bytes: Option<i64>,
     pub(super) took_ms: Option<i64>,
     pub(super) finding: Option<String>,
+    /// When every block was decoded, where this verification did so.
+    pub(super) deep_at: Option<Ts>,
 }
 
 pub(super) fn columns(found: &Verification) -> Result<Columns> {
@@ -68,7 +73,36 @@ pub(super) fn columns(found: &Verification) -> Result<Columns> {
         bytes: Some(value::store_u64("verify_bytes", found.bytes)?),
         took_ms: Some(value::store_u64("verify_ms", found.took_ms)?),
         finding: found.finding.as_deref().map(|text| value::trim_text(text, FINDING_BYTES_MAX)),
+        deep_at: decoded(found).then(|| found.at.into()),
     })
+}
+
+/// Whether every block was decoded: what is found corrupt is decoded, too, to know what is lost. As with a look at rest it does not
+/// matter what was found, or points that are known to be damaged would be decoded again every day.
+fn decoded(found: &Verification) -> bool {
+    found.state == VerifyState::Corrupt || found.depth == Some(VerifyDepth::Deep)
+}
+
+/// By whom points were made.
+#[derive(Debug, Clone, Copy)]
+pub enum MadeBy<'a> {
+    /// Points that were made by one of these policies.
+    AnyOf(&'a [PolicyId]),
+    /// Points that were made by none of these policies, or by hand.
+    NoneOf(&'a [PolicyId]),
+}
+
+/// Which points to find.
+#[derive(Debug, Clone, Copy)]
+pub struct Unproved<'a> {
+    /// Where.
+    pub repository_id: &'a RepositoryId,
+    /// Whose.
+    pub made_by: MadeBy<'a>,
+    /// What counts as a look: any, or only one at every block.
+    pub depth: VerifyDepth,
+    /// Looks that are older count for nothing.
+    pub before: Timestamp,
 }
 
 impl Backups<'_> {
@@ -104,35 +138,46 @@ impl Backups<'_> {
         Ok(damaged)
     }
 
-    /// Points of a repository that nobody has looked at since `before`, those whose proof, or else whose end, is the oldest first.
-    pub async fn longest_unproved(
-        &self,
-        repository: &RepositoryId,
-        before: Timestamp,
-        limit: u64,
-    ) -> Result<Vec<Backup>> {
-        use entity::backups::{Column, Entity};
-        let before = Ts::from(before);
+    /// Points that nobody has looked at since `before`, those whose proof, or else whose end, is the oldest first; with the time of
+    /// that.
+    pub async fn longest_unproved(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<(Backup, Timestamp)>> {
+        use entity::backups::{Column, Entity, Model};
+        type Proof = (Column, fn(&Model) -> Option<Ts>);
+        let (column, proof): Proof = match which.depth {
+            VerifyDepth::AtRest => (Column::VerifiedAt, |row| row.verified_at),
+            VerifyDepth::Deep => (Column::DeepVerifiedAt, |row| row.deep_verified_at),
+        };
+        let before = Ts::from(which.before);
         let points = || {
-            Entity::find()
-                .filter(Column::RepositoryId.eq(repository.as_str()))
+            let points = Entity::find()
+                .filter(Column::RepositoryId.eq(which.repository_id.as_str()))
                 .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
-                .limit(limit)
+                .limit(limit);
+            match which.made_by {
+                MadeBy::AnyOf(policies) => points.filter(Column::PolicyId.is_in(policies.iter().map(PolicyId::as_str))),
+                MadeBy::NoneOf([]) => points,
+                MadeBy::NoneOf(policies) => {
+                    let others = Column::PolicyId.is_not_in(policies.iter().map(PolicyId::as_str));
+                    points.filter(Column::PolicyId.is_null().or(others))
+                }
+            }
         };
         let never = points()
-            .filter(Column::VerifiedAt.is_null())
+            .filter(column.is_null())
             .filter(Column::CompletedAt.lt(before))
             .order_by_asc(Column::CompletedAt)
             .all(self.0.pool());
-        let long_ago =
-            points().filter(Column::VerifiedAt.lt(before)).order_by_asc(Column::VerifiedAt).all(self.0.pool());
+        let long_ago = points().filter(column.lt(before)).order_by_asc(column).all(self.0.pool());
         let (mut rows, long_ago) = tokio::try_join!(never, long_ago)?;
         rows.extend(long_ago);
-        rows.sort_by(|a, b| {
-            (a.verified_at.or(a.completed_at), &a.backup_id).cmp(&(b.verified_at.or(b.completed_at), &b.backup_id))
-        });
+        let since = |row: &Model| proof(row).or(row.completed_at).unwrap_or(row.created_at);
+        rows.sort_by(|a, b| (since(a), &a.backup_id).cmp(&(since(b), &b.backup_id)));
         rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        rows.into_iter().map(|row| super::row::read(row, Vec::new())).collect()
+        let told = rows.into_iter().map(|row| {
+            let since = since(&row).into();
+            Ok((super::row::read(row, Vec::new())?, since))
+        });
+        told.collect()
     }
 
     /// A point and all that it builds on, newest first.
@@ -195,6 +240,11 @@ async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
         verify_bytes: Set(columns.bytes),
         verify_ms: Set(columns.took_ms),
         verify_finding: Set(columns.finding),
+        // A look at rest leaves the time of a deep one as it is; nothing known any more is nothing decoded.
+        deep_verified_at: match &found.verification {
+            Some(found) if !decoded(found) => NotSet,
+            _ => Set(columns.deep_at),
+        },
         ..Default::default()
     };
     Entity::update_many().set(set).filter(Column::BackupId.eq(id)).exec(&**tx).await?;

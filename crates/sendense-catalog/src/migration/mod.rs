@@ -18,6 +18,7 @@ mod m0015_repository_space;
 mod m0016_repository_reports;
 mod m0017_node_limits;
 mod m0019_vm_tags;
+mod m0020_deep_proof;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -42,6 +43,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0016_repository_reports::Migration),
             Box::new(m0017_node_limits::Migration),
             Box::new(m0019_vm_tags::Migration),
+            Box::new(m0020_deep_proof::Migration),
         ]
     }
 }

@@ -14,6 +14,8 @@ pub struct VmFilter {
     pub vm_name: Option<String>,
     /// Of this source.
     pub source_id: Option<SourceId>,
+    /// With this identity, which is one machine's in a source.
+    pub instance_uuid: Option<String>,
     /// Those that bear this word.
     pub tag: Option<String>,
     /// Those that discoveries see (`true`), or do not see any more (`false`).
@@ -44,6 +46,9 @@ fn select(filter: &VmFilter) -> Select<entity::vm_contexts::Entity> {
     }
     if let Some(source_id) = &filter.source_id {
         select = select.filter(Column::SourceId.eq(source_id.as_str()));
+    }
+    if let Some(identity) = &filter.instance_uuid {
+        select = select.filter(Column::InstanceUuid.eq(identity));
     }
     if let Some(tag) = &filter.tag {
         use entity::vm_tags::{Column as TagColumn, Entity as Tags};

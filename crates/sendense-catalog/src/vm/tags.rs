@@ -8,7 +8,7 @@ use crate::backup::lock_vm;
 use crate::error::{Error, Result};
 use crate::tx::Tx;
 use crate::{entity, value};
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter};
 use sendense_types::{Tag, VmContextId};
 use std::collections::{BTreeSet, HashMap};
 
@@ -33,7 +33,13 @@ impl Vms<'_> {
                 let words: Vec<&str> = remove.iter().map(Tag::as_str).collect();
                 let off = Column::VmContextId.eq(id.as_str()).and(Column::Tag.is_in(words));
                 Entity::delete_many().filter(off).exec(&*tx).await?;
-                hang(&tx, id.as_str(), add.difference(remove).map(Tag::as_str)).await
+                let own = borne(&tx, id.as_str()).await?;
+                let new = add.difference(remove).map(Tag::as_str).filter(|word| !own.contains(*word));
+                let new: Vec<&str> = new.collect();
+                if own.len() + new.len() > TAGS_MAX {
+                    return Err(Error::Invalid { field: "tags", reason: format!("a VM bears at most {TAGS_MAX}") });
+                }
+                hang(&tx, id.as_str(), new).await
             })
             .await?;
         self.get(id).await
@@ -51,15 +57,17 @@ impl Vms<'_> {
     }
 }
 
-/// Hangs words on a machine that the caller has locked.
-async fn hang(tx: &Tx, vm_context_id: &str, words: impl Iterator<Item = &str>) -> Result<()> {
-    use entity::vm_tags::{Column, Entity, Model};
-    let borne = Entity::find().filter(Column::VmContextId.eq(vm_context_id)).all(&**tx).await?;
-    let new: Vec<&str> = words.filter(|word| borne.iter().all(|row| row.tag != *word)).collect();
-    if borne.len() + new.len() > TAGS_MAX {
-        return Err(Error::Invalid { field: "tags", reason: format!("a VM bears at most {TAGS_MAX}") });
-    }
-    for word in new {
+/// The words on a machine that the caller has locked.
+async fn borne(tx: &Tx, vm_context_id: &str) -> Result<BTreeSet<String>> {
+    use entity::vm_tags::{Column, Entity};
+    let rows = Entity::find().filter(Column::VmContextId.eq(vm_context_id)).all(&**tx).await?;
+    Ok(rows.into_iter().map(|row| row.tag).collect())
+}
+
+/// Hangs words on a machine that does not bear them.
+async fn hang(tx: &Tx, vm_context_id: &str, words: impl IntoIterator<Item = &str>) -> Result<()> {
+    use entity::vm_tags::{Entity, Model};
+    for word in words {
         let row = Model { vm_context_id: vm_context_id.to_owned(), tag: word.to_owned() };
         Entity::insert(row.into_active_model()).exec_without_returning(&**tx).await?;
     }
@@ -68,9 +76,7 @@ async fn hang(tx: &Tx, vm_context_id: &str, words: impl Iterator<Item = &str>) -
 
 /// Gives a machine the words of another one that turned out to be the same, as far as it has room for them.
 pub(super) async fn inherit(tx: &Tx, from: &str, to: &str) -> Result<()> {
-    use entity::vm_tags::{Column, Entity};
-    let borne = Entity::find().filter(Column::VmContextId.eq(to)).all(&**tx).await?;
-    let words = Entity::find().filter(Column::VmContextId.eq(from)).order_by_asc(Column::Tag).all(&**tx).await?;
-    let new = words.iter().map(|row| row.tag.as_str()).filter(|word| borne.iter().all(|row| row.tag != *word));
-    hang(tx, to, new.take(TAGS_MAX.saturating_sub(borne.len()))).await
+    let (theirs, own) = (borne(tx, from).await?, borne(tx, to).await?);
+    let room = TAGS_MAX.saturating_sub(own.len());
+    hang(tx, to, theirs.difference(&own).take(room).map(String::as_str)).await
 }

@@ -10,7 +10,7 @@ use sendense_api::{
     VerifyBackup,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode, SourceKind};
+use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode, SourceKind, VerifyDepth};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -77,14 +77,14 @@ impl App {
         self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
     }
 
-    /// Checks a point beside everything else, as the hub's settings say.
-    pub(crate) async fn verify_aside(&self, caller: &Caller, row: catalog::Backup) -> Result<Task> {
+    /// Checks a point beside everything else.
+    pub(crate) async fn verify_aside(&self, caller: &Caller, row: catalog::Backup, depth: VerifyDepth) -> Result<Task> {
         let work = VerifyWork {
             backup_id: row.backup_id.clone(),
             vm_context_id: row.vm_context_id,
             vm_name: row.vm_name.into(),
             repository_id: row.repository_id,
-            deep: self.core.limits.verify_deep,
+            deep: depth == VerifyDepth::Deep,
             own_files_only: true,
             aside: true,
         };

@@ -4,6 +4,7 @@
 //! ([`crate::jobs::merge`]). Invariant: by itself no point goes; a chain that is too long ends, and a new one begins with a
 //! full made of what is there.
 
+use super::in_force::in_force;
 use super::repositories::Settings;
 use super::{App, Caller, vms};
 use crate::core::blocking;
@@ -14,8 +15,8 @@ use crate::space::{self, Thresholds};
 use sendense_api::{ConsolidateQuery, Consolidation, Role};
 use sendense_catalog as catalog;
 use sendense_types::{
-    BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind, TaskState, Timestamp,
-    VmContextId,
+    BackupId, BackupStatus, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind,
+    TaskState, Timestamp, VmContextId,
 };
 use std::num::NonZeroU32;
 
@@ -85,17 +86,14 @@ impl App {
     /// Ends chains that have become too long with this point: it is made a full, beside and after the backup. Not where its room
     /// would be missed: a long chain does no harm, and backups come first.
     pub(crate) async fn bound_chains(&self, of: &BackupWork) -> Result<()> {
-        let bound = bound_of(self.core.limits.chain_points_max, &of.vm_context_id);
+        let rules = self.rules_behind(of.policy_id.as_deref()).await?;
+        let said = in_force(&self.core.limits, rules.as_ref()).chain_points_max;
         let point = self.core.catalog.backups().get(&of.backup_id).await.or_problem()?;
-        if bound == 0 || point.backup_type == BackupType::Full {
+        if said == 0 || point.backup_type == BackupType::Full {
             return Ok(());
         }
-        let mut longest = 0;
-        for disk in &point.disks {
-            let (vm, repository) = (&of.vm_context_id, &of.repository_id);
-            let chain = self.core.catalog.backups().chain(vm, disk.disk_id, Some(repository)).await.or_problem()?;
-            longest = longest.max(chain.backups.len());
-        }
+        let bound = bound_of(said, &of.vm_context_id);
+        let longest = self.longest_chain_of(&point).await?;
         let work = MergeWork {
             vm_context_id: of.vm_context_id.clone(),
             vm_name: of.vm_name.clone(),
@@ -103,7 +101,7 @@ impl App {
             backup_ids: Vec::new(),
             full: Some(of.backup_id.clone()),
         };
-        if longest <= bound || self.is_merging(&work).await? {
+        if !is_too_long(longest, said, &of.vm_context_id) || self.is_merging(&work).await? {
             return Ok(());
         }
         if let Some(why) = self.misses_room(of).await? {
@@ -116,6 +114,33 @@ impl App {
         let caller = Caller { identity: "chain bound".to_owned(), role: Role::Admin };
         let subject = catalog::TaskSubject::Backup(of.backup_id.clone());
         self.make_task(&caller, Work::Merge(work), subject).await.map(drop)
+    }
+
+    /// Points of a machine's longest chain in a repository.
+    pub(super) async fn longest_chain(&self, vm: &VmContextId, repository_id: &RepositoryId) -> Result<u64> {
+        let filter = catalog::BackupFilter {
+            vm_context_id: Some(vm.clone()),
+            repository_id: Some(repository_id.clone()),
+            status: Some(BackupStatus::Completed),
+            ..catalog::BackupFilter::default()
+        };
+        let newest = catalog::Page { limit: 1, offset: 0 };
+        let (points, _) = self.core.catalog.backups().list(&filter, newest).await.or_problem()?;
+        match points.first() {
+            Some(point) => self.longest_chain_of(point).await,
+            None => Ok(0),
+        }
+    }
+
+    /// Points of the longest chain of a point's disks.
+    async fn longest_chain_of(&self, point: &catalog::Backup) -> Result<u64> {
+        let (vm, repository) = (&point.vm_context_id, &point.repository_id);
+        let mut longest = 0;
+        for disk in &point.disks {
+            let chain = self.core.catalog.backups().chain(vm, disk.disk_id, Some(repository)).await.or_problem()?;
+            longest = longest.max(chain.backups.len() as u64);
+        }
+        Ok(longest)
     }
 
     /// Why the repository cannot bear a full of this point, if it cannot.
@@ -158,7 +183,7 @@ const BOUND_SHARED: u32 = 10;
 
 /// The bound of a machine's chains: the hub's, or up to half as many again. Machines that were backed up first in the same night
 /// would all end their chains in the same night, and want the room of all their fulls at once.
-fn bound_of(bound: u32, vm: &VmContextId) -> usize {
+fn bound_of(bound: u32, vm: &VmContextId) -> u64 {
     let spread = bound.saturating_sub(BOUND_SHARED) / 2;
     // FNV-1a: the same on every hub and in every version.
     let hash = vm
@@ -167,7 +192,12 @@ fn bound_of(bound: u32, vm: &VmContextId) -> usize {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     // Its low bits alone would follow the last character.
     let later = (hash >> 32) % (u64::from(spread) + 1);
-    bound as usize + later as usize
+    u64::from(bound) + later
+}
+
+/// Whether a chain of so many points ends by itself. A bound of 0 ends none.
+pub(super) fn is_too_long(points: u64, bound: u32, vm: &VmContextId) -> bool {
+    bound > 0 && points > bound_of(bound, vm)
 }
 
 /// How many points of a chain stay: as many as is asked for, or as the hub lets chains grow to. A hub that bounds no chain
@@ -207,13 +237,13 @@ mod tests {
     #[test]
     fn a_fleet_that_began_in_one_night_does_not_end_its_chains_in_one() {
         let bounds = |bound| (0..1000).map(move |n| bound_of(bound, &format!("vm-{n:04}").parse().unwrap()));
-        let mut nights = std::collections::BTreeMap::<usize, usize>::new();
+        let mut nights = std::collections::BTreeMap::<u64, usize>::new();
         bounds(60).for_each(|bound| *nights.entry(bound).or_default() += 1);
         assert_eq!((nights.keys().min(), nights.keys().max()), (Some(&60), Some(&85)));
         // A thousand over 26 nights are 38 a night.
         assert!(nights.values().all(|machines| *machines < 80), "{nights:?}");
         for short in [0, 3, 10] {
-            assert!(bounds(short).all(|bound| bound == short as usize), "a short bound is kept to the point");
+            assert!(bounds(short).all(|bound| bound == u64::from(short)), "a short bound is kept to the point");
         }
     }
 }

@@ -37,12 +37,15 @@ impl App {
     }
 
     /// What a request comes to, once it is known that it can be met.
-    async fn new_backup(&self, caller: &Caller, asked: CreateBackup) -> Result<catalog::NewBackup> {
+    async fn new_backup(&self, caller: &Caller, mut asked: CreateBackup) -> Result<catalog::NewBackup> {
         caller.require(Role::Operator)?;
         check_tags(&asked)?;
         let vm = self.vm_asked(&asked).await?;
         let repository = self.repository_asked(&asked.repository_id).await?;
         maintenance::check(&repository, Use::Write)?;
+        if let Some(policy) = &mut asked.policy_id {
+            self.policy_by_id(policy).await?;
+        }
         let source_id = source_of(&vm)?;
         if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
             return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
@@ -51,6 +54,17 @@ impl App {
         self.refuse_when_full().await?;
         self.refuse_when_no_space(&repository).await?;
         new_backup(caller, Of { vm, source_id, repository, partial, recovery_id: None }, asked)
+    }
+
+    /// Puts the id of a policy in the place of its name: what the policy says of its points is found by that. A word that no policy
+    /// is called by stays as it is.
+    async fn policy_by_id(&self, policy: &mut String) -> Result<()> {
+        match self.core.catalog.policies().find(policy).await {
+            Ok(row) => *policy = row.policy_id.to_string(),
+            Err(error) if error.kind() == catalog::Kind::NotFound => {}
+            Err(error) => return Err(error).or_problem(),
+        }
+        Ok(())
     }
 
     /// Enters what recovery `recovery_id` has written as the next incremental of its machine's chain.

@@ -29,6 +29,7 @@ impl App {
         let mut checks = vec![self.check_catalog().await];
         checks.extend(self.check_repositories().await);
         checks.push(self.check_journal().await);
+        checks.push(self.check_left_over().await);
         checks.push(self.check_left_behind().await);
         Ok(DebugHealth {
             status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
@@ -102,6 +103,17 @@ impl App {
         futures::future::join_all(checks).await
     }
 
+    async fn check_left_over(&self) -> HealthCheck {
+        check("left over", async {
+            let told = self.core.left_overs.told();
+            match told.len() {
+                0 => Ok("nothing stays on a source".to_owned()),
+                _ => Err((CheckStatus::Degraded, some_of(&told))),
+            }
+        })
+        .await
+    }
+
     async fn check_left_behind(&self) -> HealthCheck {
         check("stuck work", async {
             match self.core.running.left_behind() {
@@ -128,12 +140,11 @@ impl App {
                     if left.is_empty() {
                         return Ok(format!("{} entries of running tasks", entries.len()));
                     }
-                    let mut detail = format!("{} things of ended tasks could not be removed yet: ", left.len());
-                    detail.push_str(&left.iter().take(LEFT_OVER_TOLD_MAX).cloned().collect::<Vec<_>>().join("; "));
-                    if left.len() > LEFT_OVER_TOLD_MAX {
-                        detail.push_str("; …");
-                    }
-                    Err((CheckStatus::Degraded, detail))
+                    let detail = some_of(&left);
+                    Err((
+                        CheckStatus::Degraded,
+                        format!("{} things of ended tasks could not be removed yet: {detail}", left.len()),
+                    ))
                 }
                 Ok(Err(error)) => Err((CheckStatus::Failed, error.to_string())),
                 Err(problem) => Err((CheckStatus::Failed, problem.message)),
@@ -141,6 +152,12 @@ impl App {
         })
         .await
     }
+}
+
+/// The first of them, and whether there are more.
+fn some_of(told: &[String]) -> String {
+    let more = if told.len() > LEFT_OVER_TOLD_MAX { "; …" } else { "" };
+    told[..told.len().min(LEFT_OVER_TOLD_MAX)].join("; ") + more
 }
 
 async fn check(name: &str, looked: impl Future<Output = Result<String, (CheckStatus, String)>>) -> HealthCheck {

@@ -13,6 +13,7 @@ mod exports;
 mod health;
 mod history;
 mod hold;
+pub(crate) mod in_force;
 mod merge;
 mod mounts;
 mod nodes;

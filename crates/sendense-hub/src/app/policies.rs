@@ -1,12 +1,13 @@
 //! Policies: what they say, which machines they mean, what they would do.
 
+use super::in_force::{self, in_force};
 use super::prune::policy as keeping;
 use super::selector::{Selector, parts};
-use super::{App, Caller};
+use super::{App, Caller, consolidate};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use sendense_api::{
-    ListQuery, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, PruneVm, Retention, Role,
+    ListQuery, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneFate, PruneQuery, PruneVm, Retention, Role,
 };
 use sendense_catalog as catalog;
 use sendense_types::{BackupStatus, BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
@@ -23,12 +24,12 @@ impl App {
     pub async fn list_policies(&self, page: ListQuery) -> Result<Page<Policy>> {
         let page = catalog::Page { limit: page.limit.get().into(), offset: page.offset };
         let (rows, total) = self.core.catalog.policies().list(page).await.or_problem()?;
-        Ok(Page { items: rows.into_iter().map(policy_out).collect::<Result<_>>()?, total })
+        Ok(Page { items: rows.into_iter().map(|row| self.policy_out(row)).collect::<Result<_>>()?, total })
     }
 
     /// One policy, by its id or name.
     pub async fn get_policy(&self, id_or_name: &str) -> Result<Policy> {
-        policy_out(self.core.catalog.policies().find(id_or_name).await.or_problem()?)
+        self.policy_out(self.core.catalog.policies().find(id_or_name).await.or_problem()?)
     }
 
     /// Makes a policy. Nothing is done before a schedule carries it out.
@@ -38,7 +39,7 @@ impl App {
         let (id, body) = (PolicyId::generate(), write(&rules)?);
         let row = self.core.catalog.policies().create(&id, &name, &body, self.core.now()).await.or_problem()?;
         tracing::info!(policy_id = %id, name = %name, by = %caller.identity, "policy made");
-        policy_out(row)
+        self.policy_out(row)
     }
 
     /// Lets a policy say something else.
@@ -49,7 +50,7 @@ impl App {
         let (name, rules) = self.check_policy(rules).await?;
         let row = policies.replace(&id, &name, &write(&rules)?, self.core.now()).await.or_problem()?;
         tracing::info!(policy_id = %id, name = %name, by = %caller.identity, "policy changed");
-        policy_out(row)
+        self.policy_out(row)
     }
 
     /// Forgets a policy. Points that were made for it stay.
@@ -78,18 +79,34 @@ impl App {
     async fn plan_rules(&self, rules: PolicyRules) -> Result<PolicyPlan> {
         let (vms, unmatched) = self.machines_of(&rules).await?;
         let repository_id: RepositoryId = repository_of(&rules)?;
-        let mut plan = PolicyPlan { repository_id, vms: Vec::new(), unmatched, deleted: 0, kept: 0, freed_bytes: 0 };
+        let bound = in_force(&self.core.limits, Some(&rules)).chain_points_max;
+        let mut plan = PolicyPlan {
+            repository_id: repository_id.clone(),
+            vms: Vec::new(),
+            unmatched,
+            deleted: 0,
+            merged: 0,
+            kept: 0,
+            freed_bytes: 0,
+            chains_ended: 0,
+        };
         for vm in vms {
             let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
             let how = PruneQuery { dry_run: true, plan_id: None };
             let prune = self.prune_by(&rules, &vm, how, "plan").await?;
+            let merged = prune.as_ref().map_or(0, |prune| merged_by(&rules, prune));
             if let Some(prune) = &prune {
                 plan.deleted += prune.deleted;
-                plan.kept += prune.kept;
+                plan.merged += merged;
+                plan.kept += prune.kept.saturating_sub(merged);
                 plan.freed_bytes = plan.freed_bytes.saturating_add(prune.freed_bytes);
             }
+            let chain_points = self.longest_chain(&vm.vm_context_id, &repository_id).await?;
+            let ends_chain = next_type == BackupType::Incremental
+                && consolidate::is_too_long(chain_points + 1, bound, &vm.vm_context_id);
+            plan.chains_ended += u64::from(ends_chain);
             let (vm_context_id, vm_name) = (vm.vm_context_id, vm.vm_name.into());
-            plan.vms.push(PlannedVm { vm_context_id, vm_name, next_type, prune });
+            plan.vms.push(PlannedVm { vm_context_id, vm_name, next_type, chain_points, ends_chain, merged, prune });
         }
         Ok(plan)
     }
@@ -169,21 +186,44 @@ impl App {
 
     /// A policy that puts its points into a repository, by name, if there is one.
     pub(super) async fn policy_into(&self, repository_id: &RepositoryId) -> Result<Option<Name>> {
-        let mut offset = 0;
+        let policies = self.all_policies().await?;
+        let into = policies.into_iter().find(|(_, rules)| rules.repository_id == repository_id.as_str());
+        Ok(into.map(|(policy, _)| policy.name))
+    }
+
+    /// Every policy with what it says.
+    pub(crate) async fn all_policies(&self) -> Result<Vec<(catalog::Policy, PolicyRules)>> {
+        let mut all = Vec::new();
         loop {
-            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: all.len() as u64 };
             let (policies, _) = self.core.catalog.policies().list(page).await.or_problem()?;
             let is_last = (policies.len() as u64) < catalog::Page::LIMIT_MAX;
-            offset += policies.len() as u64;
             for policy in policies {
-                if rules_of(&policy)?.repository_id == repository_id.as_str() {
-                    return Ok(Some(policy.name));
-                }
+                let rules = rules_of(&policy)?;
+                all.push((policy, rules));
             }
             if is_last {
-                return Ok(None);
+                return Ok(all);
             }
         }
+    }
+
+    /// What the policy says that a backup was made for; none when it was made by hand, or the policy is gone.
+    pub(crate) async fn rules_behind(&self, policy_id: Option<&str>) -> Result<Option<PolicyRules>> {
+        let Some(policy_id) = policy_id else { return Ok(None) };
+        match self.core.catalog.policies().find(policy_id).await {
+            Ok(row) if row.policy_id.as_str() == policy_id => rules_of(&row).map(Some),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == catalog::Kind::NotFound => Ok(None),
+            Err(error) => Err(error).or_problem(),
+        }
+    }
+
+    fn policy_out(&self, row: catalog::Policy) -> Result<Policy> {
+        let rules = PolicyRules { name: row.name.to_string(), ..rules_of(&row)? };
+        let in_force = in_force(&self.core.limits, Some(&rules));
+        let (created_at, updated_at) = (row.created_at, row.updated_at);
+        Ok(Policy { policy_id: row.policy_id, name: row.name.into(), rules, in_force, created_at, updated_at })
     }
 
     /// What a policy says, checked, with sources and repository by id.
@@ -208,6 +248,10 @@ impl App {
         if rules.full_every.is_some_and(|every| !(1..=FULL_EVERY_MAX).contains(&every)) {
             return Err(invalid(format!("full_every is 1 to {FULL_EVERY_MAX}")));
         }
+        in_force::check(&rules)?;
+        if let Some(hooks) = &rules.hooks {
+            self.core.hooks.check(hooks)?;
+        }
         if let Some(retention) = &rules.retention {
             keeping(&as_prune(retention))?;
         }
@@ -225,6 +269,17 @@ async fn source_id(core: &Core, id_or_name: &str) -> Result<SourceId> {
 
 fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
     rules.repository_id.parse().map_err(|error: sendense_types::IdError| invalid(error.to_string()))
+}
+
+/// How many points a policy merges away by and by that a prune leaves: where fulls are made again and again, whole chains go instead.
+fn merged_by(rules: &PolicyRules, prune: &Prune) -> u64 {
+    let needed = prune.backups.iter().filter(|entry| entry.fate == PruneFate::Needed).count();
+    if merges(rules) { needed as u64 } else { 0 }
+}
+
+/// Whether what no rule keeps and a later point needs is merged. Incrementals for ever are one chain.
+pub(crate) fn merges(rules: &PolicyRules) -> bool {
+    rules.full_every.is_none()
 }
 
 fn as_prune(retention: &Retention) -> PruneVm {
@@ -249,10 +304,4 @@ fn write(rules: &PolicyRules) -> Result<serde_json::Value> {
 pub(crate) fn rules_of(row: &catalog::Policy) -> Result<PolicyRules> {
     let read = serde_json::from_value(row.body.clone());
     read.map_err(|error| internal(format!("policy {} cannot be read", row.name), error.to_string()))
-}
-
-fn policy_out(row: catalog::Policy) -> Result<Policy> {
-    let rules = PolicyRules { name: row.name.to_string(), ..rules_of(&row)? };
-    let (created_at, updated_at) = (row.created_at, row.updated_at);
-    Ok(Policy { policy_id: row.policy_id, name: row.name.into(), rules, created_at, updated_at })
 }

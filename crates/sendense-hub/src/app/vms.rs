@@ -178,7 +178,7 @@ impl App {
             None => None,
         };
         let page = catalog::Page { limit: filter.limit.get().into(), offset: filter.offset };
-        let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, tag: filter.tag, present: None };
+        let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, tag: filter.tag, ..Default::default() };
         let (rows, total) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
         Ok(Page { items: self.vms_out(rows).await?, total })
     }

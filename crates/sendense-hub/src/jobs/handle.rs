@@ -7,7 +7,7 @@ use sendense_block::copy::{Progress, Snapshot};
 use sendense_block::{ByteLen, Cancel};
 use sendense_catalog::{LogLevel, NewLogLine};
 use sendense_repo::verify;
-use sendense_types::{Clock, Phase, Problem, ProblemCode, TaskId, Timestamp};
+use sendense_types::{Clock, Phase, Problem, ProblemCode, SourceId, TaskId, Timestamp};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ pub(crate) enum Stop {
     LeaseLost,
     /// Another hub has taken its repository.
     RepositoryLost,
-    /// It was done aside and is in the way of a deletion.
+    /// It was done aside and is in the way of a deletion or a merge.
     MakesWay,
 }
 
@@ -60,6 +60,7 @@ struct State {
     letting_go: Option<Instant>,
     abandoned: bool,
     paused: bool,
+    look_after: Option<SourceId>,
     take_back: Vec<TakeBack>,
     phase: Option<Phase>,
     verify: Option<Arc<verify::Progress>>,
@@ -77,6 +78,7 @@ impl Handle {
             letting_go: None,
             abandoned: false,
             paused: false,
+            look_after: None,
             take_back: Vec::new(),
             phase: None,
             verify: None,
@@ -150,6 +152,16 @@ impl Handle {
     /// The next life of the hub goes on with the task.
     pub fn is_paused(&self) -> bool {
         self.state.lock().paused
+    }
+
+    /// Once the task has ended, its source is to be looked at: something may be left there that the hub's journal does not know.
+    pub fn look_after(&self, source_id: SourceId) {
+        self.state.lock().look_after = Some(source_id);
+    }
+
+    /// The source that is to be looked at.
+    pub fn to_look_after(&self) -> Option<SourceId> {
+        self.state.lock().look_after.clone()
     }
 
     /// The job has come to this phase.

@@ -21,6 +21,9 @@ const THREADS: usize = 2;
 /// mount or an export may last for days; a restore of most machines is done by then.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
+/// How often what is verified aside is asked to make way while points are merged: as often as something to verify is looked for.
+const MAKE_WAY_PERIOD: Duration = Duration::from_secs(10);
+
 /// One step of a task.
 #[derive(Debug, Clone, Copy)]
 enum Step<'a> {
@@ -131,6 +134,20 @@ async fn one(
         let problem = Problem::new(ProblemCode::Conflict, "the point is in use", details);
         return Err(Stopped { problem, is_of_this_point: true });
     }
+    // A verification that nobody asked for makes way, as for a deletion, also one that begins meanwhile: of a large point it takes
+    // longer than a merge waits.
+    let mut changed = vec![id.clone()];
+    if !is_full {
+        changed.extend(core.catalog.backups().children(id).await.or_problem()?);
+    }
+    let hub = core.clone();
+    hub.running.make_way(&changed).await;
+    let make_way = async {
+        loop {
+            tokio::time::sleep(MAKE_WAY_PERIOD).await;
+            hub.running.make_way(&changed).await;
+        }
+    };
     // Each merge has a point of no return of its own.
     let cancel = Cancel::new();
     let asked = cancel.clone();
@@ -155,7 +172,10 @@ async fn one(
         let hold = repository.hold(&vm, &manifest.backup_id).unwrap_or_default();
         Ok((manifest, hold))
     });
-    Ok(done.await??)
+    tokio::select! {
+        done = done => Ok(done??),
+        never = make_way => never,
+    }
 }
 
 /// A recovery may have begun since the points were looked at.

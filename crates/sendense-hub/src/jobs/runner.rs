@@ -8,6 +8,7 @@ use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
 use crate::app::App;
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
+use crate::hooks::{self, Ending};
 use crate::reconcile;
 use crate::verification;
 use sendense_api::RestoreTarget;
@@ -119,6 +120,27 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         tracing::info!(task_id = %task.task_id, "task is paused; the next start goes on with it");
         return;
     }
+    if backup.is_some() {
+        let ending = Ending::of(ended.as_ref().err());
+        let (after_core, task_id) = (core.clone(), task.task_id.clone());
+        // A hook may take its time, and the task is still ours meanwhile. It is a task of its own for the runtime: held here, it could
+        // stand still in the middle of a write to the catalog while the report below waits for that write to end.
+        let mut after = tokio::spawn(async move { hooks::after(&after_core, &task_id, ending).await });
+        loop {
+            tokio::select! {
+                ended = &mut after => {
+                    if let Err(error) = ended {
+                        tracing::error!(task_id = %task.task_id, %error, "run what comes after a backup");
+                    }
+                    break;
+                }
+                _ = tick.tick() => {
+                    handle.step();
+                    report(core, handle, &claim, &mut reporter, &mut lease).await;
+                }
+            }
+        }
+    }
     if handle.stopped() == Some(Stop::LeaseLost) {
         tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
         return;
@@ -155,6 +177,9 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     if task.kind == TaskKind::Backup && !is_left_behind {
         // A freeze, a job, a child that could not be let go: now, and not with the next pass.
         reconcile::reap_task(core, &task.task_id).await;
+    }
+    if let Some(source_id) = handle.to_look_after() {
+        core.sweeping.ask(source_id);
     }
 }
 

@@ -28,7 +28,8 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
         let options = Options {
             depth: if of.deep { Depth::Deep } else { Depth::AtRest },
             scope: if of.own_files_only { Scope::Point } else { Scope::Chain },
-            threads: if of.aside { 1 } else { THREADS },
+            // Aside too: it is the pace that keeps those low, and one read at a time would not keep up with it where each takes long.
+            threads: THREADS,
             bytes_per_second: pace,
             who: worker.task_id.to_string(),
         };
@@ -59,7 +60,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
 }
 
 /// Does it on a thread of its own that everything else is before, at the processor and at the disk: the kernel takes the place
-/// of a read in a disk's queue from its thread's niceness. Who has no rights cannot take niceness back, so the thread ends with it.
+/// of a read in a disk's queue from its thread's niceness, and threads that it begins have the same. Who has no rights cannot take niceness back, so the thread ends with it.
 fn humbly<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -157,6 +158,8 @@ mod tests {
     fn only_the_work_is_humble() {
         let before = niceness();
         assert_eq!(humbly(niceness), NICE_MAX);
+        let of_a_helper = || std::thread::scope(|scope| scope.spawn(niceness).join().unwrap());
+        assert_eq!(humbly(of_a_helper), NICE_MAX);
         assert_eq!(niceness(), before);
     }
 }

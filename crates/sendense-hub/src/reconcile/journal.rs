@@ -1,5 +1,6 @@
 //! What tasks made outside this process and did not take away.
 
+use super::left_over::{Known, Thing, forget, gone, kind, stays, words};
 use crate::core::{Core, blocking};
 use parking_lot::Mutex;
 use sendense_block::Cancel;
@@ -13,9 +14,20 @@ use std::time::Duration;
 /// How long a source may take to undo one thing before the others get their turn; it is tried again.
 const REAP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What is known of a thing that its source could not undo just now.
+pub(super) const NOT_NOW: &str =
+    "its source cannot be reached, or somebody else works on the machine (its task's log may say more)";
+/// The same where nobody can reach it any more.
+const NO_SOURCE: &str = "its source was removed: look after it there, then remove its entry from the hub's journal";
+
 /// Undoes what ended tasks left.
 pub(crate) async fn reap_orphans(core: &Arc<Core>) {
     reap(core, |task_id| core.running.get(task_id).is_none()).await;
+    let journal = core.journal.clone();
+    if let Ok(Ok(entries)) = blocking(move || journal.open_entries()).await {
+        let open: HashSet<Thing> = entries.iter().map(|(_, artefact)| Thing::of(artefact)).collect();
+        forget(core, |thing, known| known == Known::Journal && !open.contains(thing));
+    }
 }
 
 /// Undoes what one task left, when it has ended.
@@ -48,33 +60,48 @@ async fn reap(core: &Arc<Core>, is_orphan: impl Fn(&TaskId) -> bool) {
         let source = match core.open_source(&row) {
             Ok(source) => source,
             Err(problem) => {
-                return tracing::warn!(source_id = %source_id, error = %problem.message, "open the source of an orphan");
+                tracing::warn!(source_id = %source_id, error = %problem.message, "open the source of an orphan");
+                for (_, artefact) in &orphans {
+                    stays(core, artefact, Known::Journal, 1, &problem.message).await;
+                }
+                return;
             }
         };
         for (entry, artefact) in orphans {
-            let Some(underway) = Underway::begin(&core.reaping, entry) else { continue };
+            let Some(underway) = Underway::begin(&core.reaping, entry) else {
+                stays(core, &artefact, Known::Journal, 1, "an earlier try has not come back").await;
+                continue;
+            };
             let (source, journal) = (source.clone(), core.journal.clone());
             let cancel = Cancel::new();
-            let (asked, kind) = (cancel.clone(), artefact.kind);
+            let (asked, orphan, kind) = (cancel.clone(), artefact.clone(), artefact.kind);
             let undone = blocking(move || {
                 let _underway = underway;
-                let undone = source.reap(&artefact, &asked)?;
+                let undone = source.reap(&orphan, &asked)?;
                 if undone {
                     journal.close(entry)?;
                 }
                 Ok::<_, sendense_source::Error>(undone)
             });
             match tokio::time::timeout(REAP_TIMEOUT, undone).await {
-                Ok(Ok(Ok(true))) => tracing::info!(source_id = %source_id, entry, ?kind, "orphan removed"),
-                Ok(Ok(Ok(false))) => tracing::debug!(source_id = %source_id, entry, ?kind, "orphan stays for now"),
+                Ok(Ok(Ok(true))) => {
+                    tracing::info!(source_id = %source_id, entry, ?kind, "orphan removed");
+                    gone(core, &artefact);
+                }
+                Ok(Ok(Ok(false))) => {
+                    tracing::debug!(source_id = %source_id, entry, ?kind, "orphan stays for now");
+                    stays(core, &artefact, Known::Journal, 1, NOT_NOW).await;
+                }
                 Ok(Ok(Err(error))) => {
-                    tracing::warn!(source_id = %source_id, entry, ?kind,
-                        error = %sendense_block::error::chain(&error), "remove an orphan");
+                    let error = sendense_block::error::chain(&error);
+                    tracing::warn!(source_id = %source_id, entry, ?kind, error, "remove an orphan");
+                    stays(core, &artefact, Known::Journal, 1, &error).await;
                 }
                 Ok(Err(_)) => {}
                 Err(_) => {
                     cancel.cancel();
                     tracing::warn!(source_id = %source_id, entry, ?kind, "the source does not answer");
+                    stays(core, &artefact, Known::Journal, 1, "the source does not answer").await;
                 }
             }
         }
@@ -101,14 +128,16 @@ async fn without_source(core: &Arc<Core>, source_id: &SourceId, orphans: Vec<(u6
                     false
                 }
             }
-        }).map(|(entry, _)| entry).collect::<Vec<_>>()
+        }).collect::<Vec<_>>()
     });
-    match left.await {
-        Ok(entries) if !entries.is_empty() && core.reaping.tell(source_id) => {
-            tracing::warn!(%source_id, ?entries, "the source of orphans was removed; what is left of them on its hypervisor \
+    let left = left.await.unwrap_or_default();
+    for (_, artefact) in &left {
+        stays(core, artefact, Known::Journal, 1, NO_SOURCE).await;
+    }
+    if !left.is_empty() && core.reaping.tell(source_id) {
+        let entries: Vec<u64> = left.iter().map(|(entry, _)| *entry).collect();
+        tracing::warn!(%source_id, ?entries, "the source of orphans was removed; what is left of them on its hypervisor \
                 has to be looked after there");
-        }
-        _ => {}
     }
 }
 
@@ -122,18 +151,9 @@ pub(crate) async fn left_over(core: &Core, entries: &[(u64, Artefact)]) -> Vec<S
             let found = core.catalog.sources().get(source_id).await;
             gone.insert(source_id, matches!(found, Err(error) if error.kind() == Kind::NotFound));
         }
-        let what = match artefact.kind {
-            ArtefactKind::BackupJob => "a backup job",
-            ArtefactKind::Checkpoint => "a checkpoint",
-            ArtefactKind::FrozenGuest => "a frozen guest",
-            ArtefactKind::ChildProcess => "a process",
-            ArtefactKind::File => "a file",
-            ArtefactKind::Snapshot => "a snapshot",
-            ArtefactKind::Machine => "a restored machine",
-        };
-        let of = if artefact.vm_key.is_empty() { String::new() } else { format!(" of {}", artefact.vm_key) };
+        let what = words(kind(artefact.kind), &artefact.vm_key);
         let removed = if gone[source_id] { ", which was removed" } else { "" };
-        told.push(format!("{what}{of} on {source_id}{removed} (entry {entry}, {})", artefact.task_id));
+        told.push(format!("{what} on {source_id}{removed} (entry {entry}, {})", artefact.task_id));
     }
     told
 }

@@ -12,6 +12,7 @@
 //! be reached now holds nothing up: it is tried again.
 
 mod journal;
+mod left_over;
 mod plan;
 mod points;
 mod report;
@@ -21,12 +22,15 @@ mod tasks;
 #[cfg(test)]
 pub(crate) use journal::reap_orphans;
 pub(crate) use journal::{Reaping, left_over, reap_task};
+pub(crate) use left_over::LeftOvers;
 pub(crate) use points::{Doing, adopt_machine, point, repository};
 pub(crate) use report::check;
+pub(crate) use sweep::Sweeping;
 #[cfg(test)]
 pub(crate) use sweep::{is_alive, knows_all_hubs};
 
 use crate::core::Core;
+use crate::hooks;
 use crate::maintenance::{Use, allows};
 use crate::repositories::Repositories;
 use sendense_catalog::Page;
@@ -65,6 +69,7 @@ async fn watch(core: Arc<Core>) {
             _ = tick.tick() => {}
         }
         journal::reap_orphans(&core).await;
+        hooks::after_orphans(&core).await;
         tasks::end_dead(&core).await;
         tasks::renew_hub(&core).await;
     }

@@ -65,6 +65,13 @@ pub(crate) enum Repair {
     Done,
 }
 
+impl Repair {
+    /// True when it is done by looking through the repository's folder, not by the catalog.
+    pub fn is_in_folder(&self) -> bool {
+        matches!(self, Self::UndoDraft(..) | Self::FinishDeletion(..) | Self::FinishMerge(..))
+    }
+}
+
 /// Judges.
 pub(crate) fn plan(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();

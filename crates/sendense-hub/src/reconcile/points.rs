@@ -61,11 +61,22 @@ pub(crate) struct Looked {
     pub done: BTreeSet<Repair>,
 }
 
+impl Looked {
+    /// What lies in the folder of drafts, deletions and merges that could not be brought to their end: their machine was at
+    /// work, or the file system failed.
+    pub fn is_left(&self) -> bool {
+        let repairs = self.findings.iter().filter_map(|finding| finding.repair.as_ref());
+        repairs.filter(|repair| repair.is_in_folder()).any(|repair| !self.done.contains(repair))
+    }
+}
+
 /// Undoes dead drafts, finishes deletions, takes in points that the catalog does not know and forgets those that are gone.
-/// False when it could not be looked through; that is logged.
+/// False when it could not be looked through, or something has to be
+/// tried again; that is logged.
 pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId, patience: Duration) -> bool {
-    match super::report::check(core, id, "start", Doing::Repair, patience).await {
-        Ok(_) => true,
+    match super::report::look_through(core, id, "start", Doing::Repair, patience).await {
+        // The next look by itself is tomorrow's, and until then nobody would take the rest away.
+        Ok((_, is_left)) => !is_left,
         // It is done when the mode is set back.
         Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => false,
         Err(problem) => {
@@ -101,13 +112,10 @@ pub(crate) async fn look(
         return Ok((looked, Ok(())));
     }
     let repairs: Vec<Repair> = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
-    let in_folder = |repair: &Repair| {
-        matches!(repair, Repair::UndoDraft(..) | Repair::FinishDeletion(..) | Repair::FinishMerge(..))
-    };
     let report = mend(core, id, &repository, &repairs).await?;
     let left: Vec<&str> = report.problems.iter().filter_map(|(path, _)| path.to_str()).collect();
     let is_left = |of: &BackupId| left.iter().any(|path| path.contains(of.as_str()));
-    if repairs.iter().any(in_folder) {
+    if repairs.iter().any(Repair::is_in_folder) {
         // What a merge or a deletion has changed is seen anew before the catalog follows.
         facts = match gather(core, id, &repository, since).await {
             Ok(facts) => facts,
@@ -122,7 +130,7 @@ pub(crate) async fn look(
         looked.done.extend(
             repairs
                 .iter()
-                .filter(|repair| in_folder(repair))
+                .filter(|repair| repair.is_in_folder())
                 .filter(|repair| match repair {
                     Repair::UndoDraft(_, of) | Repair::FinishDeletion(_, of) | Repair::FinishMerge(_, of) => {
                         !is_left(of) && !findings.iter().any(|left| left.repair.as_ref() == Some(*repair))

@@ -35,6 +35,17 @@ pub(crate) async fn check(
     doing: Doing,
     patience: Duration,
 ) -> Result<RepositoryReport> {
+    look_through(core, id, by, doing, patience).await.map(|(report, _)| report)
+}
+
+/// The same. The second part is true when something in the folder could not be done now and can be tried again.
+pub(super) async fn look_through(
+    core: &Arc<Core>,
+    id: &RepositoryId,
+    by: &str,
+    doing: Doing,
+    patience: Duration,
+) -> Result<(RepositoryReport, bool)> {
     let row = core.catalog.repositories().get(id).await.or_problem()?;
     let Some(_turn) = core.repositories.checking(id, patience).await else {
         let details = format!("somebody looks through {} at this moment; see its reports", row.name);
@@ -73,7 +84,8 @@ pub(crate) async fn check(
         let beyond = dry_runs_beyond(&kept(core, id).await?, DRY_RUNS_MAX - 1);
         core.catalog.reports().forget(id, &beyond).await.or_problem()?;
     }
-    if half.is_err()
+    let is_left = doing == Doing::Repair && looked.is_left();
+    if (half.is_err() || is_left)
         && let Some(last) = kept(core, id).await?.first()
         && says_the_same(&last.body, &body)
     {
@@ -82,7 +94,7 @@ pub(crate) async fn check(
     }
     core.catalog.reports().add(id, began, &body).await.or_problem()?;
     half?;
-    Ok(report)
+    Ok((report, is_left))
 }
 
 /// The reports that are kept of a repository, newest first.

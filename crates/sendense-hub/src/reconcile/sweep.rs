@@ -7,15 +7,18 @@
 //! Invariant: nothing is swept while a hub of this deployment that the catalog does not know has a repository. A catalog that was
 //! recovered from a copy knows no task of the old hub, and would take its snapshots for leftovers.
 
+use super::journal::NOT_NOW;
+use super::left_over::{Known, TRIES, Thing, forget, gone, stays};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_source};
 use crate::maintenance::{Use, allows};
 use crate::repositories::{Standing, path_of, within};
+use parking_lot::Mutex;
 use sendense_block::Cancel;
 use sendense_catalog::{Kind, Page, Source};
 use sendense_source::Artefact;
 use sendense_types::{SourceId, TaskId, TaskState};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,8 +26,12 @@ use tokio::time::Instant;
 /// Between two sweeps of a source: a snapshot that is forgotten for a day costs little room, and a sweep reads a few
 /// properties of every machine.
 const SWEEP_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
-/// A source that could not be swept is tried again so often, and new ones are seen so late.
+/// A source that could not be swept is tried again so often.
 const LOOK_PERIOD: Duration = Duration::from_secs(60 * 60);
+/// The same where something stays, and how late new sources are seen: a query of the catalog.
+const STAYS_PERIOD_MAX: Duration = Duration::from_secs(60);
+/// Between the tries to remove something: another program's lock is gone in seconds, or in hours.
+const PAUSE: Duration = Duration::from_secs(2);
 /// Between two looks at whose the repositories are. It is a query, and a small file for each that another hub has; at a start they
 /// are opened within a moment.
 const OURS_PERIOD: Duration = Duration::from_secs(1);
@@ -40,12 +47,28 @@ pub(super) async fn keep(core: Arc<Core>) {
                 tokio::time::sleep(OURS_PERIOD).await;
             }
             pass(&core, &mut due, &cancel).await;
-            tokio::time::sleep(LOOK_PERIOD).await;
+            tokio::time::sleep(stays_period(&core)).await;
         }
     };
     tokio::select! {
         () = core.stop.cancelled() => asked.cancel(),
         () = work => {}
+    }
+}
+
+fn stays_period(core: &Core) -> Duration {
+    core.limits.part_of_lease(1, STAYS_PERIOD_MAX)
+}
+
+/// Sources that are to be swept with the next pass, because a backup there may have left something that this hub's journal does not
+/// know: the node's does.
+#[derive(Debug, Default)]
+pub(crate) struct Sweeping(Mutex<HashSet<SourceId>>);
+
+impl Sweeping {
+    /// Has a source swept. Its task must have ended: what a living one made is left alone.
+    pub fn ask(&self, source_id: SourceId) {
+        self.0.lock().insert(source_id);
     }
 }
 
@@ -65,16 +88,20 @@ async fn pass(core: &Arc<Core>, due: &mut HashMap<SourceId, Instant>, cancel: &C
             Err(error) => return tracing::warn!(%error, "list the sources to sweep"),
         }
     }
-    due.retain(|id, _| rows.iter().any(|row| row.source_id == *id));
+    let asked = std::mem::take(&mut *core.sweeping.0.lock());
+    due.retain(|id, _| rows.iter().any(|row| row.source_id == *id) && !asked.contains(id));
+    forget(core, |thing, known| known == Known::Found && !rows.iter().any(|row| row.source_id == thing.source_id));
     for row in rows {
         if due.get(&row.source_id).is_some_and(|at| *at > Instant::now()) {
             continue;
         }
         match sweep(core, &row, cancel).await {
-            Ok(()) => _ = due.insert(row.source_id, Instant::now() + SWEEP_PERIOD),
-            // It is tried again at the next look.
+            Ok(true) => _ = due.insert(row.source_id, Instant::now() + SWEEP_PERIOD),
+            // With the next pass.
+            Ok(false) => {}
             Err(problem) => {
                 tracing::debug!(source_id = %row.source_id, error = %problem.message, "a source cannot be swept now");
+                due.insert(row.source_id, Instant::now() + LOOK_PERIOD);
             }
         }
     }
@@ -117,30 +144,54 @@ pub(crate) async fn knows_all_hubs(core: &Core) -> bool {
     is_one_ours
 }
 
-/// Removes what dead tasks left on a source.
-pub(crate) async fn sweep(core: &Arc<Core>, row: &Source, cancel: &Cancel) -> Result<()> {
+/// Removes what dead tasks left on a source. True when nothing of it stays.
+pub(crate) async fn sweep(core: &Arc<Core>, row: &Source, cancel: &Cancel) -> Result<bool> {
     let source = core.open_source(row)?;
     let (asked, door) = (cancel.clone(), source.clone());
     let found = blocking(move || door.leftovers(&asked)).await?.map_err(|error| of_source(&error))?;
+    let mut stay = HashSet::new();
     for artefact in found {
         if is_alive(core, &artefact.task_id).await? {
             continue;
         }
-        let Artefact { kind, vm_key, task_id, .. } = artefact.clone();
-        let (asked, door) = (cancel.clone(), source.clone());
-        match blocking(move || door.reap(&artefact, &asked)).await? {
-            Ok(true) => tracing::warn!(source_id = %row.source_id, vm_key, %task_id, ?kind, "a leftover is removed"),
-            Ok(false) => {
-                tracing::info!(source_id = %row.source_id, vm_key, %task_id, ?kind, "a leftover stays for now")
+        // The others are not held up by it.
+        match remove(&source, &artefact, cancel).await? {
+            Ok(()) => {
+                tracing::warn!(source_id = %row.source_id, vm_key = artefact.vm_key, task_id = %artefact.task_id,
+                    kind = ?artefact.kind, "a leftover is removed");
+                gone(core, &artefact);
             }
-            // The others are not held up by it.
-            Err(error) => {
-                let error = sendense_block::error::chain(&error);
-                tracing::warn!(source_id = %row.source_id, vm_key, %task_id, ?kind, error, "remove a leftover");
+            Err(why) => {
+                tracing::warn!(source_id = %row.source_id, vm_key = artefact.vm_key, task_id = %artefact.task_id,
+                    kind = ?artefact.kind, why, "remove a leftover");
+                stays(core, &artefact, Known::Found, TRIES, &why).await;
+                stay.insert(Thing::of(&artefact));
             }
         }
     }
-    Ok(())
+    forget(core, |thing, known| known == Known::Found && thing.source_id == row.source_id && !stay.contains(thing));
+    Ok(stay.is_empty())
+}
+
+/// Tries until it works or the tries are used up; then why it does not.
+async fn remove(
+    source: &Arc<dyn sendense_source::Source>,
+    artefact: &Artefact,
+    cancel: &Cancel,
+) -> Result<std::result::Result<(), String>> {
+    let mut why = String::new();
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let (door, artefact, asked) = (source.clone(), artefact.clone(), cancel.clone());
+        match blocking(move || door.reap(&artefact, &asked)).await? {
+            Ok(true) => return Ok(Ok(())),
+            Ok(false) => why = NOT_NOW.to_owned(),
+            Err(error) => why = sendense_block::error::chain(&error),
+        }
+    }
+    Ok(Err(why))
 }
 
 /// Whether somebody of this deployment still works for the task. Asked after its thing was seen, so a task that has begun since

@@ -100,7 +100,8 @@ pub struct Occurrence {
 }
 
 impl Schedule {
-    /// When an occurrence begins: put off by what its moment and its schedule say, the same whenever and wherever it is asked.
+    /// When an occurrence begins: put off by what its moment and its schedule say, the same whenever and wherever it is asked. Always
+    /// before the next one is due, however large the jitter: no occurrence overtakes another, which would never be run then.
     pub fn begins_at(&self, due: Timestamp) -> Timestamp {
         if self.jitter_seconds == 0 {
             return due;
@@ -111,7 +112,8 @@ impl Schedule {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let put_off = (hash >> 32) % (u64::from(self.jitter_seconds) + 1);
+        let room = self.when.next_after(due).map_or(f64::MAX, |next| next.seconds_since(due) - 1.0);
+        let put_off = (hash >> 32) % (u64::from(self.jitter_seconds).min(room.max(0.0) as u64) + 1);
         due.plus_seconds(i64::try_from(put_off).unwrap_or(0))
     }
 
@@ -119,8 +121,7 @@ impl Schedule {
         self.window.as_ref().is_none_or(|window| window.is_open(at))
     }
 
-    /// The newest occurrence whose beginning has come. Steps back over those that are put off still, of which there is one a
-    /// minute for an hour at the most.
+    /// The newest occurrence whose beginning has come. Steps back over one that is put off still.
     fn newest_begun(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let mut until = now;
         while let Some(due) = self.when.newest(after, until) {

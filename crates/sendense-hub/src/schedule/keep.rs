@@ -12,14 +12,16 @@
 //! dies, or is only stopped for a while.
 
 use super::{Decision, History, Window, decide};
-use crate::app::policies::rules_of;
+use crate::app::policies::{merges, rules_of};
 use crate::app::schedules::{schedule_rules, timetable};
 use crate::app::{App, Caller};
 use crate::fault::{OrProblem, Result};
 use sendense_api::{CreateBackup, PolicyRules, PruneQuery, Role};
 use sendense_catalog as catalog;
 use sendense_catalog::{Execution, ExecutionVm};
-use sendense_types::{BackupStatus, ExecutionState, Problem, ProblemCode, Timestamp, VmContextId, VmOutcome, WhoActs};
+use sendense_types::{
+    BackupId, BackupStatus, ExecutionState, Problem, ProblemCode, Timestamp, VmContextId, VmOutcome, WhoActs,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -35,6 +37,10 @@ const RETRY_SECONDS: [i64; 4] = [30, 300, 900, 1800];
 
 /// How long a machine waits that cannot begin now because of others: a backup by hand, a full queue.
 const BUSY_SECONDS: i64 = 60;
+
+/// Why a machine was left out whose backup had not begun when the window closed. Noted before its backup is stopped, so that it is
+/// known afterwards who stopped it.
+const WINDOW_CLOSED: &str = "the window closed before its turn came";
 
 /// How long an execution waits for a repository that is looked after: a night's and a day's work on the shelf. Then its machines
 /// are left out, and the next occurrence has its turn.
@@ -264,8 +270,7 @@ async fn move_on(app: &App, execution: &Execution, schedule: Option<&catalog::Sc
     for vm in vms.iter_mut().filter(|vm| vm.outcome == VmOutcome::Waiting) {
         if !work.may_begin {
             vm.outcome = VmOutcome::Skipped;
-            let waited = vm.reason.take().map(|reason| format!(" ({reason})")).unwrap_or_default();
-            vm.reason = Some(format!("the window closed before its turn came{waited}"));
+            note_window_closed(vm);
             work.note(vm).await?;
         } else if free > 0 && vm.not_before.is_none_or(|not_before| not_before <= now) {
             work.begin(vm).await?;
@@ -282,6 +287,17 @@ async fn move_on(app: &App, execution: &Execution, schedule: Option<&catalog::Sc
         tracing::info!(execution_id = %execution.execution_id, state = %state, vms = vms.len(), "execution ended");
     }
     Ok(())
+}
+
+/// Notes why a machine is left out, with what it has waited for.
+fn note_window_closed(vm: &mut ExecutionVm) {
+    let waited = vm.reason.take().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    vm.reason = Some(format!("{WINDOW_CLOSED}{waited}"));
+}
+
+/// Whether a machine's backup was stopped because it had not begun when the window closed.
+fn came_too_late(vm: &ExecutionVm) -> bool {
+    vm.reason.as_ref().is_some_and(|reason| reason.starts_with(WINDOW_CLOSED))
 }
 
 /// How an execution ended.
@@ -320,20 +336,26 @@ impl Work<'_> {
             Err(error) => return Err(error).or_problem(),
         };
         match backup.status {
-            BackupStatus::Pending | BackupStatus::Running if self.may_run => Ok(()),
-            BackupStatus::Pending | BackupStatus::Running => {
-                // Asking twice is asking once; the row tells when it has ended.
-                match self.app.cancel_backup(&self.caller, &backup_id).await {
-                    Err(problem) if problem.code != ProblemCode::Conflict => Err(problem),
-                    _ => Ok(()),
+            // It stands in the queue and has not begun.
+            BackupStatus::Pending if !self.may_begin => {
+                if !came_too_late(vm) {
+                    note_window_closed(vm);
+                    self.note(vm).await?;
                 }
+                self.cancel(&backup_id).await
             }
+            BackupStatus::Pending | BackupStatus::Running if self.may_run => Ok(()),
+            BackupStatus::Pending | BackupStatus::Running => self.cancel(&backup_id).await,
             BackupStatus::Completed => {
                 vm.outcome = VmOutcome::Completed;
                 vm.reason = None;
                 self.note(vm).await?;
                 self.prune(vm.vm_context_id.clone());
                 Ok(())
+            }
+            BackupStatus::Cancelled if came_too_late(vm) => {
+                vm.outcome = VmOutcome::Skipped;
+                self.note(vm).await
             }
             BackupStatus::Cancelled if !self.may_run => {
                 vm.outcome = VmOutcome::Skipped;
@@ -349,6 +371,14 @@ impl Work<'_> {
                 let message = backup.error_message.unwrap_or_else(|| "the backup failed".to_owned());
                 self.failed(vm, message, backup.error_code.unwrap_or(ProblemCode::Internal)).await
             }
+        }
+    }
+
+    /// Stops a backup. Asking twice is asking once; its row tells when it has ended.
+    async fn cancel(&self, backup_id: &BackupId) -> Result<()> {
+        match self.app.cancel_backup(&self.caller, backup_id).await {
+            Err(problem) if problem.code != ProblemCode::Conflict => Err(problem),
+            _ => Ok(()),
         }
     }
 
@@ -369,7 +399,7 @@ impl Work<'_> {
             quiesce: self.rules.quiesce,
             compression: self.rules.compression,
             on_tracking_loss: self.rules.on_tracking_loss,
-            time_limit_seconds: None,
+            time_limit_seconds: self.rules.time_limit_seconds,
             exclude_disks: Vec::new(),
         };
         match self.app.create_backup_in(&self.caller, asked, &self.execution.execution_id).await {
@@ -434,8 +464,7 @@ impl Work<'_> {
             let pruned = async {
                 let machine = app.core.catalog.vms().get(&vm).await.or_problem()?;
                 let pruned = app.prune_by(&rules, &machine, PruneQuery::default(), &caller.identity).await?;
-                // Where fulls are made again and again, whole chains go. Incrementals for ever are one chain.
-                if let (Some(pruned), None) = (&pruned, rules.full_every) {
+                if let Some(pruned) = pruned.as_ref().filter(|_| merges(&rules)) {
                     app.merge_needed(&caller, pruned).await?;
                 }
                 Result::<_>::Ok(pruned)
@@ -464,8 +493,8 @@ fn words(problem: &Problem) -> String {
 /// How long to wait before the next try, where the same backup may succeed later without anyone acting. What ended with a hub
 /// is begun anew at once, the first time: nothing of the machine or the repository was at fault.
 fn pause_seconds(code: ProblemCode, attempts: u32) -> Option<i64> {
-    let may_pass =
-        code.who_acts() == WhoActs::Time || matches!(code, ProblemCode::Interrupted | ProblemCode::SourceFailed);
+    let may_pass = code.who_acts() == WhoActs::Time
+        || matches!(code, ProblemCode::Interrupted | ProblemCode::SourceFailed | ProblemCode::HookFailed);
     let pause = RETRY_SECONDS.get(usize::try_from(attempts.saturating_sub(1)).ok()?).copied();
     match (code, attempts) {
         (ProblemCode::Interrupted, 1) => Some(0),

@@ -239,6 +239,23 @@ fn beginnings_are_spread_and_always_the_same() {
     assert_eq!(decide(&put_off, before, begins_at), Decision::Run { due, is_late: false });
 }
 
+/// One that was overtaken would never be run, and nobody would be told.
+#[test]
+fn a_jitter_larger_than_the_interval_lets_no_occurrence_overtake_another() {
+    let from = at("2027-01-15T00:00:00Z");
+    for when in [cron("*/30 * * * *"), cron("* * * * *"), When::every(1800, from).unwrap()] {
+        let schedule = Schedule { jitter_seconds: 3600, ..schedule(when) };
+        let told = preview(&schedule, from, from.plus_seconds(86_400), 2000);
+        assert!(told.iter().any(|one| one.begins_at > one.due), "some are put off");
+        for pair in told.windows(2) {
+            assert!(pair[0].begins_at < pair[1].due, "{pair:?}");
+            let history = History { handled: Some(pair[0].due.plus_seconds(-1)), is_running: false };
+            let decision = decide(&schedule, history, pair[0].begins_at);
+            assert_eq!(decision, Decision::Run { due: pair[0].due, is_late: false });
+        }
+    }
+}
+
 proptest! {
     /// A schedule that is asked every now and then, with pauses and runs of any length: each occurrence is handled at most
     /// once and in order, nothing begins before it is due, and whoever waits as long as he is told misses nothing.

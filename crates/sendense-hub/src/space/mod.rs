@@ -29,6 +29,9 @@ pub(crate) const CRITICAL_PERCENT_DEFAULT: u8 = 95;
 /// A repository that is full within a week is low, however much room that is: a week is what a delivery takes.
 const LOW_DAYS: f64 = 7.0;
 
+/// How far off that day has to be before the alarm is over: a forecast moves by some hours from day to day.
+const NOT_LOW_DAYS: f64 = 8.0;
+
 /// By how much a figure has to fall below a threshold before the alarm is over. Backups that end and prunes move it by less.
 const HYSTERESIS_PERCENT: f64 = 2.0;
 
@@ -70,7 +73,8 @@ pub(crate) fn judge(room: &Room, forecast: Forecast, at: Thresholds, before: Spa
         percent >= bound
     };
     let is_full = room.unwritten_bytes == 0;
-    let is_soon = matches!(forecast, Forecast::Full { days, .. } if days <= LOW_DAYS);
+    let soon_days = if before >= SpaceState::Low { NOT_LOW_DAYS } else { LOW_DAYS };
+    let is_soon = matches!(forecast, Forecast::Full { days, .. } if days <= soon_days);
     if is_full || is_over(SpaceState::Critical, at.critical_percent) {
         SpaceState::Critical
     } else if is_soon || is_over(SpaceState::Low, at.low_percent) {
@@ -149,6 +153,7 @@ mod tests {
     fn a_table_of_rooms() {
         let soon = Forecast::Full { days: 6.0, bytes_per_day: 1 };
         let later = Forecast::Full { days: 23.0, bytes_per_day: 1 };
+        let within = |days| Forecast::Full { days, bytes_per_day: 1 };
         for (name, storage, forecast, before, after) in [
             ("much room", room(500, 490), later, Ok, Ok),
             ("at the threshold", room(850, 140), Forecast::Unknown, Ok, Low),
@@ -159,6 +164,9 @@ mod tests {
             ("a little less than critical", room(940, 50), Forecast::Unknown, Critical, Critical),
             ("less than critical", room(920, 70), Forecast::Unknown, Critical, Low),
             ("full in days", room(500, 490), soon, Ok, Low),
+            ("full in a little more than a week", room(500, 490), within(7.3), Ok, Ok),
+            ("full in a little more than a week, and it was low", room(500, 490), within(7.3), Low, Low),
+            ("full in nine days", room(500, 490), within(9.0), Low, Ok),
             ("all that is free is kept free", room(500, 0), Forecast::Unknown, Ok, Critical),
             ("a file system without size", Storage { total_bytes: 0, ..room(0, 0) }, Forecast::Unknown, Ok, Critical),
         ] {

@@ -1,31 +1,32 @@
 //! Verifies what nobody has looked at for long, the oldest proof first, one point at a time and beside everything else.
 //!
-//! Invariant: it begins only while nothing waits and nothing runs in this hub, takes no task's place, keeps to its pace, and makes
-//! way for a deletion. A point that could not be verified is passed over for a day, so that it does not stand before all others.
+//! Invariant: one runs at a time in this hub. It takes no task's place, waits for none (a hub that is never idle would prove nothing),
+//! keeps to its pace, and makes way for a deletion and a merge. A point that could not be verified is passed over for a day, so that
+//! it does not stand before all others.
 
-use crate::app::{App, Caller};
+use crate::app::{App, Caller, in_force};
+use crate::config::Limits;
 use crate::fault::{OrProblem, Result};
+use crate::jobs::work::Work;
 use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
-use sendense_api::Role;
-use sendense_catalog::{Backup, Page};
-use sendense_types::{BackupId, Timestamp};
-use std::collections::HashMap;
+use sendense_api::{PolicyRules, PolicyVerification, Role};
+use sendense_catalog::{Backup, MadeBy, Page, Policy, TaskFilter, Unproved};
+use sendense_types::{BackupId, PolicyId, TaskKind, TaskState, Timestamp, VerifyDepth};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Between two looks: a few small queries, and two points follow each other soon enough.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 const DAY_SECONDS: i64 = 86_400;
-/// Points that are looked for in a repository: those of them that were tried within the day are passed over.
+/// Points that are looked for in a repository: those of them that were tried within the day are passed over. Where all were, more are
+/// looked for.
 const CANDIDATES: u64 = 100;
 /// Points that are known to have been tried; more than a hub can try in a day with one look in ten seconds are not needed.
 const TRIED_MAX: usize = 8640;
 
 /// Looks until the hub stops.
 pub(crate) async fn keep(app: App) {
-    if app.core.limits.verify_after_days == 0 {
-        return;
-    }
     let mut tick = tokio::time::interval(LOOK_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tried = HashMap::new();
@@ -40,41 +41,140 @@ pub(crate) async fn keep(app: App) {
     }
 }
 
+/// How often some points are looked at.
+struct Rule<'a> {
+    whose: MadeBy<'a>,
+    depth: VerifyDepth,
+    days: u32,
+}
+
+/// Policies that say how often their points are verified, by what they say: those that say the same are asked for together, so
+/// that the queries of a look are as many as what is said, not as the policies.
+fn sayings(policies: &[(Policy, PolicyRules)]) -> BTreeMap<PolicyVerification, Vec<PolicyId>> {
+    let mut sayings = BTreeMap::<_, Vec<_>>::new();
+    for (policy, rules) in policies {
+        if let Some(said) = rules.verification {
+            sayings.entry(said).or_default().push(policy.policy_id.clone());
+        }
+    }
+    sayings
+}
+
+/// What holds for points, wherever they lie: by policies for those that they made, by the hub for all others. What decodes comes
+/// first: it is a look at rest as well.
+fn rules<'a>(
+    limits: &Limits,
+    sayings: &'a BTreeMap<PolicyVerification, Vec<PolicyId>>,
+    own: &'a [PolicyId],
+) -> Vec<Rule<'a>> {
+    let by_policies = sayings.iter().map(|(said, policies)| (Some(*said), MadeBy::AnyOf(policies)));
+    let mut rules = Vec::new();
+    for (said, whose) in by_policies.chain([(None, MadeBy::NoneOf(own))]) {
+        let often = in_force::of(limits, None, said);
+        for (depth, days) in [(VerifyDepth::Deep, often.deep_days), (VerifyDepth::AtRest, often.at_rest_days)] {
+            rules.extend((days > 0).then_some(Rule { whose, depth, days }));
+        }
+    }
+    rules
+}
+
 async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<()> {
     let core = &app.core;
-    if core.running.count() > 0 || core.running.is_at_work_aside() {
-        return Ok(());
-    }
-    if !core.catalog.tasks().pending(1).await.or_problem()?.is_empty() {
+    if core.running.is_at_work_aside() || waits_aside(app).await? {
         return Ok(());
     }
     let now = core.now();
     tried.retain(|_, at| now.seconds_since(*at).abs() < DAY_SECONDS as f64);
-    let before = now.plus_seconds(-i64::from(core.limits.verify_after_days) * DAY_SECONDS);
     let all = Page { limit: Page::LIMIT_MAX, offset: 0 };
     let (repositories, _) = core.catalog.repositories().list(all).await.or_problem()?;
-    let mut oldest: Option<Backup> = None;
+    let sayings = sayings(&app.all_policies().await?);
+    let own: Vec<PolicyId> = sayings.values().flatten().cloned().collect();
+    let rules = rules(&core.limits, &sayings, &own);
+    let mut oldest: Option<(Timestamp, Backup, VerifyDepth)> = None;
     for repository in repositories {
         let id = &repository.repository_id;
         let may_read = allows(repository.maintenance.mode, Use::Read);
         if !may_read || core.repositories.standing(core, id) != Standing::Open {
             continue;
         }
-        let found = core.catalog.backups().longest_unproved(id, before, CANDIDATES).await.or_problem()?;
-        let found = found.into_iter().find(|point| !tried.contains_key(&point.backup_id));
-        oldest = oldest.into_iter().chain(found).min_by_key(proved_at);
+        for rule in &rules {
+            let which = Unproved {
+                repository_id: id,
+                made_by: rule.whose,
+                depth: rule.depth,
+                before: now.plus_seconds(-i64::from(rule.days) * DAY_SECONDS),
+            };
+            let found = untried(app, &which, tried).await?;
+            let found = found.map(|(point, since)| (since, point, rule.depth));
+            // The first of two that are as old stays.
+            oldest = oldest.into_iter().chain(found).min_by_key(|(since, _, _)| *since);
+        }
     }
-    let Some(point) = oldest else { return Ok(()) };
+    let Some((_, point, depth)) = oldest else { return Ok(()) };
     if tried.len() >= TRIED_MAX {
         return Ok(());
     }
     tried.insert(point.backup_id.clone(), now);
     let caller = Caller { identity: "verification".to_owned(), role: Role::Operator };
-    app.verify_aside(&caller, point).await.map(drop)
+    app.verify_aside(&caller, point, depth).await.map(drop)
 }
 
-/// Since when a point is proved, or else when it was made.
-fn proved_at(point: &Backup) -> Timestamp {
-    let made = point.completed_at.unwrap_or(point.created_at);
-    point.verification.as_ref().map_or(made, |found| found.at)
+/// Whether a verification of this kind waits to be begun.
+async fn waits_aside(app: &App) -> Result<bool> {
+    let filter = TaskFilter { kind: Some(TaskKind::Verify), state: Some(TaskState::Pending), ..TaskFilter::default() };
+    let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    let (rows, _) = app.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+    Ok(rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Verify(work)) if work.aside)))
+}
+
+/// The point of the longest unproved that was not tried within the day. However many cannot be read, they must not keep all others
+/// of their repository from being looked at.
+async fn untried(
+    app: &App,
+    which: &Unproved<'_>,
+    tried: &HashMap<BackupId, Timestamp>,
+) -> Result<Option<(Backup, Timestamp)>> {
+    let mut candidates = Some(CANDIDATES);
+    while let Some(asked) = candidates {
+        let found = app.core.catalog.backups().longest_unproved(which, asked).await.or_problem()?;
+        candidates = more_than(asked, found.len());
+        let first = found.into_iter().find(|(point, _)| !tried.contains_key(&point.backup_id));
+        if first.is_some() {
+            return Ok(first);
+        }
+    }
+    Ok(None)
+}
+
+/// How many to ask for when all that were found have been tried; none where these were all there are, or as many as may be known to
+/// have been tried.
+fn more_than(asked: u64, found: usize) -> Option<u64> {
+    (found as u64 == asked && asked <= TRIED_MAX as u64).then_some(asked * 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_cannot_be_verified_keep_no_other_from_it() {
+        for (points, tried, expected) in [
+            (0, 0, None),
+            (50, 0, Some(0)),
+            (50, 50, None),
+            (100, 100, None),
+            (101, 100, Some(100)),
+            (5000, 99, Some(99)),
+            (5000, 4000, Some(4000)),
+            (50_000, TRIED_MAX as u64, Some(TRIED_MAX as u64)),
+        ] {
+            let (mut candidates, mut first) = (Some(CANDIDATES), None);
+            while let (Some(asked), None) = (candidates, first) {
+                let found: Vec<u64> = (0..points).take(asked as usize).collect();
+                candidates = more_than(asked, found.len());
+                first = found.into_iter().find(|point| *point >= tried);
+            }
+            assert_eq!(first, expected, "{tried} of {points} were tried");
+        }
+    }
 }

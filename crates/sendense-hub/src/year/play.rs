@@ -87,6 +87,10 @@ fn policies() -> [PolicyRules; 3] {
         quiesce: false,
         compression: None,
         on_tracking_loss: None,
+        time_limit_seconds: None,
+        chain_points_max: None,
+        verification: None,
+        hooks: None,
         retention: Some(retention),
     };
     [

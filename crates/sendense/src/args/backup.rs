@@ -159,7 +159,7 @@ pub struct BackupStart {
 }
 
 /// A span of time in whole seconds: `90s`, `90m`, `6h`, `2d`.
-fn seconds(text: &str) -> Result<u32, String> {
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let factor = match unit {
         "s" => 1,

@@ -221,6 +221,10 @@ pub struct HubArgs {
     /// Recovered machines at once.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub recoveries_max: u32,
+    /// Folder of programs that policies may have run before and after backups, with the hub's rights. Nobody but root and the
+    /// hub's user may be able to write to it.
+    #[arg(long, value_name = "DIR")]
+    pub hooks_dir: Option<PathBuf>,
     /// Tasks that run at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub running_tasks_max: u32,

@@ -106,6 +106,27 @@ pub struct PolicyArgs {
     /// What to do when changes cannot be told: compare, full, fail.
     #[arg(long)]
     pub on_tracking_loss: Option<OnTrackingLoss>,
+    /// End a backup that has taken so long, whatever it has reached. Left out: as long as it gets on.
+    #[arg(long = "time-limit", value_name = "90m|6h|2d", value_parser = super::backup::seconds)]
+    pub time_limit_seconds: Option<u32>,
+    /// Points of a chain after which its newest is made a full, 2 to 256, which is as late as can be. Left out: as the hub says.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=256))]
+    pub chain_points_max: Option<u32>,
+    /// Verify its points at rest so many days after anybody looked at them; 0 for never. Left out: as the hub says.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=3650))]
+    pub verify_at_rest: Option<u32>,
+    /// Decode every block of its points so many days after that was done; 0 for never. Left out: as the hub says.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=3650))]
+    pub verify_deep: Option<u32>,
+    /// Run this program of the hub's `--hooks-dir` before each backup; when it fails, the backup does.
+    #[arg(long, value_name = "NAME")]
+    pub before: Option<String>,
+    /// Run this one when the backup has ended, however it did.
+    #[arg(long, value_name = "NAME")]
+    pub after: Option<String>,
+    /// How long each may run. Left out: 600.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub hook_timeout: Option<u32>,
     /// Keep so many of the newest points. Without any `--keep-…` every point stays.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keep_last: u32,

@@ -47,6 +47,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.recovery.dir = args.recovery_dir.map(|path| absolute(&path)).transpose()?;
     config.recovery.floor_bytes = args.recovery_floor.as_u64();
     config.recovery.recoveries_max = args.recoveries_max as usize;
+    config.hooks_dir = args.hooks_dir.map(|path| absolute(&path)).transpose()?;
     config.limits.lease_seconds = args.lease_seconds;
     config.limits.audit_per_million = args.audit_per_million;
     config.limits.node_lease_seconds = args.node_lease_seconds;

@@ -7,7 +7,9 @@ use crate::output::{bytes, json, line, say, table as show};
 use crate::{tables, timetables};
 use anyhow::Result;
 use sendense_api::reply::{PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
-use sendense_api::{Limit, ListQuery, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, Retention};
+use sendense_api::{
+    Limit, ListQuery, Policy, PolicyHooks, PolicyPlan, PolicyRules, PolicyVerification, Prune, PruneQuery, Retention,
+};
 
 /// Runs the command.
 pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
@@ -82,6 +84,7 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
     };
     let kept =
         [args.keep_last, args.keep_hourly, args.keep_daily, args.keep_weekly, args.keep_monthly, args.keep_yearly];
+    let verification = PolicyVerification { at_rest_days: args.verify_at_rest, deep_days: args.verify_deep };
     // Who says tags or folders alone means machines of any name.
     let vms = if args.vms.is_empty() { vec!["*".to_owned()] } else { args.vms };
     PolicyRules {
@@ -98,6 +101,14 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
         quiesce: args.quiesce,
         compression: args.compression,
         on_tracking_loss: args.on_tracking_loss,
+        time_limit_seconds: args.time_limit_seconds,
+        chain_points_max: args.chain_points_max,
+        verification: (verification != PolicyVerification::default()).then_some(verification),
+        hooks: (args.before.is_some() || args.after.is_some()).then_some(PolicyHooks {
+            before: args.before,
+            after: args.after,
+            timeout_seconds: args.hook_timeout,
+        }),
         retention: kept.iter().any(|count| *count > 0).then_some(retention),
     }
 }
@@ -107,13 +118,10 @@ fn print_plan(plan: &PolicyPlan) {
     for pattern in &plan.unmatched {
         say(format!("no VM matches {pattern}"));
     }
-    say(format!(
-        "{} VMs; retention would delete {} points, {}; {} stay",
-        plan.vms.len(),
-        plan.deleted,
-        bytes(plan.freed_bytes),
-        plan.kept
-    ));
+    say(timetables::retained(plan));
+    if let Some(told) = timetables::chains_ended(plan) {
+        say(told);
+    }
 }
 
 async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {

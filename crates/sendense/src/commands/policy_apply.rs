@@ -6,9 +6,10 @@
 use super::backup::{LOOK_FIRST, confirmed};
 use super::policy::most;
 use crate::context::Context;
-use crate::output::{bytes, json, line, say};
+use crate::output::{json, line, say};
+use crate::timetables;
 use anyhow::{Context as _, Result, bail};
-use sendense_api::{Client, ListQuery, PolicyRules, ScheduleRules};
+use sendense_api::{Client, ListQuery, PolicyPlan, PolicyRules, ScheduleRules};
 use serde::{Deserialize, Serialize};
 use similar::TextDiff;
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,13 +114,19 @@ pub(super) async fn run(context: &Context, file: &Path, dry_run: bool, yes: bool
     for rules in wanted.schedules.into_iter().map(|rules| names.schedule(rules)) {
         schedules.extend(Change::of(&rules.name, &rules, scheduled.get(&rules.name))?);
     }
-    let told = policies.iter().map(|change| change.told("policy"));
-    let told: Vec<_> = told.chain(schedules.iter().map(|change| change.told("schedule"))).collect();
-    if !context.json {
-        for change in &policies {
+    let mut told = Vec::new();
+    for change in &policies {
+        let plan = client.plan_policy(&change.wanted).await?;
+        if !context.json {
             change.show("policy");
-            tell_plan(client, &change.wanted).await?;
+            tell_plan(&change.name, &plan);
         }
+        let mut change = change.told("policy");
+        change["plan"] = serde_json::to_value(plan)?;
+        told.push(change);
+    }
+    told.extend(schedules.iter().map(|change| change.told("schedule")));
+    if !context.json {
         for change in &schedules {
             change.show("schedule");
         }
@@ -161,18 +168,14 @@ async fn apply(client: &Client, policies: &[Change<PolicyRules>], schedules: &[C
 }
 
 /// Says what a policy would do that is not saved.
-async fn tell_plan(client: &Client, rules: &PolicyRules) -> Result<()> {
-    let plan = client.plan_policy(rules).await?;
-    let (vms, deleted, kept) = (plan.vms.len(), plan.deleted, plan.kept);
-    say(format!(
-        "{}: {vms} VMs; retention would delete {deleted} points, {}; {kept} stay",
-        rules.name,
-        bytes(plan.freed_bytes)
-    ));
-    for pattern in &plan.unmatched {
-        say(format!("{}: no VM matches {pattern}", rules.name));
+fn tell_plan(name: &str, plan: &PolicyPlan) {
+    say(format!("{name}: {}", timetables::retained(plan)));
+    if let Some(told) = timetables::chains_ended(plan) {
+        say(format!("{name}: {told}"));
     }
-    Ok(())
+    for pattern in &plan.unmatched {
+        say(format!("{name}: no VM matches {pattern}"));
+    }
 }
 
 fn pairs<T, V>(items: Vec<T>, pair: impl Fn(T) -> (String, V)) -> BTreeMap<String, V> {

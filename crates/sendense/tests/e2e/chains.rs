@@ -102,3 +102,67 @@ fn a_chain_that_is_too_long_ends_by_itself_and_no_point_is_lost() {
     assert_eq!(made, [("completed", "chain bound"); 2]);
     assert_eq!(hub.stop(), Some(0));
 }
+
+#[test]
+fn a_policy_bounds_the_chains_that_it_makes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(63);
+    let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 1 << 20, &mut random);
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    hub.ok(&["repo", "update", "main", "--low-percent", "100", "--critical-percent", "100"]);
+    hub.ok(&["policy", "create", "short", "--vm", "*", "--repo", "main", "--chain-points-max", "2"]);
+    for (option, wrong) in [("--chain-points-max", "0"), ("--chain-points-max", "1"), ("--verify-deep", "4000")] {
+        let told = hub.fails(2, &["policy", "create", "none", "--vm", "*", "--repo", "main", option, wrong]);
+        assert!(told.contains(option), "{told}");
+    }
+    let shown = hub.ok(&["policy", "show", "short"]);
+    assert!(shown.lines().any(|line| line.starts_with("chain points:") && line.ends_with(" 2")), "{shown}");
+    assert!(shown.lines().any(|line| line.ends_with("after 30 days (as the hub says)")), "{shown}");
+    let planned = |bound: &str| {
+        let plan = hub.json(&["policy", "plan", "--vm", "*", "--repo", "main", "--chain-points-max", bound]);
+        let vm = &plan["plan"]["vms"][0];
+        (vm["chain_points"].as_u64(), vm["ends_chain"].as_bool(), plan["plan"]["chains_ended"].as_u64())
+    };
+    hub.ok(&["schedule", "create", "yearly", "--policy", "short", "--cron", "0 0 1 1 *"]);
+    // The hub's own bound is sixty points; the third of the policy becomes a full.
+    for expected in [1, 2, 1] {
+        disk.write_somewhere(100_000, &mut random);
+        hub.ok(&["schedule", "trigger", "yearly"]);
+        let patience = Instant::now() + PATIENCE;
+        while hub.json(&["schedule", "executions", "yearly"])["executions"][0]["state"] == "running"
+            || chain(&hub).len() != expected
+        {
+            assert!(Instant::now() < patience, "{expected}: {}", hub.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let ends = expected == 2;
+        assert_eq!(planned("2"), (Some(expected as u64), Some(ends), Some(ends.into())));
+        assert_eq!(planned("3"), (Some(expected as u64), Some(false), Some(0)));
+    }
+    let newest = hub.json(&["backup", "list", "--vm", "web"])["backups"][0].clone();
+    assert_eq!(field(&newest, "backup_type"), "full");
+    restored(&hub, dir, field(&newest, "backup_id"), &disk.bytes);
+
+    // The same from a file, where what is left out is as the hub says.
+    let file = dir.join("policies.toml");
+    let write = |said: &str| {
+        let text = format!("[[policies]]\nname = \"short\"\nvms = [\"*\"]\nrepository_id = \"main\"\n{said}\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("chain_points_max = 9\n[policies.verification]\ndeep_days = 90");
+    let apply = || hub.json(&["policy", "apply", "-f", path(&file), "--yes"])["changes"].as_array().unwrap().len();
+    assert_eq!((apply(), apply()), (1, 0));
+    let policy = hub.json(&["policy", "show", "short"])["policy"].clone();
+    assert_eq!(policy["rules"]["verification"], serde_json::json!({ "deep_days": 90 }));
+    let in_force = serde_json::json!({ "chain_points_max": 9, "at_rest_days": 30, "deep_days": 90 });
+    assert_eq!(policy["in_force"], in_force);
+    for (wrong, named) in [("chain_points_max = 0", "chain_points_max"), ("verification = {}", "verification")] {
+        write(wrong);
+        let told = hub.fails(2, &["policy", "apply", "-f", path(&file), "--yes"]);
+        assert!(told.contains(named), "{told}");
+    }
+    assert_eq!(hub.json(&["policy", "show", "short"])["policy"]["in_force"], in_force);
+    assert_eq!(hub.stop(), Some(0));
+}

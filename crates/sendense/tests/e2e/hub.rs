@@ -208,7 +208,8 @@ impl Hub {
         let heard = dir.join("events");
         let token = std::fs::read_to_string(self.data_dir.join("admin-token")).unwrap();
         let child = Command::new("curl")
-            .args(["--silent", "--show-error", "--no-buffer", "--dump-header"])
+            // It may have a certificate of its own making.
+            .args(["--silent", "--show-error", "--no-buffer", "--insecure", "--dump-header"])
             .args([heard.with_extension("head").as_os_str(), "--output".as_ref(), heard.as_os_str()])
             .args(["--header", &format!("Authorization: Bearer {}", token.trim())])
             .arg(format!("{}/api/v1/events", self.url))
@@ -245,8 +246,13 @@ pub struct Listener {
 impl Listener {
     /// Waits for an event of this type; gives its data.
     pub fn event(&self, name: &str) -> Value {
+        self.nth_event(name, 1)
+    }
+
+    /// One of several, counted from 1.
+    pub fn nth_event(&self, name: &str, nth: usize) -> Value {
         let find = |text: &str| {
-            let (_, rest) = text.split_once(&format!("event: {name}\n"))?;
+            let rest = text.splitn(nth + 1, &format!("event: {name}\n")).nth(nth)?;
             // Its last line may not have come yet.
             let data = rest.split("\n\n").next().filter(|_| rest.contains("\n\n"))?;
             data.lines().find_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())

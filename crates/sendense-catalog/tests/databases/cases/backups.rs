@@ -84,6 +84,37 @@ pub async fn of_eight_that_begin_one_wins(db: TestDb) {
     world.catalog.backups().begin(&world.new_backup(&world.vms[1], BackupType::Full), at(10)).await.expect("begin");
 }
 
+/// A hypervisor that is registered twice, by its own name and behind a node, say.
+pub async fn a_machine_of_two_sources_is_one(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let again = add_source(&world.catalog, "kvm-again").await.source_id;
+    let told = [machine("vm0", 2), machine("other", 1)];
+    let seen = world.catalog.vms().upsert_discovered(&again, &told, at(0)).await.expect("discover").vm_context_ids;
+    assert_ne!(seen[0], world.vms[0]);
+    let hubs = [world.catalog.clone(), db.open().await];
+    let mut starts = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let vm = [&world.vms[0], &seen[0]][number / 2 % 2];
+        let (catalog, new) = (hubs[number % 2].clone(), world.new_backup(vm, BackupType::Full));
+        starts.spawn(async move { catalog.backups().begin(&new, at(10)).await });
+    }
+    let (won, lost): (Vec<_>, Vec<_>) = starts.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 7));
+    let (winner, task) = won.into_iter().next().expect("one").expect("won");
+    for error in lost.into_iter().map(|lost| lost.expect_err("lost")) {
+        let Error::Conflict(Conflict::BackupActive { backup_id, vm_context_id, .. }) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((backup_id, vm_context_id), (winner.backup_id.clone(), winner.vm_context_id.clone()));
+    }
+    world.catalog.backups().begin(&world.new_backup(&seen[1], BackupType::Full), at(10)).await.expect("another one");
+    let claim = world.catalog.tasks().claim(&task.claim(), &world.hub, at(70), at(10)).await.expect("claim").claim();
+    world.catalog.backups().start(&claim, at(10)).await.expect("start");
+    world.catalog.backups().finish_cancelled(&claim, at(11)).await.expect("cancel");
+    let other = [&world.vms[0], &seen[0]].into_iter().find(|vm| **vm != winner.vm_context_id).expect("the other");
+    world.catalog.backups().begin(&world.new_backup(other, BackupType::Full), at(12)).await.expect("it is free");
+}
+
 pub async fn a_failed_backup_frees_the_machine(db: TestDb) {
     let world = World::new(db.open().await, 1).await;
     let (vm, backups) = (&world.vms[0], world.catalog.backups());

@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 14] = [
+const MIGRATIONS: [&str; 15] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -22,6 +22,7 @@ const MIGRATIONS: [&str; 14] = [
     "m0016_repository_reports",
     "m0017_node_limits",
     "m0019_vm_tags",
+    "m0020_deep_proof",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

@@ -82,6 +82,64 @@ pub async fn a_failed_attempt_is_no_point_to_verify(db: TestDb) {
     assert_eq!(backups.damaged(&world.vms[0], &world.repository_id).await.expect("damaged"), [].into());
 }
 
+fn any(repository_id: &RepositoryId) -> Unproved<'_> {
+    Unproved { repository_id, made_by: MadeBy::NoneOf(&[]), depth: VerifyDepth::AtRest, before: at(1000) }
+}
+
+pub async fn a_deep_proof_outlasts_looks_at_rest(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let point = world.point(&world.vms[0], None, 1, at(10)).await;
+    let since = async |depth| {
+        let which = Unproved { depth, ..any(&world.repository_id) };
+        let found = backups.longest_unproved(&which, 10).await.expect("find");
+        found.into_iter().map(|(_, since)| since).collect::<Vec<_>>()
+    };
+    use VerifyDepth::{AtRest, Deep};
+    assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(11)], vec![at(11)]), "when it was made");
+    let of = |depth, seconds| sound(seconds).map(|found| Verification { depth: Some(depth), ..found });
+    for (depth, seconds, at_rest, deep) in [(Deep, 100, 100, 100), (AtRest, 200, 200, 100), (Deep, 300, 300, 300)] {
+        backups.set_verified(&[said(&point, of(depth, seconds))]).await.expect("set");
+        assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(at_rest)], vec![at(deep)]), "{depth} {seconds}");
+    }
+    // What was found corrupt was decoded; what depends on it was not even looked at.
+    let lost: Lost = [(DiskNumber(0), vec![(1, 1)])].into();
+    backups.set_verified(&[corrupt(&point, lost, 400)]).await.expect("set");
+    assert_eq!(since(Deep).await, [at(400)]);
+    let affected = sound(500).map(|found| Verification { state: VerifyState::Affected, depth: None, ..found });
+    backups.set_verified(&[said(&point, affected)]).await.expect("set");
+    assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(500)], vec![at(400)]));
+    backups.set_verified(&[said(&point, None)]).await.expect("set");
+    assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(11)], vec![at(11)]));
+}
+
+pub async fn points_of_a_policy_are_found_by_themselves(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let both: [PolicyId; 2] = [id("pol-gold"), id("pol-silver")];
+    let gold = &both[..1];
+    let mut made = Vec::new();
+    for (number, policy) in [Some(&both[0]), Some(&both[1]), None].into_iter().enumerate() {
+        let policy_id = policy.map(|policy| policy.to_string());
+        let new = NewBackup { policy_id, ..world.new_backup(&world.vms[0], BackupType::Full) };
+        let now = at(10 * (number as i64 + 1));
+        let claim = world.running(&new, now).await;
+        backups.finish_completed(&claim, &completed(&new.backup_id, None, 1), now).await.expect("finish");
+        made.push(new.backup_id);
+    }
+    let found = async |made_by| {
+        let which = Unproved { made_by, ..any(&world.repository_id) };
+        let found = backups.longest_unproved(&which, 10).await.expect("find");
+        found.into_iter().map(|(point, _)| point.backup_id).collect::<Vec<_>>()
+    };
+    assert_eq!(found(MadeBy::AnyOf(gold)).await, made[..1]);
+    assert_eq!(found(MadeBy::NoneOf(&[])).await, made);
+    assert_eq!(found(MadeBy::NoneOf(gold)).await, made[1..]);
+    assert_eq!(found(MadeBy::AnyOf(&both)).await, made[..2]);
+    assert_eq!(found(MadeBy::NoneOf(&both)).await, made[2..]);
+    assert_eq!(found(MadeBy::AnyOf(&[])).await, []);
+}
+
 pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     let world = World::new(db.open().await, 1).await;
     let backups = world.catalog.backups();
@@ -91,9 +149,10 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
         points.push(world.point(&world.vms[0], points.last(), 1, at(10 * number)).await);
     }
     let oldest = async |before: i64, limit: u64| {
-        let found = backups.longest_unproved(&world.repository_id, at(before), limit).await.expect("find");
+        let which = Unproved { before: at(before), ..any(&world.repository_id) };
+        let found = backups.longest_unproved(&which, limit).await.expect("find");
         let position = |point: &Backup| points.iter().position(|id| *id == point.backup_id).expect("known");
-        found.iter().map(position).collect::<Vec<_>>()
+        found.iter().map(|(point, _)| position(point)).collect::<Vec<_>>()
     };
     assert_eq!(oldest(1000, 10).await, [0, 1, 2, 3, 4]);
     assert_eq!(oldest(1000, 2).await, [0, 1]);
@@ -101,7 +160,7 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     backups.set_verified(&[said(&points[0], sound(35)), said(&points[3], sound(5))]).await.expect("set");
     assert_eq!(oldest(1000, 10).await, [3, 1, 2, 0, 4]);
     assert_eq!(oldest(35, 10).await, [3, 1, 2]);
-    let elsewhere = backups.longest_unproved(&id("repo-none"), at(1000), 10).await.expect("find");
+    let elsewhere = backups.longest_unproved(&any(&id("repo-none")), 10).await.expect("find");
     assert_eq!(elsewhere, []);
 }
 

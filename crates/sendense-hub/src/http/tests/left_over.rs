@@ -1,10 +1,15 @@
 //! What tasks of a removed source left behind: ended where that is possible, kept and shown where it is not.
 
+use super::house::House;
 use super::{Fixture, PATIENCE, router};
 use crate::reconcile;
-use sendense_api::Role;
+use futures::StreamExt as _;
+use sendense_api::{Event, LeftOverKind, LeftOverState, Role};
+use sendense_catalog::Page;
+use sendense_repo::layout;
+use sendense_repo::lock::{Claim, Operation};
 use sendense_source::{Artefact, ArtefactKind};
-use sendense_types::TaskState;
+use sendense_types::{BackupId, TaskState, VmContextId};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -49,6 +54,54 @@ async fn what_a_removed_source_left_ends_here_and_stays_in_the_list_elsewhere() 
     for told in ["1 things", "a backup job of 23b7165e on src-removed, which was removed", "task-ended"] {
         assert!(detail.contains(told), "{told}: {detail}");
     }
+}
+
+/// A libvirt job and a checkpoint that nobody can reach any more: told once each, shown as long as they stay, told when they are gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stays_is_told_once_and_again_when_it_is_gone() {
+    let fixture = Fixture::new().await;
+    let core = fixture.hub.app().core.clone();
+    let mut events = std::pin::pin!(core.events.listen());
+    let artefact = |kind| Artefact {
+        source_id: "src-removed".parse().unwrap(),
+        task_id: "task-ended".parse().unwrap(),
+        kind,
+        vm_key: "23b7165e".to_owned(),
+        details: serde_json::json!({}),
+    };
+    let job = core.journal.record(&artefact(ArtefactKind::BackupJob)).unwrap();
+    let checkpoint = core.journal.record(&artefact(ArtefactKind::Checkpoint)).unwrap();
+    // The hub does the same by itself, every few seconds.
+    for _ in 0..6 {
+        reconcile::reap_orphans(&core).await;
+    }
+    let mut told = async || loop {
+        let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("nothing is told");
+        if let Event::LeftOver { left_over } = event.unwrap() {
+            break left_over;
+        }
+    };
+    let shown = async || {
+        let answer = fixture.call("GET", "/api/v1/debug/health", Some(Role::Viewer)).await;
+        let checks = answer.body["checks"].as_array().unwrap().clone();
+        let check = checks.into_iter().find(|check| check["name"] == "left over").unwrap();
+        (check["status"].as_str().unwrap().to_owned(), check["detail"].as_str().unwrap().to_owned())
+    };
+    let (first, second) = (told().await, told().await);
+    assert_eq!((first.kind, second.kind), (LeftOverKind::BackupJob, LeftOverKind::Checkpoint));
+    for alert in [&first, &second] {
+        assert_eq!((alert.state, alert.vm_key.as_str(), &alert.vm_name), (LeftOverState::Stays, "23b7165e", &None));
+        assert!(alert.message.contains("its source was removed"), "{}", alert.message);
+        assert!(shown().await.1.contains(&alert.message));
+    }
+    assert_eq!(shown().await.0, "degraded");
+    for (entry, kind) in [(job, LeftOverKind::BackupJob), (checkpoint, LeftOverKind::Checkpoint)] {
+        core.journal.close(entry).unwrap();
+        reconcile::reap_orphans(&core).await;
+        let gone = told().await;
+        assert_eq!((gone.kind, gone.state), (kind, LeftOverState::Gone), "nothing was told twice");
+    }
+    assert_eq!(shown().await.0, "ok");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,7 +156,7 @@ async fn nothing_is_swept_while_a_hub_that_the_catalog_does_not_know_has_a_repos
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let file = root.join(sendense_repo::layout::OWNER_FILE);
+    let file = root.join(layout::OWNER_FILE);
     let record = std::fs::read(&file).unwrap();
     let taken = |hub_id: &str, lease_s: i64| {
         let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -122,4 +175,32 @@ async fn nothing_is_swept_while_a_hub_that_the_catalog_does_not_know_has_a_repos
     until(true, "the catalog knows it").await;
     taken("hub-gone", 0);
     until(true, "its lease is out").await;
+}
+
+/// A new backup of the machine may be quicker than the look of the start, which then has to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draft_that_could_not_be_taken_back_at_the_start_is_looked_for_again() {
+    let house = House::new(|_| ()).await;
+    let core = house.fixture.hub.app().core.clone();
+    let id = house.client.get_repository("two").await.unwrap().repository_id;
+    drop(core.repositories.checking(&id, PATIENCE).await.expect("the look of the hub itself ends"));
+    let repository = core.repositories.opened(&id).unwrap();
+    let (vm, draft) = (VmContextId::generate(), BackupId::generate());
+    let folder = repository.root().join(layout::draft_dir(&vm, &draft));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk-0.qcow2"), "half").unwrap();
+    let points = Default::default();
+    let claim = Claim { operation: Operation::Backup, vm, points, who: "a backup".to_owned() };
+    let at_work = repository.locks().acquire(claim).unwrap();
+    for _ in 0..2 {
+        assert!(!reconcile::repository(&core, &id, PATIENCE).await, "it counts as done");
+        assert!(folder.exists(), "the machine is at work");
+    }
+    let reports = core.catalog.reports().list(&id, Page { limit: 10, offset: 0 }).await.unwrap().0;
+    let vain = reports.iter().filter(|report| report.body["findings_total"] == 1).count();
+    assert_eq!(vain, 1, "what is tried again in vain is told once: {reports:?}");
+    drop(at_work);
+    assert!(reconcile::repository(&core, &id, PATIENCE).await);
+    assert!(!folder.exists());
+    house.fixture.hub.shutdown().await;
 }

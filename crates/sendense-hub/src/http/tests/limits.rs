@@ -3,7 +3,8 @@
 use super::PATIENCE;
 use super::house::{House, Stuck, until};
 use futures::StreamExt as _;
-use sendense_api::{ClientError, Event, RestoreBackup, RestoreTarget, UpdateSource, VerifyBackup};
+use sendense_api::{ClientError, Event, RestoreBackup, RestoreTarget, Role, UpdateSource, VerifyBackup};
+use sendense_catalog::Page;
 use sendense_types::{BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskState, Timestamp};
 use std::path::Path;
 use std::sync::Arc;
@@ -216,6 +217,43 @@ async fn a_restore_and_a_verification_that_run_are_cancelled() {
         }
     }
     assert!(cancelled, "no verification was ever cancelled");
+    house.fixture.hub.shutdown().await;
+}
+
+/// What a policy says holds for what its schedules begin, and nobody tries it again by himself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_says_how_long_its_backups_may_take() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| config.clock = given).await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
+    let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
+    let app = house.fixture.hub.app();
+    let post = async |path: &str, body: serde_json::Value| {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+        answer.body
+    };
+    let rules = serde_json::json!({ "name": "short", "vms": ["*"], "repository_id": "two", "time_limit_seconds": 600 });
+    post("policies", rules).await;
+    post("schedules", serde_json::json!({ "name": "short", "policy_id": "short", "cron": "0 3 1 1 *" })).await;
+    post("schedules/short/trigger", serde_json::json!({})).await;
+    let page = Page { limit: 10, offset: 0 };
+    let begun = async || app.core.catalog.backups().list(&Default::default(), page).await.unwrap().0;
+    until("the schedule begins its backup", async || !begun().await.is_empty()).await;
+    let backup = begun().await.remove(0);
+    assert_eq!(backup.vm_context_id.as_str(), vm);
+    house.until_running(&backup.backup_id).await;
+    clock.advance_seconds(590);
+    assert_eq!(house.status(&backup.backup_id).await, BackupStatus::Running);
+    clock.advance_seconds(30);
+    let failed = async || house.status(&backup.backup_id).await == BackupStatus::Failed;
+    until("its time is over", failed).await;
+    let ended = house.client.get_backup(&backup.backup_id).await.unwrap();
+    assert_eq!(ended.error_code, Some(ProblemCode::DeadlineExceeded));
+    let executions = async || house.fixture.call("GET", "/api/v1/schedules/short/executions", Some(Role::Viewer)).await;
+    until("the execution has ended", async || executions().await.body["executions"][0]["state"] == "failed").await;
+    assert_eq!(begun().await.len(), 1, "only a person knows whether it is worth another try");
     house.fixture.hub.shutdown().await;
 }
 

@@ -1,9 +1,10 @@
 //! Schedules by a clock that is set: what is due begins by itself, once, and what was missed is made up for once.
 
+use super::house::{House, Stuck, until};
 use super::{Fixture, PATIENCE};
 use crate::http::router;
-use sendense_api::Role;
-use sendense_types::{ManualClock, Timestamp};
+use sendense_api::{Role, UpdateBackup};
+use sendense_types::{BackupStatus, BackupType, ManualClock, SourceKind, Timestamp};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
@@ -77,4 +78,109 @@ async fn what_is_due_begins_by_itself_and_once() {
     assert_eq!(due(&nightly), [("2027-01-17T03:00:00Z", "completed")], "{nightly:#?}");
     assert_eq!(ended(&fixture, "hourly", 2).await.len(), 2);
     fixture.hub.shutdown().await;
+}
+
+/// A policy without fulls takes points away by merging: the plan says how many before anybody says yes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_what_would_be_merged_away() {
+    let house = House::new(|_| ()).await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let mut points = Vec::new();
+    for number in 0..4 {
+        let sort = if number == 0 { BackupType::Full } else { BackupType::Incremental };
+        let backup = house.start_as(&vm, "one", sort, None).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        points.push(backup.backup_id);
+    }
+    let rules = |full_every: Option<u32>| {
+        json!({"name": "one", "vms": ["*"], "repository_id": "one", "full_every": full_every,
+            "retention": {"keep_last": 1}})
+    };
+    let plan = async |rules: Value| {
+        let answer = house.fixture.json("POST", "/api/v1/policies/plan", &rules.to_string()).await;
+        assert!(answer.status.is_success(), "{answer:?}");
+        let plan = &answer.body["plan"];
+        let of_plan = ["deleted", "merged", "kept"].map(|of| plan[of].as_u64().unwrap());
+        (of_plan, plan["vms"][0]["merged"].as_u64().unwrap())
+    };
+    assert_eq!(plan(rules(None)).await, ([0, 3, 1], 3));
+    assert_eq!(plan(rules(Some(7))).await, ([0, 0, 4], 0), "whole chains go there, and no point of this one");
+    // What a person keeps stays, and what is before it is merged into it.
+    let keep = UpdateBackup { protected: Some(true), hold_until: None };
+    house.client.update_backup(&points[1], &keep).await.unwrap();
+    assert_eq!(plan(rules(None)).await, ([0, 2, 2], 2));
+    house.fixture.hub.shutdown().await;
+}
+
+/// Three machines of a source that is stuck, of which the hub backs up one at a time: one runs, one waits in the queue, and for the
+/// third nothing was asked yet when the window closes.
+async fn machines_when_the_window_closes(stop_running: bool) -> Vec<(String, String)> {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| {
+        config.clock = given;
+        config.limits.running_per_hub = 1;
+    })
+    .await;
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
+    for name in ["a", "b", "c"] {
+        house.machine(name, SourceKind::Nbd, stuck.uri.clone()).await;
+    }
+    let window = json!({"from": "09:00", "until": "09:01", "stop_running": stop_running});
+    for (path, body) in [
+        ("policies", json!({"name": "all", "vms": ["*"], "repository_id": "two"})),
+        ("schedules", json!({"name": "short", "policy_id": "all", "cron": "0 9 * * *", "window": window})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    clock.advance_seconds(HOUR);
+    let backups = async |status: BackupStatus| {
+        let all = house.client.list_backups(&Default::default()).await.unwrap().items;
+        all.into_iter().filter(|backup| backup.status == status).collect::<Vec<_>>()
+    };
+    let full =
+        async || backups(BackupStatus::Running).await.len() == 1 && backups(BackupStatus::Pending).await.len() == 1;
+    until("one runs and one waits", full).await;
+    let running = backups(BackupStatus::Running).await.remove(0);
+    house.until_running(&running.backup_id).await;
+
+    clock.advance_seconds(61);
+    until("nothing waits", async || backups(BackupStatus::Pending).await.is_empty()).await;
+    if !stop_running {
+        // The one that waited was not begun in the place of the one that runs, which goes on until a person stops it.
+        until("it was told", async || backups(BackupStatus::Cancelled).await.len() == 1).await;
+        assert_eq!(house.status(&running.backup_id).await, BackupStatus::Running);
+        house.cancel(running.task_id.as_ref().unwrap()).await;
+    }
+    let executions = ended(&house.fixture, "short", 1).await;
+    let id = executions[0]["execution_id"].as_str().unwrap();
+    let execution = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
+    let of = |vm: &Value, field: &str| vm[field].as_str().unwrap_or_default().to_owned();
+    let vms = execution.body["execution"]["vms"].as_array().unwrap_or_else(|| panic!("{:#}", execution.body)).clone();
+    assert_eq!(backups(BackupStatus::Cancelled).await.len(), 2, "{vms:#?}");
+    house.fixture.hub.shutdown().await;
+    vms.iter().map(|vm| (of(vm, "outcome"), of(vm, "reason"))).collect()
+}
+
+fn pairs(said: [(&str, &str); 3]) -> Vec<(String, String)> {
+    said.iter().map(|(outcome, reason)| (outcome.to_string(), reason.to_string())).collect()
+}
+
+const TOO_LATE: (&str, &str) = ("skipped", "the window closed before its turn came");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_closes_stops_what_waits_in_the_queue() {
+    let vms = machines_when_the_window_closes(false).await;
+    assert_eq!(vms, pairs([("failed", "stopped by a person"), TOO_LATE, TOO_LATE]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_closes_stops_what_runs_if_asked() {
+    let vms = machines_when_the_window_closes(true).await;
+    assert_eq!(vms, pairs([("skipped", "stopped when the window closed"), TOO_LATE, TOO_LATE]));
 }

@@ -1,8 +1,10 @@
 //! Verification by a clock that is set: what nobody has looked at for a month is looked at, and nothing has to wait for it.
 
-use super::house::{House, until};
-use sendense_api::{DeleteQuery, ListQuery, TaskFilter};
-use sendense_types::{BackupStatus, ManualClock, SourceKind, TaskKind, Timestamp, VerifyDepth, VerifyState};
+use super::house::{House, Stuck, until};
+use sendense_api::{DeleteQuery, ListQuery, MergeQuery, TaskFilter};
+use sendense_types::{
+    BackupStatus, BackupType, ManualClock, SourceKind, TaskKind, TaskState, Timestamp, VerifyDepth, VerifyState,
+};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -95,5 +97,124 @@ async fn a_verification_that_nobody_asked_for_makes_way() {
     assert_eq!(deleted.backups.len(), 1);
     assert!(house.client.get_backup(&first).await.is_err());
     assert_eq!(house.status(&second).await, BackupStatus::Completed);
+    house.fixture.hub.shutdown().await;
+}
+
+/// A merge is not refused because a point is verified that nobody asked for, nor waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.verify_bytes_per_second = 1 << 10;
+    })
+    .await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    std::fs::write(folder.join("disk0.raw"), noise.collect::<Vec<_>>()).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let back_up = async |backup_type| {
+        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        backup.backup_id
+    };
+    let full = back_up(BackupType::Full).await;
+    clock.advance_seconds(5 * DAY);
+    let next = back_up(BackupType::Incremental).await;
+    clock.advance_seconds(26 * DAY);
+    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+    let looks = async || house.client.list_tasks(&filter).await.unwrap().items;
+    let running = &house.fixture.hub.app().core.running;
+    until("the full is looked at", async || running.is_at_work_aside()).await;
+    let merge = house.client.merge_backup(&full, &MergeQuery::default()).await.unwrap();
+    let task = house.client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+    assert!(task.error.is_none(), "{task:?}");
+    assert!(house.client.get_backup(&full).await.is_err());
+    assert_eq!(house.status(&next).await, BackupStatus::Completed);
+    assert_eq!(looks().await.last().map(|task| task.state), Some(TaskState::Cancelled));
+    house.fixture.hub.shutdown().await;
+}
+
+/// A hub that is never idle proves its points all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_hub_verifies_beside_its_work() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.running_per_hub = 1;
+    })
+    .await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let backup = house.start(&vm, "one").await.unwrap();
+    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
+    let slow = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
+    let other = house.machine("other", SourceKind::Nbd, stuck.uri.clone()).await;
+    // What moves nothing for four hours would be ended.
+    clock.advance_seconds(30 * DAY - 600);
+    let runs = house.start(&slow, "two").await.unwrap();
+    house.until_running(&runs.backup_id).await;
+    let waits = house.start(&other, "two").await.unwrap();
+    clock.advance_seconds(1200);
+    let proved = async || house.client.get_backup(&backup.backup_id).await.unwrap().verify_state.is_some();
+    until("the point is verified", proved).await;
+    assert_eq!(house.status(&waits.backup_id).await, BackupStatus::Pending, "it took no place, and gave none");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_says_how_often_its_points_are_looked_at() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    // The hub itself looks at nothing.
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.verify_after_days = 0;
+    })
+    .await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let rules = serde_json::json!({
+        "name": "gold", "vms": ["*"], "repository_id": "one", "verification": { "at_rest_days": 7, "deep_days": 30 }
+    });
+    let answer = house.fixture.json("POST", "/api/v1/policies", &rules.to_string()).await;
+    let policy = answer.body["policy"]["policy_id"].as_str().unwrap().to_owned();
+    let back_up = async |policy_id: Option<&str>| {
+        let asked = serde_json::json!({
+            "vm_context_id": vm, "repository_id": "one", "backup_type": "full", "policy_id": policy_id
+        });
+        let answer = house.fixture.json("POST", "/api/v1/backups", &asked.to_string()).await;
+        let id = answer.body["backup"]["backup_id"].as_str().unwrap().parse().unwrap();
+        let backup = house.client.get_backup(&id).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        backup.backup_id
+    };
+    let by_hand = back_up(None).await;
+    let by_policy = back_up(Some("gold")).await;
+    let kept = house.client.get_backup(&by_policy).await.unwrap().policy_id;
+    assert_eq!(kept, Some(policy), "asked for by name, kept by id");
+    let depth = async |id| house.client.get_backup(id).await.unwrap().verify_depth;
+    let looks = async || {
+        let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+        house.client.list_tasks(&filter).await.unwrap().total
+    };
+    clock.advance_seconds(8 * DAY);
+    until("it is looked at", async || depth(&by_policy).await == Some(VerifyDepth::AtRest)).await;
+    clock.advance_seconds(23 * DAY);
+    until("it is decoded", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
+    // The look that comes next is at rest again: the deep proof holds for a month.
+    clock.advance_seconds(8 * DAY);
+    until("it is looked at again", async || depth(&by_policy).await == Some(VerifyDepth::AtRest)).await;
+    assert_eq!((looks().await, depth(&by_hand).await), (3, None), "nobody asked for the other one");
     house.fixture.hub.shutdown().await;
 }

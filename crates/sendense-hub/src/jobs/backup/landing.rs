@@ -12,6 +12,7 @@ use sendense_node::mover::{DiskStart, Landing};
 use sendense_repo::{DiskDraft, DiskSpec, Draft};
 use sendense_types::{Compression, DiskNumber, Phase, Timestamp};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A draft as the mover sees it.
 pub(super) struct DraftLanding<'a> {
@@ -20,6 +21,7 @@ pub(super) struct DraftLanding<'a> {
     prepared: &'a Prepared,
     runtime: &'a tokio::runtime::Handle,
     state: Mutex<State>,
+    noted: AtomicBool,
 }
 
 struct State {
@@ -40,7 +42,7 @@ impl<'a> DraftLanding<'a> {
         runtime: &'a tokio::runtime::Handle,
     ) -> Self {
         let state = State { draft, planned: Vec::new(), frozen_at: None, expected_bytes: 0 };
-        Self { core, handle, prepared, runtime, state: Mutex::new(state) }
+        Self { core, handle, prepared, runtime, state: Mutex::new(state), noted: AtomicBool::new(false) }
     }
 
     /// For a draft that goes on, with the disks that were begun.
@@ -53,7 +55,12 @@ impl<'a> DraftLanding<'a> {
         (planned, frozen_at): (Vec<BackupDisk>, Timestamp),
     ) -> Self {
         let state = State { draft, planned, frozen_at: Some(frozen_at), expected_bytes: 0 };
-        Self { core, handle, prepared, runtime, state: Mutex::new(state) }
+        Self { core, handle, prepared, runtime, state: Mutex::new(state), noted: AtomicBool::new(false) }
+    }
+
+    /// Whether whoever moved the blocks had something to say.
+    pub fn was_noted(&self) -> bool {
+        self.noted.load(Ordering::Relaxed)
     }
 
     /// What is said of the draft, while it is open.
@@ -153,6 +160,7 @@ impl Landing for DraftLanding<'_> {
     }
 
     fn note(&self, message: &str) {
+        self.noted.store(true, Ordering::Relaxed);
         self.handle.warn(message);
     }
 

@@ -27,6 +27,7 @@ use crate::app::create::choose_disks;
 use crate::app::sources::refresh;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
+use crate::hooks;
 use crate::maintenance::Use;
 use crate::nodes::kept::Keeper;
 use crate::nodes::resume::Resuming;
@@ -78,6 +79,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClai
     handle.set_phase(Phase::Snapshot);
     core.catalog.backups().start(claim, core.now()).await.or_problem()?;
     let Some(recovery_id) = work.recovery_id.clone() else {
+        hooks::before(core, handle, &work).await?;
         let prepared = prepare(core, handle, claim, work).await?;
         return copy(core, handle, prepared).await;
     };
@@ -255,8 +257,17 @@ fn make(
         };
         moved.map_err(|error| of_mover(&error))
     });
+    look_after(handle, prepared, &landing, &moved);
     let (draft, frozen_at) = landing.into_draft();
     finish(core, handle, prepared, draft, frozen_at, moved)
+}
+
+/// What a node could not take away is in the node's own journal. A backup that failed there, or of which it had something to say, is
+/// reason to see what is left.
+fn look_after(handle: &Handle, prepared: &Prepared, landing: &DraftLanding<'_>, moved: &Result<mover::Outcome>) {
+    if matches!(prepared.source, From::Node(_)) && (moved.is_err() || landing.was_noted()) {
+        handle.look_after(prepared.work.source_id.clone());
+    }
 }
 
 /// Publishes what was moved, or gives the draft up.

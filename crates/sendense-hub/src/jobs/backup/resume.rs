@@ -9,7 +9,7 @@
 
 use super::landing::DraftLanding;
 use super::parents::{Found, Standing};
-use super::{From, Prepared, assignment, conclude, facts, finish};
+use super::{From, Prepared, assignment, conclude, facts, finish, look_after};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_mover, of_repo};
 use crate::jobs::handle::{Handle, Stop};
@@ -186,6 +186,7 @@ fn make(
         let moved = remote_run::conduct_again(remote, &resuming, &landing, handle, lease_seconds);
         moved.map_err(|error| of_mover(&error))
     });
+    look_after(handle, prepared, &landing, &moved);
     let (draft, frozen_at) = landing.into_draft();
     finish(core, handle, prepared, draft, frozen_at, moved)
 }

@@ -8,6 +8,8 @@
 //! in the folder that he unpacks to.
 
 mod tar;
+#[cfg(test)]
+mod tests;
 mod zip;
 
 use super::Reader;
