@@ -22,6 +22,9 @@ const EXTENTS_MAX: usize = 512;
 /// QEMU cuts names at 511 bytes.
 const NAME_BYTES_MAX: usize = 500;
 const SECTOR_BYTES: u64 = 512;
+/// The text's end and what may lie behind it. QEMU writes the content id anew without its leading zeros (`vmdk_write_cid`, "%x"): the
+/// text gets shorter by up to seven digits, and as much of its old end stays. No extent fits into that.
+const REMNANT_BYTES: usize = 8;
 
 /// How an extent's file holds its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +78,7 @@ pub fn parse_descriptor(bytes: &[u8]) -> Result<Descriptor> {
     }
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let (text, rest) = bytes.split_at(end);
-    if rest.iter().any(|byte| *byte != 0) {
+    if rest.iter().skip(REMNANT_BYTES).any(|byte| *byte != 0) {
         return Err(unsafe_text("bytes follow its end"));
     }
     let mut descriptor = Descriptor { extents: Vec::new(), parent: parent_hint(text)?, capacity_bytes: 0 };
@@ -260,6 +263,19 @@ mod tests {
         assert_eq!(kind(&"#".repeat(10 << 20)), Some(Kind::Unsupported));
         // QEMU finds the hint in a comment, and so do we.
         assert_eq!(parse_descriptor(b"# parentFileNameHint=\"x\"").unwrap().parent.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn what_a_shorter_content_id_leaves_behind_the_text_is_passed_over() {
+        let text = "version=1\nCID=1\nparentCID=ffffffff\nRW 4 SPARSE \"a\"\n";
+        let parsed = |rest: &str| parse_descriptor(format!("{text}\0{rest}\0\0\0").as_bytes());
+        let whole = parse_descriptor(text.as_bytes()).unwrap();
+        for rest in ["", "\n", "= \"3\"\n"] {
+            assert_eq!(parsed(rest).unwrap(), whole, "{rest:?}");
+        }
+        for rest in ["n = \"3\"\n", "\n\0\0\0\0\0\0x", "\nRW 4 FLAT \"/etc/passwd\" 0\n"] {
+            assert_eq!(parsed(rest).unwrap_err().kind, Kind::Unsafe, "{rest:?}");
+        }
     }
 
     #[test]
