@@ -51,3 +51,4 @@ mod verification;
 mod volumes;
 mod vsphere;
 mod vsphere_bulk;
+mod vsphere_chain;
