@@ -1,5 +1,5 @@
-//! The first files of the guest: this very program as its agent, the libraries, kernel modules, and LVM's tool where it is
-//! installed.
+//! The first files of the guest: this very program as its agent, the libraries, kernel modules, and tools for partitions and,
+//! where it is installed, for LVM.
 //!
 //! Invariant: every file is one of this machine; nothing of a disk is in them.
 
@@ -47,6 +47,11 @@ pub const MODULES_FOLDER: &str = "/modules";
 pub const LVM_PLACES: [&str; 2] = ["/usr/sbin/lvm", "/sbin/lvm"];
 /// Where the guest finds it.
 pub const LVM: &str = "/sbin/lvm";
+/// Tools of Debian's package util-linux, which every system has, at the same place here and in the guest: one tells the kernel of
+/// a partition, the other makes it forget one.
+pub const ADD_PARTITION: &str = "/usr/bin/addpart";
+/// The other one.
+pub const FORGET_PARTITION: &str = "/usr/bin/delpart";
 
 /// Writes the guest's first files. They are copied and never held: a hub's memory does not grow with its own program.
 pub fn archive(modules: &Modules, to: impl Write) -> Result<()> {
@@ -61,6 +66,8 @@ pub fn archive(modules: &Modules, to: impl Write) -> Result<()> {
     let mut programs = vec![(PathBuf::from(format!("/proc/{}/exe", std::process::id())), "/init".to_owned())];
     let lvm = LVM_PLACES.iter().map(PathBuf::from).find(|place| place.is_file());
     programs.extend(lvm.map(|lvm| (lvm, LVM.to_owned())));
+    let tools = [ADD_PARTITION, FORGET_PARTITION].into_iter().filter(|tool| Path::new(tool).is_file());
+    programs.extend(tools.map(|tool| (PathBuf::from(tool), tool.to_owned())));
     let mut libraries = BTreeSet::new();
     for (program, _) in &programs {
         libraries.extend(elf::libraries(program)?);

@@ -8,6 +8,7 @@ mod images;
 mod kernels;
 mod lives;
 mod machines;
+mod phantoms;
 #[path = "../runner/mod.rs"]
 mod runner;
 
@@ -22,5 +23,8 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    runner::run([attempts::TESTS, disks::TESTS, kernels::TESTS, lives::TESTS, machines::TESTS].concat(), &arguments)
+    runner::run(
+        [attempts::TESTS, disks::TESTS, kernels::TESTS, lives::TESTS, machines::TESTS, phantoms::TESTS].concat(),
+        &arguments,
+    )
 }

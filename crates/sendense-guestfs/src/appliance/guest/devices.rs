@@ -8,11 +8,13 @@
 use super::kernel;
 use super::left::{Left, left};
 use super::mounted::Mounted;
+use super::partitions;
 use crate::appliance::first_files::LVM;
 use crate::error::{Error, Result};
 use crate::meta::{Consistency, Facts, State};
+use crate::native::Readers;
 use crate::native::fs::{detect, foreign};
-use crate::native::volumes::{Content, Slot};
+use crate::native::volumes::{Content, Partition, PartitionRole, Slot, read_table};
 use crate::volume::{VOLUMES_MAX, Volume, VolumeId, shown};
 use sendense_block::backend::{File, Options};
 use sendense_block::{ByteOffset, ReadAt};
@@ -30,15 +32,14 @@ const DISK: &str = "vda";
 /// [`Error::Io`]: there is no disk.
 pub fn discover() -> Result<Vec<Slot>> {
     kernel::load("disk");
-    let mut parts = partitions()?;
+    let table = table()?;
+    partitions::agree(DISK, table.as_deref().unwrap_or_default());
     kernel::load("names");
     kernel::load("files");
     let mut finder = Finder { slots: Vec::new(), has_lvm: false };
-    if parts.is_empty() {
-        parts.push(("disk".to_owned(), DISK.to_owned()));
-    }
-    for (id, device) in parts {
-        finder.look(&id, &device)?;
+    match table {
+        Some(table) => table.iter().take(VOLUMES_MAX).try_for_each(|partition| finder.partition(partition))?,
+        None => finder.look("disk", DISK)?,
     }
     if finder.has_lvm {
         finder.logical_volumes();
@@ -46,19 +47,12 @@ pub fn discover() -> Result<Vec<Slot>> {
     Ok(finder.slots)
 }
 
-/// Ids and names of the partitions, in their numbers' order.
-fn partitions() -> Result<Vec<(String, String)>> {
-    let folder = format!("/sys/class/block/{DISK}");
-    let entries = fs::read_dir(&folder).map_err(|error| Error::Io(format!("the guest has no disk: {error}")))?;
-    let mut found: Vec<(u32, String)> = entries
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            let number = fs::read_to_string(format!("{folder}/{name}/partition")).ok()?;
-            Some((number.trim().parse().ok()?, name))
-        })
-        .collect();
-    found.sort();
-    Ok(found.into_iter().map(|(number, name)| (format!("p{number}"), name)).collect())
+/// The disk's partitions, as the native readers find them. The kernel's own are not asked: it knows tables of old machines by so
+/// little that one file system in some hundred looks as if it had one.
+fn table() -> Result<Option<Vec<Partition>>> {
+    let disk = File::open(&Path::new("/dev").join(DISK), Options::Read);
+    let disk = disk.map_err(|error| Error::Io(format!("the guest has no disk: {error}")))?;
+    read_table(&disk, Readers::default())
 }
 
 struct Finder {
@@ -67,6 +61,19 @@ struct Finder {
 }
 
 impl Finder {
+    fn partition(&mut self, partition: &Partition) -> Result<()> {
+        let id = format!("p{}", partition.number);
+        match (partition.role, partitions::device(DISK, partition)) {
+            (PartitionRole::Other(kind), _) => self.add(&id, kind, partition.len, State::Empty),
+            (_, Some(device)) => self.look(&id, &device)?,
+            (_, None) => {
+                let reason = crate::Reason("a partition that the guest's kernel does not take".into());
+                self.add(&id, "", partition.len, State::Unsupported(reason));
+            }
+        }
+        Ok(())
+    }
+
     /// A device by its kernel's name.
     fn look(&mut self, id: &str, device: &str) -> Result<()> {
         let path = PathBuf::from(format!("/dev/{device}"));

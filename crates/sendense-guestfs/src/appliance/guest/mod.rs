@@ -9,6 +9,7 @@ mod devices;
 mod kernel;
 mod left;
 mod mounted;
+mod partitions;
 
 use crate::error::{Error, Result};
 use crate::native::{Engine, Readers};

@@ -106,6 +106,21 @@ pub fn unlock(slots: &mut Vec<Slot>, index: usize, key: &Key, readers: Readers) 
     Ok(())
 }
 
+/// The partitions of a device, when it has a table of them.
+///
+/// # Errors
+/// The device cannot be read.
+pub fn read_table(device: &dyn ReadAt, readers: Readers) -> Result<Option<Vec<Partition>>> {
+    if let Some(partitions) = gpt::read_table(device)? {
+        return Ok(Some(partitions));
+    }
+    // FAT, NTFS and hybrid ISO images begin with a boot sector that can look like a partition table.
+    if matches!((readers.detect)(device), Ok(Some("vfat" | "ntfs" | "iso9660"))) {
+        return Ok(None);
+    }
+    mbr::read_table(device)
+}
+
 struct Finder {
     readers: Readers,
     slots: Vec<Slot>,
@@ -115,12 +130,7 @@ impl Finder {
     /// A device that may hold partitions: the disk, or what lies in a mirror, a container, a logical volume. `id` is empty for
     /// the disk itself.
     fn whole(&mut self, device: Arc<dyn ReadAt>, id: &str, name: Option<String>, depth: usize) -> Result<()> {
-        if let Some(partitions) = gpt::read_table(device.as_ref())? {
-            return self.partitions(&device, id, partitions, depth);
-        }
-        // FAT, NTFS and hybrid ISO images begin with a boot sector that can look like a partition table.
-        let boots_itself = matches!(self.detect(device.as_ref()), Ok(Some("vfat" | "ntfs" | "iso9660")));
-        if let (false, Some(partitions)) = (boots_itself, mbr::read_table(device.as_ref())?) {
+        if let Some(partitions) = read_table(device.as_ref(), self.readers)? {
             return self.partitions(&device, id, partitions, depth);
         }
         self.inside(device, if id.is_empty() { "disk" } else { id }, name, depth)
