@@ -8,6 +8,7 @@ mod appliance;
 mod bad_day;
 mod chains;
 mod databases;
+mod demos;
 mod disk;
 mod export_clients;
 mod exports;
