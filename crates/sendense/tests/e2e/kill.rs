@@ -16,7 +16,11 @@ fn the_hub_is_killed_fifty_times_and_nothing_is_lost() {
     let mut hub = Hub::start(dir);
     hub.set_up_images(dir);
     let mut known = Vec::new();
+    let begun = Instant::now();
     let first = hub.backup("web", &[]);
+    // Any moment from before the freeze to after the publication. How long that takes is the machine's business, and it is busy
+    // with other things at times: the window follows what was met.
+    let mut window_ms = begun.elapsed().as_millis() as u64;
     known.push((field(&first, "backup_id").to_owned(), disk.bytes.clone()));
 
     let (mut interrupted, mut completed) = (0, 0);
@@ -25,20 +29,22 @@ fn the_hub_is_killed_fifty_times_and_nothing_is_lost() {
         let kind = if round % 3 == 0 { "full" } else { "incremental" };
         let started = hub.json(&["backup", "start", "web", "--repo", "main", "--type", kind]);
         let id = field(&started["backup"], "backup_id").to_owned();
-        // Any moment from before the freeze to after the publication; the backup takes about as long.
-        std::thread::sleep(Duration::from_millis(random.below(110)));
+        std::thread::sleep(Duration::from_millis(random.below(window_ms.max(2))));
         hub.kill_9();
         hub = Hub::start(dir);
 
         if settled(&hub, &dir.join("repo"), &id, round) {
             completed += 1;
+            window_ms -= window_ms / 8;
             known.push((id, disk.bytes.clone()));
         } else {
             interrupted += 1;
+            window_ms += window_ms / 8 + 1;
         }
     }
     println!("{interrupted} interrupted, {completed} completed");
-    assert!(interrupted > 0, "no kill ever met a running backup");
+    assert!(interrupted >= ROUNDS / 5, "{interrupted} kills met a running backup");
+    assert!(completed >= ROUNDS / 10, "{completed} kills came after the end");
 
     // The next backup succeeds, and every point that was ever published is whole.
     let last = hub.backup("web", &[]);

@@ -148,8 +148,17 @@ impl Site {
     /// Starts the hub again where its node knows it.
     pub fn start_hub_again(&mut self, more: &[&str]) {
         let listen = format!("0.0.0.0:{}", self.hub.hub.url.rsplit(':').next().unwrap());
-        let started = Hub::launch(self.path(), "hub", &[&["--listen", &listen], more].concat());
-        self.hub.hub = started.unwrap_or_else(|log| panic!("{log}"));
+        let patience = Instant::now() + PATIENCE;
+        self.hub.hub = loop {
+            match Hub::launch(self.path(), "hub", &[&["--listen", &listen], more].concat()) {
+                Ok(hub) => break hub,
+                // Nothing holds the port meanwhile: somebody's connection may have got it for its own end.
+                Err(log) if log.contains("Address already in use") && Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(log) => panic!("{log}"),
+            }
+        };
     }
 
     /// Waits until a backup is as told.
