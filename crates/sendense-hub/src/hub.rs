@@ -124,8 +124,11 @@ impl Hub {
         }
         let data_dir = DataDir::open(&config.data_dir)?;
         let recovery_dir = config.recovery.dir.as_deref().map(make_recovery_dir).transpose()?;
-        // What lies there no request may name, even where an allowed path holds it.
-        let private: Vec<PathBuf> = [data_dir.path().to_owned()].into_iter().chain(recovery_dir.clone()).collect();
+        let hooks = Hooks::open(config.hooks_dir.as_deref(), &data_dir.hooks_path()).map_err(Error::Hooks)?;
+        // What lies there no request may name, even where an allowed path holds it: keys, and programs that are run with our rights.
+        let private =
+            [data_dir.path().to_owned()].into_iter().chain(recovery_dir.clone()).chain(config.hooks_dir.clone());
+        let private: Vec<PathBuf> = private.collect();
         let url = config.database_url.clone().unwrap_or_else(|| sqlite_url(&data_dir.catalog_path()));
         let catalog = Catalog::open(&url).await.map_err(Error::Catalog)?;
         let sealer = sealer(&data_dir.key_path(), &catalog, config.accept_new_key, now).await?;
@@ -139,7 +142,6 @@ impl Hub {
         let transfers_path = data_dir.transfers_path();
         let transfers = Transfers::open(transfers_path.clone())
             .map_err(|source| data_dir::Error::Access { path: transfers_path, source })?;
-        let hooks = Hooks::open(config.hooks_dir.as_deref(), &data_dir.hooks_path()).map_err(Error::Hooks)?;
         crate::metrics::install();
         let core = Arc::new(Core {
             catalog,

@@ -3,6 +3,7 @@
 mod contract;
 mod failures;
 mod gate;
+mod hooks;
 mod house;
 mod journey;
 mod left_over;
