@@ -167,6 +167,8 @@ impl Tail {
 struct State {
     stdout: Tail,
     stderr: Tail,
+    /// When the supervisor killed it, be it for its deadline or on request.
+    killed_at: Option<Instant>,
     end: Option<(Ended, ExitStatus)>,
 }
 
@@ -258,7 +260,8 @@ impl Child {
         one_line(&self.shared.state.lock().stderr.bytes)
     }
 
-    /// Waits until it ends or somebody asks to stop, which kills it.
+    /// Waits until it ends or somebody asks to stop, which kills it. One that hangs in the kernel may outlive being killed; that is
+    /// waited for a bounded time, and then it is an error. Its supervisor stays with it.
     pub fn wait(&self, cancel: &Cancel) -> Result<Outcome> {
         let killer = self.killer.clone();
         let _hook = cancel.on_cancel(move || order(&killer));
@@ -269,7 +272,18 @@ impl Child {
                 cancel.check()?;
                 return Ok(outcome);
             }
-            self.shared.changed.wait(&mut state);
+            let Some(killed_at) = state.killed_at else {
+                self.shared.changed.wait(&mut state);
+                continue;
+            };
+            let timed_out = self.shared.changed.wait_until(&mut state, killed_at + REAP_WAIT).timed_out();
+            if timed_out && state.end.is_none() {
+                drop(state);
+                cancel.check()?;
+                let message = format!("{} was killed and does not end: it hangs in the kernel", self.name);
+                return Err(Error::new(Kind::Failed, message)
+                    .hint("a device or a share that it uses does not answer; it ends when that does"));
+            }
         }
     }
 
@@ -560,6 +574,28 @@ mod tests {
         parent.kill().unwrap();
         parent.wait().unwrap();
         assert!(eventually(|| family.iter().copied().all(is_gone)), "somebody outlived us");
+    }
+
+    /// Nothing in a test can hang in the kernel for sure, so the supervisor is left out: it says that it has killed, and no more.
+    #[test]
+    fn a_killed_child_that_does_not_end_is_not_waited_for() {
+        let (killer, orders) = UnixStream::pair().unwrap();
+        let shared = Arc::new(Shared::default());
+        let identity = Identity { pid: 1, start_ticks: 0 };
+        let child = Child { name: "hangs".to_owned(), identity, shared: shared.clone(), killer: Arc::new(killer) };
+        let long_ago = Instant::now().checked_sub(REAP_WAIT).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| child.wait(&Cancel::new()).unwrap_err().message);
+            shared.state.lock().killed_at = Some(long_ago);
+            shared.changed.notify_all();
+            assert_eq!(waits.join().unwrap(), "hangs was killed and does not end: it hangs in the kernel");
+        });
+        let cancel = Cancel::new();
+        cancel.cancel();
+        assert!(child.wait(&cancel).is_err(), "nor when it was asked for");
+        // So that its drop finds it gone.
+        shared.state.lock().end = Some((Ended::Killed, std::process::ExitStatus::default()));
+        drop(orders);
     }
 
     /// Plays two roles: the test starts its own program again as the parent that is to be killed.

@@ -93,6 +93,11 @@ impl Supervisor {
             if ended != Ended::Exited {
                 self.end_group();
                 let _ = self.child.kill();
+                let mut state = shared.state.lock();
+                if state.killed_at.is_none() {
+                    state.killed_at = Some(Instant::now());
+                    shared.changed.notify_all();
+                }
                 // From here on only the child's end is waited for.
                 if polled.is_err() {
                     break;
