@@ -68,7 +68,7 @@ pub enum Reason {
     },
     /// It is damaged, but the newest there is: nothing good has come after it.
     NewestAttempt,
-    /// It is damaged, and were it good, the rule would keep it. It takes no place from a good one.
+    /// It is damaged, and were it good, the rule would keep it. It takes no place from a good one. One stays for a period.
     Damaged {
         /// The rule.
         rule: Rule,
@@ -125,9 +125,14 @@ fn judge_series(points: &[&Point], policy: &Policy, now: Timestamp, verdicts: &m
     }
 }
 
-/// Lets the rules choose among the good points as if there were no others, and adds what damage must not cost: a point whose
-/// one lost block may be all that is wrong with it stays as long as it would were it good, and so does every point that the rules
-/// would keep were nothing damaged at all. So word of damage makes no point go.
+/// Lets the rules choose among the good points as if there were no others, and adds what damage must not cost: every point that the
+/// rules would keep were nothing damaged at all, and those damaged ones that would stay were they alone good beside the good ones,
+/// for one lost block may be all that is wrong with them. Of these the rules choose once more, so that one stays for a period, and
+/// no more periods than the rules have.
+///
+/// So a good point never goes because another is damaged, nor does one because it is. Each of the three choices has no more points
+/// than the rules keep, so damage makes of that number three times as many at most (twice, where no weeks are counted: periods that
+/// nest let the first two choices have the same good points).
 fn choose_despite_damage(points: &[&Point], policy: &Policy) -> BTreeMap<BackupId, Reason> {
     let is_good = |point: &Point| point.state == State::Good;
     let mut chosen = choose(points, policy);
@@ -135,13 +140,23 @@ fn choose_despite_damage(points: &[&Point], policy: &Policy) -> BTreeMap<BackupI
     if good.len() == points.len() {
         return chosen;
     }
+    let were_it_good = |bad: &Point| {
+        let with_it = points.iter().copied().filter(|point| is_good(point) || point.backup_id == bad.backup_id);
+        choose(&with_it.collect::<Vec<_>>(), policy).remove(&bad.backup_id)
+    };
+    let bad = points.iter().copied().filter(|point| !is_good(point));
+    let (would_stay, why): (Vec<&Point>, Vec<Reason>) = bad.filter_map(|bad| Some((bad, were_it_good(bad)?))).unzip();
+    let why: BTreeMap<&BackupId, Reason> = would_stay.iter().map(|point| &point.backup_id).zip(why).collect();
+    chosen.extend(choose(&would_stay, policy));
+    for (id, reason) in &mut chosen {
+        *reason = why.get(id).copied().unwrap_or(*reason);
+    }
     chosen.extend(choose(&good, policy));
     for bad in points.iter().filter(|point| !is_good(point)) {
-        let with_it: Vec<&Point> =
-            points.iter().copied().filter(|point| is_good(point) || point.backup_id == bad.backup_id).collect();
-        let were_it_good = choose(&with_it, policy).remove(&bad.backup_id).or_else(|| chosen.remove(&bad.backup_id));
-        if let Some(Reason::Rule { rule, number, count }) = were_it_good {
-            chosen.insert(bad.backup_id.clone(), Reason::Damaged { rule, number, count });
+        if let Some(reason) = chosen.get_mut(&bad.backup_id)
+            && let Reason::Rule { rule, number, count } = *reason
+        {
+            *reason = Reason::Damaged { rule, number, count };
         }
     }
     chosen

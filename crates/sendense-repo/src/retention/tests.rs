@@ -267,6 +267,25 @@ fn a_damaged_full_costs_no_point_of_its_chain() {
     assert_eq!(points.len(), 14);
 }
 
+/// All of a year's points but the first of each month are damaged: of each month one more stays.
+#[test]
+fn of_many_damaged_points_one_stays_for_a_period() {
+    let daily = (0..365).map(|day| point(at("2029-01-01T22:00:00Z").plus_seconds(day * 86_400)));
+    let mut points: Vec<Point> = daily.collect();
+    for point in &mut points {
+        let is_first = point.completed_at.to_string()[8..10] == *"01";
+        point.state = if is_first { State::Good } else { State::Bad };
+    }
+    let stays = |keep| staying(&points, &utc(keep));
+    let (none, ends) = (Keep::default(), |monthly: usize| monthly * 2);
+    for monthly in [1, 6, 12] {
+        assert_eq!(stays(Keep { monthly: monthly as u32, ..none }).len(), ends(monthly), "{monthly}");
+    }
+    // The newest damaged three, beside three good ones of which the last is two months old.
+    assert_eq!(stays(Keep { daily: 3, ..none }).len(), 6);
+    assert_eq!(stays(Keep { yearly: 1, ..none }).len(), 2);
+}
+
 #[test]
 fn young_points_stay() {
     let points = points(&["2029-12-31T22:00:00Z", "2029-12-31T23:00:00Z", "2029-12-31T23:30:00Z"]);
@@ -505,8 +524,8 @@ proptest! {
         }
     }
 
-    /// Word of damage makes nothing go: not what is damaged, and no other point. Where weeks are counted, which nest in no month,
-    /// others are compared with what stays were nothing damaged.
+    /// Word of damage makes nothing go that the rules would keep were nothing damaged, and no good point at all. Where weeks are
+    /// counted, which nest in no month, good ones are compared with what stays were nothing damaged.
     #[test]
     fn damage_makes_no_point_go(
         points in timelines(), kinds in prop::collection::vec(0..8u8, 1..9), keep in keeps(), zone in zones(),
@@ -519,15 +538,40 @@ proptest! {
         for point in &mut sound {
             point.state = State::Good;
         }
-        prop_assert!(staying(&sound, &policy).is_subset(&staying(&now, &policy)));
+        let of_sound = staying(&sound, &policy);
+        prop_assert!(of_sound.is_subset(&staying(&now, &policy)));
+        // The first and only one: it stays when it would.
+        let first = bad[0].index(sound.len());
+        sound[first].state = State::Bad;
+        let id = &sound[first].backup_id;
+        prop_assert!(!of_sound.contains(id) || staying(&sound, &policy).contains(id), "itself");
         for number in bad {
             let before = staying(&now, &policy);
             let hurt = number.index(now.len());
             now[hurt].state = State::Bad;
-            let (after, id) = (staying(&now, &policy), &now[hurt].backup_id);
-            prop_assert_eq!(before.contains(id), after.contains(id) && before.contains(id), "itself");
-            prop_assert!(weeks || before.is_subset(&after));
+            let after = staying(&now, &policy);
+            let good = now.iter().filter(|point| point.state == State::Good).map(|point| point.backup_id.clone());
+            let good: BTreeSet<BackupId> = good.collect();
+            prop_assert!(weeks || before.intersection(&good).all(|id| after.contains(id)));
         }
+    }
+
+    /// However many points are damaged, of those that the rules keep there are twice as many at most as the rules say, and thrice
+    /// where weeks are counted.
+    #[test]
+    fn damage_lets_no_more_stay_than_the_bound(
+        mut points in timelines(), bad in prop::collection::vec(any::<bool>(), 1..9), keep in keeps(), zone in zones(),
+    ) {
+        for (point, bad) in points.iter_mut().zip(bad.iter().cycle()) {
+            point.state = if *bad { State::Bad } else { State::Good };
+        }
+        let of_rules = keep.last + keep.hourly + keep.daily + keep.weekly + keep.monthly + keep.yearly;
+        let times = if keep.weekly > 0 { 3 } else { 2 };
+        let verdicts = judge(&points, &Policy::new(keep, zone, 0).unwrap(), at(NOW));
+        let is_ruled = |verdict: &&Verdict| {
+            matches!(verdict, Verdict::Stays(Reason::Rule { .. } | Reason::Damaged { .. }))
+        };
+        prop_assert!(verdicts.values().filter(is_ruled).count() <= (times * of_rules) as usize);
     }
 
     /// A smaller policy keeps no point that a larger one lets go. With weeks, this is so for the rules after the weeks.
