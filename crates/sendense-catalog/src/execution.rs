@@ -14,7 +14,7 @@
 use crate::backup::{Backup, NewBackup, begin_in};
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::hub::HubLease;
-use crate::task::Task;
+use crate::task::{Task, cancel_waiting_in};
 use crate::tx::Tx;
 use crate::{Catalog, Page, entity, schedule, value};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
@@ -255,6 +255,28 @@ impl Executions<'_> {
             .write(|tx| async move {
                 held(&tx, execution_id, hub).await?;
                 write_vm(&tx, execution_id, vm).await
+            })
+            .await
+    }
+
+    /// Asks to stop the backup of a machine that waits at this very moment, and notes why, both or neither. False when it has begun
+    /// meanwhile, or has ended.
+    ///
+    /// # Errors
+    /// As [`Executions::set_vm`].
+    pub async fn cancel_waiting(&self, execution_id: &ExecutionId, hub: &HubLease, vm: &ExecutionVm) -> Result<bool> {
+        let Some(backup_id) = &vm.backup_id else { return Ok(false) };
+        self.0
+            .write(|tx| async move {
+                held(&tx, execution_id, hub).await?;
+                let backup = entity::backups::Entity::find_by_id(backup_id.as_str()).one(&*tx).await?;
+                let task_id = value::read_opt("task_id", backup.and_then(|row| row.task_id).as_deref())?;
+                let Some(task_id) = task_id else { return Ok(false) };
+                let was_waiting = cancel_waiting_in(&tx, &task_id).await?;
+                if was_waiting {
+                    write_vm(&tx, execution_id, vm).await?;
+                }
+                Ok(was_waiting)
             })
             .await
     }

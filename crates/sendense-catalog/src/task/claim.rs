@@ -149,6 +149,17 @@ impl Tasks<'_> {
     }
 }
 
+/// Asks to stop a task when it waits at this very moment, in a caller's transaction; false when it was taken or has ended.
+pub(crate) async fn cancel_waiting_in(tx: &Tx, task_id: &TaskId) -> Result<bool> {
+    let row = lock(tx, task_id).await?;
+    if row.state != TaskState::Pending.as_str() {
+        return Ok(false);
+    }
+    let set = entity::tasks::ActiveModel { cancel_requested: Set(true), ..Default::default() };
+    update(tx, task_id.as_str(), set).await?;
+    Ok(true)
+}
+
 /// Inserts a pending task in a caller's transaction.
 pub(crate) async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<Task> {
     let row = entity::tasks::Model {

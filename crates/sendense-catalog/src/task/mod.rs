@@ -17,7 +17,7 @@ mod list;
 mod log;
 
 pub use claim::{Heartbeat, TaskClaim};
-pub(crate) use claim::{create_in, error_text, finish_in, heartbeat_in, require_claim};
+pub(crate) use claim::{cancel_waiting_in, create_in, error_text, finish_in, heartbeat_in, require_claim};
 pub use list::TaskFilter;
 pub use log::{LogLevel, LogLine, NewLogLine};
 

@@ -64,7 +64,8 @@ suite! {
         a_bound_disk_number_is_not_rebound;
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,
         of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
-        of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once;
+        of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once,
+        only_what_waits_is_left_out;
     verify: what_was_found_is_kept_with_the_point, a_failed_attempt_is_no_point_to_verify,
         the_oldest_proof_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;

@@ -340,7 +340,12 @@ impl Work<'_> {
             BackupStatus::Pending if !self.may_begin => {
                 if !came_too_late(vm) {
                     note_window_closed(vm);
-                    self.note(vm).await?;
+                    let executions = self.app.core.catalog.executions();
+                    let (id, lease) = (&self.execution.execution_id, &self.app.core.lease);
+                    // One that has begun in this moment is looked at as such by the next pass.
+                    if !executions.cancel_waiting(id, lease, vm).await.or_problem()? {
+                        return Ok(());
+                    }
                 }
                 self.cancel(&backup_id).await
             }

@@ -260,3 +260,39 @@ pub async fn a_machine_is_begun_once(db: TestDb) {
     let unknown = executions.begin_backup(&execution_id, &second, &stranger, at(165)).await.expect_err("unknown");
     assert_eq!(unknown.kind(), Kind::NotFound);
 }
+
+pub async fn only_what_waits_is_left_out(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let catalog = &world.catalog;
+    let executions = catalog.executions();
+    let hub = catalog.hubs().acquire(&id("hub-a"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(10)).await.expect("create");
+    let vms = world.vms.iter().zip(["vm0", "vm1"]).map(|(vm, text)| (vm.clone(), name(text))).collect();
+    let new = NewExecution { vms, ..occurrence(&schedule, "exec-1", at(100)) };
+    let execution_id = executions.begin(&new, &hub, at(100)).await.expect("begin").execution_id;
+    let mut begun = Vec::new();
+    for vm in &world.vms {
+        let new = world.new_backup(vm, BackupType::Full);
+        begun.push(executions.begin_backup(&execution_id, &hub, &new, at(101)).await.expect("begin"));
+    }
+    let too_late = |vm: &ExecutionVm| ExecutionVm { reason: Some("too late".to_owned()), ..vm.clone() };
+
+    // The first has been taken by a hub, though its backup's row does not say so yet.
+    let (backup, task, vm) = &begun[0];
+    catalog.tasks().claim(&task.claim(), &hub, at(9_000), at(102)).await.expect("claim");
+    assert_eq!(catalog.backups().get(&backup.backup_id).await.expect("get").status, BackupStatus::Pending);
+    assert!(!executions.cancel_waiting(&execution_id, &hub, &too_late(vm)).await.expect("it has begun"));
+    assert!(!catalog.tasks().get(&task.task_id).await.expect("get").cancel_requested);
+    let (_, task, waits) = &begun[1];
+    assert!(executions.cancel_waiting(&execution_id, &hub, &too_late(waits)).await.expect("it waits"));
+    assert!(catalog.tasks().get(&task.task_id).await.expect("get").cancel_requested);
+    let (_, noted) = executions.get(&execution_id).await.expect("get");
+    assert_eq!(noted, [vm.clone(), too_late(waits)]);
+
+    let stranger = ExecutionVm { backup_id: Some(id("bk-x")), ..vm.clone() };
+    assert!(!executions.cancel_waiting(&execution_id, &hub, &stranger).await.expect("no such backup"));
+    let later = catalog.hubs().acquire(&id("hub-a"), at(9_000), at(103)).await.expect("acquire");
+    let lost = executions.cancel_waiting(&execution_id, &later, vm).await.expect_err("not its execution");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+}
