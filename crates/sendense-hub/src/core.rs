@@ -107,10 +107,12 @@ impl Core {
                 _ => problem,
             }
         })?;
-        let data_dir = self.data_dir.path();
-        if resolved.starts_with(data_dir) || data_dir.starts_with(&resolved) {
-            let details = format!("{} is, holds or lies in the hub's data directory", path.display());
-            return Err(Problem::new(ProblemCode::PathNotAllowed, "the path is not allowed", details));
+        let private = [(Some(self.data_dir.path()), "data directory"), (self.hooks.folder(), "folder of hooks")];
+        for (private, what) in private.into_iter().filter_map(|(private, what)| Some((private?, what))) {
+            if resolved.starts_with(private) || private.starts_with(&resolved) {
+                let details = format!("{} is, holds or lies in the hub's {what}", path.display());
+                return Err(Problem::new(ProblemCode::PathNotAllowed, "the path is not allowed", details));
+            }
         }
         Ok(resolved)
     }

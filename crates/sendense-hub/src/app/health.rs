@@ -31,6 +31,7 @@ impl App {
         checks.push(self.check_journal().await);
         checks.push(self.check_left_over().await);
         checks.push(self.check_left_behind().await);
+        checks.push(self.check_hooks().await);
         Ok(DebugHealth {
             status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
             version: version(),
@@ -124,6 +125,20 @@ impl App {
                         "{count} tasks that were ended have left work behind that hangs in the kernel: a device or a share does \
                          not answer (see the tasks' logs)"
                     ),
+                )),
+            }
+        })
+        .await
+    }
+
+    async fn check_hooks(&self) -> HealthCheck {
+        check("hooks", async {
+            let troubles = self.core.hooks.troubles();
+            match troubles.len() {
+                0 => Ok("none is owed that cannot be run".to_owned()),
+                _ => Err((
+                    CheckStatus::Degraded,
+                    format!("what was stopped for a backup may still be: {}", some_of(&troubles)),
                 )),
             }
         })

@@ -1,19 +1,24 @@
 //! Hooks: programs of the administrator that are run before and after each backup of a policy.
 //!
 //! ```text
-//! record (fsync) -> before -> backup -> after, told the outcome -> record goes
-//!            hub dies anywhere here ----^   the next start runs what comes after, told that it was interrupted
+//! record (fsync) -> before -> backup -> its row -> after, told the outcome -> record goes
+//!            hub dies anywhere here ----^   what comes after is owed: the next start runs it, told that it was interrupted
 //! ```
 //!
 //! What lives here: when hooks are run. Below: which may be ([`place`]), running one ([`run`]), what is still to be run
-//! ([`record`]). A policy names hooks and nothing more: programs come from the hub's own folder, so no token of the API can bring one in.
+//! ([`record`]), and running what was not when it should have been ([`owed`]). A policy names hooks and nothing more: programs come
+//! from the hub's own folder, so no token of the API can bring one in.
 //!
-//! Invariant: whatever became of the backup, what comes after it is run, once as a rule, and again where a hub died while it ran.
+//! Invariants: whatever became of the backup, what comes after it is run, once as a rule, and again where a hub died while it ran;
+//! what could not be begun stays owed. It is run before anything comes before the machine's next backup here, and never in the
+//! middle of that.
 
+mod owed;
 mod place;
 mod record;
 mod run;
 
+pub(crate) use owed::after_orphans;
 pub use place::Refused;
 
 use crate::app::App;
@@ -21,6 +26,7 @@ use crate::core::{Core, blocking};
 use crate::fault::{Result, internal, invalid};
 use crate::jobs::handle::Handle;
 use crate::jobs::work::BackupWork;
+use owed::Owed;
 use parking_lot::Mutex;
 use place::Place;
 use record::{Book, Record};
@@ -28,12 +34,12 @@ use run::{Moment, Ran};
 use sendense_api::PolicyHooks;
 use sendense_block::Cancel;
 use sendense_catalog::{Kind, LogLevel, NewLogLine};
-use sendense_types::{BackupStatus, Problem, ProblemCode, TaskId};
+use sendense_types::{Problem, ProblemCode, TaskId};
 use std::collections::{BTreeMap, HashSet};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How long a hook may run unless its policy says otherwise: a database that is large takes minutes to stop.
 const TIMEOUT_SECONDS: u32 = 600;
@@ -47,23 +53,42 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Hooks {
     place: Place,
     book: Book,
-    /// Tasks whose hook is being run, or is about to be by who has their handle.
-    underway: Arc<Mutex<HashSet<TaskId>>>,
+    underway: Arc<Underways>,
+    owed: Owed,
+}
+
+/// Tasks whose hook is being run, or is about to be by who has the right to.
+#[derive(Default)]
+struct Underways {
+    tasks: Mutex<HashSet<TaskId>>,
+    one_ended: Notify,
 }
 
 /// The right to run what comes after a backup.
-struct Underway(Arc<Mutex<HashSet<TaskId>>>, TaskId);
+struct Underway(Arc<Underways>, TaskId);
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
+        self.0.tasks.lock().remove(&self.1);
+        self.0.one_ended.notify_waiters();
     }
 }
 
 impl Hooks {
     /// Looks whether the folder may be trusted.
     pub fn open(folder: Option<&Path>, records: &Path) -> Result<Self, Refused> {
-        Ok(Self { place: Place::open(folder)?, book: Book::new(records), underway: Arc::default() })
+        let (place, book) = (Place::open(folder)?, Book::new(records));
+        Ok(Self { place, book, underway: Arc::default(), owed: Owed::default() })
+    }
+
+    /// The folder, when there is one: no request may name it.
+    pub fn folder(&self) -> Option<&Path> {
+        self.place.folder()
+    }
+
+    /// What stays owed because it could not be begun, for people.
+    pub fn troubles(&self) -> Vec<String> {
+        self.owed.troubles()
     }
 
     /// Refuses a policy whose hooks could not be run.
@@ -75,36 +100,59 @@ impl Hooks {
             return Err(invalid(format!("timeout_seconds is 1 to {TIMEOUT_SECONDS_MAX}")));
         }
         for name in hooks.before.iter().chain(&hooks.after) {
-            self.place.find(name).map_err(|error| {
-                let details = sendense_block::error::chain(&error);
-                Problem::new(ProblemCode::InvalidInput, format!("hook {name} cannot be run"), details)
-            })?;
+            find(&self.place, name).map_err(|problem| Problem { code: ProblemCode::InvalidInput, ..problem })?;
         }
         Ok(())
     }
 
     fn begin(&self, task_id: &TaskId) -> Option<Underway> {
-        let is_free = self.underway.lock().insert(task_id.clone());
+        let is_free = self.underway.tasks.lock().insert(task_id.clone());
         is_free.then(|| Underway(self.underway.clone(), task_id.clone()))
+    }
+
+    /// The same, once nobody else has it.
+    async fn turn(&self, task_id: &TaskId) -> Underway {
+        loop {
+            let mut ended = std::pin::pin!(self.underway.one_ended.notified());
+            // From here on no end is missed.
+            ended.as_mut().enable();
+            match self.begin(task_id) {
+                Some(underway) => return underway,
+                None => ended.await,
+            }
+        }
     }
 }
 
-/// Runs what comes before a backup, after it was noted what is to come after it. A hook that fails is a problem of the backup.
+fn find(place: &Place, name: &str) -> Result<()> {
+    let refused = |error: Refused| {
+        let details = sendense_block::error::chain(&error);
+        Problem::new(ProblemCode::HookFailed, format!("hook {name} cannot be run"), details)
+    };
+    place.find(name).map(drop).map_err(refused)
+}
+
+/// Runs what comes before a backup, after what is owed for earlier ones of the machine was run, and it was noted what is to come
+/// after this one. A hook that fails is a problem of the backup.
 pub(crate) async fn before(core: &Arc<Core>, handle: &Arc<Handle>, work: &BackupWork) -> Result<()> {
+    owed::settle(core, handle, work).await?;
     let app = App::new(core.clone());
     let Some(rules) = app.rules_behind(work.policy_id.as_deref()).await? else { return Ok(()) };
     let Some(hooks) = rules.hooks else { return Ok(()) };
     let timeout_seconds = hooks.timeout_seconds.unwrap_or(TIMEOUT_SECONDS);
     let told = told(core, handle, work, &rules.name);
-    if let Some(after) = &hooks.after {
-        let record = Record::new(handle.task_id.clone(), work.backup_id.clone(), after.clone(), timeout_seconds);
-        let (book, record) = (core.hooks.book.clone(), record.telling(told.clone()));
-        blocking(move || book.keep(&record))
-            .await?
-            .map_err(|error| internal("what is to be run after the backup cannot be noted", error.to_string()))?;
+    if let Some(after) = hooks.after {
+        let (task_id, backup_id) = (handle.task_id.clone(), work.backup_id.clone());
+        let record = Record::new(task_id, backup_id, work.vm_context_id.clone(), after, timeout_seconds);
+        let (place, book, record) = (core.hooks.place.clone(), core.hooks.book.clone(), record.telling(told.clone()));
+        let noted = blocking(move || {
+            // Before anything is stopped: who cannot be run afterwards is not needed then, but now.
+            find(&place, &record.after)?;
+            let cannot = "what is to be run after the backup cannot be noted";
+            book.keep(&record).map_err(|error| internal(cannot, error.to_string()))
+        });
+        noted.await??;
     }
-    // Before anything is stopped: who cannot be run afterwards is not needed then, but now.
-    core.hooks.check(&hooks).map_err(|problem| Problem { code: ProblemCode::HookFailed, ..problem })?;
     let Some(name) = hooks.before else { return Ok(()) };
     let (place, watched) = (core.hooks.place.clone(), handle.clone());
     let timeout = Duration::from_secs(timeout_seconds.into());
@@ -166,9 +214,15 @@ impl Ending {
     }
 }
 
-/// Runs what comes after a backup, if anything is noted.
+/// Runs what comes after a backup, if anything is noted and nobody else does.
 pub(crate) async fn after(core: &Arc<Core>, task_id: &TaskId, ending: Ending) {
-    let Some(underway) = core.hooks.begin(task_id) else { return };
+    if let Some(underway) = core.hooks.begin(task_id) {
+        run_after(core, &underway, ending).await;
+    }
+}
+
+async fn run_after(core: &Arc<Core>, underway: &Underway, ending: Ending) {
+    let task_id = &underway.1;
     let (book, id) = (core.hooks.book.clone(), task_id.clone());
     let record = match blocking(move || book.read(&id)).await {
         Ok(Ok(Some(record))) => record,
@@ -178,10 +232,8 @@ pub(crate) async fn after(core: &Arc<Core>, task_id: &TaskId, ending: Ending) {
     };
     let mut told = record.told.clone();
     for (name, value) in
-        [("OUTCOME", ending.outcome), ("ERROR_CODE", ending.code.as_str()), ("ERROR", ending.message.as_str())]
+        [("OUTCOME", ending.outcome.to_owned()), ("ERROR_CODE", ending.code), ("ERROR", ending.message)]
     {
-        // A variable cannot hold a NUL, and a line of a script should not hold more than one.
-        let value: String = value.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
         told.insert(format!("SENDENSE_{name}"), value);
     }
     let cancel = Cancel::new();
@@ -200,6 +252,13 @@ pub(crate) async fn after(core: &Arc<Core>, task_id: &TaskId, ending: Ending) {
         }
     };
     let Ok(ran) = ran else { return };
+    if let (false, Some(why)) = (ran.has_begun, &ran.failure) {
+        if core.hooks.owed.cannot_begin(&record, why, core.now()) {
+            tell(core, task_id, &ran).await;
+            tracing::error!(%task_id, failure = why, "run what comes after a backup; it stays owed and is tried again");
+        }
+        return;
+    }
     tell(core, task_id, &ran).await;
     if ran.was_stopped {
         return tracing::warn!(%task_id, hook = record.after, "the hub stops; the next start runs the hook again");
@@ -208,11 +267,11 @@ pub(crate) async fn after(core: &Arc<Core>, task_id: &TaskId, ending: Ending) {
         // What was stopped for the backup may still be.
         tracing::error!(%task_id, failure, "run what comes after a backup");
     }
+    core.hooks.owed.has_begun(task_id);
     let (book, id) = (core.hooks.book.clone(), task_id.clone());
     if let Ok(Err(error)) = blocking(move || book.remove(&id)).await {
         tracing::error!(%task_id, %error, "remove the note of a hook; it is run again");
     }
-    drop(underway);
 }
 
 /// Puts into the task's log what a hook said: the task may have ended.
@@ -228,56 +287,5 @@ async fn tell(core: &Core, task_id: &TaskId, ran: &Ran) {
     match core.catalog.tasks().append_log(task_id, &lines).await {
         Err(error) if error.kind() != Kind::NotFound => tracing::warn!(%task_id, %error, "keep what a hook said"),
         _ => {}
-    }
-}
-
-/// Runs what comes after backups that have ended without it: those of a life of this hub that was cut off.
-pub(crate) async fn after_orphans(core: &Arc<Core>) {
-    let book = core.hooks.book.clone();
-    let found = match blocking(move || book.all()).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return tracing::error!(%error, "look for hooks that are still to be run"),
-        Err(_) => return,
-    };
-    for task_id in found.into_iter().filter(|task_id| core.running.get(task_id).is_none()) {
-        let Some(ending) = ending_of(core, &task_id).await else { continue };
-        // Beside the passes, which renew the hub's lease. Twice at once is refused.
-        let core = core.clone();
-        core.tracker.clone().spawn(async move { after(&core, &task_id, ending).await });
-    }
-}
-
-/// How the backup of a task ended; none while it has not, here or on the hub that goes on with it.
-async fn ending_of(core: &Core, task_id: &TaskId) -> Option<Ending> {
-    let (book, id) = (core.hooks.book.clone(), task_id.clone());
-    let record = match blocking(move || book.read(&id)).await.ok()? {
-        Ok(record) => record?,
-        Err(error) if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
-            tracing::warn!(%task_id, %error, "read what is to be run after a backup; the next look tries again");
-            return None;
-        }
-        Err(error) => {
-            let (book, id) = (core.hooks.book.clone(), task_id.clone());
-            let aside = blocking(move || book.put_aside(&id)).await;
-            tracing::error!(%task_id, %error, ?aside, "what is to be run after a backup cannot be read; run it by hand");
-            return None;
-        }
-    };
-    let forgotten = || Ending::failed(ProblemCode::Interrupted, "the backup is not known any more".to_owned());
-    match core.catalog.backups().get(&record.backup_id).await {
-        Ok(backup) => match backup.status {
-            BackupStatus::Pending | BackupStatus::Running => None,
-            BackupStatus::Completed => Some(Ending::of(None)),
-            BackupStatus::Cancelled => Some(Ending::failed(ProblemCode::Cancelled, String::new())),
-            BackupStatus::Failed => {
-                let code = backup.error_code.unwrap_or(ProblemCode::Internal);
-                Some(Ending::failed(code, backup.error_message.unwrap_or_default()))
-            }
-        },
-        Err(error) if error.kind() == Kind::NotFound => Some(forgotten()),
-        Err(error) => {
-            tracing::warn!(%task_id, %error, "look how a backup ended whose hook is still to be run");
-            None
-        }
     }
 }

@@ -4,8 +4,10 @@
 //! when nobody but root and the hub's own user could have put it there: it, its folder and all folders above belong to one of
 //! these, and no one else may write to them (above, a sticky folder such as `/tmp` will do).
 
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -87,6 +89,11 @@ impl Place {
         Ok(Self(Some(folder.to_owned())))
     }
 
+    /// The folder, without links.
+    pub fn folder(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+
     /// The program of a hook, when it may be run now. All is looked at anew: folders change while a hub runs.
     pub fn find(&self, name: &str) -> Result<PathBuf, Refused> {
         let folder = self.0.as_deref().ok_or(Refused::NoFolder)?;
@@ -103,8 +110,29 @@ impl Place {
         if found.mode() & ANYBODY_RUNS == 0 {
             return Err(Refused::Kind { path, what: "not executable" });
         }
+        // Of another owner, or on a file system that is mounted without programs.
+        if !may_run(&path) {
+            return Err(Refused::Kind { path, what: "not executable by the hub's user, or where it lies" });
+        }
+        if interpreter(&path).is_some_and(|interpreter| !may_run(&interpreter)) {
+            return Err(Refused::Kind { path, what: "a script whose interpreter, in its first line, cannot be run" });
+        }
         Ok(path)
     }
+}
+
+fn may_run(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// What a script says that it is run by: the first word after `#!`. None of a program, or of what cannot be read.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    let mut line = Vec::new();
+    // The kernel reads no more of it.
+    fs::File::open(path).ok()?.take(256).read_to_end(&mut line).ok()?;
+    let line = line.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let mut words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+    Some(PathBuf::from(OsStr::from_bytes(words.next()?)))
 }
 
 /// One component of a path, and never an option of a tool.
@@ -198,6 +226,26 @@ mod tests {
         }
         assert_matches!(Place::open(Some(&hook)), Err(Refused::Kind { what: "no folder", .. }));
         assert_matches!(Place::default().find("stop-db"), Err(Refused::NoFolder));
+    }
+
+    #[test]
+    fn a_script_needs_its_interpreter() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::open(Some(dir.path())).unwrap();
+        let hook = dir.path().join("stop-db");
+        for (text, runs) in [
+            ("#!/bin/sh -e\n", true),
+            ("#! /bin/sh", true),
+            ("\x7fELF", true),
+            ("", true),
+            ("#!\n", true),
+            ("#!/no/such/shell\necho x\n", false),
+            ("#!/etc/passwd\n", false),
+        ] {
+            fs::write(&hook, text).unwrap();
+            set_mode(&hook, 0o755);
+            assert_eq!(place.find("stop-db").is_ok(), runs, "{text:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Invariant: a record is on stable storage before anything is run before its backup, and goes when what comes after was run.
 
 use crate::data_dir::private_file;
-use sendense_types::{BackupId, TaskId};
+use sendense_types::{BackupId, TaskId, VmContextId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +20,8 @@ pub(super) struct Record {
     version: u32,
     pub task_id: TaskId,
     pub backup_id: BackupId,
+    /// The machine.
+    pub vm_context_id: VmContextId,
     /// The hook's name.
     pub after: String,
     pub timeout_seconds: u32,
@@ -28,8 +30,10 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub fn new(task_id: TaskId, backup_id: BackupId, after: String, timeout_seconds: u32) -> Self {
-        Self { version: VERSION, task_id, backup_id, after, timeout_seconds, told: BTreeMap::new() }
+    /// Of this task's backup of a machine, telling nothing yet.
+    pub fn new(task_id: TaskId, backup_id: BackupId, vm: VmContextId, after: String, timeout_seconds: u32) -> Self {
+        let told = BTreeMap::new();
+        Self { version: VERSION, task_id, backup_id, vm_context_id: vm, after, timeout_seconds, told }
     }
 
     /// With what it is told.
@@ -105,7 +109,8 @@ mod tests {
     fn records_are_kept_until_they_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let book = Book::new(dir.path());
-        let mut record = Record::new(TaskId::generate(), BackupId::generate(), "start-db".to_owned(), 60);
+        let mut record =
+            Record::new(TaskId::generate(), BackupId::generate(), VmContextId::generate(), "start-db".to_owned(), 60);
         record.told.insert("SENDENSE_VM".to_owned(), "web ü\u{1f600}".to_owned());
         book.keep(&record).unwrap();
         fs::write(dir.path().join("task-x.new"), "{").unwrap();

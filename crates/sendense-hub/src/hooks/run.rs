@@ -15,6 +15,9 @@ const LINES_MAX: usize = 100;
 /// Characters of a line that are kept.
 const LINE_CHARS_MAX: usize = 500;
 
+/// Characters of a variable that a hook is told: an error's message with its chain. Linux takes 128 KiB of one.
+const VALUE_CHARS_MAX: usize = 4000;
+
 /// When a hook is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -37,6 +40,8 @@ pub(super) struct Ran {
     pub failure: Option<String>,
     /// What it said, and how it ended.
     pub lines: Vec<(LogLevel, String)>,
+    /// Whether it was begun at all.
+    pub has_begun: bool,
     /// Whether it was ended because somebody asked for that.
     pub was_stopped: bool,
 }
@@ -50,19 +55,26 @@ pub(super) fn run(
     timeout: Duration,
     cancel: &Cancel,
 ) -> Ran {
-    let refused = |why: String| {
-        let failure = format!("hook {name} cannot be run: {why}");
-        Ran { lines: vec![(LogLevel::Error, failure.clone())], failure: Some(failure), was_stopped: false }
+    let failed = |failure: String, has_begun: bool, was_stopped: bool| Ran {
+        lines: vec![(LogLevel::Error, failure.clone())],
+        failure: Some(failure),
+        has_begun,
+        was_stopped,
     };
+    let refused = |why: String| failed(format!("hook {name} cannot be run: {why}"), false, false);
     let program = match place.find(name) {
         Ok(program) => program,
         Err(error) => return refused(chain(&error)),
     };
     let mut spec = Spec::new(program, name).deadline(timeout).with_its_group().env("SENDENSE_HOOK", moment.as_str());
     for (name, value) in told {
-        spec = spec.env(name, value);
+        spec = spec.env(name, harmless(value));
     }
-    let outcome = Child::spawn(&spec).and_then(|child| match child.wait(cancel) {
+    let child = match Child::spawn(&spec) {
+        Ok(child) => child,
+        Err(error) => return refused(chain(&error)),
+    };
+    let outcome = match child.wait(cancel) {
         Ok(outcome) => Ok(outcome),
         // It was asked to stop, and is killed; what it had said is told all the same.
         Err(error) if cancel.is_cancelled() => {
@@ -70,11 +82,17 @@ pub(super) fn run(
             child.outcome().ok_or(error)
         }
         Err(error) => Err(error),
-    });
+    };
     match outcome {
         Ok(outcome) => judge(moment, name, timeout, &outcome),
-        Err(error) => refused(chain(&error)),
+        Err(error) => failed(format!("hook {name}: {}", chain(&error)), true, cancel.is_cancelled()),
     }
+}
+
+/// A value as a hook is told it: names come from hypervisors. A variable can hold no NUL, a line of a script should not hold more
+/// than one, and all of them together must leave room for the program's start.
+fn harmless(value: &str) -> String {
+    value.chars().take(VALUE_CHARS_MAX).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 fn judge(moment: Moment, name: &str, timeout: Duration, outcome: &Outcome) -> Ran {
@@ -93,7 +111,7 @@ fn judge(moment: Moment, name: &str, timeout: Duration, outcome: &Outcome) -> Ra
         None => (LogLevel::Info, format!("hook {name} ({}) has ended well", moment.as_str())),
         Some(failure) => (LogLevel::Error, failure.clone()),
     });
-    Ran { failure, lines, was_stopped: outcome.ended == Ended::Killed }
+    Ran { failure, lines, has_begun: true, was_stopped: outcome.ended == Ended::Killed }
 }
 
 /// The last lines of an output, made harmless.
@@ -106,9 +124,9 @@ fn said(moment: Moment, name: &str, output: &str, bytes: &[u8], is_cut: bool) ->
         let left_out = format!("hook {name} ({}) said more on {output}; these are its last lines", moment.as_str());
         lines.push((LogLevel::Warning, left_out));
     }
-    let harmless = |letter: char| if letter.is_control() { ' ' } else { letter };
     lines.extend(all[all.len().saturating_sub(max)..].iter().map(|line| {
-        let line: String = line.chars().take(LINE_CHARS_MAX).map(harmless).collect();
+        let line: String = line.chars().take(LINE_CHARS_MAX).collect();
+        let line = harmless(&line);
         (LogLevel::Info, format!("{name} {output}: {line}"))
     }));
     lines
@@ -117,6 +135,12 @@ fn said(moment: Moment, name: &str, output: &str, bytes: &[u8], is_cut: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_hook_is_told_is_one_short_line() {
+        assert_eq!(harmless("web\0\n$(reboot) ü"), "web  $(reboot) ü");
+        assert_eq!(harmless(&"ü".repeat(VALUE_CHARS_MAX + 1)).chars().count(), VALUE_CHARS_MAX);
+    }
 
     #[test]
     fn of_many_words_the_last_are_kept_and_made_harmless() {

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// Between two reports: a person sees motion, and the database gets two small writes a second and task.
 const REPORT_PERIOD: Duration = Duration::from_millis(500);
 
-/// How often ending a task in the catalog is tried, [`FINISH_PAUSE`] apart: five minutes, in which a database restarts.
+/// How often ending a task in the catalog is tried once more, [`FINISH_PAUSE`] apart: five minutes, in which a database restarts.
 /// After that the row's lease is out and start-up (of this hub or another) says what became of it.
 const FINISH_TRIES_MAX: u32 = 60;
 const FINISH_PAUSE: Duration = Duration::from_secs(5);
@@ -120,28 +120,11 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         tracing::info!(task_id = %task.task_id, "task is paused; the next start goes on with it");
         return;
     }
-    if backup.is_some() {
-        let ending = Ending::of(ended.as_ref().err());
-        let (after_core, task_id) = (core.clone(), task.task_id.clone());
-        // A hook may take its time, and the task is still ours meanwhile. It is a task of its own for the runtime: held here, it could
-        // stand still in the middle of a write to the catalog while the report below waits for that write to end.
-        let mut after = tokio::spawn(async move { hooks::after(&after_core, &task_id, ending).await });
-        loop {
-            tokio::select! {
-                ended = &mut after => {
-                    if let Err(error) = ended {
-                        tracing::error!(task_id = %task.task_id, %error, "run what comes after a backup");
-                    }
-                    break;
-                }
-                _ = tick.tick() => {
-                    handle.step();
-                    report(core, handle, &claim, &mut reporter, &mut lease).await;
-                }
-            }
-        }
-    }
+    let ending = Ending::of(ended.as_ref().err());
     if handle.stopped() == Some(Stop::LeaseLost) {
+        if backup.is_some() {
+            hooks::after(core, &task.task_id, ending).await;
+        }
         tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
         return;
     }
@@ -152,7 +135,33 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     };
     crate::metrics::task_ended(task.kind, state, core.now().seconds_since(began));
     let is_point = ended.is_ok();
-    conclude(core, handle, &claim, task.kind, ended).await;
+    say_how_it_ended(core, handle, &claim, &ended).await;
+    // First the row: what comes after the backup may ask for the point. A catalog that is away does not hold it up.
+    let has_ended = conclude(core, &claim, task.kind, &ended, 1).await;
+    if backup.is_some() {
+        crate::app::tell::task(core, &task.task_id).await;
+        let (after_core, task_id) = (core.clone(), task.task_id.clone());
+        // A hook may take its time, and a task that has not ended is still ours meanwhile. It is a task of its own for the runtime: held
+        // here, it could stand still in the middle of a write to the catalog while the report below waits for that write to end.
+        let mut after = tokio::spawn(async move { hooks::after(&after_core, &task_id, ending).await });
+        loop {
+            tokio::select! {
+                ended = &mut after => {
+                    if let Err(error) = ended {
+                        tracing::error!(task_id = %task.task_id, %error, "run what comes after a backup");
+                    }
+                    break;
+                }
+                _ = tick.tick(), if !has_ended => {
+                    handle.step();
+                    report(core, handle, &claim, &mut reporter, &mut lease).await;
+                }
+            }
+        }
+    }
+    if !has_ended {
+        conclude(core, &claim, task.kind, &ended, FINISH_TRIES_MAX).await;
+    }
     if let (true, Some(work)) = (is_point, &backup)
         && let Err(problem) = verification::judge_new_point(core, work).await
     {
@@ -245,9 +254,9 @@ async fn report(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, reporter: 
     }
 }
 
-/// Ends the task in the catalog, patiently.
-async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: TaskKind, ended: Result<Done>) {
-    match &ended {
+/// Puts into the task's log how it ended.
+async fn say_how_it_ended(core: &Core, handle: &Handle, claim: &TaskClaim, ended: &Result<Done>) {
+    match ended {
         Ok(_) => tracing::info!(task_id = %claim.task_id, "task completed"),
         Err(problem) if problem.code == ProblemCode::Cancelled => {
             handle.info("cancelled");
@@ -266,19 +275,26 @@ async fn conclude(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, kind: Ta
     {
         tracing::warn!(task_id = %claim.task_id, error = %error, "keep log lines");
     }
-    for attempt in 1..=FINISH_TRIES_MAX {
+}
+
+/// Ends the task in the catalog, with so many tries. False when another may succeed.
+async fn conclude(core: &Core, claim: &TaskClaim, kind: TaskKind, ended: &Result<Done>, tries: u32) -> bool {
+    for attempt in 1..=tries {
         match end(core, claim, kind, ended.as_ref()).await {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(error @ (Error::Unavailable(_) | Error::Busy(_))) if !core.stop.is_cancelled() => {
                 tracing::warn!(task_id = %claim.task_id, attempt, error = %error, "end a task");
-                tokio::time::sleep(FINISH_PAUSE).await;
+                if attempt < tries {
+                    tokio::time::sleep(FINISH_PAUSE).await;
+                }
             }
             Err(error) => {
                 tracing::error!(task_id = %claim.task_id, error = %of_catalog(&error).message, "end a task");
-                return;
+                return true;
             }
         }
     }
+    false
 }
 
 async fn end(core: &Core, claim: &TaskClaim, kind: TaskKind, ended: Result<&Done, &Problem>) -> Result<(), Error> {

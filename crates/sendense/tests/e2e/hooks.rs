@@ -81,6 +81,22 @@ impl Place {
         }
     }
 
+    /// Waits until a backup's log has this: what comes after it runs when it has ended.
+    fn said(&self, id: &str, line: &str) {
+        wait(|| self.hub.ok(&["backup", "log", id]).contains(line), || self.hub.ok(&["backup", "log", id]));
+    }
+
+    /// How many hooks are noted as still to be run.
+    fn owed(&self) -> usize {
+        std::fs::read_dir(self.hub.data_dir.join("hooks")).unwrap().count()
+    }
+
+    /// The hub is started anew, with the same folder of hooks.
+    fn start_again(&mut self) {
+        let hooks = self.dir.join("hooks");
+        self.hub = Hub::launch(&self.dir, "hub", &["--hooks-dir", path(&hooks)]).unwrap();
+    }
+
     /// The policy is forgotten, so that another one may come and nothing is tried again.
     fn clear(&self) {
         self.hub.ok(&["schedule", "delete", "yearly"]);
@@ -168,9 +184,8 @@ fn hooks_run_before_and_after_and_are_told_what_came_of_it() {
     let (own, pipes): (Vec<_>, Vec<_>) =
         open.into_iter().filter(|open| !may(open)).partition(|open| !open.starts_with("pipe:["));
     assert!(own.is_empty() && (2..=4).contains(&pipes.len()), "{fds}");
-    let log = place.hub.ok(&["backup", "log", &id]);
     for line in ["first stdout: ready", "last stderr: back", "hook last (after) has ended well"] {
-        assert!(log.contains(line), "{line}: {log}");
+        place.said(&id, line);
     }
 
     // What fails before is a failure of the backup, which is tried again; what comes after is run all the same.
@@ -192,7 +207,7 @@ fn hooks_run_before_and_after_and_are_told_what_came_of_it() {
     std::fs::remove_file(dir.path().join("after")).unwrap();
     place.hub.ok(&["backup", "start", "web", "--repo", "main", "--wait"]);
     assert!(!dir.path().join("after").exists());
-    assert!(std::fs::read_dir(place.hub.data_dir.join("hooks")).unwrap().next().is_none(), "nothing is left to run");
+    wait(|| place.owed() == 0, || place.hub.log());
     assert_eq!(place.hub.stop(), Some(0));
 }
 
@@ -237,7 +252,7 @@ fn a_hook_that_stays_or_floods_is_ended_with_all_that_it_has_started() {
     place.hook("stays", &format!("{FAMILY}\nwait"));
     place.hook("floods", "yes flood");
     // However slow the machine is, one of these is long enough for it to begin both of them.
-    let (id, seconds) = ["2", "8", "32"]
+    let id = ["2", "8", "32"]
         .into_iter()
         .find_map(|seconds| {
             place.policy(&["--before", "stays", "--after", "floods", "--hook-timeout", seconds]);
@@ -245,9 +260,10 @@ fn a_hook_that_stays_or_floods_is_ended_with_all_that_it_has_started() {
             let failed = place.ended(&id);
             let told = format!("did not end within {seconds} s");
             assert!(field(&failed, "error_message").contains(&told), "{failed:#}");
+            place.said(&id, &format!("hook floods did not end within {seconds} s"));
             let has_said = place.hub.ok(&["backup", "log", &id]).contains("floods stdout: flood");
             if dir.path().join("pids").exists() && has_said {
-                return Some((id, seconds));
+                return Some(id);
             }
             place.clear();
             None
@@ -258,8 +274,6 @@ fn a_hook_that_stays_or_floods_is_ended_with_all_that_it_has_started() {
     let lines = log["entries"].as_array().unwrap();
     let floods = lines.iter().filter(|line| field(line, "message").contains("floods stdout: flood")).count();
     assert!((1..=50).contains(&floods), "{floods} of {}", lines.len());
-    let said = place.hub.ok(&["backup", "log", &id]);
-    assert!(said.contains(&format!("hook floods did not end within {seconds} s")), "{said}");
     place.clear();
 
     // A cancel does not wait for it.
@@ -291,12 +305,102 @@ fn a_hub_that_is_killed_leaves_no_hook_and_owes_none() {
     assert!(!dir.path().join("after").exists());
     // What it stops is not to stay so: nobody waits for another backup.
     std::fs::remove_file(dir.path().join("pids")).unwrap();
-    place.hub = Hub::launch(dir.path(), "hub", &["--hooks-dir", path(&dir.path().join("hooks"))]).unwrap();
+    place.start_again();
     place.hub.ok(&["schedule", "disable", "yearly"]);
     let after = place.told("after");
     assert_eq!(
         (after["SENDENSE_OUTCOME"].as_str(), after["SENDENSE_BACKUP_ID"].as_str()),
         ("interrupted", id.as_str())
     );
-    wait(|| place.hub.ok(&["backup", "log", &id]).contains("hook last (after) has ended well"), || place.hub.log());
+    place.said(&id, "hook last (after) has ended well");
+}
+
+/// What a hook starts again it may not start again in the middle of the next try, which has stopped it for itself.
+#[test]
+fn what_comes_after_a_backup_that_was_cut_off_comes_before_its_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut place = Place::new(dir.path());
+    place.hook("first", "echo before $SENDENSE_BACKUP_ID >> order; test -e retried || exec sleep 1000");
+    // However long it takes, the retry waits for it.
+    let waits = "while [ ! -e go ]; do sleep 0.05; done";
+    place.hook(
+        "last",
+        &format!("echo after $SENDENSE_BACKUP_ID >> order; {waits}; echo done $SENDENSE_BACKUP_ID >> order"),
+    );
+    place.policy(&["--before", "first", "--after", "last"]);
+    let order = || std::fs::read_to_string(dir.path().join("order")).unwrap_or_default();
+    let cut_off = place.begin();
+    wait(|| order() == format!("before {cut_off}\n"), || place.hub.log());
+    place.hub.kill_9();
+    std::fs::write(dir.path().join("retried"), "").unwrap();
+    place.start_again();
+    // What ends with a hub is tried again at once.
+    let newest = || place.hub.json(&["backup", "list"])["backups"][0].clone();
+    wait(|| field(&newest(), "backup_id") != cut_off, || place.hub.log());
+    let retry = field(&newest(), "backup_id").to_owned();
+    place.said(&retry, &format!("what comes after backup {cut_off} is run first"));
+    wait(|| order().contains(&format!("after {cut_off}\n")), || place.hub.log());
+    assert_eq!(order(), format!("before {cut_off}\nafter {cut_off}\n"));
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert_eq!(field(&place.ended(&retry), "status"), "completed");
+    wait(|| order().contains(&format!("done {retry}\n")), || place.hub.log());
+    let of = |id: &str| format!("after {id}\ndone {id}\n");
+    assert_eq!(order(), format!("before {cut_off}\n{}before {retry}\n{}", of(&cut_off), of(&retry)));
+    wait(|| place.owed() == 0, || place.hub.log());
+    assert_eq!(place.hub.stop(), Some(0));
+}
+
+#[test]
+fn what_comes_after_a_backup_finds_its_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(dir.path());
+    let (sendense, token) = (crate::hub::SENDENSE, place.hub.data_dir.join("admin-token"));
+    let asks = format!(
+        "export SENDENSE_URL={} SENDENSE_TOKEN_FILE='{}'\n'{sendense}' backup show $SENDENSE_BACKUP_ID --json > shown.part\n\
+         mv shown.part shown",
+        place.hub.url,
+        path(&token)
+    );
+    place.hook("last", &asks);
+    place.policy(&["--after", "last"]);
+    let id = place.begin();
+    let shown = dir.path().join("shown");
+    wait(|| shown.exists(), || place.hub.log());
+    let shown: Value = serde_json::from_str(&std::fs::read_to_string(shown).unwrap()).unwrap();
+    let point = &shown["backup"];
+    assert_eq!((field(point, "backup_id"), field(point, "status")), (id.as_str(), "completed"), "{shown:#}");
+    assert_eq!(place.hub.stop(), Some(0));
+}
+
+/// What it is to start again stays stopped: nobody may forget that.
+#[test]
+fn what_cannot_be_begun_after_a_backup_stays_owed_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut place = Place::new(dir.path());
+    place.hook("first", "mv hooks/last last.away");
+    place.hook("last", &writes("after"));
+    place.policy(&["--before", "first", "--after", "last"]);
+    let id = place.begin();
+    assert_eq!(field(&place.ended(&id), "status"), "completed");
+    place.said(&id, "hook last cannot be run");
+    assert_eq!(place.owed(), 1);
+    let health = crate::files::json(&crate::files::curl(&place.hub, &["--fail"], "/debug/health").stdout);
+    let hooks = health["checks"].as_array().unwrap().iter().find(|check| check["name"] == "hooks").unwrap();
+    assert_eq!(field(hooks, "status"), "degraded", "{hooks:#}");
+    assert!(field(hooks, "detail").contains(&id), "{hooks:#}");
+
+    // A policy whose program is not there stops nothing: it owes nothing either.
+    let refused = place.ended(&place.begin());
+    assert_eq!((field(&refused, "status"), field(&refused, "error_code")), ("failed", "hook_failed"), "{refused:#}");
+    assert_eq!(place.owed(), 1);
+
+    // Somebody puts it right, and another life of the hub finds what it owes.
+    place.hub.ok(&["schedule", "disable", "yearly"]);
+    place.hub.end();
+    std::fs::rename(dir.path().join("last.away"), dir.path().join("hooks/last")).unwrap();
+    place.start_again();
+    let after = place.told("after");
+    assert_eq!((after["SENDENSE_BACKUP_ID"].as_str(), after["SENDENSE_OUTCOME"].as_str()), (id.as_str(), "completed"));
+    wait(|| place.owed() == 0, || place.hub.log());
+    assert_eq!(place.hub.stop(), Some(0));
 }

@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_may_name_the_folder_of_hooks() {
     let house = House::new(|config| {
-        let folder = config.allow_paths[0].join("hooks");
-        std::fs::create_dir(&folder).unwrap();
+        let folder = config.allow_paths[0].join("etc/hooks");
+        std::fs::create_dir_all(&folder).unwrap();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
         config.hooks_dir = Some(folder);
     })
@@ -23,10 +23,11 @@ async fn no_request_may_name_the_folder_of_hooks() {
     let backup = house.start(&vm, "two").await.unwrap();
     house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
 
-    let (folder, inside) = (house.path("hooks"), house.path("hooks/stop-db"));
+    let (folder, inside) = (house.path("etc/hooks"), house.path("etc/hooks/stop-db"));
     for (path, body) in [
         ("repositories", json!({"name": "x", "type": "local", "config": {"path": folder}})),
-        ("repositories", json!({"name": "x", "type": "local", "config": {"path": house.path("hooks/new")}})),
+        ("repositories", json!({"name": "x", "type": "local", "config": {"path": house.path("etc/hooks/new")}})),
+        ("repositories", json!({"name": "x", "type": "local", "config": {"path": house.path("etc")}})),
         ("repositories/test", json!({"name": "x", "type": "local", "config": {"path": folder}})),
         ("sources", json!({"name": "x", "kind": "image", "address": folder})),
         (

@@ -56,7 +56,7 @@ impl House {
             config.limits.stop_grace = Duration::from_secs(3600);
             configure(config);
         };
-        let fixture = Fixture::configured(router::documented(), patient).await;
+        let fixture = Box::pin(Fixture::configured(router::documented(), patient)).await;
         let options = ClientOptions::new(fixture.hub.url()).with_token(fixture.token(Role::Admin));
         let house = Self { client: Client::new(options).unwrap(), fixture };
         for (name, running_tasks_max) in [("one", Some(1)), ("two", None)] {
