@@ -25,7 +25,13 @@ work=$(mktemp -d "$dir/work-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/go/src/sendense/vcsim"
 cp "$here/vcsim/main.go" "$work/go/src/sendense/vcsim/"
-printf '{"Replace":{"%s/simulator/zz_cbt.go":"%s/vcsim/cbt.go"}}' "$gocode" "$here" >"$work/overlay.json"
+# The simulator takes every disk for a flat file, and would fall over a raw device.
+patched=$work/virtual_machine.go
+sed 's/^\t\tdiskBacking := disk\.Backing\.(\*types\.VirtualDiskFlatVer2BackingInfo)$/\t\tdiskBacking, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)\n\t\tif !ok {\n\t\t\tcontinue\n\t\t}/' \
+    "$gocode/simulator/virtual_machine.go" >"$patched"
+! cmp -s "$patched" "$gocode/simulator/virtual_machine.go" || { echo "lab/vsphere: this govmomi's disks are not as they were" >&2; exit 1; }
+printf '{"Replace":{"%s/simulator/zz_cbt.go":"%s/vcsim/cbt.go","%s/simulator/virtual_machine.go":"%s"}}' \
+    "$gocode" "$here" "$gocode" "$patched" >"$work/overlay.json"
 GOCACHE=${GOCACHE:-$dir/go-cache} GOFLAGS= GO111MODULE=off GOPATH=/usr/share/gocode:$work/go \
     go build -overlay "$work/overlay.json" -o "$work/vcsim" sendense/vcsim
 rustc --edition 2024 -O --crate-type cdylib --crate-name vixdisklib -o "$work/libvixDiskLib.so.8" "$here/vddk/vixdisklib.rs"

@@ -230,6 +230,16 @@ impl Guest<'_> {
         self.administrator(vim, &["add", &unit.to_string(), &bytes.to_string()]);
     }
 
+    /// An administrator adds a disk of another sort: `independent_persistent`, or `physical` for a raw device.
+    pub fn add_sort(&self, vim: &Vim, unit: u32, bytes: u64, sort: &str) {
+        self.administrator(vim, &["add", &unit.to_string(), &bytes.to_string(), sort]);
+    }
+
+    /// An administrator makes a template of the machine, or a machine of the template.
+    pub fn make_template(&self, vim: &Vim, template: bool) {
+        self.administrator(vim, &[if template { "template" } else { "machine" }]);
+    }
+
     /// An administrator takes a disk away, with its file.
     pub fn remove(&self, vim: &Vim, disk: usize) {
         let key = vim.machine(&self.machine, &Cancel::new()).unwrap().devices.disks[disk].key;

@@ -206,7 +206,8 @@ pub fn backup(backup: &Backup) -> Vec<Table> {
         ("took", took(backup)),
     ];
     if backup.partial {
-        rows.push(("partial", format!("without {}", backup.excluded_disks.join(", "))));
+        let excluded = backup.excluded_disks.join(", ");
+        rows.push(("partial", if excluded.is_empty() { "yes".to_owned() } else { format!("without {excluded}") }));
     }
     if let Some(held) = held(backup) {
         rows.push(("kept", held));

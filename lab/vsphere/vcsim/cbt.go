@@ -138,10 +138,6 @@ func (t *tracker) settle(vm *VirtualMachine) {
 		if !ok {
 			continue
 		}
-		backing, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
-		if !ok {
-			continue
-		}
 		if disk.Key < 2000 || disk.Key >= 3000 {
 			key := int32(2000)
 			for used[key] {
@@ -153,6 +149,14 @@ func (t *tracker) settle(vm *VirtualMachine) {
 		}
 		if kilobytes := disk.CapacityInKB * 1024; disk.CapacityInBytes < kilobytes {
 			disk.CapacityInBytes = kilobytes
+		}
+		if raw, ok := disk.Backing.(*types.VirtualDiskRawDiskMappingVer1BackingInfo); ok && raw.Uuid == "" {
+			// Its bytes are on a device of the host's.
+			raw.Uuid = freshUUID()
+		}
+		backing, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
+		if !ok {
+			continue
 		}
 		path := t.place("", backing.FileName)
 		if backing.Uuid == "" {
@@ -179,7 +183,9 @@ func (t *tracker) freeze(snapshot *VirtualMachineSnapshot) {
 	for _, device := range snapshot.Config.Hardware.Device {
 		disk, ok := device.(*types.VirtualDisk)
 		if ok {
-			if backing, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok {
+			// Of an independent disk, and of a raw device in physical mode, a snapshot holds nothing.
+			backing, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
+			if ok && !strings.HasPrefix(backing.DiskMode, "independent") {
 				copied, inside := *disk, *backing
 				copied.Backing = &inside
 				t.freezeDisk(snapshot.Self.Value, &inside, tracking)

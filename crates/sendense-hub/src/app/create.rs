@@ -210,6 +210,16 @@ fn source_of(vm: &catalog::VmContext) -> Result<SourceId> {
     })
 }
 
+/// True when a disk has this id, key or label.
+fn is(disk: &catalog::VmDisk, word: &str) -> bool {
+    disk.disk_id.to_string() == word || disk.disk_key == word || disk.label == word
+}
+
+/// True when one of these words means the disk.
+pub(crate) fn is_any(disk: &catalog::VmDisk, words: &[String]) -> bool {
+    words.iter().any(|word| is(disk, word))
+}
+
 /// The disks that a request means, and whether the machine has others beside them.
 pub(crate) fn choose_disks(
     vm: &catalog::VmContext,
@@ -218,9 +228,6 @@ pub(crate) fn choose_disks(
 ) -> Result<(Vec<catalog::VmDisk>, bool)> {
     let unsupported = vms::Facts::read(&vm.facts).unsupported_disks;
     let present: Vec<&catalog::VmDisk> = vm.disks.iter().filter(|disk| disk.present).collect();
-    let is = |disk: &catalog::VmDisk, word: &str| {
-        disk.disk_id.to_string() == word || disk.disk_key == word || disk.label == word
-    };
     for word in exclude {
         if !present.iter().any(|disk| is(disk, word)) {
             let details = format!("{} has no disk with id, key or label {word:?}", vm.vm_name);
@@ -243,7 +250,7 @@ pub(crate) fn choose_disks(
     let chosen: Vec<catalog::VmDisk> = present
         .iter()
         .filter(|disk| only.is_none_or(|number| disk.disk_id == number))
-        .filter(|disk| !exclude.iter().any(|word| is(disk, word)))
+        .filter(|disk| !is_any(disk, exclude))
         .filter(|disk| !unsupported.contains_key(&disk.disk_key))
         .map(|disk| (*disk).clone())
         .collect();

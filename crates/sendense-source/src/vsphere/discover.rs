@@ -133,10 +133,11 @@ pub(super) fn binding(disk: &Disk) -> Option<DiskBinding> {
 pub(super) fn disk_unsupported(devices: &Devices, disk: &Disk) -> Option<String> {
     let backing = &disk.backing;
     let shared = |mode: &str| matches!(mode, "virtualSharing" | "physicalSharing");
-    if backing.mode.as_deref().is_some_and(|mode| mode.starts_with("independent")) {
-        Some("it is independent: snapshots leave it out".into())
-    } else if backing.compatibility_mode.as_deref() == Some("physicalMode") {
+    // A raw device in physical mode is independent, too, and cannot be made dependent.
+    if backing.compatibility_mode.as_deref() == Some("physicalMode") {
         Some("it is a raw device in physical mode, which snapshots leave out".into())
+    } else if backing.mode.as_deref().is_some_and(|mode| mode.starts_with("independent")) {
+        Some("it is independent: snapshots leave it out".into())
     } else if backing.sharing.as_deref() == Some("sharingMultiWriter") {
         Some("several machines write to it".into())
     } else if devices.controller_of(disk).and_then(|one| one.shared_bus.as_deref()).is_some_and(shared) {

@@ -53,3 +53,4 @@ mod volumes;
 mod vsphere;
 mod vsphere_bulk;
 mod vsphere_chain;
+mod vsphere_points;

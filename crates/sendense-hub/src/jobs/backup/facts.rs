@@ -1,6 +1,8 @@
 //! What the manifest and the catalog are told of a point. Pure.
 
 use super::Prepared;
+use crate::app::create::is_any;
+use crate::app::vms::Facts;
 use sendense_catalog::{BackupDisk, Completed};
 use sendense_node::mover::{DiskStart, Outcome};
 use sendense_repo::manifest::{Content, Document, Manifest, Vm};
@@ -13,6 +15,7 @@ pub(super) fn of_point(prepared: &Prepared, outcome: &Outcome, frozen_at: Timest
     let (work, facts) = (&prepared.work, &outcome.facts);
     let (documents, mut notes) = documents(&facts.config);
     notes.extend(facts.consistency_note.clone());
+    notes.extend(left_out(prepared));
     let disks = outcome.disks.iter().zip(&facts.disks).map(|(moved, frozen)| {
         let disk = DiskFacts {
             disk_key: frozen.key.clone(),
@@ -41,6 +44,22 @@ pub(super) fn of_point(prepared: &Prepared, outcome: &Outcome, frozen_at: Timest
         notes,
         disks: disks.collect(),
     }
+}
+
+/// A line for each disk that cannot be backed up, and that nobody asked to leave out.
+pub(super) fn left_out(prepared: &Prepared) -> Vec<String> {
+    let (work, vm) = (&prepared.work, &prepared.vm);
+    // What a recovery has written is the point's own disks; its machine is not asked.
+    if work.recovery_id.is_some() || work.disk_id.is_some() {
+        return Vec::new();
+    }
+    let unsupported = Facts::read(&vm.facts).unsupported_disks;
+    let wanted = vm.disks.iter().filter(|disk| disk.present && !is_any(disk, &work.exclude_disks));
+    let told = wanted.filter_map(|disk| {
+        let why = unsupported.get(&disk.disk_key)?;
+        Some(format!("{} ({}) is left out: {why}", disk.disk_key, disk.label))
+    });
+    told.collect()
 }
 
 /// The machine's configuration, and a note for each part that could not be read.

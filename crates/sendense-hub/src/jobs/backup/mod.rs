@@ -144,7 +144,9 @@ async fn prepare(core: &Arc<Core>, handle: &Handle, claim: &TaskClaim, work: Bac
         None => From::Here(core.open_source(&source_row)?),
     };
     let claim = claim.clone();
-    Ok(Prepared { work, vm, disks, partial, address, expected_bytes, source, repository, claim })
+    let prepared = Prepared { work, vm, disks, partial, address, expected_bytes, source, repository, claim };
+    facts::left_out(&prepared).into_iter().for_each(|line| handle.warn(line));
+    Ok(prepared)
 }
 
 /// The same for what a recovery has written: the machine itself, which may be gone, is not asked.
