@@ -36,6 +36,7 @@ fn policy_rules() -> PolicyRules {
         repository_id: "repo-1".to_owned(),
         full_every: Some(28),
         quiesce: true,
+        quiesce_or_fail: true,
         compression: None,
         on_tracking_loss: None,
         time_limit_seconds: Some(21_600),
@@ -106,6 +107,7 @@ fn a_policy() {
               "repository_id": "repo-1",
               "full_every": 28,
               "quiesce": true,
+              "quiesce_or_fail": true,
               "time_limit_seconds": 21600,
               "chain_points_max": 30,
               "verification": {

@@ -250,6 +250,7 @@ fn run_audited(
                 })
                 .collect(),
             quiesce: false,
+            quiesce_or_fail: false,
             deployment_id: DeploymentId::generate(),
             task_id: TaskId::generate(),
         },

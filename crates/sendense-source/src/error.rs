@@ -102,6 +102,11 @@ impl Error {
     }
 }
 
+/// A machine whose guest cannot be brought into order, where nothing less is wanted.
+pub(crate) fn cannot_quiesce(name: &str, why: &str) -> Error {
+    Error::new(Kind::Failed, format!("{name} cannot be quiesced, which is demanded: {why}"))
+}
+
 impl From<sendense_block::Error> for Error {
     fn from(error: sendense_block::Error) -> Self {
         Self::of_device("access the source's disk", error)

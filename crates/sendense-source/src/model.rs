@@ -114,6 +114,9 @@ pub struct FreezeRequest {
     pub disks: Vec<DiskRequest>,
     /// Ask the guest to bring its file systems into order first, where an agent is there.
     pub quiesce: bool,
+    /// Fail where that cannot be done, rather than take a point as after a power cut.
+    #[serde(default)]
+    pub quiesce_or_fail: bool,
     /// Goes into the names of what is made.
     pub deployment_id: DeploymentId,
     /// Goes into the names of what is made.

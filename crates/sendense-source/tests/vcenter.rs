@@ -108,6 +108,7 @@ fn back_up(source: &dyn Source, vm: &VmRef, parents: &Points) -> (Points, Vec<Co
         vm: vm.clone(),
         disks: disks.collect(),
         quiesce: false,
+        quiesce_or_fail: false,
         deployment_id: deployment(),
         task_id: "task-backup".parse().unwrap(),
     };

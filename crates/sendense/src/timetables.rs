@@ -46,7 +46,14 @@ pub fn policy(policy: &Policy) -> Table {
         ("verify deep", said(often.deep_days, after(policy.in_force.deep_days))),
         ("before", rules.hooks.as_ref().and_then(|hooks| hooks.before.clone()).unwrap_or_default()),
         ("after", rules.hooks.as_ref().and_then(|hooks| hooks.after.clone()).unwrap_or_default()),
-        ("quiesce", if rules.quiesce { "yes".to_owned() } else { String::new() }),
+        (
+            "quiesce",
+            match (rules.quiesce, rules.quiesce_or_fail) {
+                (_, true) => "or fail".to_owned(),
+                (true, false) => "yes".to_owned(),
+                (false, false) => String::new(),
+            },
+        ),
         ("keep", rules.retention.as_ref().map_or_else(|| "all".to_owned(), keeps)),
         ("changed", moment(policy.updated_at)),
     ])

@@ -39,6 +39,9 @@ pub struct CreateBackup {
     /// Ask the guest to bring its file systems into order first.
     #[serde(default)]
     pub quiesce: bool,
+    /// Ask it, and fail where it cannot be done rather than take a point as after a power cut.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiesce_or_fail: bool,
     /// Left out: as the repository says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<schema::Compression>)]
@@ -71,6 +74,8 @@ struct Loose {
     tags: BTreeMap<String, String>,
     #[serde(default)]
     quiesce: bool,
+    #[serde(default)]
+    quiesce_or_fail: bool,
     compression: Option<Compression>,
     on_tracking_loss: Option<OnTrackingLoss>,
     time_limit_seconds: Option<u32>,
@@ -98,7 +103,8 @@ impl TryFrom<Loose> for CreateBackup {
             disk_id: loose.disk_id,
             policy_id: loose.policy_id,
             tags: loose.tags,
-            quiesce: loose.quiesce,
+            quiesce: loose.quiesce || loose.quiesce_or_fail,
+            quiesce_or_fail: loose.quiesce_or_fail,
             compression: loose.compression,
             on_tracking_loss: loose.on_tracking_loss,
             time_limit_seconds: loose.time_limit_seconds,

@@ -45,6 +45,9 @@ pub struct PolicyRules {
     /// Ask the guests to bring their file systems into order first.
     #[serde(default)]
     pub quiesce: bool,
+    /// Ask them, and let a backup fail whose guest cannot do it rather than take a point as after a power cut.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiesce_or_fail: bool,
     /// Left out: as the repository says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<schema::Compression>)]

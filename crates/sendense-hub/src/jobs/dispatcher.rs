@@ -153,6 +153,7 @@ mod tests {
             disk_id: None,
             exclude_disks: Vec::new(),
             quiesce: false,
+            quiesce_or_fail: false,
             compression: Compression::Off,
             on_tracking_loss: OnTrackingLoss::Compare,
             policy_id: None,

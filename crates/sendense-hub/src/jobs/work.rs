@@ -48,6 +48,9 @@ pub(crate) struct BackupWork {
     /// Left out, by number, key or label.
     pub exclude_disks: Vec<String>,
     pub quiesce: bool,
+    /// Fail where the guest cannot be quiesced.
+    #[serde(default)]
+    pub quiesce_or_fail: bool,
     pub compression: Compression,
     pub on_tracking_loss: OnTrackingLoss,
     pub policy_id: Option<String>,

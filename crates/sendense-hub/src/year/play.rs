@@ -85,6 +85,7 @@ fn policies() -> [PolicyRules; 3] {
         repository_id: "main".to_owned(),
         full_every,
         quiesce: false,
+        quiesce_or_fail: false,
         compression: None,
         on_tracking_loss: None,
         time_limit_seconds: None,

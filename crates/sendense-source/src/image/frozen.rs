@@ -113,6 +113,9 @@ impl Drop for FrozenImages {
     }
 }
 
+/// Why nothing can be quiesced.
+pub(super) const NO_GUEST: &str = "an image has no guest that could be asked";
+
 /// Why the point may be less than one would wish.
 fn note(disks: &[(FrozenDisk, Layers)], request: &FreezeRequest) -> Option<String> {
     let writers = Writers::now();
@@ -124,7 +127,7 @@ fn note(disks: &[(FrozenDisk, Layers)], request: &FreezeRequest) -> Option<Strin
     if disks.iter().flat_map(|(_, layers)| &layers.files).any(|file| file.stamp.is_block_device()) {
         return Some("a write to a block device while it was read could not have been seen".into());
     }
-    request.quiesce.then(|| "an image has no guest that could be asked".into())
+    request.quiesce.then(|| NO_GUEST.into())
 }
 
 fn facts_document(machine: &Machine, disks: &[(FrozenDisk, Layers)]) -> ConfigDocument {

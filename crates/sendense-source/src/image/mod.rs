@@ -174,6 +174,9 @@ impl Source for ImageFolder {
     }
 
     fn freeze(&self, request: &FreezeRequest, journal: &Arc<dyn Journal>, cancel: &Cancel) -> Result<Box<dyn Frozen>> {
+        if request.quiesce_or_fail {
+            return Err(crate::error::cannot_quiesce(&request.vm.name, frozen::NO_GUEST));
+        }
         let (machine, scope) = self.find(&request.vm)?;
         if let Some(why) = &machine.unsupported {
             return Err(Error::new(Kind::Unsupported, format!("{}: {why}", machine.vm.name)));

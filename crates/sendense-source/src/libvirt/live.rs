@@ -118,15 +118,14 @@ pub(super) fn freeze(
     }
     let quiesced = live.quiesce(settings, request)?;
     let begun = job::begin(virsh, &live.domain, &live.folder, &made, &mut live.plans, cancel);
-    if let Some(quiesced) = quiesced {
-        live.thaw(quiesced)?;
-    }
+    let thawed = quiesced.map_or(Ok(()), |quiesced| live.thaw(request, quiesced));
     if let Err(error) = begun {
         if matches!(error.kind, Kind::Unavailable | Kind::Cancelled) {
             live.begun = Begun::Perhaps;
         }
         return Err(error);
     }
+    thawed?;
     live.facts.disks = facts(&live.domain, &live.plans, request, &capacities, &made)?;
     live.watch = Some(watch(settings, &live)?);
     Ok(Box::new(live))
@@ -239,7 +238,7 @@ impl Live {
             return Ok(None);
         }
         if let Some(note) = job::cannot_quiesce(self.domain.agent) {
-            self.facts.consistency_note = Some(note);
+            self.not_quiesced(request, note)?;
             return Ok(None);
         }
         let entry = self.journal.record(&artefact(settings, request, ArtefactKind::FrozenGuest, Value::Null))?;
@@ -254,26 +253,35 @@ impl Live {
                     return Err(error);
                 }
                 let why = sendense_block::error::chain(&error);
-                self.facts.consistency_note = Some(format!("the guest agent did not freeze: {why}"));
+                self.not_quiesced(request, format!("the guest agent did not freeze: {why}"))?;
                 Ok(None)
             }
         }
     }
 
-    /// Lets the guest's file systems go on, and says in the facts what the freeze was worth.
-    fn thaw(&mut self, (quiesced, entry): QuiescedGuest) -> Result<()> {
-        let (held, thawed) = quiesced.thaw();
-        match held {
-            Ok(()) => self.facts.consistency = Consistency::Filesystem,
-            Err(note) => self.facts.consistency_note = Some(note),
+    /// The point is one as after a power cut and says why, unless that is not wanted.
+    fn not_quiesced(&mut self, request: &FreezeRequest, why: String) -> Result<()> {
+        if request.quiesce_or_fail {
+            return Err(crate::error::cannot_quiesce(&request.vm.name, &why));
         }
+        self.facts.consistency_note = Some(why);
+        Ok(())
+    }
+
+    /// Lets the guest's file systems go on, and says in the facts what the freeze was worth.
+    fn thaw(&mut self, request: &FreezeRequest, (quiesced, entry): QuiescedGuest) -> Result<()> {
+        let (held, thawed) = quiesced.thaw();
         match thawed {
-            Ok(()) => self.journal.close(entry),
+            Ok(()) => self.journal.close(entry)?,
             // The watcher goes on, and so does whoever reaps.
-            Err(error) => {
-                tracing::warn!(domain = self.domain.name, %error, "a guest is not known to be thawed");
+            Err(error) => tracing::warn!(domain = self.domain.name, %error, "a guest is not known to be thawed"),
+        }
+        match held {
+            Ok(()) => {
+                self.facts.consistency = Consistency::Filesystem;
                 Ok(())
             }
+            Err(note) => self.not_quiesced(request, note),
         }
     }
 

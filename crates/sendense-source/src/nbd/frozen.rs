@@ -10,6 +10,9 @@ use sendense_types::Consistency;
 use serde_json::json;
 use std::sync::Arc;
 
+/// Why nothing can be quiesced.
+pub(super) const NO_GUEST: &str = "an NBD export has no guest that could be asked";
+
 /// The client cuts this into requests of its own size and keeps several of them in flight.
 const REQUEST_BYTES: usize = 1 << 20;
 /// Enough to hide a round trip while one lane compresses; a server on the same two cores gains nothing from more.
@@ -61,7 +64,7 @@ impl FrozenExport {
         let facts = FrozenFacts {
             disks: disks.collect(),
             consistency: Consistency::Crash,
-            consistency_note: request.quiesce.then(|| "an NBD export has no guest that could be asked".to_owned()),
+            consistency_note: request.quiesce.then(|| NO_GUEST.to_owned()),
             config: vec![config],
             hints: ReadHints {
                 lanes: std::thread::available_parallelism().map_or(2, usize::from).min(LANES_MAX),

@@ -267,6 +267,9 @@ impl Source for NbdServer {
     }
 
     fn freeze(&self, request: &FreezeRequest, _: &Arc<dyn Journal>, cancel: &Cancel) -> Result<Box<dyn Frozen>> {
+        if request.quiesce_or_fail {
+            return Err(crate::error::cannot_quiesce(&request.vm.name, frozen::NO_GUEST));
+        }
         let export = self.find(&request.vm, cancel)?;
         let [wanted] = request.disks.as_slice() else {
             return Err(Error::new(Kind::NotFound, "an NBD export has exactly one disk"));

@@ -99,7 +99,8 @@ pub(super) fn freeze(
         _held: held,
         _places: (places, on_host),
     };
-    let made = snapshot::make(&frozen.vim, &machine, &frozen.mark, request.quiesce, settings.quiesce_or_fail, cancel);
+    let or_fail = request.quiesce_or_fail || (request.quiesce && settings.quiesce_or_fail);
+    let made = snapshot::make(&frozen.vim, &machine, &frozen.mark, request.quiesce, or_fail, cancel);
     let made = made.map_err(|(error, clean)| {
         if clean && let Some(entry) = frozen.entry.take() {
             close(journal, entry);

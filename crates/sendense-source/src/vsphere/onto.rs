@@ -54,6 +54,7 @@ pub(super) fn onto(
             vm: vm.clone(),
             disks: Vec::new(),
             quiesce: false,
+            quiesce_or_fail: false,
             deployment_id: settings.deployment_id.clone(),
             task_id: task_id.clone(),
         };

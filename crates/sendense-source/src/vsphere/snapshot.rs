@@ -5,7 +5,7 @@
 //! so removal is tried several times here, then stays in the journal and is tried at every look of the hub.
 
 use super::{Settings, discover, session};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, cannot_quiesce};
 use crate::journal::{Artefact, ArtefactKind, Journal};
 use crate::libvirt::name::Checkpoint as Mark;
 use crate::model::FreezeRequest;
@@ -107,8 +107,7 @@ pub(super) fn make(
         },
     };
     if let (Some(why), true) = (&because, quiesce_or_fail) {
-        let message = format!("{} cannot be quiesced, which its source demands: {why}", machine.name);
-        return Err((Error::new(Kind::Failed, message), true));
+        return Err((cannot_quiesce(&machine.name, why), true));
     }
     attempt(false).map(|reference| crash(reference, because)).map_err(|error| {
         let clean = remove(vim, &machine.reference, mark, true).is_ok();

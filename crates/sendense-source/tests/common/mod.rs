@@ -82,6 +82,7 @@ pub fn request(vm: &DiscoveredVm) -> FreezeRequest {
         vm: vm.vm.clone(),
         disks: vm.disks.iter().map(disk).collect(),
         quiesce: false,
+        quiesce_or_fail: false,
         deployment_id: "dep-test".parse().unwrap(),
         task_id: "task-test".parse::<TaskId>().unwrap(),
     }

@@ -17,6 +17,17 @@ fn freeze(guest: &Guest<'_>, source: &Arc<dyn Source>, journal: &Arc<Memory>) ->
     source.freeze(&request, &journal.door(), &Cancel::new()).unwrap()
 }
 
+/// Nothing less than a quiesced point is wanted: there is none, and nothing is left of the attempt.
+#[track_caller]
+fn assert_refused(guest: &Guest<'_>, source: &Arc<dyn Source>, why: &str) {
+    let journal = Memory::new();
+    let mut request = guest.request(&**source, &Points::new());
+    (request.quiesce, request.quiesce_or_fail) = (true, true);
+    let error = source.freeze(&request, &journal.door(), &Cancel::new()).err().unwrap().to_string();
+    assert!(error.contains("cannot be quiesced, which is demanded") && error.contains(why), "{error}");
+    assert_eq!(journal.open(), []);
+}
+
 #[track_caller]
 fn assert_crash_consistent(facts: &FrozenFacts, why: &str) {
     assert_eq!(facts.consistency, Consistency::Crash);
@@ -49,6 +60,7 @@ fn without_an_agent_the_point_is_crash_consistent_and_says_so() {
     let frozen = freeze(&plain, &source, &journal);
     assert_crash_consistent(frozen.facts(), "no channel");
     frozen.release().unwrap();
+    assert_refused(&plain, &source, "no channel");
     let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
     let silent = Guest::define_with(lab, &[("vda", "qcow2", MIB)], channel, "");
     silent.start();
@@ -67,6 +79,7 @@ fn an_agent_that_refuses_or_hangs_costs_consistency_only() {
     let frozen = freeze(&guest, &source, &journal);
     assert_crash_consistent(frozen.facts(), "disabled");
     frozen.release().unwrap();
+    assert_refused(&guest, &source, "disabled");
     assert_eq!(journal.open(), []);
     // It freezes and does not say so until long after we gave up waiting.
     agent.manners.refuses.store(false, Ordering::SeqCst);

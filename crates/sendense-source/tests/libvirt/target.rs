@@ -132,6 +132,7 @@ impl Uefi<'_> {
             vm: self.vm.clone(),
             disks: vec![disk],
             quiesce: false,
+            quiesce_or_fail: false,
             deployment_id: deployment(),
             task_id: task(100),
         };

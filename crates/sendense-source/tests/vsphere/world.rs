@@ -115,6 +115,7 @@ impl<'lab> Machine<'lab> {
             vm: self.vm(),
             disks: disks.collect(),
             quiesce: false,
+            quiesce_or_fail: false,
             deployment_id: deployment(),
             task_id: format!("task-{}", TASK.fetch_add(1, Ordering::Relaxed)).parse::<TaskId>().unwrap(),
         }

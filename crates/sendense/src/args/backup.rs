@@ -150,6 +150,9 @@ pub struct BackupStart {
     /// Ask the guest to bring its file systems into order first.
     #[arg(long)]
     pub quiesce: bool,
+    /// The same, and fail where it cannot be done rather than take a point as after a power cut.
+    #[arg(long)]
+    pub quiesce_or_fail: bool,
     /// A word for later (`key=value`). Repeatable.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
     pub tags: Vec<(String, String)>,

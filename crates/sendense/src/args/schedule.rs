@@ -100,6 +100,9 @@ pub struct PolicyArgs {
     /// Ask the guests to bring their file systems into order first.
     #[arg(long)]
     pub quiesce: bool,
+    /// The same, and let a backup fail whose guest cannot do it rather than take a point as after a power cut.
+    #[arg(long)]
+    pub quiesce_or_fail: bool,
     /// How hard to compress: off, fast, default, high. Left out: as the repository says.
     #[arg(long)]
     pub compression: Option<Compression>,

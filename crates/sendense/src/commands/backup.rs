@@ -115,6 +115,7 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
         policy_id: None,
         tags: start.tags.into_iter().collect(),
         quiesce: start.quiesce,
+        quiesce_or_fail: start.quiesce_or_fail,
         compression: start.compression,
         on_tracking_loss: start.on_tracking_loss,
         time_limit_seconds: start.time_limit_seconds,

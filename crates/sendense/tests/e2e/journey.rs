@@ -139,6 +139,8 @@ fn an_empty_catalog_is_rebuilt_and_the_chain_goes_on() {
     let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 9_000_000, &mut random);
     let hub = Hub::start(dir);
     hub.set_up_images(dir);
+    let strict = hub.fails(6, &["backup", "start", "web", "--repo", "main", "--quiesce-or-fail", "--wait"]);
+    assert!(strict.contains("web cannot be quiesced, which is demanded: an image has no guest"), "{strict}");
     let full = hub.backup("web", &["--quiesce"]);
     let first = disk.bytes.clone();
     // An image has nobody to be asked, and the point says so, also when the catalog was rebuilt.

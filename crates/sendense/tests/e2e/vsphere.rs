@@ -245,7 +245,7 @@ fn a_hub_is_recovered_from_its_repository_on_a_bare_machine() {
 const OTHER_KEY: &str = "SRK-665b-91fe-463f-01e2-be97-4a74-6075-720a-dd8f-12b0-6d43-e3c4-bd28-9713-6e2a-b208-0320";
 
 /// Triggers a schedule and waits for the end of its execution.
-fn triggered(hub: &Hub, schedule: &str) -> Value {
+pub fn triggered(hub: &Hub, schedule: &str) -> Value {
     let begun = hub.json(&["schedule", "trigger", schedule])["execution"].clone();
     let patience = Instant::now() + Duration::from_secs(60);
     loop {

@@ -1,10 +1,13 @@
-//! What a point of a vCenter's machine says of itself: disks that are not in it.
+//! What a point of a vCenter's machine says of itself: disks that are not in it, and what its guest was told before.
 
 use crate::disk::assert_holds;
-use crate::hub::{Hub, field, path, text};
-use crate::vsphere::lab::{Lab, MIB};
+use crate::hub::{Hub, PATIENCE, field, path, text};
+use crate::vsphere::lab::{Lab, MIB, Trouble};
 use crate::vsphere::set_up;
+use crate::vsphere::triggered;
+use sendense_block::Cancel;
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 #[test]
 fn what_a_snapshot_leaves_out_is_shown_and_the_rest_is_backed_up() {
@@ -81,3 +84,70 @@ fn what_a_snapshot_leaves_out_is_shown_and_the_rest_is_backed_up() {
 
 /// The exit code of a request that does not fit what is there.
 const CONFLICT: i32 = 4;
+
+#[test]
+fn a_guest_that_cannot_be_quiesced_costs_what_its_policy_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let lab = Lab::new();
+    let vim = lab.vim();
+    let guest = lab.machine(&vim, "web", &[MIB]);
+    lab.control("tools", "");
+    vim.power_on(&guest.machine, &Cancel::new()).unwrap();
+    let hub = Hub::start(dir);
+    set_up(&hub, dir, &lab);
+    for (name, more) in [("lenient", "--quiesce"), ("strict", "--quiesce-or-fail")] {
+        hub.ok(&["policy", "create", name, "--vm", "web", "--repo", "main", more]);
+        hub.ok(&["schedule", "create", name, "--policy", name, "--cron", "@yearly"]);
+    }
+    assert!(hub.ok(&["policy", "show", "strict"]).contains("or fail"));
+    let of_policy = |name: &str| {
+        let vm = triggered(&hub, name)["vms"][0].clone();
+        hub.json(&["backup", "show", field(&vm, "backup_id")])["backup"].clone()
+    };
+    let told = |point: &Value| {
+        let word = |name: &str| point[name].as_str().unwrap_or_default().to_owned();
+        (word("status"), word("consistency"), word("consistency_note") + &word("error_message"))
+    };
+    let quiet = || ("completed".to_owned(), "filesystem".to_owned(), String::new());
+    assert_eq!(told(&of_policy("lenient")), quiet());
+    assert_eq!(told(&of_policy("strict")), quiet());
+    assert_eq!(told(&hub.backup("web", &["--quiesce-or-fail"])), quiet());
+
+    let refuse = || lab.proxy.arm("CreateSnapshot_Task", 1, 1, Trouble::Task("FilesystemQuiesceFault"));
+    refuse();
+    let (status, consistency, note) = told(&of_policy("lenient"));
+    assert_eq!((status.as_str(), consistency.as_str()), ("completed", "crash"));
+    assert!(note.contains("FilesystemQuiesceFault"), "{note}");
+    refuse();
+    let asked = hub.run(&["backup", "start", "web", "--repo", "main", "--quiesce-or-fail", "--wait"]);
+    let said = text(&asked.stdout) + &text(&asked.stderr);
+    assert!(!asked.status.success() && said.contains(DEMANDED) && said.contains("FilesystemQuiesceFault"), "{said}");
+    assert_eq!(
+        told(&hub.backup("web", &[])),
+        ("completed".to_owned(), "crash".to_owned(), String::new()),
+        "nobody asked"
+    );
+
+    // The schedule tries again later, which is not waited for.
+    refuse();
+    hub.ok(&["schedule", "trigger", "strict"]);
+    let failed = || {
+        let listed = hub.json(&["backup", "list", "--vm", "web", "--status", "failed"])["backups"].clone();
+        let of_policy = |point: &&Value| !point["policy_id"].is_null();
+        listed.as_array().unwrap().iter().find(of_policy).cloned()
+    };
+    let patience = Instant::now() + PATIENCE;
+    let failed = loop {
+        if let Some(point) = failed() {
+            break point;
+        }
+        assert!(Instant::now() < patience, "the policy's backup does not fail\n{}", hub.log());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(field(&failed, "error_message").contains(DEMANDED), "{failed:#}");
+    assert_eq!(lab.snapshots(), Vec::<String>::new());
+}
+
+/// What is said where less than a quiesced point is not wanted.
+const DEMANDED: &str = "web cannot be quiesced, which is demanded";

@@ -122,6 +122,7 @@ impl House {
             policy_id: None,
             tags: Default::default(),
             quiesce: false,
+            quiesce_or_fail: false,
             compression: None,
             on_tracking_loss: None,
             time_limit_seconds: limit,

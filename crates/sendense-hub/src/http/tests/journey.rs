@@ -17,6 +17,7 @@ fn backup(vm_name: &str, backup_type: BackupType) -> CreateBackup {
         policy_id: None,
         tags: [("why".to_owned(), "test".to_owned())].into(),
         quiesce: false,
+        quiesce_or_fail: false,
         compression: None,
         on_tracking_loss: None,
         time_limit_seconds: None,

@@ -197,6 +197,7 @@ impl House {
             policy_id: None,
             tags: [].into(),
             quiesce: false,
+            quiesce_or_fail: false,
             compression: None,
             on_tracking_loss: None,
             time_limit_seconds: None,

@@ -343,6 +343,7 @@ fn assignment(
         vm: VmRef { instance_uuid: prepared.vm.instance_uuid.clone(), name: prepared.vm.vm_name.to_string() },
         disks: requests,
         quiesce: work.quiesce,
+        quiesce_or_fail: work.quiesce_or_fail,
         deployment_id: core.deployment_id.clone(),
         task_id: handle.task_id.clone(),
     };

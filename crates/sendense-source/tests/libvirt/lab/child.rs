@@ -92,6 +92,7 @@ pub fn play() {
         vm: serde_json::from_value(told["vm"].clone()).unwrap(),
         disks,
         quiesce: told["quiesce"] == true,
+        quiesce_or_fail: false,
         deployment_id: deployment(),
         task_id: task(0),
     };

@@ -67,6 +67,7 @@ impl Guest<'_> {
             vm: self.vm(),
             disks: disks.collect(),
             quiesce: false,
+            quiesce_or_fail: false,
             deployment_id: deployment(),
             task_id: task(TASK.fetch_add(1, Ordering::Relaxed)),
         }
