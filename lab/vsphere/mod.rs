@@ -8,12 +8,13 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::panic)]
 
 pub mod proxy;
+mod schema;
 
 pub use proxy::{Proxy, Trouble};
 
 use sendense_block::Cancel;
 use sendense_vsphere::machine::{NewController, NewDisk, NewMachine};
-use sendense_vsphere::{Http, HttpOptions, Login, Ref, Trust, Vim, probe};
+use sendense_vsphere::{Element, Http, HttpOptions, Login, Ref, Trust, Vim, probe};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -187,6 +188,7 @@ impl Drop for Lab {
         self.hold = None;
         let _ = self.server.wait();
         if !std::thread::panicking() {
+            assert_eq!(self.proxy.misfits(), Vec::<String>::new(), "a real server would not read these requests");
             let _ = fs::remove_dir_all(&self.dir);
         }
     }

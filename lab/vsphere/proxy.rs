@@ -1,12 +1,14 @@
-//! What stands between the product and the simulator: TLS, a count of every method, and faults on demand.
+//! What stands between the product and the simulator: TLS, a count of every method, faults on demand, and a look at each of the
+//! product's requests: the simulator takes what a real server would not read.
 //!
 //! A fault is bound to a method and to its n-th call from the arming on. Each request goes to the simulator on a connection
 //! of its own, so that nothing there depends on what happens here.
 
+use super::schema::{Schema, schema};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -34,7 +36,13 @@ struct State {
     calls: HashMap<String, usize>,
     /// Method, calls that still pass, what then, how often.
     armed: Vec<(String, usize, Trouble, usize)>,
+    /// What is wrong with requests of the product.
+    misfits: Vec<String>,
 }
+
+static SCHEMA: LazyLock<Schema> = LazyLock::new(schema);
+/// How the product's requests are told from those of VMware's own client.
+const PRODUCT: &str = "user-agent: sendense/";
 
 /// The proxy.
 pub struct Proxy {
@@ -88,6 +96,11 @@ impl Proxy {
         self.state.lock().unwrap().armed.clear();
     }
 
+    /// The requests of the product that are not in the schema's order.
+    pub fn misfits(&self) -> Vec<String> {
+        self.state.lock().unwrap().misfits.clone()
+    }
+
     /// How often a method was called until now.
     pub fn count(&self, method: &str) -> usize {
         self.state.lock().unwrap().calls.get(method).copied().unwrap_or(0)
@@ -96,8 +109,10 @@ impl Proxy {
 
 fn handle(state: &Mutex<State>, upstream: u16, head: &str, body: &str) -> Option<Vec<u8>> {
     let method = method_of(body);
+    let misfit = head.to_lowercase().contains(PRODUCT).then(|| SCHEMA.check_request(body).err()).flatten();
     let trouble = {
         let mut state = state.lock().unwrap();
+        state.misfits.extend(misfit);
         *state.calls.entry(method.clone()).or_default() += 1;
         let mut found = None;
         for (armed, left, trouble, times) in &mut state.armed {

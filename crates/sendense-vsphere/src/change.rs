@@ -6,11 +6,11 @@
 
 use crate::client::Vim;
 use crate::error::{Error, Result};
-use crate::request::Ref;
+use crate::request::{Method, Ref};
 use crate::xml::Element;
 use sendense_block::{ByteLen, ByteOffset, Cancel, Extent, ExtentSet};
 
-const METHOD: &str = "QueryChangedDiskAreas";
+const METHOD: Method = Method::QueryChangedDiskAreas;
 
 /// The changeId that stands for "since ever": every area that is allocated. Only right where tracking was switched on
 /// while the machine had no snapshot.
@@ -56,11 +56,14 @@ impl Vim {
                 cancel,
             )?;
             let (areas, next) = read(&answer, offset, question.capacity)
-                .map_err(|problem| Error::Reply { method: METHOD.into(), problem })?;
+                .map_err(|problem| Error::Reply { method: METHOD.name().into(), problem })?;
             areas.into_iter().for_each(|area| found.insert(area));
             offset = next;
         }
-        Err(Error::Reply { method: METHOD.into(), problem: format!("there are more than {ANSWERS_MAX} of them") })
+        Err(Error::Reply {
+            method: METHOD.name().into(),
+            problem: format!("there are more than {ANSWERS_MAX} of them"),
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, FaultKind, Result};
 use crate::reply;
-use crate::request::{Body, Ref};
+use crate::request::{Body, Method, Ref};
 use crate::tls::Certificate;
 use crate::transport::{Exchange, Reply};
 use crate::xml::Element;
@@ -108,12 +108,12 @@ impl Vim {
 
     /// A call that does nothing, so that the session does not end; renews it when it is gone already.
     pub fn keep_alive(&self, cancel: &Cancel) -> Result<()> {
-        self.call("CurrentTime", &Ref::new("ServiceInstance", "ServiceInstance"), |_| {}, cancel).map(drop)
+        self.call(Method::CurrentTime, &Ref::new("ServiceInstance", "ServiceInstance"), |_| {}, cancel).map(drop)
     }
 
     /// Ends the session. What fails is forgotten: the server ends idle sessions by itself.
     pub fn log_out(&self, cancel: &Cancel) {
-        let gone = send(&*self.exchange, "Logout", &self.service.session_manager, |_| {}, cancel);
+        let gone = send(&*self.exchange, Method::Logout, &self.service.session_manager, |_| {}, cancel);
         if let Err(error) = gone {
             tracing::debug!(address = self.address(), %error, "log out");
         }
@@ -123,7 +123,7 @@ impl Vim {
     /// Calls a method; `parameters` writes what comes after the object, in the schema's order.
     pub(crate) fn call(
         &self,
-        method: &str,
+        method: Method,
         this: &Ref,
         parameters: impl Fn(&mut Body),
         cancel: &Cancel,
@@ -141,7 +141,7 @@ impl Vim {
     /// Calls a method that only asks. A connection that broke meanwhile is tried once more: asking twice is asking once.
     pub(crate) fn ask(
         &self,
-        method: &str,
+        method: Method,
         this: &Ref,
         parameters: impl Fn(&mut Body),
         cancel: &Cancel,
@@ -173,7 +173,7 @@ impl Vim {
         let account = |body: &mut Body| {
             body.value("userName", username).value("password", password).value("locale", "en_US");
         };
-        let answer = send(&*self.exchange, "Login", &self.service.session_manager, account, cancel)?;
+        let answer = send(&*self.exchange, Method::Login, &self.service.session_manager, account, cancel)?;
         *self.session_key.lock() = answer.text_at("returnval.key").unwrap_or_default().to_owned();
         *logins += 1;
         Ok(())
@@ -183,14 +183,14 @@ impl Vim {
 /// One request and its answer taken apart.
 fn send(
     exchange: &dyn Exchange,
-    method: &str,
+    method: Method,
     this: &Ref,
     parameters: impl FnOnce(&mut Body),
     cancel: &Cancel,
 ) -> Result<Element> {
     let Reply { status, body } =
-        exchange.exchange(method, Body::call(method, this, parameters), CALL_TIMEOUT, cancel)?;
-    match (status, reply::answer(method, &body)) {
+        exchange.exchange(method.name(), Body::call(method, this, parameters), CALL_TIMEOUT, cancel)?;
+    match (status, reply::answer(method.name(), &body)) {
         (200, answer) => answer,
         // Faults come with status 500.
         (_, Err(error @ Error::Fault { .. })) => Err(error),
@@ -198,15 +198,18 @@ fn send(
             let source = format!("the server, or a proxy before it, answered with HTTP status {status}").into();
             Err(Error::Unreachable { address: exchange.address().to_owned(), source })
         }
-        (status, _) => Err(Error::Reply { method: method.to_owned(), problem: format!("it has HTTP status {status}") }),
+        (status, _) => {
+            Err(Error::Reply { method: method.name().to_owned(), problem: format!("it has HTTP status {status}") })
+        }
     }
 }
 
 fn service_content(exchange: &dyn Exchange, cancel: &Cancel) -> Result<(About, Service)> {
-    const METHOD: &str = "RetrieveServiceContent";
+    const METHOD: Method = Method::RetrieveServiceContent;
     let this = Ref::new("ServiceInstance", "ServiceInstance");
     let answer = send(exchange, METHOD, &this, |_| {}, cancel)?;
-    let missing = |what: &str| Error::Reply { method: METHOD.to_owned(), problem: format!("it names no {what}") };
+    let missing =
+        |what: &str| Error::Reply { method: METHOD.name().to_owned(), problem: format!("it names no {what}") };
     let content = answer.child("returnval").ok_or_else(|| missing("objects"))?;
     let object = |name: &str| reply::reference_at(content, name);
     let text = |path: &str| content.text_at(path).map(reply::short);

@@ -7,7 +7,7 @@ use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::property::Object;
 use crate::reply::{reference, reference_at, short};
-use crate::request::Ref;
+use crate::request::{Method, Ref};
 use crate::xml::Element;
 use sendense_block::Cancel;
 use std::collections::{BTreeMap, HashMap};
@@ -273,7 +273,7 @@ impl Vim {
             problem: "it names no search index".into(),
         })?;
         let answer = self.ask(
-            "FindByUuid",
+            Method::FindByUuid,
             index,
             |body| {
                 body.value("uuid", instance_uuid).value("vmSearch", true).value("instanceUuid", true);

@@ -6,7 +6,7 @@
 use crate::client::Vim;
 use crate::error::{Error, Result};
 use crate::reply::reference;
-use crate::request::{Body, Ref};
+use crate::request::{Body, Method, Ref};
 use crate::task::OnStop;
 use sendense_block::Cancel;
 use std::time::Duration;
@@ -112,7 +112,7 @@ impl Vim {
         let spec = |body: &mut Body| {
             body.object("spec", |body| _ = body.value("changeTrackingEnabled", on));
         };
-        self.run("ReconfigVM_Task", machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+        self.run(Method::ReconfigVM, machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Sets a machine's notes.
@@ -120,7 +120,7 @@ impl Vim {
         let spec = |body: &mut Body| {
             body.object("spec", |body| _ = body.value("annotation", text));
         };
-        self.run("ReconfigVM_Task", machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+        self.run(Method::ReconfigVM, machine, spec, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Makes a machine in a folder, run by a pool (and a host, where the pool has several and one is wanted).
@@ -132,7 +132,7 @@ impl Vim {
         new: &NewMachine,
         cancel: &Cancel,
     ) -> Result<Ref> {
-        const METHOD: &str = "CreateVM_Task";
+        const METHOD: Method = Method::CreateVM;
         let parameters = |body: &mut Body| {
             body.object("config", |body| config(body, new)).reference("pool", pool);
             if let Some(host) = host {
@@ -142,27 +142,27 @@ impl Vim {
         let made = self.run(METHOD, folder, parameters, (CREATE_TIMEOUT, OnStop::Cancel), cancel)?;
         made.as_ref()
             .and_then(reference)
-            .ok_or_else(|| Error::Reply { method: METHOD.into(), problem: "the task names no machine".into() })
+            .ok_or_else(|| Error::Reply { method: METHOD.name().into(), problem: "the task names no machine".into() })
     }
 
     /// Powers a machine on.
     pub fn power_on(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("PowerOnVM_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+        self.run(Method::PowerOnVM, machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Powers a machine off, as by its switch.
     pub fn power_off(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("PowerOffVM_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+        self.run(Method::PowerOffVM, machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Removes a machine and its files.
     pub fn destroy(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("Destroy_Task", machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
+        self.run(Method::Destroy, machine, |_| {}, (CHANGE_TIMEOUT, OnStop::Cancel), cancel).map(drop)
     }
 
     /// Forgets a machine and leaves its files.
     pub fn unregister(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.call("UnregisterVM", machine, |_| {}, cancel).map(drop)
+        self.call(Method::UnregisterVM, machine, |_| {}, cancel).map(drop)
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::client::Vim;
 use crate::error::{Error, Result};
 use crate::reply::reference_at;
-use crate::request::Ref;
+use crate::request::{Method, Ref};
 use sendense_block::Cancel;
 
 /// What a backup needs on each machine, as vSphere calls it, with the name that the web client shows.
@@ -41,8 +41,8 @@ impl Vim {
     /// Those of `wanted` that the account has not on the object. An empty list where the server cannot be asked would be a
     /// lie, so that is an error.
     pub fn missing_privileges(&self, on: &Ref, wanted: &[&str], cancel: &Cancel) -> Result<Vec<String>> {
-        const METHOD: &str = "HasPrivilegeOnEntities";
-        let bad = |problem: &str| Error::Reply { method: METHOD.into(), problem: problem.into() };
+        const METHOD: Method = Method::HasPrivilegeOnEntities;
+        let bad = |problem: &str| Error::Reply { method: METHOD.name().into(), problem: problem.into() };
         let manager = self
             .service
             .authorization_manager

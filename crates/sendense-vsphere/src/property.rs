@@ -6,7 +6,7 @@
 use crate::client::Vim;
 use crate::error::{Error, FaultKind, Result};
 use crate::reply;
-use crate::request::{Body, Ref};
+use crate::request::{Body, Method, Ref};
 use crate::xml::Element;
 use sendense_block::Cancel;
 use std::collections::BTreeMap;
@@ -85,13 +85,13 @@ impl Vim {
     }
 
     fn all_once(&self, kind: &str, names: &[&str], cancel: &Cancel) -> Result<Vec<Object>> {
-        const METHOD: &str = "CreateContainerView";
+        const METHOD: Method = Method::CreateContainerView;
         let parameters = |body: &mut Body| {
             body.reference("container", &self.service.root_folder).value("type", kind).value("recursive", true);
         };
         let answer = self.ask(METHOD, &self.service.view_manager, parameters, cancel)?;
         let view = reply::reference_at(&answer, "returnval")
-            .ok_or_else(|| Error::Reply { method: METHOD.into(), problem: "it names no view".into() })?;
+            .ok_or_else(|| Error::Reply { method: METHOD.name().into(), problem: "it names no view".into() })?;
         let found = self.retrieve(kind, names, cancel, |body| {
             body.object("objectSet", |body| {
                 body.reference("obj", &view).value("skip", true);
@@ -104,7 +104,7 @@ impl Vim {
             });
         });
         // One that cannot be destroyed goes with the session.
-        let _ = self.call("DestroyView", &view, |_| {}, &Cancel::new());
+        let _ = self.call(Method::DestroyView, &view, |_| {}, &Cancel::new());
         found
     }
 
@@ -115,8 +115,8 @@ impl Vim {
         cancel: &Cancel,
         objects: impl Fn(&mut Body),
     ) -> Result<Vec<Object>> {
-        const FIRST: &str = "RetrievePropertiesEx";
-        const NEXT: &str = "ContinueRetrievePropertiesEx";
+        const FIRST: Method = Method::RetrievePropertiesEx;
+        const NEXT: Method = Method::ContinueRetrievePropertiesEx;
         let collector = &self.service.property_collector;
         let parameters = |body: &mut Body| {
             body.object("specSet", |body| {
@@ -143,7 +143,7 @@ impl Vim {
             let Some(token) = page.text_at("token") else { return Ok(found) };
             if found.len() == before || found.len() > OBJECTS_MAX {
                 let problem = "its pages do not come to an end".to_owned();
-                return Err(Error::Reply { method: method.into(), problem });
+                return Err(Error::Reply { method: method.name().into(), problem });
             }
             method = NEXT;
             // Not asked twice: a token is good for one page.

@@ -9,6 +9,55 @@ use std::fmt;
 /// SOAPAction would select a baseline without `RetrievePropertiesEx`.
 pub(crate) const ACTION: &str = "\"urn:vim25/6.5\"";
 
+/// The methods that are called, by the names that the schema has for them. There is no other way to call one, so that the
+/// check against VMware's schema knows them all.
+macro_rules! methods {
+    ($($method:ident = $name:literal,)*) => {
+        /// A method of the server.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Method {
+            $(#[doc = $name] $method,)*
+        }
+
+        impl Method {
+            /// All that there are.
+            #[cfg(test)]
+            pub const ALL: &[Self] = &[$(Self::$method,)*];
+
+            /// Its name on the wire.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$method => $name,)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    RetrieveServiceContent = "RetrieveServiceContent",
+    CurrentTime = "CurrentTime",
+    Login = "Login",
+    Logout = "Logout",
+    CreateContainerView = "CreateContainerView",
+    DestroyView = "DestroyView",
+    RetrievePropertiesEx = "RetrievePropertiesEx",
+    ContinueRetrievePropertiesEx = "ContinueRetrievePropertiesEx",
+    FindByUuid = "FindByUuid",
+    HasPrivilegeOnEntities = "HasPrivilegeOnEntities",
+    CancelTask = "CancelTask",
+    CreateSnapshot = "CreateSnapshot_Task",
+    ConsolidateVMDisks = "ConsolidateVMDisks_Task",
+    QueryChangedDiskAreas = "QueryChangedDiskAreas",
+    ReconfigVM = "ReconfigVM_Task",
+    PowerOnVM = "PowerOnVM_Task",
+    PowerOffVM = "PowerOffVM_Task",
+    UnregisterVM = "UnregisterVM",
+    Destroy = "Destroy_Task",
+    RemoveSnapshot = "RemoveSnapshot_Task",
+    CreateVM = "CreateVM_Task",
+}
+
 /// Names an object of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ref {
@@ -37,8 +86,8 @@ pub(crate) struct Body(String);
 
 impl Body {
     /// A call of a method on an object; the parameters follow in the schema's order.
-    pub fn call(method: &str, this: &Ref, parameters: impl FnOnce(&mut Self)) -> String {
-        let mut body = Self(String::with_capacity(1024));
+    pub fn call(method: Method, this: &Ref, parameters: impl FnOnce(&mut Self)) -> String {
+        let (mut body, method) = (Self(String::with_capacity(1024)), method.name());
         body.0.push_str(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <soapenv:Envelope xmlns:soapenv=\"http://schemas.xmlsoap.org/soap/envelope/\" \

@@ -6,7 +6,7 @@ use crate::client::Vim;
 use crate::error::{Error, Result};
 use crate::inventory::Snapshot;
 use crate::reply::reference;
-use crate::request::Ref;
+use crate::request::{Method, Ref};
 use crate::task::OnStop;
 use sendense_block::Cancel;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Vim {
         quiesce: bool,
         cancel: &Cancel,
     ) -> Result<Ref> {
-        const METHOD: &str = "CreateSnapshot_Task";
+        const METHOD: Method = Method::CreateSnapshot;
         let result = self.run(
             METHOD,
             machine,
@@ -40,7 +40,7 @@ impl Vim {
         result
             .as_ref()
             .and_then(reference)
-            .ok_or_else(|| Error::Reply { method: METHOD.into(), problem: "the task names no snapshot".into() })
+            .ok_or_else(|| Error::Reply { method: METHOD.name().into(), problem: "the task names no snapshot".into() })
     }
 
     /// Removes a snapshot and brings its deltas together; those made after it stay. A stop ends the waiting, not the removal.
@@ -48,12 +48,12 @@ impl Vim {
         let parameters = |body: &mut crate::request::Body| {
             body.value("removeChildren", false).value("consolidate", true);
         };
-        self.run("RemoveSnapshot_Task", snapshot, parameters, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
+        self.run(Method::RemoveSnapshot, snapshot, parameters, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
     }
 
     /// Brings together deltas that belong to no snapshot. A stop ends the waiting only.
     pub fn consolidate(&self, machine: &Ref, cancel: &Cancel) -> Result<()> {
-        self.run("ConsolidateVMDisks_Task", machine, |_| {}, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
+        self.run(Method::ConsolidateVMDisks, machine, |_| {}, (REMOVE_TIMEOUT, OnStop::Leave), cancel).map(drop)
     }
 
     /// A machine's snapshots now.

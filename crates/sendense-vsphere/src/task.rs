@@ -6,7 +6,7 @@
 use crate::client::Vim;
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::reply;
-use crate::request::{Body, Ref};
+use crate::request::{Body, Method, Ref};
 use crate::xml::Element;
 use parking_lot::{Condvar, Mutex};
 use sendense_block::Cancel;
@@ -31,7 +31,7 @@ impl Vim {
     /// Calls a method that starts a task, and waits for its end; gives the task's result, if it has one.
     pub(crate) fn run(
         &self,
-        method: &str,
+        method: Method,
         this: &Ref,
         parameters: impl Fn(&mut Body),
         (within, on_stop): (Duration, OnStop),
@@ -39,7 +39,7 @@ impl Vim {
     ) -> Result<Option<Element>> {
         let answer = self.call(method, this, parameters, cancel)?;
         let task = reply::reference_at(&answer, "returnval")
-            .ok_or_else(|| Error::Reply { method: method.to_owned(), problem: "it names no task".into() })?;
+            .ok_or_else(|| Error::Reply { method: method.name().to_owned(), problem: "it names no task".into() })?;
         let (until, mut pause) = (Instant::now() + within, PAUSE_FIRST);
         loop {
             match self.task_ended(method, &task, cancel) {
@@ -49,7 +49,7 @@ impl Vim {
                 Err(error) => return Err(error),
             }
             if Instant::now() >= until {
-                return Err(Error::TaskTimeout { task: method.to_owned(), seconds: within.as_secs() });
+                return Err(Error::TaskTimeout { task: method.name().to_owned(), seconds: within.as_secs() });
             }
             if !pause_for(pause, cancel) {
                 return Err(self.give_up(&task, on_stop));
@@ -61,7 +61,7 @@ impl Vim {
     fn give_up(&self, task: &Ref, on_stop: OnStop) -> Error {
         // Nobody waits for it any more, so a fresh token, and an answer that changes nothing.
         if on_stop == OnStop::Cancel
-            && let Err(error) = self.call("CancelTask", task, |_| {}, &Cancel::new())
+            && let Err(error) = self.call(Method::CancelTask, task, |_| {}, &Cancel::new())
         {
             tracing::debug!(%task, %error, "cancel a task");
         }
@@ -69,7 +69,7 @@ impl Vim {
     }
 
     /// The result when it ended well, none while it runs, its fault when it ended badly.
-    fn task_ended(&self, method: &str, task: &Ref, cancel: &Cancel) -> Result<Option<Option<Element>>> {
+    fn task_ended(&self, method: Method, task: &Ref, cancel: &Cancel) -> Result<Option<Option<Element>>> {
         let info = self.properties(task, &["info.state", "info.error", "info.result"], cancel)?;
         match info.text("info.state") {
             Some("success") => Ok(Some(info.get("info.result").cloned())),
@@ -81,12 +81,12 @@ impl Vim {
                     details: Vec::new(),
                 };
                 let fault = Box::new(info.get("info.error").map_or_else(unknown, reply::localized_fault));
-                Err(Error::Fault { method: method.to_owned(), fault })
+                Err(Error::Fault { method: method.name().to_owned(), fault })
             }
             Some("queued" | "running") => Ok(None),
             other => {
                 let problem = format!("the task {task} is in no known state: {:?}", other.map(reply::short));
-                Err(Error::Reply { method: method.to_owned(), problem })
+                Err(Error::Reply { method: method.name().to_owned(), problem })
             }
         }
     }

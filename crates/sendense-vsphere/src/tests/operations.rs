@@ -80,11 +80,20 @@ fn agreeable(method: &str) -> String {
 pub fn everything() -> Vec<(String, String)> {
     let script = Script::new(|method, _| Ok(agreeable(method)));
     call_all(&script).unwrap();
-    // A task that is waited for in vain is cancelled.
-    let (vim, cancel) = (script.connect(), Cancel::new());
-    cancel.cancel();
-    assert!(vim.keep_alive(&cancel).is_err());
-    script.sent.lock().clone()
+    // A task that nobody waits for any more is cancelled.
+    let stop = Cancel::new();
+    let stopped = stop.clone();
+    let waiting = Script::new(move |method, _| {
+        if method != "RetrievePropertiesEx" {
+            return Ok(agreeable(method));
+        }
+        stop.cancel();
+        Ok(format!("<returnval>{}</returnval>", object("Task", "task-1", &[("info.state", "running")])))
+    });
+    let machine = Ref::new("VirtualMachine", "vm-1");
+    assert!(waiting.connect().create_snapshot(&machine, "n", "d", false, &stopped).is_err());
+    let both = [script.sent.lock().clone(), waiting.sent.lock().clone()];
+    both.concat()
 }
 
 fn call_all(script: &Arc<Script>) -> Result<()> {
