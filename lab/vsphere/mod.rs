@@ -182,6 +182,27 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Disks that are open now, each a session of the host.
+    pub fn sessions(&self) -> usize {
+        let marks = fs::read_dir(self.root.join(".handles")).into_iter().flatten().flatten();
+        let alive = |name: &str| name.split_once('-').is_some_and(|(pid, _)| Path::new("/proc").join(pid).exists());
+        marks.filter(|mark| alive(&mark.file_name().to_string_lossy())).count()
+    }
+
+    /// Processes of nbdkit that serve disks of this vCenter.
+    pub fn nbdkits(&self) -> usize {
+        let port = format!("port={}", self.proxy.port);
+        let serves = |line: Vec<u8>| {
+            let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            arguments.first().is_some_and(|program| program.ends_with(b"nbdkit"))
+                && arguments.contains(&port.as_bytes())
+        };
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes.filter(|process| fs::read(process.path().join("cmdline")).is_ok_and(serves)).count()
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         // The simulator ends when its stdin does.

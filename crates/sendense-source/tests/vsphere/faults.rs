@@ -186,6 +186,39 @@ fn a_host_without_sessions_is_told_as_busy() {
     lab.assert_clean();
 }
 
+/// What a host bears, whatever its vCenter gives.
+const HOST_SESSIONS_MAX: usize = 20;
+
+#[test]
+fn two_machines_of_one_host_wait_for_its_sessions_before_their_snapshots() {
+    let lab = Lab::with(&[], &[&format!("handles={HOST_SESSIONS_MAX}")]);
+    let disks = [MIB; HOST_SESSIONS_MAX / 2 + 1];
+    let machines = ["one", "two"].map(|name| Machine::new(&lab, name, &disks));
+    let source = lab.source_with(json!({ "sessions_max": 52 }));
+    let (journal, cancel) = (Memory::new(), Cancel::new());
+    let [one, two] = machines.each_ref().map(|machine| machine.request(&*source, &Points::new()));
+    let frozen = source.freeze(&one, &journal.door(), &cancel).unwrap();
+    copy(&*frozen, &one, &Points::new()).unwrap();
+    assert_eq!((lab.kits().len(), lab.snapshots().len()), (disks.len(), 1));
+    std::thread::scope(|scope| {
+        let found = lab.proxy.count("FindByUuid");
+        let waiting = scope.spawn(|| {
+            let frozen = source.freeze(&two, &journal.door(), &cancel).unwrap();
+            // The first has let go of all of its own by now.
+            copy(&*frozen, &two, &Points::new()).unwrap();
+            assert_eq!((lab.kits().len(), lab.snapshots().len()), (disks.len(), 1));
+            frozen.release().unwrap();
+        });
+        // It knows its host by now, and nothing of it is made.
+        until("a look at the second machine", || lab.proxy.count("FindByUuid") > found);
+        assert_eq!((lab.proxy.count("CreateSnapshot_Task"), lab.snapshots().len()), (1, 1));
+        frozen.release().unwrap();
+        waiting.join().unwrap();
+    });
+    assert!(journal.open().is_empty());
+    lab.assert_clean();
+}
+
 #[test]
 fn a_snapshot_that_somebody_removes_makes_no_point() {
     let lab = Lab::new();

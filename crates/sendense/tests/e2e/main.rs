@@ -54,3 +54,4 @@ mod vsphere;
 mod vsphere_bulk;
 mod vsphere_chain;
 mod vsphere_points;
+mod vsphere_sessions;
