@@ -17,17 +17,16 @@ use parking_lot::Mutex;
 use sendense_block::Cancel;
 use sendense_catalog::{Kind, Page, Source};
 use sendense_source::Artefact;
-use sendense_types::{SourceId, TaskId, TaskState};
+use sendense_types::{SourceId, TaskId, TaskState, Timestamp};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Between two sweeps of a source: a snapshot that is forgotten for a day costs little room, and a sweep reads a few
 /// properties of every machine.
-const SWEEP_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
+const SWEEP_PERIOD_SECONDS: i64 = 24 * 60 * 60;
 /// A source that could not be swept is tried again so often.
-const LOOK_PERIOD: Duration = Duration::from_secs(60 * 60);
+const LOOK_PERIOD_SECONDS: i64 = 60 * 60;
 /// The same where something stays, and how late new sources are seen: a query of the catalog.
 const STAYS_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// Between the tries to remove something: another program's lock is gone in seconds, or in hours.
@@ -41,7 +40,7 @@ pub(super) async fn keep(core: Arc<Core>) {
     let cancel = Cancel::new();
     let asked = cancel.clone();
     let work = async {
-        let mut due: HashMap<SourceId, Instant> = HashMap::new();
+        let mut due = Due::new();
         loop {
             while !knows_all_hubs(&core).await {
                 tokio::time::sleep(OURS_PERIOD).await;
@@ -72,7 +71,12 @@ impl Sweeping {
     }
 }
 
-async fn pass(core: &Arc<Core>, due: &mut HashMap<SourceId, Instant>, cancel: &Cancel) {
+/// When each source is swept next.
+pub(crate) type Due = HashMap<SourceId, Timestamp>;
+
+/// Sweeps the sources that are due, and notes when they are due again. By the hub's clock: a machine that was suspended for a
+/// week has slept through its days.
+pub(crate) async fn pass(core: &Arc<Core>, due: &mut Due, cancel: &Cancel) {
     let mut page = Page { limit: Page::LIMIT_MAX, offset: 0 };
     let mut rows = Vec::new();
     loop {
@@ -92,16 +96,18 @@ async fn pass(core: &Arc<Core>, due: &mut HashMap<SourceId, Instant>, cancel: &C
     due.retain(|id, _| rows.iter().any(|row| row.source_id == *id) && !asked.contains(id));
     forget(core, |thing, known| known == Known::Found && !rows.iter().any(|row| row.source_id == thing.source_id));
     for row in rows {
-        if due.get(&row.source_id).is_some_and(|at| *at > Instant::now()) {
+        // A clock that was set back puts nothing off for longer than the period.
+        let (now, latest) = (core.now(), core.now().plus_seconds(SWEEP_PERIOD_SECONDS));
+        if due.get(&row.source_id).is_some_and(|at| *at > now && *at <= latest) {
             continue;
         }
         match sweep(core, &row, cancel).await {
-            Ok(true) => _ = due.insert(row.source_id, Instant::now() + SWEEP_PERIOD),
+            Ok(true) => _ = due.insert(row.source_id, core.now().plus_seconds(SWEEP_PERIOD_SECONDS)),
             // With the next pass.
             Ok(false) => {}
             Err(problem) => {
                 tracing::debug!(source_id = %row.source_id, error = %problem.message, "a source cannot be swept now");
-                due.insert(row.source_id, Instant::now() + LOOK_PERIOD);
+                due.insert(row.source_id, core.now().plus_seconds(LOOK_PERIOD_SECONDS));
             }
         }
     }

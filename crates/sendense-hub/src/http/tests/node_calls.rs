@@ -1,7 +1,8 @@
 //! What a node says over the wire, sent by hand: what is taken, and what is refused whoever says it.
 
 use super::nodes::Site;
-use crate::reconcile::sweep::sweep;
+use crate::HubConfig;
+use crate::reconcile::sweep::{Due, pass, sweep};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sendense_api::{Client, CreateBackup, CreateRepository, CreateSource, RepositoryConfig, Role, Task};
@@ -15,6 +16,7 @@ use sendense_source::{
     Artefact, ArtefactKind, DiscoveredDisk, DiscoveredVm, FrozenDisk, FrozenFacts, ReadHints, VmRef,
 };
 use sendense_types::*;
+use std::sync::Arc;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Three blocks and a bit.
@@ -153,7 +155,12 @@ struct House {
 impl House {
     /// A hub with two nodes, and a machine behind the first of them.
     async fn new() -> Self {
-        let site = Box::pin(Site::new()).await;
+        Self::configured(|_| ()).await
+    }
+
+    /// With settings of the test's own.
+    async fn configured(configure: impl FnOnce(&mut HubConfig)) -> Self {
+        let site = Box::pin(Site::configured(configure)).await;
         let admin = site.client(None, Some(Role::Admin));
         let path = site.fixture.folder.path().join("repository").to_string_lossy().into_owned();
         let (config, kind) = (RepositoryConfig { path }, RepositoryKind::Local);
@@ -408,6 +415,38 @@ async fn a_node_looks_for_leftovers_and_the_hub_says_which_go() {
         house.node.answer(&order, Ok(Answer::Reaped(true))).await;
     });
     swept.unwrap();
+    house.site.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_is_swept_at_the_start_and_once_a_day() {
+    let clock = Arc::new(ManualClock::new(SystemClock.now()));
+    let given = clock.clone();
+    let mut house = House::configured(move |config| config.clock = given).await;
+    let core = house.site.fixture.hub.app().core.clone();
+    let (mut due, cancel) = (Due::new(), Cancel::new());
+    // Who is asked what may be left says that nothing is; whether anybody was asked.
+    let mut asked = async |due: &mut Due| {
+        let pass = pass(&core, due, &cancel);
+        tokio::pin!(pass);
+        tokio::select! {
+            biased;
+            () = &mut pass => return false,
+            (order, work) = house.node.order() => {
+                assert!(matches!(work, Work::Leftovers), "{work:?}");
+                house.node.answer(&order, Ok(Answer::Leftovers(Vec::new()))).await;
+            }
+        }
+        pass.await;
+        true
+    };
+    assert!(asked(&mut due).await, "at the start");
+    assert!(!asked(&mut due).await, "it was only now");
+    clock.advance_seconds(24 * 3600 - 1);
+    assert!(!asked(&mut due).await, "not yet");
+    clock.advance_seconds(1);
+    assert!(asked(&mut due).await, "a day later");
+    assert!(!asked(&mut due).await, "it was only now");
     house.site.server.shutdown().await;
 }
 

@@ -1,8 +1,8 @@
 //! Nodes at the front door: what a certificate opens, and what it does not.
 
 use super::{Fixture, PATIENCE};
-use crate::Caller;
-use crate::http::{Options, Server, Timeouts};
+use crate::http::{Options, Server, Timeouts, router};
+use crate::{Caller, HubConfig};
 use rcgen::{CertificateParams, KeyPair};
 use sendense_api::{
     Client, ClientError, ClientOptions, CreatePairing, Day, EnrolNode, Identity, LimitWindow, ListQuery, NodeHello,
@@ -19,7 +19,12 @@ pub(super) struct Site {
 impl Site {
     /// A hub that serves TLS.
     pub async fn new() -> Self {
-        let fixture = Fixture::new().await;
+        Self::configured(|_| ()).await
+    }
+
+    /// With settings of the test's own.
+    pub async fn configured(configure: impl FnOnce(&mut HubConfig)) -> Self {
+        let fixture = Fixture::configured(router::documented(), configure).await;
         let core = &fixture.hub.app().core;
         let options = Options {
             listen: "0.0.0.0:0".parse().unwrap(),
