@@ -1,6 +1,7 @@
 //! Machines as found, fulls, incrementals, several disks, pages.
 
-use crate::lab::{Lab, MIB, Trouble};
+use crate::lab::{Lab, MIB, PASSWORD, Trouble, USERNAME};
+use crate::vcenter::{Server, journey};
 use crate::world::{Machine, Memory, Points, back_up, copy};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -109,4 +110,25 @@ fn the_guest_is_quiesced_where_it_can_be() {
     lab.proxy.arm("CreateSnapshot_Task", 1, 1, Trouble::Task("ApplicationQuiesceFault"));
     assert!(consistency(&*strict).is_err());
     lab.assert_clean();
+}
+
+/// What `tests/vcenter.rs` does with a real one must work on the day when somebody has one.
+#[test]
+fn the_journey_that_is_meant_for_a_real_vcenter_ends_well_on_this_one() {
+    let lab = Lab::new();
+    let mut machine = Machine::new(&lab, "web", &[4 * MIB, MIB]);
+    machine.write(0, 1 << 20, &[7; 200_000]);
+    let shown = sendense_source::vsphere::certificate(&lab.address(), None, &Cancel::new()).unwrap();
+    let product = journey(Server {
+        address: lab.address(),
+        thumbprint: shown.fingerprint().to_string(),
+        username: USERNAME.into(),
+        password: PASSWORD.into(),
+        vddk_libdir: lab.libdir.to_str().unwrap().into(),
+        nbdkit_plugin: Some(lab.plugin.to_str().unwrap().into()),
+        machine: "web".into(),
+    });
+    assert!(product.contains("vCenter"), "{product}");
+    let names: Vec<_> = machine.vim.machines(&Cancel::new()).unwrap().into_iter().map(|one| one.name).collect();
+    assert_eq!((names, lab.snapshots()), (vec!["web".to_owned()], Vec::new()));
 }

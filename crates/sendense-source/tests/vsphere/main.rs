@@ -14,4 +14,6 @@ mod onto;
 #[path = "../common/points.rs"]
 mod points;
 mod restore;
+#[path = "../common/vcenter.rs"]
+mod vcenter;
 mod world;
