@@ -22,11 +22,25 @@ fn a_session_that_expires_during_the_copy_is_renewed() {
     let source = lab.source();
     let points = back_up(&machine, &*source, &Points::new());
     machine.write(0, 0, b"x");
+    let calls = || ["Login", "CreateSnapshot_Task", "RemoveSnapshot_Task"].map(|method| lab.proxy.count(method));
+    let counted = |before: [usize; 3]| calls().iter().zip(before).map(|(now, then)| now - then).collect::<Vec<_>>();
+    let before = calls();
+    let points = back_up(&machine, &*source, &points);
+    let undisturbed = counted(before);
+    assert_eq!(undisturbed[1..], [1, 1], "one snapshot, and its removal");
+
+    machine.write(0, 70_000, b"y");
     lab.proxy.arm("QueryChangedDiskAreas", 1, 1, Trouble::Fault("NotAuthenticated"));
     lab.proxy.arm("RemoveSnapshot_Task", 1, 1, Trouble::Fault("NotAuthenticated"));
+    let before = calls();
     let points = back_up(&machine, &*source, &points);
     machine.assert_points(&points);
     assert_eq!(points["disk-2000"].reason, None);
+    assert_eq!(
+        counted(before),
+        [undisturbed[0] + 2, 1, 2],
+        "a log-in for each session that ended, and no second snapshot"
+    );
 }
 
 #[test]
