@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A command on a terminal.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     keys: Option<ChildStdin>,
     screen: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Terminal {
-    fn run(hub: &Hub, columns: u16, args: &str) -> Self {
+    pub fn run(hub: &Hub, columns: u16, args: &str) -> Self {
         // The shell gives way to the program, so that the exit code is the program's.
         let command = format!("stty cols {columns} rows 25; exec {SENDENSE} {args}");
         let mut child = Command::new("script")
@@ -42,12 +42,12 @@ impl Terminal {
         Self { child, keys, screen }
     }
 
-    fn screen(&self) -> String {
+    pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
     }
 
     /// Waits until the screen has shown it.
-    fn shows(&self, what: &str, is_there: impl Fn(&str) -> bool) {
+    pub fn shows(&self, what: &str, is_there: impl Fn(&str) -> bool) {
         let patience = Instant::now() + PATIENCE;
         while !is_there(&self.screen()) {
             assert!(Instant::now() < patience, "never shown: {what}\n{:?}", self.screen());
@@ -56,10 +56,15 @@ impl Terminal {
     }
 
     fn press_ctrl_c(&mut self) {
-        self.keys.as_mut().unwrap().write_all(b"\x03").unwrap();
+        self.types("\x03");
     }
 
-    fn ended(&mut self) -> Option<i32> {
+    /// The person types.
+    pub fn types(&mut self, keys: &str) {
+        self.keys.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    pub fn ended(&mut self) -> Option<i32> {
         let patience = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
