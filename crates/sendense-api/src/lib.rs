@@ -11,7 +11,7 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
-pub use dto::TIME_LIMIT_SECONDS_MAX;
+pub use dto::{BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX};
 pub use dto::{
     Alert, AlertKind, CbtAudit, LeftOverAlert, LeftOverKind, LeftOverState, POOL_DEFAULT, RepositorySpace, SpaceAlert,
     SpaceSample,
@@ -30,7 +30,7 @@ pub use dto::{
 };
 pub use dto::{CatalogCopy, Merge, MergeQuery};
 pub use dto::{
-    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyPlan,
+    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan,
     PolicyRules, PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
 pub use dto::{ConsolidateQuery, Consolidation};

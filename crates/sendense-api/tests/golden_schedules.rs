@@ -6,7 +6,7 @@
 use expect_test::{Expect, expect};
 use sendense_api::reply::{ExecutionReply, PolicyReply, ScheduleReply};
 use sendense_api::{
-    Day, Execution, ExecutionVm, Policy, PolicyHooks, PolicyInForce, PolicyRules, PolicyVerification, Retention,
+    Day, Execution, ExecutionVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyRules, PolicyVerification, Retention,
     Schedule, ScheduleRules, ScheduleWindow,
 };
 use sendense_types::{ExecutionState, Timestamp, VmOutcome};
@@ -40,6 +40,9 @@ fn policy_rules() -> PolicyRules {
         compression: None,
         on_tracking_loss: None,
         time_limit_seconds: Some(21_600),
+        bytes_per_second_max: Some(50 << 20),
+        vms_at_once: Some(2),
+        order: Some(PolicyOrder::LargestFirst),
         chain_points_max: Some(30),
         verification: Some(PolicyVerification { at_rest_days: Some(7), deep_days: Some(90) }),
         hooks: Some(PolicyHooks { after: Some("start-db".to_owned()), ..PolicyHooks::default() }),
@@ -109,6 +112,9 @@ fn a_policy() {
               "quiesce": true,
               "quiesce_or_fail": true,
               "time_limit_seconds": 21600,
+              "bytes_per_second_max": 52428800,
+              "vms_at_once": 2,
+              "order": "largest_first",
               "chain_points_max": 30,
               "verification": {
                 "at_rest_days": 7,

@@ -409,4 +409,6 @@ execution_vms = "execution_vms" {
     attempts: i32,
     not_before: Option<Ts>,
     reason: Option<String>,
+    #[serde(default)]
+    turn: i32,
 }}

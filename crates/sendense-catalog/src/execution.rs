@@ -24,7 +24,7 @@ use sendense_types::{
 
 /// Longest reason kept, in bytes; longer ones are logs.
 const REASON_BYTES_MAX: usize = 1000;
-/// Rows in one statement: each has seven values, and SQLite binds 32,766 at the most.
+/// Rows in one statement: each has nine values, and SQLite binds 32,766 at the most.
 const ROWS_AT_ONCE: usize = 500;
 
 /// An execution.
@@ -86,7 +86,7 @@ pub struct NewExecution {
     pub triggered_by: Option<String>,
     /// What a person should know of how it began.
     pub reason: Option<String>,
-    /// Its machines.
+    /// Its machines, in the order of their turns.
     pub vms: Vec<(VmContextId, Name)>,
 }
 
@@ -111,7 +111,8 @@ impl Executions<'_> {
                     return Err(Conflict::WrongState { what: Noun::Execution, id: running.execution_id, state }.into());
                 }
                 let row = insert(&tx, new, ExecutionState::Running, hub, now).await?;
-                let vms: Vec<_> = new.vms.iter().map(|(vm, name)| waiting(&new.execution_id, vm, name)).collect();
+                let vms = new.vms.iter().zip(0..).map(|((vm, name), turn)| waiting(&new.execution_id, vm, name, turn));
+                let vms: Vec<_> = vms.collect();
                 for part in vms.chunks(ROWS_AT_ONCE) {
                     let part = part.iter().cloned().map(IntoActiveModel::into_active_model);
                     entity::execution_vms::Entity::insert_many(part).exec_without_returning(&*tx).await?;
@@ -134,13 +135,14 @@ impl Executions<'_> {
             .await
     }
 
-    /// One, with its machines by name.
+    /// One, with its machines in the order of their turns; of executions from before there was one, by name.
     pub async fn get(&self, execution_id: &ExecutionId) -> Result<(Execution, Vec<ExecutionVm>)> {
         use entity::execution_vms::{Column, Entity};
         let row = entity::executions::Entity::find_by_id(execution_id.as_str()).one(self.0.pool()).await?;
         let row = row.ok_or_else(|| Error::not_found(Noun::Execution, execution_id))?;
         let vms = Entity::find()
             .filter(Column::ExecutionId.eq(execution_id.as_str()))
+            .order_by_asc(Column::Turn)
             .order_by_asc(Column::VmName)
             .order_by_asc(Column::VmContextId)
             .all(self.0.pool())
@@ -392,7 +394,7 @@ async fn insert(
     Ok(row)
 }
 
-fn waiting(execution_id: &ExecutionId, vm: &VmContextId, name: &Name) -> entity::execution_vms::Model {
+fn waiting(execution_id: &ExecutionId, vm: &VmContextId, name: &Name, turn: i32) -> entity::execution_vms::Model {
     entity::execution_vms::Model {
         execution_id: execution_id.as_str().to_owned(),
         vm_context_id: vm.as_str().to_owned(),
@@ -402,6 +404,7 @@ fn waiting(execution_id: &ExecutionId, vm: &VmContextId, name: &Name) -> entity:
         attempts: 0,
         not_before: None,
         reason: None,
+        turn,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod budget;
 pub mod identity;
 pub mod journal;
 pub mod mover;
+mod pace;
 pub mod remote;
 
 pub use budget::LaneBudget;

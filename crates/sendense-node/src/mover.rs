@@ -6,6 +6,7 @@
 //! is read again, and where one block differs, that disk is compared as a whole and its tracking begun anew.
 
 use crate::budget::LaneBudget;
+use crate::pace::{Pace, Paced};
 use parking_lot::Mutex;
 use sendense_block::codec::Level;
 use sendense_block::copy::{self, Mode, Options, Progress, Sampling, Summary, Survey};
@@ -33,6 +34,8 @@ pub struct Assignment {
     pub parallel_disks: usize,
     /// How many of the blocks that tracking calls unchanged are looked at all the same.
     pub audit: Sampling,
+    /// The most bytes that are read in a second, of all disks together; none for as many as come.
+    pub bytes_per_second_max: Option<u64>,
 }
 
 /// One disk of an assignment.
@@ -310,12 +313,13 @@ fn copy_all(
 ) -> Result<Vec<DiskOutcome>, Error> {
     let facts = frozen.facts();
     let mut prepared = Vec::new();
+    let pace = assignment.bytes_per_second_max.map(|most| Arc::new(Pace::new(most)));
     for disk in &assignment.disks {
         let found_wrong = |message: &str| {
             wrong.lock().push(disk.number);
             landing.tracking_is_wrong(disk.number, message);
         };
-        prepared.push(prepare(disk, frozen, assignment, &found_wrong, cancel)?);
+        prepared.push(prepare(disk, frozen, assignment, pace.as_ref(), &found_wrong, cancel)?);
     }
     let mut work = VecDeque::new();
     for (position, disk) in prepared.iter().enumerate() {
@@ -385,6 +389,7 @@ fn prepare<'a>(
     assignment: &'a DiskAssignment,
     frozen: &dyn Frozen,
     all: &Assignment,
+    pace: Option<&Arc<Pace>>,
     found_wrong: &dyn Fn(&str),
     cancel: &Cancel,
 ) -> Result<Prepared<'a>, Error> {
@@ -392,6 +397,10 @@ fn prepare<'a>(
     let source_error =
         |what: &'static str| move |source| Error::Source { what: format!("{what} disk {number}"), source };
     let disk = frozen.open(key, cancel).map_err(source_error("open"))?;
+    let disk: Arc<dyn Disk> = match pace {
+        Some(pace) => Arc::new(Paced::new(disk, pace.clone(), cancel.clone())),
+        None => disk,
+    };
     let name = format!("disk {number}");
     let survey = |against: &Against| {
         copy::survey_and_sample(&name, &disk, against.mode(), all.audit, cancel)

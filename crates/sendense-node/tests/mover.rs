@@ -151,6 +151,7 @@ struct Place {
     given_up: bool,
     /// A block of the parent that is lost.
     lost: Option<u64>,
+    bytes_per_second_max: Option<u64>,
 }
 
 struct DiskSink(u32, Arc<Mutex<Vec<(u32, u64)>>>);
@@ -272,6 +273,7 @@ fn run_audited(
         on_tracking_loss: loss,
         parallel_disks: 2,
         audit,
+        bytes_per_second_max: place.bytes_per_second_max,
     };
     let outcome = mover::run(&assignment, script, place, &journal, &LaneBudget::new(4), &Progress::default(), cancel);
     assert_eq!(script.released.load(Ordering::SeqCst), 1, "the source is let go exactly once");
@@ -289,6 +291,23 @@ fn a_full_takes_every_disk_and_goes_through_the_phases() {
     assert_eq!(outcome.disks.iter().map(|disk| disk.summary.stored.0 / B as u64).collect::<Vec<_>>(), [5, 3]);
     assert_eq!(*place.phases.lock(), [Phase::Snapshot, Phase::Transferring]);
     assert!(outcome.disks.iter().all(|disk| disk.backup_type == BackupType::Full && disk.type_reason.is_none()));
+}
+
+/// At a byte in a second a megabyte takes twelve days: it is cancelled while it waits.
+#[test]
+fn a_bandwidth_holds_the_reads_of_all_disks() {
+    let place = Place { bytes_per_second_max: Some(1), ..Place::default() };
+    let (script, cancel) = (script(vec![filled(1, 64), filled(2, 64)], None), Cancel::new());
+    std::thread::scope(|scope| {
+        let moved = scope.spawn(|| run(&script, &place, None, OnTrackingLoss::Compare, &cancel));
+        while place.blocks.lock().is_empty() && !moved.is_finished() {
+            std::thread::yield_now();
+        }
+        cancel.cancel();
+        let moved = moved.join().unwrap();
+        assert!(matches!(moved, Err(Error::Cancelled)), "{moved:?}");
+    });
+    assert!(place.blocks.lock().len() < 128);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::output::{bytes, moment, or_dash};
 use crate::tables::{Table, facts, words};
 use sendense_api::{
-    Execution, ExecutionVm, Occurrence, Policy, PolicyPlan, PolicyRules, Retention, Schedule, ScheduleRules,
+    Execution, ExecutionVm, Occurrence, Policy, PolicyOrder, PolicyPlan, PolicyRules, Retention, Schedule, ScheduleRules,
 };
 
 /// Policies.
@@ -41,6 +41,9 @@ pub fn policy(policy: &Policy) -> Table {
             "time limit",
             rules.time_limit_seconds.map(|limit| crate::output::duration(f64::from(limit))).unwrap_or_default(),
         ),
+        ("bandwidth", rules.bytes_per_second_max.map(|most| format!("{}/s", bytes(most))).unwrap_or_default()),
+        ("at once", rules.vms_at_once.map(|most| format!("{most} VMs")).unwrap_or_default()),
+        ("order", order(rules.order.unwrap_or_default()).to_owned()),
         ("chain points", said(rules.chain_points_max, chain_points(policy.in_force.chain_points_max))),
         ("verify at rest", said(often.at_rest_days, after(policy.in_force.at_rest_days))),
         ("verify deep", said(often.deep_days, after(policy.in_force.deep_days))),
@@ -64,6 +67,15 @@ fn meant(rules: &PolicyRules) -> String {
     let tags = rules.tags.iter().map(|tag| format!("tag:{tag}"));
     let folders = rules.folders.iter().map(|folder| format!("folder:{folder}"));
     rules.vms.iter().cloned().chain(tags).chain(folders).collect::<Vec<_>>().join(" ")
+}
+
+const fn order(order: PolicyOrder) -> &'static str {
+    match order {
+        PolicyOrder::Name => "by name",
+        PolicyOrder::Listed => "as listed",
+        PolicyOrder::LargestFirst => "largest first",
+        PolicyOrder::OldestFirst => "oldest first",
+    }
 }
 
 /// What holds, and by whom when not by the policy itself.

@@ -54,6 +54,10 @@ pub struct CreateBackup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 31_536_000)]
     pub time_limit_seconds: Option<u32>,
+    /// The most bytes that it reads from the VM in a second. Left out: as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1_048_576)]
+    pub bytes_per_second_max: Option<u64>,
     /// Disks to leave out, by id, key or label. The point then says that it is partial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_disks: Vec<String>,
@@ -79,12 +83,16 @@ struct Loose {
     compression: Option<Compression>,
     on_tracking_loss: Option<OnTrackingLoss>,
     time_limit_seconds: Option<u32>,
+    bytes_per_second_max: Option<u64>,
     #[serde(default)]
     exclude_disks: Vec<String>,
 }
 
 /// The longest time that may be set: a year. What takes longer is not ended by a clock.
 pub const TIME_LIMIT_SECONDS_MAX: u32 = 365 * 24 * 3600;
+
+/// The least bandwidth that a backup may be given: at less, a disk of 100 GiB keeps its snapshot for more than a day.
+pub const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 
 impl TryFrom<Loose> for CreateBackup {
     type Error = String;
@@ -94,6 +102,9 @@ impl TryFrom<Loose> for CreateBackup {
         }
         if loose.time_limit_seconds.is_some_and(|limit| limit == 0 || limit > TIME_LIMIT_SECONDS_MAX) {
             return Err(format!("time_limit_seconds is 1 to {TIME_LIMIT_SECONDS_MAX}"));
+        }
+        if loose.bytes_per_second_max.is_some_and(|most| most < BYTES_PER_SECOND_MIN) {
+            return Err(format!("bytes_per_second_max is at least {BYTES_PER_SECOND_MIN}"));
         }
         Ok(Self {
             vm_name: loose.vm_name,
@@ -108,6 +119,7 @@ impl TryFrom<Loose> for CreateBackup {
             compression: loose.compression,
             on_tracking_loss: loose.on_tracking_loss,
             time_limit_seconds: loose.time_limit_seconds,
+            bytes_per_second_max: loose.bytes_per_second_max,
             exclude_disks: loose.exclude_disks,
         })
     }

@@ -24,7 +24,7 @@ mod vm;
 
 pub use backup::{
     Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup, Deletion,
-    TIME_LIMIT_SECONDS_MAX, UpdateBackup, VerifyBackup,
+    BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX, UpdateBackup, VerifyBackup,
 };
 pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::{Alert, AlertKind, Event, LeftOverAlert, LeftOverKind, LeftOverState, SpaceAlert};
@@ -42,7 +42,7 @@ pub use node::{
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use policy::{
-    PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyPlan, PolicyRules, PolicyVerification, Retention,
+    PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan, PolicyRules, PolicyVerification, Retention,
 };
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{

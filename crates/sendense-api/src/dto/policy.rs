@@ -60,6 +60,18 @@ pub struct PolicyRules {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 31_536_000)]
     pub time_limit_seconds: Option<u32>,
+    /// The most bytes that each backup reads from its VM in a second. Left out: as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1_048_576)]
+    pub bytes_per_second_max: Option<u64>,
+    /// How many of its VMs are backed up at once when a schedule carries it out. Left out: as many as hub, sources and repository
+    /// bear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub vms_at_once: Option<u32>,
+    /// Whose turn comes first when a schedule carries it out. Left out: `name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<PolicyOrder>,
     /// Points of a chain after which its newest is made a full, so that a new chain begins; 256 for as late as can be. Of what
     /// it has above 10, a machine's chain may have up to half as much again. Left out: as the hub says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +86,21 @@ pub struct PolicyRules {
     /// Which points stay, in this repository, after each new one. Left out: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+}
+
+/// In which order the VMs of a policy have their turns. Those that are equal come by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyOrder {
+    /// By name.
+    #[default]
+    Name,
+    /// As `vms` lists the patterns: first those of the first.
+    Listed,
+    /// Those with the most bytes of disks first, so that the longest backup does not begin last.
+    LargestFirst,
+    /// Those without a point first, then those whose newest point is the oldest.
+    OldestFirst,
 }
 
 /// How often points are verified by themselves. At least one of both is said; what is left out is as the hub says.

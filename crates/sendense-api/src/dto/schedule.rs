@@ -169,7 +169,7 @@ pub struct Execution {
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
-    /// Its VMs by name; null in lists.
+    /// Its VMs, in the order of their turns; null in lists.
     pub vms: Option<Vec<ExecutionVm>>,
 }
 

@@ -19,6 +19,7 @@ mod m0016_repository_reports;
 mod m0017_node_limits;
 mod m0019_vm_tags;
 mod m0020_deep_proof;
+mod m0021_turns;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0017_node_limits::Migration),
             Box::new(m0019_vm_tags::Migration),
             Box::new(m0020_deep_proof::Migration),
+            Box::new(m0021_turns::Migration),
         ]
     }
 }

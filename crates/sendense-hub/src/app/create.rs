@@ -91,6 +91,7 @@ impl App {
             compression: None,
             on_tracking_loss: None,
             time_limit_seconds: None,
+            bytes_per_second_max: None,
             exclude_disks: Vec::new(),
         };
         let source_id = source_of(&vm)?;
@@ -186,6 +187,7 @@ fn new_backup(caller: &Caller, of: Of, asked: CreateBackup) -> Result<catalog::N
         tags: asked.tags.clone(),
         recovery_id,
         time_limit_seconds: asked.time_limit_seconds,
+        bytes_per_second_max: asked.bytes_per_second_max,
     });
     Ok(catalog::NewBackup {
         backup_id,

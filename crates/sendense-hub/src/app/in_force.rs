@@ -5,9 +5,11 @@
 
 use crate::config::Limits;
 use crate::fault::{Result, invalid};
-use sendense_api::{PolicyInForce, PolicyRules, PolicyVerification, TIME_LIMIT_SECONDS_MAX};
+use sendense_api::{BYTES_PER_SECOND_MIN, PolicyInForce, PolicyRules, PolicyVerification, TIME_LIMIT_SECONDS_MAX};
 use std::ops::RangeInclusive;
 
+/// More than any hub does at once.
+const VMS_AT_ONCE_MAX: u32 = 1000;
 /// A chain of one point is a full each time, which `full_every` says better; at 256 points backups make a full by themselves.
 const CHAIN_POINTS: RangeInclusive<u32> = 2..=256;
 /// Ten years, as for the hub's own setting.
@@ -21,6 +23,12 @@ pub(super) fn check(rules: &PolicyRules) -> Result<()> {
     }
     if rules.time_limit_seconds.is_some_and(|limit| !(1..=TIME_LIMIT_SECONDS_MAX).contains(&limit)) {
         return Err(invalid(format!("time_limit_seconds is 1 to {TIME_LIMIT_SECONDS_MAX}")));
+    }
+    if rules.bytes_per_second_max.is_some_and(|most| most < BYTES_PER_SECOND_MIN) {
+        return Err(invalid(format!("bytes_per_second_max is at least {BYTES_PER_SECOND_MIN}")));
+    }
+    if rules.vms_at_once.is_some_and(|most| !(1..=VMS_AT_ONCE_MAX).contains(&most)) {
+        return Err(invalid(format!("vms_at_once is 1 to {VMS_AT_ONCE_MAX}")));
     }
     let Some(often) = rules.verification else { return Ok(()) };
     let said = [("at_rest_days", often.at_rest_days), ("deep_days", often.deep_days)];
@@ -96,6 +104,9 @@ mod tests {
             (json!({ "chain_points_max": 257 }), "chain_points_max is 2 to 256"),
             (json!({ "time_limit_seconds": 0 }), "time_limit_seconds is 1 to"),
             (json!({ "time_limit_seconds": 31_536_001 }), "time_limit_seconds is 1 to"),
+            (json!({ "bytes_per_second_max": 1_048_575 }), "bytes_per_second_max is at least 1048576"),
+            (json!({ "vms_at_once": 0 }), "vms_at_once is 1 to 1000"),
+            (json!({ "vms_at_once": 1001 }), "vms_at_once is 1 to 1000"),
             (json!({ "verification": {} }), "verification says nothing"),
             (json!({ "verification": { "at_rest_days": 3651 } }), "verification.at_rest_days"),
             (json!({ "verification": { "at_rest_days": 1, "deep_days": 3651 } }), "verification.deep_days"),

@@ -26,6 +26,7 @@ mod selector;
 pub(crate) mod sources;
 mod tasks;
 pub(crate) mod tell;
+mod turns;
 pub(crate) mod tokens;
 pub(crate) mod vms;
 mod wire;

@@ -132,7 +132,9 @@ impl App {
         reason: Option<String>,
     ) -> Result<catalog::Execution> {
         let policy = self.core.catalog.policies().find(row.policy_id.as_str()).await.or_problem()?;
-        let (vms, _) = self.machines_of(&rules_of(&policy)?).await?;
+        let rules = rules_of(&policy)?;
+        let (vms, _) = self.machines_of(&rules).await?;
+        let vms = self.in_turn(&rules, vms).await?;
         let new = catalog::NewExecution {
             execution_id: ExecutionId::generate(),
             schedule_id: row.schedule_id.clone(),

@@ -67,7 +67,7 @@ fn is_in(folder: &str, wanted: &str) -> bool {
 
 /// True when a name matches a pattern in which `*` stands for any characters and `?` for one. Takes time in proportion to both
 /// lengths at the worst.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut of) = (0, 0);
     // Where the last star stood, and up to where it has eaten.

@@ -268,7 +268,7 @@ mod tests {
         check::<CreateBackup>(
             r#"{"vmname": "x"}"#,
             expect![
-                "unknown field vmname | known are vm_name, vm_context_id, repository_id, backup_type, disk_id, policy_id, tags, quiesce, quiesce_or_fail, compression, on_tracking_loss, time_limit_seconds, exclude_disks"
+                "unknown field vmname | known are vm_name, vm_context_id, repository_id, backup_type, disk_id, policy_id, tags, quiesce, quiesce_or_fail, compression, on_tracking_loss, time_limit_seconds, bytes_per_second_max, exclude_disks"
             ],
         );
         check::<CreateBackup>(

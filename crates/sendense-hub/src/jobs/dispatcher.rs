@@ -144,6 +144,7 @@ mod tests {
         let (backup_id, source_id): (_, SourceId) = ("bk-1".parse().unwrap(), "src-1".parse().unwrap());
         let backup = BackupWork {
             time_limit_seconds: None,
+            bytes_per_second_max: None,
             backup_id,
             vm_context_id,
             vm_name,

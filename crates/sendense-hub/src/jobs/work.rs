@@ -37,6 +37,9 @@ pub(crate) struct BackupWork {
     /// Seconds after which it is ended, whatever it has reached.
     #[serde(default)]
     pub time_limit_seconds: Option<u32>,
+    /// The most bytes that it reads in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second_max: Option<u64>,
     pub backup_id: BackupId,
     pub vm_context_id: VmContextId,
     pub vm_name: String,

@@ -551,6 +551,7 @@ fn order(assignment: &Assignment, lease_seconds: u32) -> BackupOrder {
         on_tracking_loss: assignment.on_tracking_loss,
         parallel_disks: assignment.parallel_disks,
         audit: assignment.audit.into(),
+        bytes_per_second_max: assignment.bytes_per_second_max,
         lease_seconds,
     }
 }

@@ -266,6 +266,7 @@ async fn move_on(app: &App, execution: &Execution, schedule: Option<&catalog::Sc
         work.look(vm).await?;
     }
     let at_once = app.core.limits.running_per_hub.saturating_mul(AT_ONCE_PER_RUNNING);
+    let at_once = work.rules.vms_at_once.map_or(at_once, |most| at_once.min(most as usize));
     let mut free = at_once.saturating_sub(vms.iter().filter(|vm| vm.outcome == VmOutcome::Running).count());
     for vm in vms.iter_mut().filter(|vm| vm.outcome == VmOutcome::Waiting) {
         if !work.may_begin {
@@ -406,6 +407,7 @@ impl Work<'_> {
             compression: self.rules.compression,
             on_tracking_loss: self.rules.on_tracking_loss,
             time_limit_seconds: self.rules.time_limit_seconds,
+            bytes_per_second_max: self.rules.bytes_per_second_max,
             exclude_disks: Vec::new(),
         };
         match self.app.create_backup_in(&self.caller, asked, &self.execution.execution_id).await {

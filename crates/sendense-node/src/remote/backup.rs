@@ -85,6 +85,7 @@ fn assignment(link: &Arc<Link>, id: &OrderId, order: BackupOrder, patience: Dura
         on_tracking_loss: order.on_tracking_loss,
         parallel_disks: order.parallel_disks,
         audit: order.audit.into(),
+        bytes_per_second_max: order.bytes_per_second_max,
     }
 }
 

@@ -229,6 +229,9 @@ pub struct BackupOrder {
     pub parallel_disks: usize,
     /// How many of the blocks that tracking calls unchanged are looked at all the same.
     pub audit: WireSampling,
+    /// The most bytes that are read in a second; none for as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second_max: Option<u64>,
     /// After so long without a word from the hub the backup is given up.
     pub lease_seconds: u32,
 }

@@ -13,5 +13,5 @@ pub mod message;
 mod reaper;
 pub mod service;
 mod sink;
-mod throttle;
+pub(crate) mod throttle;
 mod ways;

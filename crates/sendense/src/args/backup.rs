@@ -147,6 +147,9 @@ pub struct BackupStart {
     /// End it when it has taken so long, whatever it has reached.
     #[arg(long = "time-limit", value_name = "90m|6h|2d", value_parser = seconds)]
     pub time_limit_seconds: Option<u32>,
+    /// The most that it reads from the machine in a second (`50MB`, `400Mbit`). Left out: as much as comes.
+    #[arg(long, value_name = "RATE", value_parser = super::node::rate)]
+    pub bandwidth: Option<u64>,
     /// Ask the guest to bring its file systems into order first.
     #[arg(long)]
     pub quiesce: bool,

@@ -110,7 +110,7 @@ pub struct NodePlace {
 }
 
 /// Bytes per second as people say them: in bits (`50Mbit`) as lines are sold, or in bytes (`6MB`).
-fn rate(text: &str) -> Result<u64, String> {
+pub(super) fn rate(text: &str) -> Result<u64, String> {
     let Some(bits) = text.strip_suffix("bit") else {
         return text.parse::<bytesize::ByteSize>().map(|size| size.as_u64());
     };

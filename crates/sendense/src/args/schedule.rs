@@ -2,7 +2,7 @@
 
 use super::retention::{Counting, every};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use sendense_api::Day;
+use sendense_api::{Day, PolicyOrder};
 use sendense_types::{Compression, ExecutionId, OnTrackingLoss, Tag};
 
 #[derive(Debug, Subcommand)]
@@ -112,6 +112,15 @@ pub struct PolicyArgs {
     /// End a backup that has taken so long, whatever it has reached. Left out: as long as it gets on.
     #[arg(long = "time-limit", value_name = "90m|6h|2d", value_parser = super::backup::seconds)]
     pub time_limit_seconds: Option<u32>,
+    /// The most that each backup reads from its machine in a second (`50MB`, `400Mbit`). Left out: as much as comes.
+    #[arg(long, value_name = "RATE", value_parser = super::node::rate)]
+    pub bandwidth: Option<u64>,
+    /// How many of its machines are backed up at once. Left out: as many as hub, sources and repository bear.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub at_once: Option<u32>,
+    /// Whose turn comes first: by name, as the patterns are listed, the largest, those with the oldest points.
+    #[arg(long, value_name = "name|listed|largest-first|oldest-first", value_parser = order)]
+    pub order: Option<PolicyOrder>,
     /// Points of a chain after which its newest is made a full, 2 to 256, which is as late as can be. Left out: as the hub says.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=256))]
     pub chain_points_max: Option<u32>,
@@ -303,4 +312,14 @@ impl WeekDay {
 pub(super) fn hours(text: &str) -> Result<(String, String), String> {
     let parts = text.split_once('-').ok_or("write FROM-UNTIL: 22:00-06:00")?;
     Ok((parts.0.to_owned(), parts.1.to_owned()))
+}
+
+fn order(text: &str) -> Result<PolicyOrder, String> {
+    match text {
+        "name" => Ok(PolicyOrder::Name),
+        "listed" => Ok(PolicyOrder::Listed),
+        "largest-first" => Ok(PolicyOrder::LargestFirst),
+        "oldest-first" => Ok(PolicyOrder::OldestFirst),
+        _ => Err("one of name, listed, largest-first, oldest-first".to_owned()),
+    }
 }

@@ -119,6 +119,7 @@ async fn start(context: &Context, start: BackupStart) -> Result<u8> {
         compression: start.compression,
         on_tracking_loss: start.on_tracking_loss,
         time_limit_seconds: start.time_limit_seconds,
+        bytes_per_second_max: start.bandwidth,
         exclude_disks: start.exclude_disk,
     };
     let backup = client.create_backup(&body).await?;

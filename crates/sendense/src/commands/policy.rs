@@ -103,6 +103,9 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
         compression: args.compression,
         on_tracking_loss: args.on_tracking_loss,
         time_limit_seconds: args.time_limit_seconds,
+        bytes_per_second_max: args.bandwidth,
+        vms_at_once: args.at_once,
+        order: args.order,
         chain_points_max: args.chain_points_max,
         verification: (verification != PolicyVerification::default()).then_some(verification),
         hooks: (args.before.is_some() || args.after.is_some()).then_some(PolicyHooks {

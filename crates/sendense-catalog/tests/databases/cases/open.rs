@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 15] = [
+const MIGRATIONS: [&str; 16] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -23,6 +23,7 @@ const MIGRATIONS: [&str; 15] = [
     "m0017_node_limits",
     "m0019_vm_tags",
     "m0020_deep_proof",
+    "m0021_turns",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

@@ -98,7 +98,7 @@ pub async fn an_occurrence_is_handled_once(db: TestDb) {
 
     let (_, vms) = executions.get(&begun.execution_id).await.expect("get");
     let names: Vec<&str> = vms.iter().map(|vm| vm.vm_name.as_str()).collect();
-    assert_eq!(names, ["db", "web"]);
+    assert_eq!(names, ["web", "db"], "as they are to have their turns");
     assert!(vms.iter().all(|vm| vm.outcome == VmOutcome::Waiting && vm.attempts == 0));
     let failed = ExecutionVm {
         outcome: VmOutcome::Failed,

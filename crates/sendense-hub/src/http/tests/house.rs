@@ -126,6 +126,7 @@ impl House {
             compression: None,
             on_tracking_loss: None,
             time_limit_seconds: limit,
+            bytes_per_second_max: None,
             exclude_disks: Vec::new(),
         };
         self.client.create_backup(&request).await

@@ -21,6 +21,7 @@ fn backup(vm_name: &str, backup_type: BackupType) -> CreateBackup {
         compression: None,
         on_tracking_loss: None,
         time_limit_seconds: None,
+        bytes_per_second_max: None,
         exclude_disks: Vec::new(),
     }
 }

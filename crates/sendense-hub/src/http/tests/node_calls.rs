@@ -208,6 +208,7 @@ impl House {
             compression: None,
             on_tracking_loss: None,
             time_limit_seconds: None,
+            bytes_per_second_max: None,
             exclude_disks: Vec::new(),
         };
         let backup = self.admin.create_backup(&asked).await.unwrap();

@@ -184,3 +184,53 @@ async fn a_window_that_closes_stops_what_runs_if_asked() {
     let vms = machines_when_the_window_closes(true).await;
     assert_eq!(vms, pairs([("skipped", "stopped when the window closed"), TOO_LATE, TOO_LATE]));
 }
+
+/// Three machines, one at a time: each begins when the one before it has ended, in the order that the policy says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_says_whose_turn_comes_first_and_how_many_have_theirs() {
+    let house = House::new(|_| ()).await;
+    for (name, blocks) in [("a", 1), ("b", 3), ("c", 2)] {
+        let folder = house.fixture.folder.path().join("vms").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("disk0.raw"), vec![7; blocks << 16]).unwrap();
+    }
+    let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    // The first has a newer point than the second, and the third none in the beginning.
+    for vm in [&vms[1], &vms[0]] {
+        let made = house.start(vm, "two").await.unwrap();
+        house.client.wait_for_task(&made.task_id.unwrap(), |_| {}).await.unwrap();
+    }
+    let rules = |order: &str| {
+        json!({"name": "gold", "vms": ["c", "*"], "repository_id": "two", "order": order, "vms_at_once": 1,
+            "bytes_per_second_max": 1 << 20})
+    };
+    let made = house.fixture.json("POST", "/api/v1/policies", &rules("name").to_string()).await;
+    assert!(made.status.is_success(), "{made:?}");
+    let yearly = json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"}).to_string();
+    assert!(house.fixture.json("POST", "/api/v1/schedules", &yearly).await.status.is_success());
+    // Its own runs change whose point is the oldest, so that one goes first.
+    for (number, (order, expected)) in
+        [("oldest_first", "cba"), ("listed", "cab"), ("largest_first", "bca")].into_iter().enumerate()
+    {
+        let told = house.fixture.json("PUT", "/api/v1/policies/gold", &rules(order).to_string()).await;
+        assert!(told.status.is_success(), "{told:?}");
+        let begun = house.fixture.call("POST", "/api/v1/schedules/yearly/trigger", Some(Role::Operator)).await;
+        assert!(begun.status.is_success(), "{begun:?}");
+        let id = ended(&house.fixture, "yearly", number + 1).await[0]["execution_id"].as_str().unwrap().to_owned();
+        let execution = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
+        let turns = execution.body["execution"]["vms"].as_array().unwrap().clone();
+        let names: String = turns.iter().map(|vm| vm["vm_name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{order}");
+        let mut last = None;
+        for vm in &turns {
+            let backup = house.client.get_backup(&vm["backup_id"].as_str().unwrap().parse().unwrap()).await.unwrap();
+            assert_eq!(backup.status, BackupStatus::Completed, "{backup:#?}");
+            assert!(last <= Some(backup.created_at), "{order}: two at once");
+            last = backup.completed_at;
+            let task = backup.task_id.unwrap();
+            let asked = house.fixture.hub.app().core.catalog.tasks().get(&task).await.unwrap().request;
+            assert_eq!(asked["bytes_per_second_max"], 1 << 20, "{asked:#}");
+        }
+    }
+    house.fixture.hub.shutdown().await;
+}

@@ -354,6 +354,7 @@ fn assignment(
         on_tracking_loss: work.on_tracking_loss,
         parallel_disks: PARALLEL_DISKS_DEFAULT,
         audit: sampling(core.limits.audit_per_million),
+        bytes_per_second_max: work.bytes_per_second_max,
     })
 }
 
