@@ -83,6 +83,20 @@ pub(crate) async fn task_became(tx: &Tx, kind: &str, from: Option<&str>, to: &st
     Ok(())
 }
 
+/// So many tasks of these kinds and states were forgotten. The last step of a transaction.
+pub(crate) async fn tasks_went(tx: &Tx, gone: BTreeMap<(String, String), i64>) -> Result<()> {
+    use entity::task_counts::{Column, Entity};
+    for ((kind, state), count) in gone {
+        Entity::update_many()
+            .col_expr(Column::Tasks, Expr::col(Column::Tasks).sub(count))
+            .filter(Column::Kind.eq(kind))
+            .filter(Column::State.eq(state))
+            .exec(&**tx)
+            .await?;
+    }
+    Ok(())
+}
+
 /// How many backups there are of these; `None` does not restrict.
 pub(crate) async fn backups(
     db: &impl ConnectionTrait,

@@ -165,6 +165,47 @@ impl Executions<'_> {
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 
+    /// Forgets executions of a schedule that ended before `before`, but never its newest `newest`, with what became of their machines:
+    /// `most` of them, the newest first; returns their number.
+    pub async fn forget_ended(
+        &self,
+        schedule_id: &ScheduleId,
+        before: Timestamp,
+        newest: u64,
+        most: u64,
+    ) -> Result<u64> {
+        use entity::executions::{Column, Entity};
+        let ids: Vec<(String, String, Option<value::Ts>)> = Entity::find()
+            .select_only()
+            .columns([Column::ExecutionId, Column::State, Column::FinishedAt])
+            .filter(Column::ScheduleId.eq(schedule_id.as_str()))
+            .order_by_desc(Column::StartedAt)
+            .order_by_desc(Column::ExecutionId)
+            .offset(newest)
+            .limit(Page::LIMIT_MAX.max(most))
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        let old = ids.into_iter().filter(|(_, state, finished)| {
+            state != ExecutionState::Running.as_str() && finished.is_some_and(|at| Timestamp::from(at) < before)
+        });
+        let old: Vec<String> = old.map(|(id, _, _)| id).take(usize::try_from(most).unwrap_or(usize::MAX)).collect();
+        if old.is_empty() {
+            return Ok(0);
+        }
+        self.0
+            .write(|tx| {
+                let old = &old;
+                async move {
+                    // Their machines go with them, as the references say.
+                    let chosen = Column::ExecutionId.is_in(old.iter().map(String::as_str));
+                    let ended = Column::State.ne(ExecutionState::Running.as_str());
+                    Ok(Entity::delete_many().filter(chosen).filter(ended).exec(&*tx).await?.rows_affected)
+                }
+            })
+            .await
+    }
+
     /// Those that run, of all hubs.
     pub async fn running(&self) -> Result<Vec<Execution>> {
         use entity::executions::{Column, Entity};

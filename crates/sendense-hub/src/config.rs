@@ -134,6 +134,9 @@ pub struct Limits {
     /// backups make a full by themselves. Sixty open files for a disk's restore, and two months of daily points. Machines of a
     /// fleet exceed it by up to half as much, each by another number.
     pub chain_points_max: u32,
+    /// What has ended is forgotten after so many days: executions, tasks with their logs, attempts that failed; 0 keeps all of it. A
+    /// quarter of a year tells what happened on the last quarter's end.
+    pub history_days: u32,
     /// Between two looks at the room of repositories: a disk takes longer than a minute to go from low to full, and a look is one
     /// call of the file system.
     pub upkeep_period: Duration,
@@ -165,6 +168,7 @@ impl Default for Limits {
             verify_deep: false,
             verify_bytes_per_second: 64 << 20,
             chain_points_max: 60,
+            history_days: 90,
             upkeep_period: Duration::from_secs(60),
             progress_deadline_s: 4 * 3600,
             // With what is taken back after it, less than a hub that stops waits for its tasks.

@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::data_dir::{self, DataDir, private_file};
 use crate::events::Events;
 use crate::exports::{self, Exports};
+use crate::history;
 use crate::hooks::{self, Hooks};
 use crate::jobs::handle::Stop;
 use crate::jobs::{Running, dispatcher};
@@ -191,6 +192,7 @@ impl Hub {
         core.tracker.spawn(exports::keep(core.clone()));
         core.tracker.spawn(recoveries::keep(core.clone()));
         core.tracker.spawn(catalog_copy::keep::keep(core.clone()));
+        core.tracker.spawn(history::keep(core.clone()));
         let app = App::new(core.clone());
         core.tracker.spawn(schedule::keep(app.clone()));
         core.tracker.spawn(schedule::rediscover(app.clone()));

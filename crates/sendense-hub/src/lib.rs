@@ -22,6 +22,7 @@ mod data_dir;
 mod events;
 mod exports;
 mod fault;
+mod history;
 mod hooks;
 pub mod http;
 mod hub;

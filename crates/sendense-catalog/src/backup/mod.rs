@@ -6,6 +6,7 @@
 mod adopt;
 mod chain;
 mod delete;
+mod failures;
 mod hold;
 mod life;
 mod list;

@@ -13,6 +13,7 @@
 //! Invariant: the version grows with each change of holder or state, and only the holder of the present one may write.
 
 mod claim;
+mod forget;
 mod list;
 mod log;
 

@@ -55,7 +55,7 @@ suite! {
         an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged,
         tags_stay_with_a_machine, a_machine_that_gives_way_leaves_its_tags, of_eight_that_hang_tags_at_once_none_is_lost;
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
-        a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed;
+        a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed, old_tasks_are_forgotten;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_machine_of_two_sources_is_one,
         a_failed_backup_frees_the_machine, steps_out_of_order_are_refused, a_plan_is_checked, what_keeps_a_point_is_told, filters_are_combined;
     chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
@@ -65,7 +65,7 @@ suite! {
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,
         of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
         of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once,
-        only_what_waits_is_left_out;
+        only_what_waits_is_left_out, old_executions_are_forgotten;
     verify: what_was_found_is_kept_with_the_point, a_failed_attempt_is_no_point_to_verify,
         the_oldest_proof_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;

@@ -255,6 +255,10 @@ pub struct HubArgs {
     /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 for as late as can be.
     #[arg(long, default_value_t = 60, value_name = "N")]
     pub chain_points_max: u32,
+    /// Forget executions, tasks with their logs and failed attempts that ended so many days ago; 0 keeps all of it. What belongs to
+    /// a point stays with it.
+    #[arg(long, default_value_t = 90, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    pub history_days: u32,
     /// The key file of stored credentials is lost for good: make a new one. Credentials must be set again for all sources.
     #[arg(long)]
     pub accept_new_key: bool,

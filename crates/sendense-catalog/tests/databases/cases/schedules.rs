@@ -296,3 +296,38 @@ pub async fn only_what_waits_is_left_out(db: TestDb) {
     let lost = executions.cancel_waiting(&execution_id, &later, vm).await.expect_err("not its execution");
     assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
 }
+
+pub async fn old_executions_are_forgotten(db: TestDb) {
+    let catalog = db.open().await;
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(0)).await.expect("create");
+    let executions = catalog.executions();
+    for number in 1..=6_i64 {
+        let new = occurrence(&schedule, &format!("exec-{number}"), at(100 * number));
+        let begun = executions.begin(&new, &hub, at(100 * number)).await.expect("begin");
+        if number < 6 {
+            let end =
+                executions.finish(&begun.execution_id, &hub, ExecutionState::Completed, None, at(100 * number + 10));
+            end.await.expect("finish");
+        }
+    }
+    let left = async || {
+        let (listed, _) = executions.list(&schedule.schedule_id, Page::default()).await.expect("list");
+        listed.iter().map(|one| one.execution_id.to_string()).collect::<Vec<_>>()
+    };
+    let forget = async |before, newest, most| {
+        executions.forget_ended(&schedule.schedule_id, at(before), newest, most).await.expect("forget")
+    };
+    assert_eq!(forget(9_000, 10, 10).await, 0, "the newest stay whatever their age");
+    assert_eq!(forget(110, 0, 10).await, 0, "it ended in that very moment");
+    assert_eq!(forget(111, 0, 10).await, 1);
+    assert_eq!(left().await, ["exec-6", "exec-5", "exec-4", "exec-3", "exec-2"]);
+    assert_eq!(forget(9_000, 3, 1).await, 1);
+    assert_eq!(forget(9_000, 3, 9).await, 1);
+    assert_eq!(left().await, ["exec-6", "exec-5", "exec-4"]);
+    // What runs is not forgotten, however old it is.
+    assert_eq!(forget(9_000, 0, 9).await, 2);
+    assert_eq!(left().await, ["exec-6"]);
+    assert_eq!(executions.get(&id("exec-6")).await.expect("get").1.len(), 2, "and its machines are there");
+}

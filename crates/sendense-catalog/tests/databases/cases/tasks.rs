@@ -221,3 +221,61 @@ pub async fn tasks_are_listed(db: TestDb) {
     let known = tasks.create(&new_task(3), at(99)).await.expect_err("the id is known");
     assert!(matches!(&known, Error::Conflict(Conflict::Exists { what: Noun::Task, .. })), "{known:?}");
 }
+
+pub async fn old_tasks_are_forgotten(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (tasks, backups) = (world.catalog.tasks(), world.catalog.backups());
+    let vm = &world.vms[0];
+    // A point, an attempt that failed, and one that failed last.
+    let point = world.point(vm, None, 1, at(100)).await;
+    let mut failed = Vec::new();
+    for when in [200, 300] {
+        let new = world.new_backup(vm, BackupType::Incremental);
+        let claim = world.running(&new, at(when)).await;
+        let problem = Problem::new(ProblemCode::SourceFailed, "it does not answer", "");
+        backups.finish_failed(&claim, &problem, at(when + 1)).await.expect("fail");
+        failed.push((new.backup_id, claim.task_id));
+    }
+    // A verification of the point that has ended, and one that runs.
+    let mut verifications = Vec::new();
+    for _ in 0..2 {
+        let new = NewTask {
+            task_id: TaskId::generate(),
+            kind: TaskKind::Verify,
+            subject: TaskSubject::Backup(point.clone()),
+            request: serde_json::json!({}),
+            created_by: None,
+        };
+        let task = tasks.create(&new, at(400)).await.expect("create");
+        verifications.push(tasks.claim(&task.claim(), &world.hub, at(9_000), at(400)).await.expect("claim"));
+    }
+    let line =
+        NewLogLine { at: at(400), level: LogLevel::Info, message: "x".to_owned(), fields: serde_json::json!({}) };
+    tasks.append_log(&verifications[0].task_id, &[line]).await.expect("log");
+    tasks.finish_completed(&verifications[0].claim(), None, at(401)).await.expect("finish");
+
+    assert_eq!(backups.old_failures(at(201), 9).await.expect("look"), [], "it ended in that very moment");
+    let old = backups.old_failures(at(9_000), 9).await.expect("look");
+    assert_eq!(old, [failed[0].0.clone()], "what failed last says how the machine is");
+    assert_eq!(tasks.forget_ended(at(401), 9).await.expect("forget"), 0, "all that is older belongs to backups");
+    backups.delete(&old, at(500)).await.expect("delete");
+    assert_eq!(tasks.forget_ended(at(9_000), 1).await.expect("forget"), 1, "the oldest first");
+    assert_eq!(tasks.get(&failed[0].1).await.expect_err("gone").kind(), Kind::NotFound);
+    assert_eq!(tasks.forget_ended(at(9_000), 9).await.expect("forget"), 1);
+    assert_eq!(tasks.get(&verifications[0].task_id).await.expect_err("gone").kind(), Kind::NotFound);
+    assert_eq!(tasks.forget_ended(at(9_000), 9).await.expect("forget"), 0);
+
+    // The point's task, that of the last attempt, and what runs. The counters know.
+    let (left, total) = tasks.list(&TaskFilter::default(), Page::default()).await.expect("list");
+    assert_eq!((left.len(), total), (3, 3));
+    assert!(left.iter().any(|task| task.task_id == verifications[1].task_id));
+    assert!(left.iter().any(|task| task.task_id == failed[1].1));
+    let states = async |state| {
+        let filter = TaskFilter { state: Some(state), ..TaskFilter::default() };
+        tasks.list(&filter, Page::default()).await.expect("list").1
+    };
+    assert_eq!(
+        [states(TaskState::Completed).await, states(TaskState::Failed).await, states(TaskState::Running).await],
+        [1, 1, 1]
+    );
+}

@@ -234,3 +234,30 @@ async fn a_policy_says_whose_turn_comes_first_and_how_many_have_theirs() {
     }
     house.fixture.hub.shutdown().await;
 }
+
+/// What has ended long ago goes, and nothing that a point needs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_long_ago_is_forgotten() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let made = house.start(&vm, "two").await.unwrap();
+    house.client.wait_for_task(made.task_id.as_ref().unwrap(), |_| {}).await.unwrap();
+    let how = sendense_api::VerifyBackup { deep: false, own_files_only: false };
+    let verified = house.client.verify_backup(&made.backup_id, &how).await.unwrap().task_id;
+    house.client.wait_for_task(&verified, |_| {}).await.unwrap();
+    let core = &house.fixture.hub.app().core;
+    clock.advance_seconds(90 * 24 * HOUR);
+    assert_eq!(crate::history::forget(core).await.unwrap(), crate::history::Forgotten::default());
+    clock.advance_seconds(24 * HOUR);
+    let gone = crate::history::forget(core).await.unwrap();
+    assert_eq!((gone.executions, gone.attempts, gone.tasks), (0, 0, 1));
+    assert!(house.client.get_task(&verified).await.is_err(), "a verification is no part of the point");
+    assert!(house.client.get_task(made.task_id.as_ref().unwrap()).await.is_ok(), "the point's task stays");
+    assert_eq!(house.status(&made.backup_id).await, BackupStatus::Completed);
+    house.fixture.hub.shutdown().await;
+}
