@@ -11,7 +11,6 @@ pub mod reply;
 pub mod schema;
 
 pub use client::{Client, ClientError, ClientOptions, Download, EventStream, Identity, Trust, fingerprint_of};
-pub use dto::{BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX};
 pub use dto::{
     Alert, AlertKind, CbtAudit, LeftOverAlert, LeftOverKind, LeftOverState, POOL_DEFAULT, RepositorySpace, SpaceAlert,
     SpaceSample,
@@ -28,10 +27,12 @@ pub use dto::{
     UpdateRepository, UpdateSource, VerifyBackup, VersionState, Vm, VmDisk, VmFilter, VmNetwork, VmdkSubformat, Volume,
     VolumeConsistency, VolumeState, VsphereOptions, decode_path, encode_path,
 };
+pub use dto::{BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX};
 pub use dto::{CatalogCopy, Merge, MergeQuery};
 pub use dto::{
-    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan,
-    PolicyRules, PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow,
+    CatchUp, Day, Execution, ExecutionVm, Occurrence, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder,
+    PolicyPlan, PolicyRules, PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow,
+    VanishedVm,
 };
 pub use dto::{ConsolidateQuery, Consolidation};
 pub use dto::{

@@ -6,8 +6,8 @@
 use expect_test::{Expect, expect};
 use sendense_api::reply::{ExecutionReply, PolicyReply, ScheduleReply};
 use sendense_api::{
-    Day, Execution, ExecutionVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyRules, PolicyVerification, Retention,
-    Schedule, ScheduleRules, ScheduleWindow,
+    Day, Execution, ExecutionVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyRules, PolicyVerification,
+    Retention, Schedule, ScheduleRules, ScheduleWindow,
 };
 use sendense_types::{ExecutionState, Timestamp, VmOutcome};
 use serde::de::DeserializeOwned;

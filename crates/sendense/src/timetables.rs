@@ -3,7 +3,8 @@
 use crate::output::{bytes, moment, or_dash};
 use crate::tables::{Table, facts, words};
 use sendense_api::{
-    Execution, ExecutionVm, Occurrence, Policy, PolicyOrder, PolicyPlan, PolicyRules, Retention, Schedule, ScheduleRules,
+    Execution, ExecutionVm, Occurrence, Policy, PolicyOrder, PolicyPlan, PolicyRules, Retention, Schedule,
+    ScheduleRules, VanishedVm,
 };
 
 /// Policies.
@@ -110,6 +111,12 @@ fn keeps(retention: &Retention) -> String {
     let said: Vec<String> =
         rules.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{count} {name}")).collect();
     said.join(", ")
+}
+
+/// Of a machine that is not found any more, in a sentence.
+pub fn vanished(vm: &VanishedVm) -> String {
+    let seen = vm.discovered_at.map(|at| format!(", last seen {}", moment(at))).unwrap_or_default();
+    format!("{} is not found any more{seen}; its points stay, the newest of {}", vm.vm_name, moment(vm.newest_point_at))
 }
 
 /// What retention would do, in a sentence.

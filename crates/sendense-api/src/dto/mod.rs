@@ -23,8 +23,8 @@ mod token;
 mod vm;
 
 pub use backup::{
-    Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup, Deletion,
-    BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX, UpdateBackup, VerifyBackup,
+    BYTES_PER_SECOND_MIN, Backup, BackupDisk, BackupFilter, CbtAudit, CreateBackup, DeleteQuery, DeletedBackup,
+    Deletion, TIME_LIMIT_SECONDS_MAX, UpdateBackup, VerifyBackup,
 };
 pub use chain::{Chain, ChainBackup, ChainQuery};
 pub use event::{Alert, AlertKind, Event, LeftOverAlert, LeftOverKind, LeftOverState, SpaceAlert};
@@ -43,6 +43,7 @@ pub use node::{
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use policy::{
     PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan, PolicyRules, PolicyVerification, Retention,
+    VanishedVm,
 };
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{

@@ -207,6 +207,9 @@ pub struct PolicyPlan {
     pub vms: Vec<PlannedVm>,
     /// Patterns that no VM matches; and as `tag PROD` or `folder DC/vm` tags and folders that no VM has.
     pub unmatched: Vec<String>,
+    /// VMs that it means and that their sources do not have any more, by name. Their points stay until somebody deletes them.
+    #[serde(default)]
+    pub vanished: Vec<VanishedVm>,
     /// Points that its retention would delete now.
     pub deleted: u64,
     /// Points that would be merged into later ones after backups: no rule keeps them, and what they hold is needed.
@@ -217,6 +220,22 @@ pub struct PolicyPlan {
     pub freed_bytes: u64,
     /// Chains that the next backups would make too long: each ends with a full, made beside the backups, one after another.
     pub chains_ended: u64,
+}
+
+/// A VM that a policy means, that has points, and that no discovery finds any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VanishedVm {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// When it was seen last.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub discovered_at: Option<Timestamp>,
+    /// When its newest point was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub newest_point_at: Timestamp,
 }
 
 /// A VM of a [`PolicyPlan`].

@@ -32,6 +32,7 @@ impl App {
         checks.push(self.check_left_over().await);
         checks.push(self.check_left_behind().await);
         checks.push(self.check_hooks().await);
+        checks.push(self.check_vanished().await);
         Ok(DebugHealth {
             status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
             version: version(),
@@ -126,6 +127,17 @@ impl App {
                          not answer (see the tasks' logs)"
                     ),
                 )),
+            }
+        })
+        .await
+    }
+
+    async fn check_vanished(&self) -> HealthCheck {
+        check("vanished machines", async {
+            let told = self.all_vanished().await.map_err(|problem| (CheckStatus::Failed, problem.message))?;
+            match told.len() {
+                0 => Ok("every machine that policies mean is found".to_owned()),
+                _ => Err((CheckStatus::Degraded, some_of(&told))),
             }
         })
         .await

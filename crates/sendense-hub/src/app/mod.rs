@@ -26,8 +26,9 @@ mod selector;
 pub(crate) mod sources;
 mod tasks;
 pub(crate) mod tell;
-mod turns;
 pub(crate) mod tokens;
+mod turns;
+mod vanished;
 pub(crate) mod vms;
 mod wire;
 

@@ -84,6 +84,7 @@ impl App {
             repository_id: repository_id.clone(),
             vms: Vec::new(),
             unmatched,
+            vanished: self.vanished_of(&rules).await?,
             deleted: 0,
             merged: 0,
             kept: 0,

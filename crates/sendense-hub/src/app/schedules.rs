@@ -135,6 +135,8 @@ impl App {
         let rules = rules_of(&policy)?;
         let (vms, _) = self.machines_of(&rules).await?;
         let vms = self.in_turn(&rules, vms).await?;
+        let vanished = self.vanished_words(&rules).await?;
+        let reason = [reason, vanished].into_iter().flatten().reduce(|all, one| format!("{all}; {one}"));
         let new = catalog::NewExecution {
             execution_id: ExecutionId::generate(),
             schedule_id: row.schedule_id.clone(),

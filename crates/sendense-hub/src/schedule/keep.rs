@@ -280,6 +280,11 @@ async fn move_on(app: &App, execution: &Execution, schedule: Option<&catalog::Sc
     }
     if vms.iter().all(|vm| vm.outcome.is_final()) {
         let (state, reason) = summary(&vms);
+        // How it ended comes first, and what was told of its begin stays.
+        let reason = reason.map(|ended| match &execution.reason {
+            Some(begun) => format!("{ended}; {begun}"),
+            None => ended,
+        });
         let executions = app.core.catalog.executions();
         executions
             .finish(&execution.execution_id, &app.core.lease, state, reason.as_deref(), now)

@@ -122,6 +122,9 @@ fn print_plan(plan: &PolicyPlan) {
     for pattern in &plan.unmatched {
         say(format!("no VM matches {pattern}"));
     }
+    for vm in &plan.vanished {
+        say(timetables::vanished(vm));
+    }
     say(timetables::retained(plan));
     if let Some(told) = timetables::chains_ended(plan) {
         say(told);

@@ -261,3 +261,62 @@ async fn what_has_ended_long_ago_is_forgotten() {
     assert_eq!(house.status(&made.backup_id).await, BackupStatus::Completed);
     house.fixture.hub.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_vanishes_is_told_as_long_as_it_has_points() {
+    let house = House::new(|_| ()).await;
+    let folder = house.fixture.folder.path().join("vms");
+    for name in ["db", "other", "web"] {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+        std::fs::write(folder.join(name).join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    }
+    let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["db", "web", "new"], "repository_id": "two"})),
+        ("schedules", json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    let run = async |number| {
+        let begun = house.fixture.call("POST", "/api/v1/schedules/yearly/trigger", Some(Role::Operator)).await;
+        assert!(begun.status.is_success(), "{begun:?}");
+        ended(&house.fixture, "yearly", number).await[0].clone()
+    };
+    let health = async || {
+        let answer = house.fixture.call("GET", "/api/v1/debug/health", Some(Role::Viewer)).await;
+        let checks = answer.body["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"] == "vanished machines").unwrap()
+    };
+    let first = run(1).await;
+    assert_eq!((&first["state"], &first["reason"]), (&json!("completed"), &Value::Null), "{first:#}");
+    assert_eq!(health().await["status"], "ok");
+
+    // One that no policy means goes, too, and nobody misses it.
+    for name in ["other", "web"] {
+        std::fs::remove_dir_all(folder.join(name)).unwrap();
+    }
+    house.client.discover_source("images").await.unwrap();
+    let second = run(2).await;
+    assert_eq!(second["state"], "completed", "{second:#}");
+    assert_eq!(second["reason"], "not found any more: web");
+    let plan = house.fixture.call("GET", "/api/v1/policies/gold/plan", Some(Role::Viewer)).await;
+    let vanished = plan.body["plan"]["vanished"].as_array().unwrap_or_else(|| panic!("{:#}", plan.body));
+    assert_eq!(vanished.len(), 1, "{vanished:#?}");
+    assert_eq!((&vanished[0]["vm_name"], &vanished[0]["vm_context_id"]), (&json!("web"), &json!(vms[2])));
+    assert_eq!(plan.body["plan"]["unmatched"], json!(["web", "new"]));
+    let told = health().await;
+    assert_eq!(
+        (&told["status"], &told["detail"]),
+        (&json!("degraded"), &json!("policy gold: not found any more: web"))
+    );
+
+    // Who deletes its points has decided.
+    let filter = sendense_api::BackupFilter { vm_name: Some("web".to_owned()), ..Default::default() };
+    for point in house.client.list_backups(&filter).await.unwrap().items {
+        house.client.delete_backup(&point.backup_id, &Default::default()).await.unwrap();
+    }
+    assert_eq!(health().await["status"], "ok");
+    assert_eq!(run(3).await["reason"], Value::Null);
+    house.fixture.hub.shutdown().await;
+}

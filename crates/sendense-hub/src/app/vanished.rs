@@ -1,0 +1,66 @@
+//! Machines that policies mean and that their sources do not have any more. Nobody backs them up, and nobody may have noticed.
+//!
+//! Only those count that have points: who deletes the points has decided.
+
+use super::App;
+use super::selector::Selector;
+use crate::fault::{OrProblem, Result};
+use sendense_api::{PolicyRules, VanishedVm};
+use sendense_catalog as catalog;
+use sendense_types::VmContextId;
+
+/// Names that a sentence tells.
+const NAMED_MAX: usize = 10;
+/// Machines whose points are asked for at once.
+const AT_ONCE: usize = 500;
+
+impl App {
+    /// The machines that a policy means and that are not found any more, by name.
+    pub(crate) async fn vanished_of(&self, rules: &PolicyRules) -> Result<Vec<VanishedVm>> {
+        let mut selector = Selector::new(rules);
+        let filter = catalog::VmFilter { present: Some(false), ..catalog::VmFilter::default() };
+        let (mut gone, mut offset) = (Vec::new(), 0);
+        loop {
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
+            let (vms, _) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
+            offset += vms.len() as u64;
+            let is_last = (vms.len() as u64) < catalog::Page::LIMIT_MAX;
+            gone.extend(vms.into_iter().filter(|vm| selector.means(vm)));
+            if is_last {
+                break;
+            }
+        }
+        let mut vanished = Vec::new();
+        for part in gone.chunks(AT_ONCE) {
+            let ids: Vec<VmContextId> = part.iter().map(|vm| vm.vm_context_id.clone()).collect();
+            let points = self.core.catalog.backups().newest_of_vms(&ids).await.or_problem()?;
+            vanished.extend(part.iter().filter_map(|vm| {
+                let point = points.get(&vm.vm_context_id)?;
+                Some(VanishedVm {
+                    vm_context_id: vm.vm_context_id.clone(),
+                    vm_name: vm.vm_name.to_string(),
+                    discovered_at: vm.last_seen_at,
+                    newest_point_at: point.created_at,
+                })
+            }));
+        }
+        Ok(vanished)
+    }
+
+    /// What a person should know of it, if there are any.
+    pub(super) async fn vanished_words(&self, rules: &PolicyRules) -> Result<Option<String>> {
+        let vanished = self.vanished_of(rules).await?;
+        let names: Vec<&str> = vanished.iter().take(NAMED_MAX).map(|vm| vm.vm_name.as_str()).collect();
+        let more = if vanished.len() > NAMED_MAX { " …" } else { "" };
+        Ok((!vanished.is_empty()).then(|| format!("not found any more: {}{more}", names.join(", "))))
+    }
+
+    /// What all policies miss, in words, each with the policy's name.
+    pub(super) async fn all_vanished(&self) -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        for (policy, rules) in self.all_policies().await? {
+            told.extend(self.vanished_words(&rules).await?.map(|words| format!("policy {}: {words}", policy.name)));
+        }
+        Ok(told)
+    }
+}
