@@ -383,6 +383,10 @@ impl Traffic {
     }
 
     fn rate(mut self, now: Instant) -> u64 {
+        // Nothing has come for longer than a rate is taken over: what came before is long gone.
+        if now.saturating_duration_since(self.since) >= 2 * Self::WINDOW {
+            return 0;
+        }
         self.turn(now);
         self.bytes_per_second
     }
@@ -529,5 +533,9 @@ mod tests {
         assert_eq!(traffic.rate(start + Duration::from_secs(5)), 400);
         traffic.add(0, start + Duration::from_secs(5));
         assert_eq!(traffic.rate(start + Duration::from_secs(20)), 0);
+        // The last bytes of a transfer are told for as long as a rate is taken over, and no longer.
+        traffic.add(5000, start + Duration::from_secs(20));
+        assert_eq!(traffic.rate(start + Duration::from_secs(25)), 1000);
+        assert_eq!(traffic.rate(start + Duration::from_secs(30)), 0);
     }
 }

@@ -1,11 +1,12 @@
 //! Nodes: letting one in, what it may do, and putting it out again.
 
-use crate::hub::{Hub, cli, field, path, text, tool};
+use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool};
 use crate::proxy::Proxy;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 /// A hub that serves TLS with a certificate of its own making, as nodes need it.
 pub struct TlsHub {
@@ -28,6 +29,22 @@ impl TlsHub {
             tool("openssl", "openssl", &["x509", "-noout", "-fingerprint", "-sha256", "-in", path(&certificate)]);
         let fingerprint = shown.trim().rsplit('=').next().unwrap().to_owned();
         Self { hub, certificate, fingerprint }
+    }
+
+    /// Starts it once more, where its nodes know it.
+    pub fn start_again(&mut self, dir: &Path, more: &[&str]) {
+        let listen = format!("0.0.0.0:{}", self.hub.url.rsplit(':').next().unwrap());
+        let patience = Instant::now() + PATIENCE;
+        self.hub = loop {
+            match Hub::launch(dir, "hub", &[&["--listen", &listen], more].concat()) {
+                Ok(hub) => break hub,
+                // Nothing holds the port meanwhile: somebody's connection may have got it for its own end.
+                Err(log) if log.contains("Address already in use") && Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(log) => panic!("{log}"),
+            }
+        };
     }
 
     /// The command line as the administrator.

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// A node's process.
 pub struct Node {
     child: Child,
@@ -29,7 +31,7 @@ impl Node {
     }
 
     /// The same, and waits for nothing.
-    fn spawn(dir: &Path, more: &[&str]) -> Self {
+    pub fn spawn(dir: &Path, more: &[&str]) -> Self {
         let (folder, log) = (dir.join("node"), dir.join("node.log"));
         let child = Command::new(SENDENSE)
             .args(["node", "--name", "SITE-A", "--data-dir", path(&folder), "--allow-path", path(&dir.join("site"))])
@@ -54,6 +56,11 @@ impl Node {
     pub fn kill_9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Whether it has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits until it ends by itself.
@@ -147,18 +154,7 @@ impl Site {
 
     /// Starts the hub again where its node knows it.
     pub fn start_hub_again(&mut self, more: &[&str]) {
-        let listen = format!("0.0.0.0:{}", self.hub.hub.url.rsplit(':').next().unwrap());
-        let patience = Instant::now() + PATIENCE;
-        self.hub.hub = loop {
-            match Hub::launch(self.path(), "hub", &[&["--listen", &listen], more].concat()) {
-                Ok(hub) => break hub,
-                // Nothing holds the port meanwhile: somebody's connection may have got it for its own end.
-                Err(log) if log.contains("Address already in use") && Instant::now() < patience => {
-                    std::thread::sleep(Duration::from_millis(500));
-                }
-                Err(log) => panic!("{log}"),
-            }
-        };
+        self.hub.start_again(self.dir.path(), more);
     }
 
     /// Waits until a backup is as told.
@@ -170,6 +166,19 @@ impl Site {
                 return backup;
             }
             assert!(Instant::now() < patience, "{backup:#}\n{}\n{}", self.hub.hub.log(), node.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until the list says this of the node.
+    fn listed(&self, node: &Node, is: impl Fn(&Value) -> bool) -> Value {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let listed = self.hub.json(&["node", "list"])["nodes"][0].clone();
+            if is(&listed) {
+                return listed;
+            }
+            assert!(Instant::now() < patience, "{listed:#}\n{}", node.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -256,19 +265,33 @@ fn a_machine_behind_a_node_is_backed_up_and_comes_back() {
 #[test]
 fn a_broken_line_is_gone_on_over_and_a_killed_node_ends_its_backup() {
     let proxy = Proxy::start();
-    let site = Site::new(102, 16 << 20, Some(&proxy));
+    let site = Site::new(102, 24 << 20, Some(&proxy));
     let mut node = site.node(&["--bandwidth", "2MB"]);
     site.discover();
     let id = site.start_backup();
     site.until_moving(&id, &node);
+    let at_work = site.listed(&node, |listed| listed["bytes_per_second"] != 0);
+    assert_eq!((&at_work["running_backups"], field(&at_work, "status")), (&1.into(), "online"), "{at_work:#}");
+    assert_eq!((field(&at_work, "version"), &at_work["sources"]), (VERSION, &serde_json::json!(["images"])));
+    // What may go and what goes: a limit of 2 MB a second, and what the hub says of its last seconds.
+    let pace = at_work["bytes_per_second"].as_u64().unwrap();
+    assert!(pace <= 4_000_000, "{at_work:#}");
+    let shown = site.hub.ok(&["node", "list"]);
+    for told in ["SITE-A", "online", VERSION, "images", "/s"] {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    // It is heard again and again while it works.
+    let seen = field(&at_work, "last_seen_at").to_owned();
+    site.listed(&node, |listed| field(listed, "last_seen_at") > seen.as_str());
     // Every connection breaks at once and none comes through for some seconds.
     proxy.cut();
     std::thread::sleep(Duration::from_secs(4));
     proxy.mend();
     let done = site.ends(&id, &node, "completed");
-    // What was stored was not sent again: the disk's bytes came once, and a batch of each of 8 streams at most twice.
-    assert_eq!(done["bytes_transferred"].as_u64(), Some(16 << 20));
+    // What was stored was not sent again: the disk's bytes came once, and a batch of each of 16 streams at most twice.
+    assert_eq!(done["bytes_transferred"].as_u64(), Some(24 << 20));
     site.holds(&id);
+    site.listed(&node, |listed| (&listed["running_backups"], &listed["bytes_per_second"]) == (&0.into(), &0.into()));
 
     let id = site.start_backup();
     site.until_moving(&id, &node);

@@ -1,43 +1,53 @@
 //! Backups through a node that go on when the hub was restarted, from what is durable, and those that do not.
 
 use crate::hub::{field, path, tool, tree};
+use crate::nodes::TlsHub;
 use crate::proxy::Proxy;
 use crate::remote_backup::{Node, Site, find};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 /// How long anything may take that a test waits for here.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-impl Site {
-    /// Waits until so many bytes of a backup's image are written, and its disk was marked as durable after that.
-    fn until_durable(&self, id: &str, node: &Node, bytes: u64) {
-        let patience = Instant::now() + PATIENCE;
-        let wait = |what: &str| {
-            assert!(Instant::now() < patience, "{what}\n{}\n{}", self.hub.hub.log(), node.log());
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        let draft = || find(&self.path().join("repo"), &format!(".draft-{id}"));
-        let file = |name: &str| draft()?.join(name).metadata().ok();
-        while file("disk-0.qcow2").is_none_or(|image| image.len() < bytes) {
-            wait("too little is stored");
-        }
-        // The mark that comes next may have been begun before; the one after it was not.
-        for _ in 0..2 {
-            let before = file("disk-0.mark").map(|mark| mark.ino());
-            while file("disk-0.mark").map(|mark| mark.ino()) == before {
-                wait("no mark");
-            }
+/// Waits until so many bytes of a backup's image are written, and its disk was marked as durable after that.
+pub fn until_durable(hub: &TlsHub, dir: &Path, id: &str, node: &Node, bytes: u64) {
+    let patience = Instant::now() + PATIENCE;
+    let wait = |what: &str| {
+        assert!(Instant::now() < patience, "{what}\n{}\n{}", hub.hub.log(), node.log());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let draft = || find(&dir.join("repo"), &format!(".draft-{id}"));
+    let file = |name: &str| draft()?.join(name).metadata().ok();
+    while file("disk-0.qcow2").is_none_or(|image| image.len() < bytes) {
+        wait("too little is stored");
+    }
+    // The mark that comes next may have been begun before; the one after it was not.
+    for _ in 0..2 {
+        let before = file("disk-0.mark").map(|mark| mark.ino());
+        while file("disk-0.mark").map(|mark| mark.ino()) == before {
+            wait("no mark");
         }
     }
+}
 
-    /// What each restart of the hub found durable, by the task's log.
+/// What each restart of the hub found durable, by the task's log.
+pub fn durable(hub: &TlsHub, id: &str) -> Vec<u64> {
+    let log = hub.ok(&["backup", "log", id]);
+    let found = log.lines().filter_map(|line| line.split_once(" bytes are durable and are not sent again"));
+    found.map(|(before, _)| before.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+impl Site {
+    fn until_durable(&self, id: &str, node: &Node, bytes: u64) {
+        until_durable(&self.hub, self.path(), id, node, bytes);
+    }
+
     fn durable(&self, id: &str) -> Vec<u64> {
-        let log = self.hub.ok(&["backup", "log", id]);
-        let found = log.lines().filter_map(|line| line.split_once(" bytes are durable and are not sent again"));
-        found.map(|(before, _)| before.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+        durable(&self.hub, id)
     }
 
     fn has_no_records(&self) -> bool {
