@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::Instant;
 
 /// An ext4 of its own on a loop device; thawed and unmounted when dropped.
-struct Volume(PathBuf);
+pub struct Volume(pub PathBuf);
 
 impl Volume {
-    fn mount(dir: &Path, name: &str) -> Self {
+    pub fn mount(dir: &Path, name: &str) -> Self {
         let (image, at) = (dir.join(format!("{name}.ext4")), dir.join(name));
         std::fs::create_dir_all(&at).unwrap();
         std::fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
@@ -21,11 +21,11 @@ impl Volume {
         Self(at)
     }
 
-    fn freeze(&self) {
+    pub fn freeze(&self) {
         tool("util-linux", "fsfreeze", &["--freeze", path(&self.0)]);
     }
 
-    fn thaw(&self) {
+    pub fn thaw(&self) {
         tool("util-linux", "fsfreeze", &["--unfreeze", path(&self.0)]);
     }
 }

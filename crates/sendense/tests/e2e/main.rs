@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod appliance;
+mod backpressure;
 mod bad_day;
 mod chains;
 mod databases;
