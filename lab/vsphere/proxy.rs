@@ -86,7 +86,8 @@ impl Proxy {
         Self { port, pem: made.cert.pem(), state }
     }
 
-    /// The `nth` call of the method from now on (1 is the next one), and the `times - 1` after it, run into trouble.
+    /// The `nth` call of the method from now on (1 is the next one), and the `times - 1` after it, run into trouble. The method
+    /// `*` is any.
     pub fn arm(&self, method: &str, nth: usize, times: usize, trouble: Trouble) {
         self.state.lock().unwrap().armed.push((method.to_owned(), nth - 1, trouble, times));
     }
@@ -99,6 +100,11 @@ impl Proxy {
     /// The requests of the product that are not in the schema's order.
     pub fn misfits(&self) -> Vec<String> {
         self.state.lock().unwrap().misfits.clone()
+    }
+
+    /// Calls of all methods until now.
+    pub fn calls(&self) -> usize {
+        self.state.lock().unwrap().calls.values().sum()
     }
 
     /// How often a method was called until now.
@@ -116,7 +122,7 @@ fn handle(state: &Mutex<State>, upstream: u16, head: &str, body: &str) -> Option
         *state.calls.entry(method.clone()).or_default() += 1;
         let mut found = None;
         for (armed, left, trouble, times) in &mut state.armed {
-            if *armed == method && *times > 0 {
+            if (*armed == method || armed == "*") && *times > 0 {
                 if *left > 0 {
                     *left -= 1;
                 } else if found.is_none() {

@@ -56,5 +56,6 @@ mod vsphere_account;
 mod vsphere_bulk;
 mod vsphere_chain;
 mod vsphere_deltas;
+mod vsphere_node;
 mod vsphere_points;
 mod vsphere_sessions;

@@ -16,21 +16,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A machine with a model of its only disk.
-struct Machine<'lab> {
+pub struct Machine<'lab> {
     file: PathBuf,
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     vim: Vim,
     guest: Guest<'lab>,
 }
 
 impl<'lab> Machine<'lab> {
-    fn new(lab: &'lab Lab, size: u64) -> Self {
+    pub fn new(lab: &'lab Lab, size: u64) -> Self {
         let vim = lab.vim();
         let guest = lab.machine(&vim, "web", &[size]);
         Self { file: guest.file(&vim, 0), bytes: vec![0; size as usize], vim, guest }
     }
 
-    fn write(&mut self, at: usize, bytes: &[u8]) {
+    pub fn write(&mut self, at: usize, bytes: &[u8]) {
         write(&self.file, at as u64, bytes);
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
