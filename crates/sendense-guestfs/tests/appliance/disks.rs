@@ -3,12 +3,13 @@
 use super::Test;
 use super::images::{Served, digest, digests, digests_of, folder, kit, open, path, read, sh, volume};
 use sendense_guestfs::meta::{Consistency, State};
-use sendense_guestfs::{Error, Session};
+use sendense_guestfs::{Error, Reason, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
     ("a_volume_that_the_native_reader_refuses", a_volume_that_the_native_reader_refuses),
+    ("checksums_that_the_native_reader_does_not_know", checksums_that_the_native_reader_does_not_know),
     ("what_is_readable_or_damaged_stays_native", what_is_readable_or_damaged_stays_native),
     ("logs_are_replayed_and_the_image_stays_as_it_is", logs_are_replayed_and_the_image_stays_as_it_is),
     ("a_striped_logical_volume", a_striped_logical_volume),
@@ -51,6 +52,27 @@ fn a_volume_that_the_native_reader_refuses() {
     assert_eq!(digests(&session, "disk"), digests_of(&dir.path().join("expected")));
     Box::new(session).close();
     assert_eq!(digest(&image), before);
+}
+
+/// The reader refuses them by name, and the guest's kernel reads them: with the modules that no table says it needs.
+fn checksums_that_the_native_reader_does_not_know() {
+    let dir = folder();
+    sh(dir.path(), &format!("{TREE}; rm -r tree/sparse tree/fifo"));
+    for (option, name) in [("xxhash", "xxhash64"), ("blake2", "blake2b")] {
+        sh(
+            dir.path(),
+            &format!("rm -f disk.img; truncate -s 128M disk.img; mkfs.btrfs -q --csum {option} -r tree disk.img"),
+        );
+        let image = dir.path().join("disk.img");
+        let served = Arc::new(Served::raw(&image));
+        let session = open(&image, &served);
+        let refused = session.native().volumes().unwrap().remove(0).state;
+        assert_eq!(refused, State::Unsupported(Reason(format!("btrfs checksums {name}"))));
+        let volume = session.volumes().unwrap().remove(0);
+        let told = (&*volume.kind, &volume.state, volume.consistency, session.is_taken(&volume.id));
+        assert_eq!(told, ("btrfs", &State::Readable, Some(Consistency::Clean), true), "{volume:?}");
+        assert_eq!(digests(&session, "disk"), digests_of(&dir.path().join("tree")), "{name}");
+    }
 }
 
 fn what_is_readable_or_damaged_stays_native() {
