@@ -130,6 +130,8 @@ pub struct Limits {
     /// The most bytes that it reads in a second: a quarter of what one spinning disk gives leaves the rest to backups, and is
     /// 160 TB in a month.
     pub verify_bytes_per_second: u64,
+    /// The most bytes that a merge moves or checks in a second which nobody asked for: half of what one spinning disk gives.
+    pub merge_bytes_per_second: u64,
     /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 lets chains grow to 256, where
     /// backups make a full by themselves. Sixty open files for a disk's restore, and two months of daily points. Machines of a
     /// fleet exceed it by up to half as much, each by another number.
@@ -167,6 +169,7 @@ impl Default for Limits {
             verify_after_days: 30,
             verify_deep: false,
             verify_bytes_per_second: 64 << 20,
+            merge_bytes_per_second: 128 << 20,
             chain_points_max: 60,
             history_days: 90,
             upkeep_period: Duration::from_secs(60),

@@ -271,19 +271,27 @@ impl Image {
         let table_entries = cluster_bytes / 8;
         let table_bits = 2 * bits - 3;
         let l1_index = at >> table_bits;
-        let l1_entries = self.header.size.0.div_ceil(1 << table_bits);
-        let l1 = self.entry_slice(self.header.l1_table_offset, l1_index, l1_entries)?;
+        let Some(table) = self.table_at(l1_index).map_err(|error| error.at(ByteOffset(at)))? else {
+            return Ok(Found::Hole { end: (l1_index + 1) << table_bits });
+        };
+        let (slice, first) = self.entry_slice(table, (at >> bits) % table_entries, table_entries)?;
+        Ok(Found::Entries(slice, first))
+    }
+
+    /// Where an L2 table lies that the disk has; none where nothing of it is held.
+    pub(crate) fn table_at(&self, number: u64) -> Result<Option<ByteOffset>> {
+        let (bits, cluster_bytes) = (self.header.cluster_bits, self.header.cluster_bytes());
+        let entries = self.header.size.0.div_ceil(1 << (2 * bits - 3));
+        let l1 = self.entry_slice(self.header.l1_table_offset, number, entries)?;
         let raw = l1.0[l1.1];
         let table = ByteOffset(raw & OFFSET_MASK);
         if table.0 == 0 {
-            return Ok(Found::Hole { end: (l1_index + 1) << table_bits });
+            return Ok(None);
         }
         if !table.0.is_multiple_of(cluster_bytes) || table.0 + cluster_bytes > self.file.size().0 {
-            return Err(Error::new(Kind::Corrupt, format!("L1 entry {l1_index} ({raw:#x}) is no place for a table"))
-                .at(ByteOffset(at)));
+            return Err(Error::new(Kind::Corrupt, format!("L1 entry {number} ({raw:#x}) is no place for a table")));
         }
-        let (slice, first) = self.entry_slice(table, (at >> bits) % table_entries, table_entries)?;
-        Ok(Found::Entries(slice, first))
+        Ok(Some(table))
     }
 
     /// The slice of a table of `entries` that holds `index`, and where in it.

@@ -24,4 +24,4 @@ pub use chain::{Chain, Holder, Layer};
 pub use gate::{Gate, Opened};
 pub use header::{BackingRef, Compression};
 pub use image::{Image, Mapping};
-pub use writer::{Backing, Held, Mark, Observer, Sealed, Spec, Storage, Writer};
+pub use writer::{Backing, Held, Kept, Mark, Observer, Part, Patch, Sealed, Spec, Storage, Writer};

@@ -238,6 +238,14 @@ impl Reservation {
         Ok(more - promised)
     }
 
+    /// Promises more, all of it or nothing: [`Kind::NoSpace`].
+    pub(crate) fn grow(&self, bytes: u64) -> Result<()> {
+        let mut left = self.left.lock();
+        self.capacity.promise(bytes)?;
+        left.promised_bytes += bytes;
+        Ok(())
+    }
+
     /// Gives everything back. Whoever still comes to write is refused.
     pub(crate) fn close(&self) {
         let mut left = self.left.lock();

@@ -25,6 +25,7 @@ pub mod draft;
 pub mod error;
 pub mod extract;
 pub mod hold;
+pub mod humble;
 pub mod layout;
 pub mod list;
 pub mod lock;

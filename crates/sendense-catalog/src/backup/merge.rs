@@ -2,10 +2,11 @@
 
 use super::{Backup, Backups, delete, life};
 use crate::counts::BackupChanges;
+use crate::entity::backups::{ActiveModel, Model};
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::{entity, value};
 use sea_orm::{ActiveValue::Set, EntityTrait};
-use sendense_types::{BackupId, BackupStatus, Timestamp};
+use sendense_types::{BackupId, BackupStatus, Timestamp, VerifyDepth, VerifyState};
 use std::collections::BTreeSet;
 
 impl Backups<'_> {
@@ -38,11 +39,16 @@ impl Backups<'_> {
                     return Err(Conflict::WrongState { what, id, state: row.status }.into());
                 }
                 life::replace_disks(&tx, &row, successor.parent_backup_id.as_ref(), &successor.disks).await?;
+                let other = match going {
+                    Some(going) => Some(entity::backups::Entity::find_by_id(going.as_str()).one(&*tx).await?),
+                    None => None,
+                };
+                let proof = proof(&row, other);
                 let set = entity::backups::ActiveModel {
                     backup_type: Set(successor.backup_type.as_str().to_owned()),
                     parent_backup_id: Set(successor.parent_backup_id.as_ref().map(|id| id.as_str().to_owned())),
                     bytes_stored: Set(value::store_u64("bytes_stored", successor.bytes_stored)?),
-                    ..Default::default()
+                    ..proof
                 };
                 life::update(&tx, &row.backup_id, set).await?;
                 let mut changes = BackupChanges::became(&row, BackupStatus::Completed, successor.backup_type.as_str());
@@ -52,5 +58,36 @@ impl Backups<'_> {
                 changes.write(&tx).await
             })
             .await
+    }
+}
+
+/// What is known of a point that took over what others held: no more than of them. Parts of their files may have become its own
+/// without having been read. `other` is the one that goes; none where it is gone already, and nothing at all where none goes.
+fn proof(row: &Model, other: Option<Option<Model>>) -> ActiveModel {
+    let is_sound = |row: &Model| row.verify_state.as_deref() == Some(VerifyState::Sound.as_str());
+    // What is said of a damaged one stays until somebody looks again. Where the other is gone this was written before.
+    if !is_sound(row) || other.as_ref().is_some_and(Option::is_none) {
+        return ActiveModel::default();
+    }
+    let Some(other) = other.flatten().filter(|other| is_sound(other)) else {
+        return ActiveModel {
+            verify_state: Set(None),
+            verify_depth: Set(None),
+            verified_at: Set(None),
+            verify_bytes: Set(None),
+            verify_ms: Set(None),
+            verify_finding: Set(None),
+            deep_verified_at: Set(None),
+            ..Default::default()
+        };
+    };
+    let deep = VerifyDepth::Deep.as_str();
+    let both = |row: &Model| row.verify_depth.as_deref() == Some(deep);
+    let depth = if both(row) && both(&other) { VerifyDepth::Deep } else { VerifyDepth::AtRest };
+    ActiveModel {
+        verify_depth: Set(Some(depth.as_str().to_owned())),
+        verified_at: Set(row.verified_at.min(other.verified_at)),
+        deep_verified_at: Set(row.deep_verified_at.min(other.deep_verified_at)),
+        ..Default::default()
     }
 }

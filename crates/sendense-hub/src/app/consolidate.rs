@@ -55,6 +55,7 @@ impl App {
             repository_id: chain.repository_id.clone(),
             backup_ids: going.clone(),
             full: full.clone(),
+            aside: false,
         };
         let is_nothing = going.is_empty() && full.is_none();
         let task_id = match how.dry_run || is_nothing {
@@ -100,6 +101,7 @@ impl App {
             repository_id: of.repository_id.clone(),
             backup_ids: Vec::new(),
             full: Some(of.backup_id.clone()),
+            aside: true,
         };
         if !is_too_long(longest, said, &of.vm_context_id) || self.is_merging(&work).await? {
             return Ok(());

@@ -37,6 +37,7 @@ impl App {
                 repository_id: row.repository_id,
                 backup_ids: vec![id.clone()],
                 full: None,
+                aside: false,
             };
             Some(self.make_task(caller, Work::Merge(work), catalog::TaskSubject::Backup(id.clone())).await?.task_id)
         };
@@ -75,6 +76,7 @@ impl App {
                 repository_id: repository_id.clone(),
                 backup_ids,
                 full: None,
+                aside: true,
             };
             if !self.is_merging(&work).await? {
                 let subject = catalog::TaskSubject::Repository(repository_id.clone());

@@ -198,6 +198,7 @@ mod tests {
                 repository_id: repository_id.clone(),
                 backup_ids: vec![backup_id],
                 full: None,
+                aside: false,
             }),
             Work::Import(ImportWork { repository_id }),
         ]

@@ -2,16 +2,17 @@
 
 use super::handle::Handle;
 use super::lease;
-use super::work::MergeWork;
+use super::work::{MergeWork, VerifyWork};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
 use crate::maintenance::Use;
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
 use sendense_catalog::TaskClaim;
-use sendense_repo::merge::Options;
+use sendense_repo::merge::{Options, Way};
 use sendense_repo::{Hold, Kind, Manifest, Repository};
-use sendense_types::{BackupId, Problem, ProblemCode};
+use sendense_types::{BackupId, Problem, ProblemCode, VerifyState};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +141,15 @@ async fn one(
     if !is_full {
         changed.extend(core.catalog.backups().children(id).await.or_problem()?);
     }
+    let below = if is_full { core.catalog.backups().with_all_below(id).await } else { Ok(Vec::new()) };
+    let read: BTreeSet<BackupId> = match below {
+        Ok(below) => changed.iter().cloned().chain(below.into_iter().map(|point| point.backup_id)).collect(),
+        // The repository knows whether it is there.
+        Err(error) if error.kind() == catalog::Kind::NotFound => changed.iter().cloned().collect(),
+        Err(error) => return Err(crate::fault::of_catalog(&error).into()),
+    };
+    let way = way(core, &read).await?;
+    let pace = work.aside.then_some(core.limits.merge_bytes_per_second);
     let hub = core.clone();
     hub.running.make_way(&changed).await;
     let make_way = async {
@@ -153,6 +163,7 @@ async fn one(
     let asked = cancel.clone();
     let _hook = handle.cancel.on_cancel(move || asked.cancel());
     let (progress, who) = (handle.measure_verify(), handle.task_id.to_string());
+    let of_core = core;
     let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
     let (watched, claim, runtime) = (handle.clone(), claim.clone(), tokio::runtime::Handle::current());
     let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
@@ -160,7 +171,7 @@ async fn one(
             true => repository.plan_full(&vm, &id)?,
             false => repository.plan_merge(&vm, &id, core.now())?,
         };
-        let options = Options { threads: THREADS, who, patience: PATIENCE };
+        let options = Options { threads: THREADS, who, patience: PATIENCE, way, humble: true, bytes_per_second: pace };
         let refuse = || {
             if runtime.block_on(lease::check(&core, &watched, &claim)).is_err() {
                 return Err(sendense_repo::Error::new(Kind::Fenced, "another hub took the task over"));
@@ -172,9 +183,47 @@ async fn one(
         let hold = repository.hold(&vm, &manifest.backup_id).unwrap_or_default();
         Ok((manifest, hold))
     });
-    tokio::select! {
-        done = done => Ok(done??),
+    let done = tokio::select! {
+        done = done => done?,
         never = make_way => never,
+    };
+    if matches!(&done, Err(error) if matches!(error.kind, Kind::Corrupt { .. })) {
+        look_closer(of_core, handle, work, &read).await;
+    }
+    Ok(done?)
+}
+
+/// What of an image is shared or copied as it is, is not looked at block by block: not where damage is known of.
+async fn way(core: &Core, read: &BTreeSet<BackupId>) -> Result<Way> {
+    for id in read {
+        let found = match core.catalog.backups().get(id).await {
+            Ok(point) => point.verification,
+            // The repository knows whether it is there.
+            Err(error) if error.kind() == catalog::Kind::NotFound => continue,
+            Err(error) => return Err(crate::fault::of_catalog(&error)),
+        };
+        if found.is_some_and(|found| found.state != VerifyState::Sound) {
+            return Ok(Way::Rewrite);
+        }
+    }
+    Ok(Way::Fitting)
+}
+
+/// A merge met damage: the points that it read are verified, so that what is damaged is marked, with all that needs it, and told.
+async fn look_closer(core: &Arc<Core>, handle: &Arc<Handle>, work: &MergeWork, read: &BTreeSet<BackupId>) {
+    for id in read {
+        let verify = VerifyWork {
+            backup_id: id.clone(),
+            vm_context_id: work.vm_context_id.clone(),
+            vm_name: work.vm_name.clone(),
+            repository_id: work.repository_id.clone(),
+            deep: true,
+            own_files_only: true,
+            aside: false,
+        };
+        if let Err(problem) = super::verify::run(core, handle, verify).await {
+            handle.warn(format!("{id}: {}: {}", problem.message, problem.details));
+        }
     }
 }
 

@@ -120,6 +120,9 @@ pub(crate) struct MergeWork {
     /// A point that is made a full of its own, after that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<BackupId>,
+    /// Asked for by nobody: it keeps to the hub's pace.
+    #[serde(default)]
+    pub aside: bool,
 }
 
 /// A repository to read.

@@ -1,7 +1,8 @@
 //! Writes one image from its blocks, append-only: data in the order it comes, tables at the end, the header last.
 //!
 //! What lives here: the door ([`Writer`]) and the storing of a batch. [`arena`] packs compressed blocks, [`spill`] keeps
-//! the L2 entries on disk until [`seal`] turns them into tables, [`mark`] goes on where a process died. What does not: digests, files and folders, fsync.
+//! the L2 entries on disk until [`seal`] turns them into tables, [`mark`] goes on where a process died, [`patch`] with the copy of
+//! another image. What does not: digests, files and folders, fsync.
 //!
 //! Invariant: until `seal` has returned, the file's first cluster is not written, so that no reader takes an unfinished
 //! image for a finished one.
@@ -15,6 +16,7 @@
 
 mod arena;
 mod mark;
+mod patch;
 mod seal;
 mod spill;
 
@@ -22,6 +24,7 @@ use crate::format::{CLUSTER_BYTES, L1_BYTES_MAX, NAME_BYTES_MAX, TABLE_ENTRIES, 
 use arena::{Arena, Filled};
 pub use mark::Mark;
 use parking_lot::RwLock;
+pub use patch::{Keep, Kept, Part, Patch};
 use sendense_block::{
     BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Digest, Error, Flush, Kind, Payload, ReadAt,
     Result, WriteAt, block_count,

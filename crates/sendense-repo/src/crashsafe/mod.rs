@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
 use sendense_block::backend::File;
-use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset};
+use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset, Extent, ZeroRange};
 use sendense_qcow2::Storage;
 use std::fs;
 use std::io;
@@ -30,6 +30,9 @@ pub trait Fs: Send + Sync {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes an empty file that must not exist and opens it for reading and writing.
     fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>>;
+    /// Makes a file that must not exist, with all that another one holds, and no room of its own for it before it is changed. Where
+    /// the file system cannot do that the file is empty, and false is said.
+    fn create_clone(&self, path: &Path, of: &fs::File) -> io::Result<(Arc<dyn NewFile>, bool)>;
     /// Opens a regular file of a draft again, for reading and writing.
     fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>>;
     /// Makes the names in a directory durable.
@@ -52,11 +55,17 @@ pub trait Fs: Send + Sync {
 pub trait NewFile: Storage + AllocationMap {
     /// Sets its length; what is added reads as zeros.
     fn set_len(&self, len: ByteLen) -> block::Result<()>;
+    /// Makes a range below its end read as zeros, and gives its room back where the file system can.
+    fn punch(&self, range: Extent) -> block::Result<()>;
 }
 
 impl NewFile for File {
     fn set_len(&self, len: ByteLen) -> block::Result<()> {
         File::set_len(self, len)
+    }
+
+    fn punch(&self, range: Extent) -> block::Result<()> {
+        self.zero_range(range)
     }
 }
 
@@ -73,6 +82,18 @@ impl Fs for System {
     fn create_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)?;
         Ok(Arc::new(File::from_std(file, path.display().to_string(), true).map_err(io::Error::other)?))
+    }
+
+    fn create_clone(&self, path: &Path, of: &fs::File) -> io::Result<(Arc<dyn NewFile>, bool)> {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)?;
+        let is_clone = match rustix::fs::ioctl_ficlone(&file, of) {
+            Ok(()) => true,
+            // Not this file system, not between these two, not this sort of file; or a kernel or a filter that knows no such call.
+            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::NOTTY | Errno::PERM) => false,
+            Err(errno) => return Err(errno.into()),
+        };
+        let file = File::from_std(file, path.display().to_string(), true).map_err(io::Error::other)?;
+        Ok((Arc::new(file), is_clone))
     }
 
     fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
@@ -166,6 +187,11 @@ pub(crate) fn replace(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<()> {
 /// Makes an empty file that must not exist.
 pub(crate) fn create_file(fs: &dyn Fs, path: &Path) -> Result<Arc<dyn NewFile>> {
     fs.create_file(path).map_err(|error| failed("create", path, error))
+}
+
+/// Makes a file that must not exist, of what another one holds; empty, and false, where the file system cannot.
+pub(crate) fn create_clone(fs: &dyn Fs, path: &Path, of: &File) -> Result<(Arc<dyn NewFile>, bool)> {
+    fs.create_clone(path, of.as_std()).map_err(|error| failed("create", path, error))
 }
 
 /// Makes a file's bytes durable.

@@ -80,6 +80,12 @@ impl Spill {
         Ok(())
     }
 
+    /// Keeps the digests of blocks that follow each other; none for those not held.
+    pub(crate) fn keep(&self, first: BlockIndex, digests: &[Option<Digest>]) -> Result<()> {
+        let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.map_or(ABSENT, |digest| digest.0)).collect();
+        Ok(self.file.write_at(place(first.0), &bytes)?)
+    }
+
     /// The digests of `out.len()` blocks from `first` on; `None` for those not held.
     pub(crate) fn get(&self, first: BlockIndex, out: &mut Vec<Option<Digest>>, count: usize) -> Result<()> {
         let mut bytes = vec![0; count * DIGEST_BYTES];

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Scratch of the QCOW2 writer and of the digests, within the draft's folder. Their names end in none of the suffixes that
 /// are published.
-const SCRATCH_SUFFIXES: [&str; 2] = [".tables", ".spill"];
+pub(super) const SCRATCH_SUFFIXES: [&str; 2] = [".tables", ".spill"];
 /// How far the disk is durable, beside them.
 const MARK_SUFFIX: &str = ".mark";
 
@@ -40,30 +40,48 @@ pub struct DiskSpec {
 
 /// One disk of a draft. Blocks may be put by several threads at once.
 pub struct DiskDraft {
-    repository: Repository,
-    backup_id: BackupId,
-    spec: DiskSpec,
-    dir: PathBuf,
-    writer: Writer,
-    image: Arc<dyn NewFile>,
-    tables: Arc<dyn NewFile>,
-    tally: Arc<Tally>,
-    spill: Spill,
-    parent: Option<Arc<ChainDigests>>,
-    reservation: Arc<Reservation>,
+    pub(super) repository: Repository,
+    pub(super) backup_id: BackupId,
+    pub(super) spec: DiskSpec,
+    pub(super) dir: PathBuf,
+    pub(super) writer: Writer,
+    pub(super) image: Arc<dyn NewFile>,
+    pub(super) tables: Arc<dyn NewFile>,
+    pub(super) segments: Segments,
+    pub(super) spill: Spill,
+    pub(super) parent: Option<Arc<ChainDigests>>,
+    pub(super) reservation: Arc<Reservation>,
     /// Held shared while blocks are stored, and alone while it is told which are.
-    storing: RwLock<()>,
+    pub(super) storing: RwLock<()>,
     /// Somebody may go on with it, so that all its files stay until the point exists.
-    marked: AtomicBool,
+    pub(super) marked: AtomicBool,
     /// A block was stored without its digest: the disk is of no use any more.
-    failed: AtomicBool,
-    sealed: Mutex<bool>,
+    pub(super) failed: AtomicBool,
+    pub(super) sealed: Mutex<bool>,
+}
+
+/// How the digests of the image's segments become known.
+pub(super) enum Segments {
+    /// They are told while it is written.
+    Tallied(Arc<Tally>),
+    /// It began as the copy of another image: whoever began it reads them from the disk.
+    ReadBack(Begun),
+}
+
+/// What a disk was that began as the copy of another image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    /// Bytes per segment.
+    pub segment_bytes: u64,
+    /// Payload bytes that stayed.
+    pub stored_bytes: u64,
 }
 
 /// A disk whose files are complete.
 #[derive(Debug, Clone)]
 pub(crate) struct SealedDisk {
     pub spec: DiskSpec,
+    /// Without the digests of its segments, where it began as a copy.
     pub image: Image,
     pub digests: Digests,
 }
@@ -107,7 +125,7 @@ impl DiskDraft {
             writer,
             image,
             tables,
-            tally,
+            segments: Segments::Tallied(tally),
             spill,
             parent,
             reservation,
@@ -174,7 +192,7 @@ impl DiskDraft {
             writer,
             image,
             tables,
-            tally,
+            segments: Segments::Tallied(tally),
             spill,
             parent,
             reservation: core.reservation.clone(),
@@ -195,22 +213,25 @@ impl DiskDraft {
     /// [`Kind::Invalid`] when it is sealed, or the note is longer than [`super::NOTE_BYTES_MAX`].
     pub fn mark(&self, note: &[u8]) -> Result<()> {
         let context = || format!("mark disk {} of {}", self.spec.number, self.backup_id);
+        let Segments::Tallied(tally) = &self.segments else {
+            return Err(Error::invalid("it began as a copy, with which nobody goes on").within(context()));
+        };
         // One at a time, and none beside the sealing.
         let sealed = self.sealed.lock();
         if *sealed || self.failed.load(Ordering::SeqCst) {
             return Err(Error::invalid("it is sealed, or a write failed").within(context()));
         }
         self.marked.store(true, Ordering::SeqCst);
-        self.write_mark(note).map_err(|error| {
+        self.write_mark(tally, note).map_err(|error| {
             self.failed.store(true, Ordering::SeqCst);
             error.within(context())
         })
     }
 
-    fn write_mark(&self, note: &[u8]) -> Result<()> {
+    fn write_mark(&self, tally: &Tally, note: &[u8]) -> Result<()> {
         let (mark, segments) = {
             let _nobody_stores = self.storing.write();
-            self.writer.mark(|| self.tally.snapshot())?
+            self.writer.mark(|| tally.snapshot())?
         };
         let head = Head {
             backup_id: self.backup_id.clone(),
@@ -308,7 +329,10 @@ impl DiskDraft {
     fn complete(&self) -> Result<SealedDisk> {
         let fs = self.repository.fs();
         let written = self.writer.seal()?;
-        let segments = self.tally.finish(written.file_bytes)?;
+        let (segment_bytes, segments, stayed_bytes) = match &self.segments {
+            Segments::Tallied(tally) => (tally.segment_bytes(), tally.finish(written.file_bytes)?, 0),
+            Segments::ReadBack(begun) => (begun.segment_bytes, Vec::new(), begun.stored_bytes),
+        };
         let image_path = self.dir.join(layout::draft_image_name(self.spec.number));
         let length =
             image_path.symlink_metadata().map_err(|error| crashsafe::failed("stat", &image_path, error))?.len();
@@ -338,10 +362,13 @@ impl DiskDraft {
             image: Image {
                 file: format!("{prefix}/{}", layout::image_name(&self.backup_id)),
                 file_bytes: written.file_bytes.0,
-                stored_bytes: written.data_bytes.0,
+                // What stayed of frames is known about only.
+                stored_bytes: stayed_bytes
+                    .saturating_add(written.data_bytes.0)
+                    .min(digests.data_blocks.saturating_mul(block::BLOCK_BYTES)),
                 data_blocks: digests.data_blocks,
                 zero_blocks: digests.zero_blocks,
-                segment_bytes: self.tally.segment_bytes(),
+                segment_bytes,
                 segments: segments.into_iter().map(HexDigest).collect(),
             },
             digests: Digests {
@@ -362,7 +389,7 @@ impl BlockSink for DiskDraft {
     }
 }
 
-fn image_spec(spec: &DiskSpec) -> Spec {
+pub(super) fn image_spec(spec: &DiskSpec) -> Spec {
     let backing = spec.parent.as_ref().map(|parent| Backing {
         // Read by nobody before the image lies in its disk's folder, beside its parent.
         name: layout::image_name(parent),
@@ -371,7 +398,7 @@ fn image_spec(spec: &DiskSpec) -> Spec {
     Spec { capacity: spec.capacity, backing }
 }
 
-fn scratch_name(number: DiskNumber, suffix: &str) -> String {
+pub(super) fn scratch_name(number: DiskNumber, suffix: &str) -> String {
     format!("{}{suffix}", layout::disk_dir_name(number))
 }
 

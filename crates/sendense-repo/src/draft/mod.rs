@@ -8,7 +8,7 @@
 //!
 //! What lives here: the draft's folder and its disks ([`disk`]), sealing, and the end without a point. [`publish`] holds
 //! the one order of steps that makes a point; [`undo`] takes back any prefix of them. [`mark`] tells how far a disk is
-//! durable, and [`resume`] goes on from there.
+//! durable, and [`resume`] goes on from there. [`over`] begins a disk as the copy of an image.
 //!
 //! Invariant: until the manifest's rename nothing outside of `.draft-<backup_id>/` is read by anyone, and every file that
 //! was moved out of it is listed in its intent.
@@ -18,6 +18,7 @@
 mod disk;
 pub(crate) mod intent;
 mod mark;
+mod over;
 mod publish;
 mod resume;
 pub(crate) mod undo;
@@ -29,6 +30,7 @@ pub use intent::parse as parse_intent;
 pub use mark::NOTE_BYTES_MAX;
 #[doc(hidden)]
 pub use mark::{parse as parse_mark, sealed as sealed_mark};
+pub(crate) use over::{Base, Over};
 pub use publish::{DiskFacts, PointFacts};
 pub use resume::Resumed;
 

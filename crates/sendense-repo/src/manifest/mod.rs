@@ -147,7 +147,7 @@ pub struct Image {
     pub file: String,
     /// Its length.
     pub file_bytes: u64,
-    /// Payload bytes in it, compressed where they are.
+    /// Payload bytes in it, compressed where they are; about, where frames of an image that it began as went.
     pub stored_bytes: u64,
     /// Blocks it holds as data.
     pub data_blocks: u64,

@@ -1,7 +1,8 @@
 //! The blocks of two images, or of more, as those of one: what the newest holds, else what the next older one holds.
 //!
 //! Compressed blocks are moved as the frames they are; raw ones are compared with their digests on the way. Both are
-//! decoded and compared once more when the new image is read back.
+//! decoded and compared once more when the new image is read back. Where the new image begins as the copy of one of these, that one's
+//! blocks are not moved.
 //!
 //! Invariant: a block reads through the new image as it did through the others: where an older one ends there are zeros,
 //! never what lies below it.
@@ -11,7 +12,7 @@ use crate::digests::{DigestFile, GROUP_BLOCKS, Group, State};
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::repository::Repository;
-use crate::verify::{Progress, each};
+use crate::verify::{Pace, Progress, each};
 use sendense_block::{BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
 use sendense_qcow2::{Image, Mapping};
 use sendense_types::VmContextId;
@@ -26,9 +27,9 @@ const BATCH_BYTES: usize = 1 << 20;
 /// An image with its digests.
 pub(super) struct Layer {
     pub link: Link,
-    path: PathBuf,
-    image: Image,
-    digests: DigestFile,
+    pub path: PathBuf,
+    pub image: Image,
+    pub digests: DigestFile,
 }
 
 impl Layer {
@@ -80,79 +81,36 @@ impl Layer {
     }
 }
 
-/// Moves the blocks of several images into another one.
-pub(super) struct Move<'a> {
-    pub newer: &'a Layer,
-    /// Those below it, the nearest first.
-    pub older: &'a [Layer],
-    pub sink: &'a crate::draft::DiskDraft,
-    pub progress: &'a Progress,
-}
+/// The images whose blocks a new one gets, the newest first.
+pub(super) struct Stack(Vec<Layer>);
 
-/// What one thread works with.
-#[derive(Default)]
-struct Desk {
-    group: Group,
-    /// Of each block of the group: which layer it is taken from, counted from the newest, and what that one holds.
-    resolved: Vec<(usize, State)>,
-    frame: Vec<u8>,
-    payload: Vec<u8>,
-    batch: Vec<Found>,
-}
+/// Of each block of a group: which layer it is taken from, counted from the newest, and what that one holds.
+pub(super) type Resolved = Vec<(usize, State)>;
 
-/// A block that waits to be put.
-struct Found {
-    index: BlockIndex,
-    digest: Digest,
-    /// Where its payload lies, and whether it is a frame; none for zeros.
-    payload: Option<(Range<usize>, bool)>,
-}
-
-impl Move<'_> {
-    pub(super) fn run(&self, threads: usize, cancel: &Cancel) -> Result<()> {
-        each(cancel, threads, self.newer.digests.groups(), Desk::default, |desk, number| {
-            self.group(number, desk, cancel)
-        })
-    }
-
-    fn group(&self, number: u64, desk: &mut Desk, cancel: &Cancel) -> Result<()> {
-        let Desk { group, resolved, frame, payload, batch } = desk;
-        let first = number * GROUP_BLOCKS;
-        self.resolve(number, group, resolved)?;
-        // Below what remains, an unflagged block would show through.
-        let stands_alone = self.sink.spec().parent.is_none();
-        for (index, (layer, state)) in (first..).map(BlockIndex).zip(resolved.drain(..)) {
-            let layer = self.layer(layer);
-            match state {
-                State::Absent => {}
-                State::Zero if stands_alone => {}
-                State::Zero => batch.push(Found { index, digest: Digest::of_zero_block(), payload: None }),
-                State::Data(digest) => {
-                    cancel.check()?;
-                    let start = payload.len();
-                    let is_frame = layer.read(index, digest, frame, payload)?;
-                    batch.push(Found { index, digest, payload: Some((start..payload.len(), is_frame)) });
-                }
-            }
-            if payload.len() + BLOCK_BYTES as usize > BATCH_BYTES {
-                self.put(payload, batch)?;
-            }
+impl Stack {
+    /// Opens all images; there is one at least.
+    pub(super) fn open(repository: &Repository, vm: &VmContextId, links: Vec<Link>) -> Result<Self> {
+        if links.is_empty() {
+            return Err(Error::invalid("a chain without a point"));
         }
-        self.put(payload, batch)
+        links.into_iter().map(|link| Layer::open(repository, vm, link)).collect::<Result<_>>().map(Self)
     }
 
-    fn layer(&self, number: usize) -> &Layer {
-        number.checked_sub(1).and_then(|older| self.older.get(older)).unwrap_or(self.newer)
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.0
+    }
+
+    pub(super) fn newest(&self) -> &Layer {
+        &self.0[0]
     }
 
     /// Finds out of each block of a group which layer holds it. One layer's digests are in memory at a time, however many there are.
-    fn resolve(&self, number: u64, group: &mut Group, resolved: &mut Vec<(usize, State)>) -> Result<()> {
+    pub(super) fn resolve(&self, number: u64, group: &mut Group, resolved: &mut Resolved) -> Result<()> {
         let first = number * GROUP_BLOCKS;
-        let count = GROUP_BLOCKS.min(self.newer.digests.blocks() - first) as usize;
+        let count = GROUP_BLOCKS.min(self.newest().digests.blocks() - first) as usize;
         resolved.clear();
         resolved.resize(count, (0, State::Absent));
-        for number_of_layer in 0..=self.older.len() {
-            let layer = self.layer(number_of_layer);
+        for (number_of_layer, layer) in self.0.iter().enumerate() {
             if resolved.iter().all(|(_, state)| *state != State::Absent) {
                 return Ok(());
             }
@@ -170,8 +128,74 @@ impl Move<'_> {
         }
         Ok(())
     }
+}
 
-    fn put(&self, payload: &mut Vec<u8>, batch: &mut Vec<Found>) -> Result<()> {
+/// Moves the blocks of several images into another one.
+pub(super) struct Move<'a> {
+    pub stack: &'a Stack,
+    /// The layer that the new image began as the copy of: what is taken from it is there.
+    pub base: Option<usize>,
+    pub sink: &'a crate::draft::DiskDraft,
+    pub progress: &'a Progress,
+    pub pace: &'a Pace,
+}
+
+/// What one thread works with.
+#[derive(Default)]
+struct Desk {
+    group: Group,
+    resolved: Resolved,
+    frame: Vec<u8>,
+    payload: Vec<u8>,
+    batch: Vec<Found>,
+}
+
+/// A block that waits to be put.
+struct Found {
+    index: BlockIndex,
+    digest: Digest,
+    /// Where its payload lies, and whether it is a frame; none for zeros.
+    payload: Option<(Range<usize>, bool)>,
+}
+
+impl Move<'_> {
+    pub(super) fn run(&self, threads: usize, cancel: &Cancel) -> Result<()> {
+        each(cancel, threads, self.stack.newest().digests.groups(), Desk::default, |desk, number| {
+            self.group(number, desk, cancel)
+        })
+    }
+
+    fn group(&self, number: u64, desk: &mut Desk, cancel: &Cancel) -> Result<()> {
+        let Desk { group, resolved, frame, payload, batch } = desk;
+        let first = number * GROUP_BLOCKS;
+        self.stack.resolve(number, group, resolved)?;
+        // Below what remains, an unflagged block would show through.
+        let stands_alone = self.sink.spec().parent.is_none();
+        for (index, (layer, state)) in (first..).map(BlockIndex).zip(resolved.drain(..)) {
+            let is_there = self.base == Some(layer);
+            let layer = &self.stack.layers()[layer];
+            match state {
+                State::Absent => {}
+                // Flagged in the copy; what lies behind its end is not, and is put.
+                State::Zero if is_there && !stands_alone && index.0 < layer.digests.blocks() => {}
+                State::Data(_) if is_there => {}
+                State::Zero if stands_alone => {}
+                State::Zero => batch.push(Found { index, digest: Digest::of_zero_block(), payload: None }),
+                State::Data(digest) => {
+                    cancel.check()?;
+                    let start = payload.len();
+                    let is_frame = layer.read(index, digest, frame, payload)?;
+                    batch.push(Found { index, digest, payload: Some((start..payload.len(), is_frame)) });
+                }
+            }
+            if payload.len() + BLOCK_BYTES as usize > BATCH_BYTES {
+                self.put(payload, batch, cancel)?;
+            }
+        }
+        self.put(payload, batch, cancel)
+    }
+
+    fn put(&self, payload: &mut Vec<u8>, batch: &mut Vec<Found>, cancel: &Cancel) -> Result<()> {
         let blocks: Vec<Block<'_>> = batch
             .iter()
             .map(|found| Block {
@@ -189,6 +213,7 @@ impl Move<'_> {
         }
         let data = batch.iter().filter(|found| found.payload.is_some()).count() as u64;
         self.progress.done_bytes.fetch_add(data * BLOCK_BYTES, Ordering::Relaxed);
+        self.pace.wait(payload.len() as u64, cancel);
         payload.clear();
         batch.clear();
         Ok(())

@@ -6,8 +6,10 @@
 //! ```
 //!
 //! 1. `.merge-<successor>/` is made, and in it for each disk that stands on the going point a new image and its digests: all
-//!    blocks of the successor's, and those of the going one that the successor leaves to it. Frames are moved as they are;
-//! 2. the new files are synced, read back, decoded and compared with the digests, block by block;
+//!    blocks of the successor's, and those of the going one that the successor leaves to it. Frames are moved as they are; where most
+//!    of one image stays, the new one begins as its copy, which shares its room if the file system can;
+//! 2. the new files are synced, read back from the disk, decoded and compared with the digests, block by block; only what a clone
+//!    left as it was keeps the digest that it had, unread;
 //! 3. the new manifest and an intent are written beside them and synced: **from here on start-up goes forward**;
 //! 4. the new files take the successor's names, the manifest last; each name means the old file or the new one at any moment;
 //! 5. the going point is deleted as any point is; the intent, then the folder are removed.
@@ -19,36 +21,39 @@
 //! A **synthetic full** is the same with one difference: the successor gets the blocks of all that it stands on, stands on
 //! nothing afterwards, and no point goes.
 //!
-//! What lives here: the plan, and the order of the steps. [`blocks`] fills a new image, [`switch`] is steps 4 and 5.
+//! What lives here: the plan, and the order of the steps. [`prepare`] is steps 1 and 2: [`patch`] begins an image as a copy,
+//! [`blocks`] moves blocks into it. [`switch`] is steps 4 and 5.
 //!
-//! Invariant: no file of the two points is touched before every block of the new ones was read back and found right.
+//! Invariant: no file of the two points is touched before all that was written of the new ones was read back and found right.
 
 mod blocks;
 mod intent;
+mod patch;
+mod prepare;
 mod switch;
 
 pub(crate) use intent::Intent;
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
+pub use patch::Way;
+use prepare::Preparing;
 pub(crate) use switch::{Finished, finish, may_have_begun, points_of};
 
-use crate::chain::Link;
 use crate::crashsafe;
-use crate::draft::{DiskDraft, DiskSpec, SealedDisk};
+use crate::draft::SealedDisk;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::lock::{ChainGuard, Operation};
 use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
 use crate::repository::Repository;
-use crate::verify::{self, Progress};
+use crate::verify::Progress;
 #[cfg(test)]
 pub(crate) use intent::read as read_intent;
-use sendense_block::{BLOCK_BYTES, Cancel};
+use sendense_block::Cancel;
 use sendense_types::{BackupId, BackupType, DiskNumber, Timestamp, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a merge will do. Made without touching anything.
@@ -90,6 +95,12 @@ pub struct Options {
     pub who: String,
     /// How long it waits at its end for those who read the points or build on them.
     pub patience: Duration,
+    /// How the new images come about.
+    pub way: Way,
+    /// All but the change itself comes after whatever else wants the processor or the disk.
+    pub humble: bool,
+    /// The most bytes to move or check in a second; `None` for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// How often it looks whether the points are free.
@@ -277,7 +288,6 @@ impl Merge<'_> {
         drop(repository.lock(Operation::Merge, vm, changed.clone(), &self.options.who)?);
         let reading = repository.lock(Operation::Read, vm, read, &self.options.who)?;
         let pair = self.planned(now())?;
-        let reservation = Arc::new(repository.capacity().reserve(self.plan.needed_bytes)?);
         let turn = repository.ownership()?.turn(now())?;
         if !crashsafe::ensure_dir(repository.fs(), &self.dir())? {
             // Somebody merges into this point now, or died doing so and no start-up has come since.
@@ -286,8 +296,9 @@ impl Merge<'_> {
             ));
         }
         drop(turn);
-        let prepared = self.prepare(&pair, &reservation);
-        let prepared = prepared.and_then(|disks| {
+        let (plan, options, progress, cancel) = (self.plan, self.options, self.progress, self.cancel);
+        let preparing = Preparing { repository, plan, pair: &pair, options, progress, cancel };
+        let prepared = preparing.run().and_then(|(disks, reservation)| {
             // Given up and taken anew: nobody waits holding a claim. What came between is found below.
             drop(reading);
             let alone = self.wait_alone(&changed)?;
@@ -301,9 +312,9 @@ impl Merge<'_> {
             let manifest = pair.merged(&disks);
             self.cancel.commit()?;
             self.write_intent(&manifest)?;
-            Ok((manifest, alone, turn))
+            Ok((manifest, alone, turn, reservation))
         });
-        let (manifest, alone, turn) = match prepared {
+        let (manifest, alone, turn, reservation) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.give_up(&error, now());
@@ -327,6 +338,7 @@ impl Merge<'_> {
         let grown = i64::try_from(manifest.file_bytes()).unwrap_or(i64::MAX)
             - i64::try_from(pair.successor.file_bytes()).unwrap_or(i64::MAX);
         repository.capacity().settle(grown);
+        drop(reservation);
         let (going, successor) = (&self.plan.going, &self.plan.successor);
         tracing::info!(vm_context_id = %vm, %going, %successor, stays = self.plan.stays, "merged");
         Ok(manifest)
@@ -376,93 +388,6 @@ impl Merge<'_> {
             return Err(conflict("the plan is out of date: make it again"));
         }
         Ok(pair)
-    }
-
-    /// Steps 1 and 2.
-    fn prepare(
-        &self,
-        pair: &Pair,
-        reservation: &Arc<crate::capacity::Reservation>,
-    ) -> Result<BTreeMap<DiskNumber, SealedDisk>> {
-        let mut blocks = 0_u64;
-        for disk in &self.plan.disks {
-            let links = self.links(pair, *disk)?;
-            let held = links.iter().map(|link| link.disk.image.data_blocks).fold(0, u64::saturating_add);
-            let capacity = links.first().map_or(0, |link| link.disk.capacity_bytes.div_ceil(BLOCK_BYTES));
-            blocks = blocks.saturating_add(held.min(capacity));
-        }
-        // Moved once and checked once. An upper bound: what a newer point wrote anew is in several.
-        let total = blocks.saturating_mul(2 * BLOCK_BYTES);
-        self.progress.total_bytes.store(total, std::sync::atomic::Ordering::Relaxed);
-        let mut sealed = BTreeMap::new();
-        for number in &self.plan.disks {
-            let within = |error: Error| error.within(format!("disk {number}"));
-            let disk = self.fill(pair, *number, reservation).map_err(within)?;
-            self.check(pair, &disk).map_err(within)?;
-            sealed.insert(*number, disk);
-        }
-        crashsafe::sync_dir(self.repository.fs(), &self.dir())?;
-        Ok(sealed)
-    }
-
-    /// Writes the new image of a disk and makes it durable.
-    fn fill(
-        &self,
-        pair: &Pair,
-        number: DiskNumber,
-        reservation: &Arc<crate::capacity::Reservation>,
-    ) -> Result<SealedDisk> {
-        let (vm, repository) = (&self.plan.vm_context_id, self.repository);
-        let mut links = self.links(pair, number)?.into_iter();
-        let newest = links.next().ok_or_else(|| Error::invalid("a chain without a point"))?;
-        let newer = blocks::Layer::open(repository, vm, newest)?;
-        let older: Vec<_> = links.map(|link| blocks::Layer::open(repository, vm, link)).collect::<Result<_>>()?;
-        let spec = DiskSpec {
-            number,
-            binding: newer.link.disk.binding.clone(),
-            capacity: newer.link.disk.capacity(),
-            parent: pair.parent(number)?,
-        };
-        let draft = DiskDraft::begin_in(
-            repository.clone(),
-            self.plan.successor.clone(),
-            self.dir(),
-            reservation.clone(),
-            spec,
-            None,
-        )?;
-        let move_blocks = blocks::Move { newer: &newer, older: &older, sink: &draft, progress: self.progress };
-        move_blocks.run(self.options.threads, self.cancel)?;
-        draft.seal()
-    }
-
-    /// The images whose blocks a disk's new one gets, the successor's first.
-    fn links(&self, pair: &Pair, number: DiskNumber) -> Result<Vec<Link>> {
-        let vm = &self.plan.vm_context_id;
-        if pair.stays {
-            return self.repository.chain(vm, &pair.successor.backup_id, number);
-        }
-        let link = |point: &Manifest| {
-            let disk = point.disk(number).cloned();
-            let disk =
-                disk.ok_or_else(|| Error::new(Kind::NotFound, format!("{} has no disk {number}", point.backup_id)))?;
-            Ok::<_, Error>(Link { backup_id: point.backup_id.clone(), disk })
-        };
-        Ok(vec![link(&pair.successor)?, link(&pair.going)?])
-    }
-
-    /// Reads the new image back, every block.
-    fn check(&self, pair: &Pair, sealed: &SealedDisk) -> Result<()> {
-        let manifest = pair.merged(&BTreeMap::from([(sealed.spec.number, sealed.clone())]));
-        let disk = manifest.disk(sealed.spec.number).ok_or_else(|| Error::invalid("no such disk"))?;
-        let folder = layout::merge_dir(&self.plan.vm_context_id, &self.plan.successor);
-        let report =
-            verify::unpublished(self.repository, &folder, disk, self.options.threads, self.progress, self.cancel)?;
-        match (report.error(), report.unreadable.first()) {
-            (Some(error), _) => Err(error),
-            (None, Some(finding)) => Err(Error::new(Kind::Io, format!("read the new image back: {}", finding.what))),
-            (None, None) => Ok(()),
-        }
     }
 
     /// A point's manifest as it lies there.

@@ -95,6 +95,8 @@ impl Recorded {
             }
             Act::CreateFile(path, number) => self.make(path, Node::File(number)),
             Act::Write(file, at, bytes) => vec![Change::Write { file, at, bytes: bytes.into() }],
+            Act::Clone(file, bytes) => vec![Change::Write { file, at: 0, bytes: bytes.into() }],
+            Act::Punch(file, at, len) => vec![Change::Write { file, at, bytes: vec![0; len as usize].into() }],
             Act::SetLen(file, len) => vec![Change::SetLen { file, len }],
             Act::SyncFile(file) => vec![Change::SyncFile(file)],
             Act::SyncDir(path) => match self.nodes.get(path) {

@@ -18,6 +18,9 @@ pub enum Act<'a> {
     CreateFile(&'a Path, u32),
     Write(u32, u64, &'a [u8]),
     SetLen(u32, u64),
+    /// An empty file becomes what another one is.
+    Clone(u32, &'a [u8]),
+    Punch(u32, u64, u64),
     SyncFile(u32),
     SyncDir(&'a Path),
     Rename(&'a Path, &'a Path),
@@ -29,7 +32,15 @@ pub enum Act<'a> {
 impl Act<'_> {
     /// True when it needs room on the disk.
     pub fn needs_room(&self) -> bool {
-        matches!(self, Self::CreateDir(_) | Self::CreateFile(..) | Self::Write(..) | Self::SetLen(..))
+        matches!(
+            self,
+            Self::CreateDir(_)
+                | Self::CreateFile(..)
+                | Self::Write(..)
+                | Self::SetLen(..)
+                | Self::Clone(..)
+                | Self::Punch(..)
+        )
     }
 }
 
@@ -71,12 +82,18 @@ pub enum Renames {
 pub struct Stage {
     script: Arc<dyn Script>,
     renames: Renames,
+    clones: bool,
     files: AtomicU32,
 }
 
 impl Stage {
     pub fn new(script: Arc<dyn Script>, renames: Renames) -> Arc<Self> {
-        Arc::new(Self { script, renames, files: AtomicU32::new(1) })
+        Self::sharing(script, renames, false)
+    }
+
+    /// One on which a file can be, or cannot be, a clone of another.
+    pub fn sharing(script: Arc<dyn Script>, renames: Renames, clones: bool) -> Arc<Self> {
+        Arc::new(Self { script, renames, clones, files: AtomicU32::new(1) })
     }
 
     /// One on which nothing goes wrong.
@@ -101,6 +118,19 @@ impl Fs for Stage {
         let number = self.files.fetch_add(1, Ordering::SeqCst);
         let inner = play(&*self.script, Act::CreateFile(path, number), || System.create_file(path))?;
         Ok(Arc::new(StageFile { inner, number, script: self.script.clone() }))
+    }
+
+    /// The room is not shared really: nobody here can tell.
+    fn create_clone(&self, path: &Path, of: &std::fs::File) -> io::Result<(Arc<dyn NewFile>, bool)> {
+        let number = self.files.fetch_add(1, Ordering::SeqCst);
+        let inner = play(&*self.script, Act::CreateFile(path, number), || System.create_file(path))?;
+        if self.clones {
+            let mut bytes = vec![0; of.metadata()?.len() as usize];
+            std::os::unix::fs::FileExt::read_exact_at(of, &mut bytes, 0)?;
+            let copy = || inner.write_at(ByteOffset(0), &bytes).map_err(io::Error::other);
+            play(&*self.script, Act::Clone(number, &bytes), copy)?;
+        }
+        Ok((Arc::new(StageFile { inner, number, script: self.script.clone() }), self.clones))
     }
 
     fn open_file(&self, path: &Path) -> io::Result<Arc<dyn NewFile>> {
@@ -188,6 +218,10 @@ impl NewFile for StageFile {
     fn set_len(&self, len: ByteLen) -> block::Result<()> {
         self.play(Act::SetLen(self.number, len.0), || self.inner.set_len(len))
     }
+
+    fn punch(&self, range: Extent) -> block::Result<()> {
+        self.play(Act::Punch(self.number, range.start().0, range.len().0), || self.inner.punch(range))
+    }
 }
 
 /// What is done to one act.
@@ -249,6 +283,8 @@ pub fn told(act: &Act<'_>) -> String {
         Act::CreateFile(path, number) => format!("create {} as file {number}", short(path).display()),
         Act::Write(file, at, bytes) => format!("write {} bytes at {at} of file {file}", bytes.len()),
         Act::SetLen(file, len) => format!("make file {file} {len} bytes long"),
+        Act::Clone(file, bytes) => format!("clone {} bytes into file {file}", bytes.len()),
+        Act::Punch(file, at, len) => format!("punch {len} bytes at {at} of file {file}"),
         Act::SyncFile(file) => format!("sync file {file}"),
         Act::SyncDir(path) => format!("sync folder {}", short(path).display()),
         Act::Rename(from, to) => format!("rename {} to {}", short(from).display(), short(to).display()),

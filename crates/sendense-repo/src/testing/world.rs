@@ -1,13 +1,13 @@
 //! Made-up machines: points with the bytes that they must give back, and what must hold of a repository after any crash.
 
-use super::stage::Stage;
+use super::stage::{self, Stage};
 use super::{claim, now};
 use crate::crashsafe::Fs;
 use crate::draft::{DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts};
 use crate::error::Result;
 use crate::layout;
 use crate::manifest::{Manifest, Vm};
-use crate::merge;
+use crate::merge::{self, Way};
 use crate::recover::{Catalog, Report};
 use crate::repository::{Create, Options, Repository};
 use crate::verify::{self, Depth};
@@ -89,6 +89,15 @@ pub fn options() -> Options {
 /// Opens a repository on a file system where nothing goes wrong.
 pub fn open(root: &Path) -> Result<Repository> {
     Repository::open_on(Stage::calm(), root, options(), now())
+}
+
+/// Ways to merge that must come to the same, and whether files can be clones there.
+pub const WAYS: [(Way, bool); 3] = [(Way::Rewrite, false), (Way::Patch, false), (Way::Patch, true)];
+
+/// Opens a repository where files can, or cannot, be clones, and nothing goes wrong.
+pub fn open_sharing(root: &Path, clones: bool) -> Result<Repository> {
+    let stage = Stage::sharing(Arc::new(stage::Calm), stage::Renames::AtOnce, clones);
+    Repository::open_on(stage, root, options(), now())
 }
 
 /// Opens a repository on the given file system.
@@ -199,15 +208,30 @@ pub fn facts(point: &Point) -> PointFacts {
 
 /// Merges a point into the one that stands on it.
 pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
+    merge_by(Way::Fitting, repository, going)
+}
+
+/// How a merge is done by these tests, by so many threads.
+pub fn merging(way: Way, threads: usize) -> merge::Options {
+    merge::Options { threads, who: "test".into(), patience: Duration::ZERO, way, humble: false, bytes_per_second: None }
+}
+
+/// Merges a point into the one that stands on it, in this way.
+pub fn merge_by(way: Way, repository: &Repository, going: &Point) -> Result<()> {
     let plan = repository.plan_merge(&going.vm, &going.id, now())?;
-    let options = merge::Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let options = merging(way, 1);
     repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
 }
 
 /// Makes a point a full.
 pub fn make_full(repository: &Repository, point: &Point) -> Result<()> {
+    make_full_by(Way::Fitting, repository, point)
+}
+
+/// Makes a point a full, in this way.
+pub fn make_full_by(way: Way, repository: &Repository, point: &Point) -> Result<()> {
     let plan = repository.plan_full(&point.vm, &point.id)?;
-    let options = merge::Options { threads: 2, who: "test".into(), patience: Duration::ZERO };
+    let options = merging(way, 2);
     repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
 }
 

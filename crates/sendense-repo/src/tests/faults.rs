@@ -67,12 +67,23 @@ pub(super) fn at_each_step_of(
     work: impl Fn(&Repository) -> Result<()>,
     check: impl Fn(&Try<'_>),
 ) {
+    at_each_step_on(root, (renames, false), fault, work, check);
+}
+
+/// The same where files can, or cannot, be clones.
+pub(super) fn at_each_step_on(
+    root: &Path,
+    (renames, clones): (Renames, bool),
+    fault: Fault,
+    work: impl Fn(&Repository) -> Result<()>,
+    check: impl Fn(&Try<'_>),
+) {
     let mut copies = Copies::of(root);
     // A work of this many steps does not end.
     for at in 0..1000 {
         let root = copies.next();
         let faults = Faults::new(fault, at);
-        let stage = Stage::new(faults.clone(), renames);
+        let stage = Stage::sharing(faults.clone(), renames, clones);
         let options = Options { limit_bytes: Some(LIMIT_BYTES), ..world::options() };
         let opened = Repository::open_on(stage, &root, options, now());
         let (repository, result) = match opened {

@@ -1,13 +1,16 @@
 //! Making an incremental a full: what it keeps, what every fault leaves.
 
-use super::faults::at_each_step_of;
+use super::faults::at_each_step_on;
 use crate::delete::Extent;
 use crate::error::Kind;
 use crate::layout;
 use crate::lock::Operation;
+use crate::merge::Way;
 use crate::testing::before::{Before, delete};
 use crate::testing::stage::{EIO, ENOSPC, Fault, Renames};
-use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, make_full, pattern, tree, tree_of};
+use crate::testing::world::{
+    self, Amnesia, Care, Disk, Point, WAYS, back_up, make_full, make_full_by, pattern, tree, tree_of,
+};
 use crate::testing::{now, qemu};
 use crate::verify::Depth;
 use sendense_types::{BackupType, DiskNumber};
@@ -67,8 +70,14 @@ fn a_point_in_the_middle_stands_alone() {
 /// image's end there are zeros.
 #[test]
 fn shapes_of_chains() {
+    for (way, clones) in WAYS {
+        shapes(way, clones);
+    }
+}
+
+fn shapes(way: Way, clones: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let repository = world::open(&folder.path().join("repository")).unwrap();
+    let repository = world::open_sharing(&folder.path().join("repository"), clones).unwrap();
     let first = Point::full("vm-a", "bk-1", &[&pattern(1, 6 * 65536)]);
     let mut second = first.child("bk-2");
     second.disk(0).truncate(2 * 65536 + 100);
@@ -80,7 +89,7 @@ fn shapes_of_chains() {
     for point in [&first, &second, &third, &fourth] {
         back_up(&repository, point, now()).unwrap();
     }
-    make_full(&repository, &fourth).unwrap();
+    make_full_by(way, &repository, &fourth).unwrap();
     for point in [&first, &second, &third, &fourth] {
         world::check_bytes(&repository, point).unwrap();
         world::check_sound(&repository, point, Depth::Deep).unwrap();
@@ -89,15 +98,15 @@ fn shapes_of_chains() {
 }
 
 /// At every step the points are whole, and what did not happen can be done again.
-fn faults(renames: Renames, faults: &[Fault]) {
+fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
     let (before, third) = chain();
     let manifest = std::fs::read(before.root().join(layout::manifest(&third.vm, &third.id))).unwrap();
     for fault in faults {
-        at_each_step_of(
+        at_each_step_on(
             &before.root(),
-            renames,
+            (renames, clones),
             *fault,
-            |repository| make_full(repository, &third),
+            |repository| make_full_by(way, repository, &third),
             |tried| {
                 tried.check_word(&third, &manifest);
                 let all = [&before.first, &before.second, &third, &before.other];
@@ -105,7 +114,7 @@ fn faults(renames: Renames, faults: &[Fault]) {
                 survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));
                 let repository = world::open(tried.root).unwrap();
                 if repository.plan_full(&third.vm, &third.id).is_ok() {
-                    make_full(&repository, &third).unwrap();
+                    make_full_by(way, &repository, &third).unwrap();
                     world::check_bytes(&repository, &third).unwrap();
                 }
                 assert_eq!(tree(tried.root), tree_of(all), "{fault:?} at {}", tried.met);
@@ -116,12 +125,12 @@ fn faults(renames: Renames, faults: &[Fault]) {
 
 #[test]
 fn every_fault_leaves_whole_points() {
-    faults(Renames::AtOnce, &[Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone]);
+    faults(Renames::AtOnce, (Way::Rewrite, false), &[Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone]);
 }
 
 #[test]
 fn every_fault_leaves_whole_points_where_files_have_one_name() {
-    faults(Renames::NoLinks, &[Fault::Once(EIO), Fault::Gone]);
+    faults(Renames::NoLinks, (Way::Patch, true), &[Fault::Once(EIO), Fault::Full, Fault::Gone]);
 }
 
 /// The chain below is read, and may not go meanwhile; whoever reads the point itself is waited for.

@@ -1,15 +1,15 @@
 //! Merging a point into its successor: what it refuses, what every fault leaves, what it costs.
 
-use super::faults::{at_each_step, at_each_step_of, gone_at};
+use super::faults::{at_each_step, at_each_step_on, gone_at};
 use crate::delete::Extent;
 use crate::error::{Kind, Result};
 use crate::layout;
 use crate::manifest::Manifest;
-use crate::merge::{MergePlan, Options};
+use crate::merge::{MergePlan, Options, Way};
 use crate::repository::Repository;
 use crate::testing::before::{Before, delete};
 use crate::testing::stage::{EIO, ENOSPC, Fault, Renames, Stage};
-use crate::testing::world::{self, Amnesia, Care, Disk, Point, back_up, pattern, tree, tree_of};
+use crate::testing::world::{self, Amnesia, Care, Disk, Point, WAYS, back_up, pattern, tree, tree_of};
 use crate::testing::{now, qemu};
 use crate::verify::{Depth, Progress};
 use sendense_block::Cancel;
@@ -30,15 +30,27 @@ fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
 }
 
 fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
-    let options = Options { threads: 2, who: "test".into(), patience: Duration::ZERO };
+    execute_by(Way::Fitting, repository, plan, cancel)
+}
+
+fn execute_by(way: Way, repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
+    let options = world::merging(way, 2);
     repository.execute_merge(plan, &options, &Progress::default(), cancel, now, || Ok(()))
 }
 
 /// All of a chain but the last, from either end: what is left reads the same, here and with QEMU, and is a full in the end.
 #[test]
 fn a_chain_becomes_one_full() {
+    for (way, clones) in WAYS {
+        one_full(way, clones);
+    }
+}
+
+fn one_full(way: Way, clones: bool) {
     let (before, third) = chain();
-    let repository = world::open(&before.root()).unwrap();
+    let repository = world::open_sharing(&before.root(), clones).unwrap();
+    let execute =
+        |repository: &Repository, plan: &MergePlan, cancel: &Cancel| execute_by(way, repository, plan, cancel);
     let merged = execute(&repository, &plan(&repository, &before.first).unwrap(), &Cancel::new()).unwrap();
     assert_eq!((merged.backup_id.clone(), merged.backup_type), (before.second.id.clone(), BackupType::Full));
     assert_eq!(merged, repository.manifest(&before.second.vm, &before.second.id).unwrap());
@@ -64,8 +76,14 @@ fn a_chain_becomes_one_full() {
 /// The middle one was shorter: what the first holds beyond its end must not show through the image that takes its place.
 #[test]
 fn what_a_shorter_disk_hid_stays_hidden() {
+    for (way, clones) in WAYS {
+        stays_hidden(way, clones);
+    }
+}
+
+fn stays_hidden(way: Way, clones: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let repository = world::open(&folder.path().join("repository")).unwrap();
+    let repository = world::open_sharing(&folder.path().join("repository"), clones).unwrap();
     let first = Point::full("vm-a", "bk-1", &[&pattern(1, 6 * 65536)]);
     let mut second = first.child("bk-2");
     second.disk(0).truncate(2 * 65536 + 100);
@@ -74,7 +92,7 @@ fn what_a_shorter_disk_hid_stays_hidden() {
     for point in [&first, &second, &third] {
         back_up(&repository, point, now()).unwrap();
     }
-    execute(&repository, &plan(&repository, &second).unwrap(), &Cancel::new()).unwrap();
+    execute_by(way, &repository, &plan(&repository, &second).unwrap(), &Cancel::new()).unwrap();
     for point in [&first, &third] {
         world::check_bytes(&repository, point).unwrap();
         world::check_sound(&repository, point, Depth::Deep).unwrap();
@@ -143,7 +161,7 @@ fn a_merge_waits_for_a_reader() {
         }
         now()
     };
-    let options = Options { threads: 1, who: "test".into(), patience: Duration::from_secs(60) };
+    let options = Options { patience: Duration::from_secs(60), ..world::merging(Way::Fitting, 1) };
     repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), came, || Ok(())).unwrap();
     assert!(who_came.lock().is_some(), "a reader came");
     world::check_bytes(&repository, &third).unwrap();
@@ -155,7 +173,7 @@ fn a_hold_at_the_last_moment_counts() {
     let (before, third) = chain();
     let repository = world::open(&before.root()).unwrap();
     let planned = plan(&repository, &before.second).unwrap();
-    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let options = world::merging(Way::Fitting, 1);
     let hold = before.root().join(layout::hold(&before.second.vm, &before.second.id));
     // It is asked after the last look at the holds.
     let protect = || {
@@ -178,7 +196,7 @@ fn a_merge_that_is_refused_at_its_end_leaves_both() {
     let repository = world::open(&before.root()).unwrap();
     let there = tree(&before.root());
     let planned = plan(&repository, &before.second).unwrap();
-    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let options = world::merging(Way::Fitting, 1);
     let refuse = || Err(crate::Error::invalid("a recovery runs on it"));
     let refused = repository.execute_merge(&planned, &options, &Progress::default(), &Cancel::new(), now, refuse);
     assert_eq!(refused.unwrap_err().kind, Kind::Invalid);
@@ -203,7 +221,7 @@ fn a_cancelled_merge_leaves_both() {
 /// Stopped before the intent is durable it did not happen; stopped after that it did, and nobody is told otherwise.
 #[test]
 fn a_merge_that_is_stopped_at_its_end_says_what_became_of_it() {
-    let options = Options { threads: 1, who: "test".into(), patience: Duration::ZERO };
+    let options = world::merging(Way::Fitting, 1);
     for is_late in [false, true] {
         let (before, third) = chain();
         let repository = world::open(&before.root()).unwrap();
@@ -239,8 +257,16 @@ fn a_merge_that_is_stopped_at_its_end_says_what_became_of_it() {
 /// Damage in either image is met before anything is touched, and is not written into the new one.
 #[test]
 fn damaged_blocks_are_not_moved() {
+    for (way, clones) in WAYS {
+        are_not_moved(way, clones);
+    }
+}
+
+fn are_not_moved(way: Way, clones: bool) {
     let (before, third) = chain();
-    let repository = world::open(&before.root()).unwrap();
+    let repository = world::open_sharing(&before.root(), clones).unwrap();
+    let execute =
+        |repository: &Repository, plan: &MergePlan, cancel: &Cancel| execute_by(way, repository, plan, cancel);
     let there = tree(&before.root());
     for point in [&before.first, &before.second] {
         let path = before.root().join(layout::image(&point.vm, DiskNumber(0), &point.id));
@@ -262,15 +288,15 @@ fn damaged_blocks_are_not_moved() {
 
 /// A failed write, a full disk, a process that is gone: at every step the points left are whole, and a merge that did not
 /// happen can be made again.
-fn faults(renames: Renames, faults: &[Fault]) {
+fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
     let (before, third) = chain();
     let manifest = std::fs::read(before.root().join(layout::manifest(&third.vm, &third.id))).unwrap();
     for fault in faults {
-        at_each_step_of(
+        at_each_step_on(
             &before.root(),
-            renames,
+            (renames, clones),
             *fault,
-            |repository| world::merge(repository, &before.second),
+            |repository| world::merge_by(way, repository, &before.second),
             |tried| {
                 tried.check_word(&third, &manifest);
                 let others = [&before.first, &third, &before.other];
@@ -282,7 +308,7 @@ fn faults(renames: Renames, faults: &[Fault]) {
                 survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));
                 let repository = world::open(tried.root).unwrap();
                 if plan(&repository, &before.second).is_ok() {
-                    world::merge(&repository, &before.second).unwrap();
+                    world::merge_by(way, &repository, &before.second).unwrap();
                     world::check_bytes(&repository, &third).unwrap();
                 }
                 assert_eq!(tree(tried.root), tree_of(others), "{fault:?} at {}", tried.met);
@@ -293,12 +319,25 @@ fn faults(renames: Renames, faults: &[Fault]) {
 
 #[test]
 fn every_fault_leaves_whole_points() {
-    faults(Renames::AtOnce, &[Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone]);
+    let all = [Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone];
+    faults(Renames::AtOnce, (Way::Rewrite, false), &all);
+}
+
+#[test]
+fn every_fault_leaves_whole_points_where_an_image_is_cloned() {
+    let all = [Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone];
+    faults(Renames::AtOnce, (Way::Patch, true), &all);
+}
+
+#[test]
+fn every_fault_leaves_whole_points_where_an_image_is_copied() {
+    faults(Renames::AtOnce, (Way::Patch, false), &[Fault::Once(EIO), Fault::Full, Fault::Gone]);
 }
 
 #[test]
 fn every_fault_leaves_whole_points_where_files_have_one_name() {
-    faults(Renames::NoLinks, &[Fault::Once(EIO), Fault::Gone]);
+    faults(Renames::NoLinks, (Way::Rewrite, false), &[Fault::Once(EIO), Fault::Gone]);
+    faults(Renames::NoLinks, (Way::Patch, true), &[Fault::Gone]);
 }
 
 /// The room is that of what is there, by the count and by the files.

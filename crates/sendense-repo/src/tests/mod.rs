@@ -15,5 +15,6 @@ mod pairs;
 mod parsers;
 mod power_loss;
 mod resume;
+mod shared;
 mod sizes;
 mod takeover;

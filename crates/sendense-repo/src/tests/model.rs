@@ -8,7 +8,7 @@ use crate::delete::Extent as Reach;
 use crate::error::Kind;
 use crate::repository::Repository;
 use crate::testing::stage::{Fault, Faults, Renames, Stage};
-use crate::testing::world::{self, Amnesia, Disk, Point, Tracking, back_up_tracked, pattern, tree, tree_of};
+use crate::testing::world::{self, Amnesia, Disk, Point, Tracking, WAYS, back_up_tracked, pattern, tree, tree_of};
 use crate::testing::{now, qemu};
 use crate::verify::Depth;
 use proptest::prelude::*;
@@ -60,10 +60,17 @@ enum Work {
     /// A point goes, and the one that stands on it takes over what it held.
     Merge {
         point: usize,
+        way: usize,
     },
     MergeDies {
         point: usize,
         at: u64,
+        way: usize,
+    },
+    /// A point becomes a full.
+    Full {
+        point: usize,
+        way: usize,
     },
     /// The process is restarted for no reason.
     Restart,
@@ -87,8 +94,10 @@ fn works() -> impl Strategy<Value = Work> {
         2 => (0..2usize, any::<bool>(), 0..120u64)
             .prop_map(|(machine, full, at)| Work::BackupDies { machine, full, at }),
         1 => (any::<usize>(), 0..40u64).prop_map(|(point, at)| Work::DeleteDies { point, at }),
-        3 => any::<usize>().prop_map(|point| Work::Merge { point }),
-        2 => (any::<usize>(), 0..80u64).prop_map(|(point, at)| Work::MergeDies { point, at }),
+        3 => (any::<usize>(), 0..WAYS.len()).prop_map(|(point, way)| Work::Merge { point, way }),
+        2 => (any::<usize>(), 0..80u64, 0..WAYS.len())
+            .prop_map(|(point, at, way)| Work::MergeDies { point, at, way }),
+        1 => (any::<usize>(), 0..WAYS.len()).prop_map(|(point, way)| Work::Full { point, way }),
         1 => Just(Work::Restart),
         1 => any::<usize>().prop_map(|point| Work::Verify { point }),
     ]
@@ -166,10 +175,12 @@ impl Model {
                     self.start_up();
                 }
             }
-            Work::Merge { point } => self.merge(point),
-            Work::MergeDies { point, at } => {
+            Work::Merge { point, way } => self.merge(point, way),
+            Work::Full { point, way } => self.make_full(point, way),
+            Work::MergeDies { point, at, way } => {
                 if let Some(point) = pick(&self.points, point).cloned() {
-                    self.die(at, |repository| world::merge(repository, &point));
+                    let (way, clones) = WAYS[way];
+                    self.die_on(clones, at, |repository| world::merge_by(way, repository, &point));
                     self.start_up();
                     self.take_over(&point);
                 }
@@ -229,14 +240,35 @@ impl Model {
         self.points.retain(|point| !going.contains(&point.id));
     }
 
-    fn merge(&mut self, number: usize) {
+    fn make_full(&mut self, number: usize, way: usize) {
+        let Some(point) = pick(&self.points, number).cloned() else { return };
+        let (way, clones) = WAYS[way];
+        let repository = world::open_sharing(&self.root(), clones).unwrap();
+        match world::make_full_by(way, &repository, &point) {
+            Ok(()) => {
+                let point = self.points.iter_mut().find(|other| other.id == point.id).unwrap();
+                point.disks.values_mut().for_each(|disk| disk.parent = None);
+            }
+            Err(error) => {
+                assert_eq!(error.kind, Kind::Invalid, "{error:?}");
+                assert!(point.parents().is_empty());
+            }
+        }
+        self.start_up();
+    }
+
+    fn merge(&mut self, number: usize, way: usize) {
         let Some(point) = pick(&self.points, number).cloned() else { return };
         let mut children = self.points.iter().filter(|other| other.parents().contains(&point.id));
         let may = match (children.next(), children.next()) {
             (Some(child), None) => point.disks.keys().all(|number| child.disks.contains_key(number)),
             _ => false,
         };
-        match world::merge(&self.repository, &point) {
+        let (way, clones) = WAYS[way];
+        let repository = world::open_sharing(&self.root(), clones).unwrap();
+        let merged = world::merge_by(way, &repository, &point);
+        self.start_up();
+        match merged {
             Ok(()) => {
                 assert!(may);
                 self.points.retain(|other| other.id != point.id);
@@ -265,7 +297,12 @@ impl Model {
 
     /// Does something in another process, which dies at that step: when it opens the repository, or later.
     fn die(&self, at: u64, work: impl FnOnce(&Repository) -> crate::Result<()>) {
-        let stage = Stage::new(Faults::new(Fault::Gone, at), Renames::AtOnce);
+        self.die_on(false, at, work);
+    }
+
+    /// The same where files can, or cannot, be clones.
+    fn die_on(&self, clones: bool, at: u64, work: impl FnOnce(&Repository) -> crate::Result<()>) {
+        let stage = Stage::sharing(Faults::new(Fault::Gone, at), Renames::AtOnce, clones);
         let opened = Repository::open_on(stage, &self.root(), world::options(), now());
         // One that dies behind its last step does not know that it was done.
         let _ = opened.and_then(|repository| work(&repository));

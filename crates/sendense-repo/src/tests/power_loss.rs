@@ -2,6 +2,7 @@
 
 use crate::delete::Extent;
 use crate::draft::DraftSpec;
+use crate::merge::Way;
 use crate::repository::Repository;
 use crate::testing::before::{Before, delete};
 use crate::testing::medium::{Change, Medium, Store};
@@ -19,8 +20,13 @@ struct Recording {
 
 /// Opens the repository, does the work, and keeps what it did.
 fn record(root: &Path, renames: Renames, work: impl FnOnce(&Repository)) -> Recording {
+    record_on(root, (renames, false), work)
+}
+
+/// The same where files can, or cannot, be clones.
+fn record_on(root: &Path, (renames, clones): (Renames, bool), work: impl FnOnce(&Repository)) -> Recording {
     let record = Record::of(root);
-    work(&world::open_on(Stage::new(record.clone(), renames), root));
+    work(&world::open_on(Stage::sharing(record.clone(), renames, clones), root));
     let (before, steps) = record.take();
     Recording { before, steps }
 }
@@ -135,9 +141,10 @@ fn a_deletion_with_all_that_stands_on_it_ends_between_two_points() {
 }
 
 /// The middle of a chain goes, of two disks that both stand on it; later points stay as they are.
-fn merge(renames: Renames) {
+fn merge(renames: Renames, (way, clones): (Way, bool)) {
     let (before, third) = with_a_third();
-    let recording = record(&before.root(), renames, |repository| world::merge(repository, &before.second).unwrap());
+    let work = |repository: &Repository| world::merge_by(way, repository, &before.second).unwrap();
+    let recording = record_on(&before.root(), (renames, clones), work);
     cut_everywhere(&recording, &[&before.first, &third, &before.other], &[&before.second], &[]);
 }
 
@@ -150,28 +157,40 @@ fn with_a_third() -> (Before, Point) {
 
 #[test]
 fn a_merge_loses_nothing() {
-    merge(Renames::AtOnce);
+    merge(Renames::AtOnce, (Way::Rewrite, false));
+}
+
+#[test]
+fn a_merge_by_a_clone_loses_nothing() {
+    merge(Renames::AtOnce, (Way::Patch, true));
+}
+
+#[test]
+fn a_merge_by_a_copy_loses_nothing() {
+    merge(Renames::AtOnce, (Way::Patch, false));
 }
 
 #[test]
 fn a_merge_by_links_loses_nothing() {
-    merge(Renames::ByLink);
+    merge(Renames::ByLink, (Way::Rewrite, false));
 }
 
 #[test]
 fn a_merge_of_the_first_point_loses_nothing() {
     let (before, third) = with_a_third();
-    let recording =
-        record(&before.root(), Renames::AtOnce, |repository| world::merge(repository, &before.first).unwrap());
+    let work = |repository: &Repository| world::merge_by(Way::Patch, repository, &before.first).unwrap();
+    let recording = record_on(&before.root(), (Renames::AtOnce, true), work);
     cut_everywhere(&recording, &[&before.second, &third, &before.other], &[&before.first], &[]);
 }
 
 #[test]
 fn a_synthetic_full_loses_nothing() {
     // Once done it cannot be done again to the same point: each way has a chain of its own.
-    for renames in [Renames::AtOnce, Renames::ByLink] {
+    let ways = [(Way::Rewrite, false), (Way::Patch, true)];
+    for (renames, (way, clones)) in [Renames::AtOnce, Renames::ByLink].into_iter().zip(ways) {
         let (before, third) = with_a_third();
-        let recording = record(&before.root(), renames, |repository| world::make_full(repository, &third).unwrap());
+        let work = |repository: &Repository| world::make_full_by(way, repository, &third).unwrap();
+        let recording = record_on(&before.root(), (renames, clones), work);
         cut_everywhere(&recording, &[&before.first, &before.second, &third, &before.other], &[], &[]);
     }
 }

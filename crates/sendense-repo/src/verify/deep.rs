@@ -6,8 +6,11 @@ use crate::error::{Kind, Result};
 use crate::manifest::Disk;
 use crate::repository::Repository;
 use sendense_block::{self as block, BLOCK_BYTES, BlockIndex, ByteLen, Digest, Extent};
-use sendense_qcow2::{Held, Image};
+use sendense_qcow2::{Held, Image, Mapping};
 use std::path::Path;
+
+/// Of which bytes of the file the blocks are decoded; of all others it is only looked whether the image holds them.
+pub(crate) type Asked<'a> = &'a (dyn Fn(Extent) -> bool + Sync);
 
 /// What one thread works with.
 struct Desk {
@@ -23,6 +26,7 @@ pub(super) fn image(
     path: &Path,
     disk: &Disk,
     digests: &Layer,
+    asked: Option<Asked<'_>>,
     threads: usize,
 ) -> Result<()> {
     let opened = match repository.open_image_at(path, disk) {
@@ -45,7 +49,7 @@ pub(super) fn image(
         held: vec![Held::Absent; GROUP_BLOCKS as usize],
     };
     work::each(check.cancel, threads, digests.digests.groups(), desk, |desk, number| {
-        check_group(check, path, &opened, digests, number, desk)
+        check_group(check, path, &opened, digests, asked, number, desk)
     })
 }
 
@@ -59,6 +63,7 @@ fn check_group(
     path: &Path,
     image: &Image,
     digests: &Layer,
+    asked: Option<Asked<'_>>,
     number: u64,
     desk: &mut Desk,
 ) -> Result<()> {
@@ -100,6 +105,11 @@ fn check_group(
             (Held::Absent, State::Absent) | (Held::Zero, State::Zero) => {}
             (Held::Data, State::Data(digest)) => {
                 check.cancel.check()?;
+                if let Some(asked) = asked
+                    && work::read(|| lies_in(image, index)).is_ok_and(|bytes| !asked(bytes))
+                {
+                    continue;
+                }
                 match work::read(|| read_block(image, index, &mut desk.block)) {
                     Ok(()) if Digest::of(&desk.block) == digest => {}
                     Ok(()) => lost(index, "it does not decode to what was backed up"),
@@ -124,6 +134,18 @@ fn read_block(image: &Image, index: u64, block: &mut [u8]) -> block::Result<()> 
     padding.fill(0);
     let mapping = image.locate(at, ByteLen(len))?;
     image.read(&mapping, data)
+}
+
+/// The bytes of the file that a block of data lies in.
+fn lies_in(image: &Image, index: u64) -> block::Result<Extent> {
+    let at = BlockIndex(index).offset();
+    let len = image.size().0.saturating_sub(at.0).min(BLOCK_BYTES);
+    let extent = match image.locate(at, ByteLen(len))? {
+        Mapping::Raw { host, .. } => Extent::new(host, ByteLen(BLOCK_BYTES)),
+        Mapping::Compressed { host, bytes, .. } => Extent::new(host, bytes),
+        Mapping::Unallocated { .. } | Mapping::Zero { .. } => None,
+    };
+    extent.ok_or_else(|| block::Error::new(block::Kind::Corrupt, "a block of data lies nowhere"))
 }
 
 fn tell(check: &Check<'_>, error: &block::Error, finding: Finding, of: Extent) {

@@ -11,7 +11,9 @@ mod deep;
 mod rest;
 mod work;
 
-pub(crate) use work::{each, read};
+pub(crate) use deep::Asked;
+pub(crate) use rest::{READ_BYTES, digest as segment_digest};
+pub(crate) use work::{Pace, each, read};
 
 use crate::digests::Layer;
 use crate::error::{Error, Kind, Result};
@@ -26,7 +28,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use work::Pace;
 
 /// How often a read is tried before the range is told as unreadable.
 pub const TRIES: u32 = 3;
@@ -334,21 +335,31 @@ impl Repository {
     }
 }
 
-/// Verifies a disk of a point that is not published yet, deep. Its files lie in `folder` under their draft names.
+/// A disk of a point that is not published yet. Its files lie in `folder` under their draft names.
+pub(crate) struct Unpublished<'a> {
+    pub folder: &'a Path,
+    pub disk: &'a Disk,
+    /// Where only a part of its blocks is looked at: those. Then the segments of the image are not read.
+    pub asked: Option<Asked<'a>>,
+    pub threads: usize,
+    pub pace: &'a Pace,
+}
+
+/// Verifies a disk of a point that is not published yet, deep.
 pub(crate) fn unpublished(
     repository: &Repository,
-    folder: &Path,
-    disk: &Disk,
-    threads: usize,
+    what: &Unpublished<'_>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let image = folder.join(layout::draft_image_name(disk.disk_id));
-    let digests = folder.join(layout::draft_digests_name(disk.disk_id));
-    let pace = Pace::new(None);
-    let check = Check::new(progress, cancel, &pace);
-    let mut point = PointReport::default();
-    verify_disk(repository, disk, (&image, &digests), Depth::Deep, threads, &check, &mut point)?;
+    let image = what.folder.join(layout::draft_image_name(what.disk.disk_id));
+    let digests = what.folder.join(layout::draft_digests_name(what.disk.disk_id));
+    let (check, threads) = (Check::new(progress, cancel, what.pace), what.threads.clamp(1, THREADS_MAX));
+    if what.asked.is_none() {
+        rest::image(repository, &check, &image, what.disk, threads)?;
+    }
+    let listed = rest::digests(repository, &check, &digests, what.disk)?;
+    look_at_blocks(repository, what.disk, (&image, &digests), listed, what.asked, threads, &check)?;
     Ok(check.report.into_inner())
 }
 
@@ -387,14 +398,14 @@ fn verify_disk(
     point.read.took += began.elapsed();
     let lost = if depth == Depth::Deep {
         let began = Instant::now();
-        look_at_blocks(repository, disk, files, listed, threads, check)?;
+        look_at_blocks(repository, disk, files, listed, None, threads, check)?;
         point.decoded.took += began.elapsed();
         std::mem::take(&mut *check.lost.lock())
     } else if check.damages.load(Ordering::Relaxed) > known {
         // Only to learn what is lost: the damage is told by segments, and the figures are those of an honest run.
         let progress = Progress::default();
         let look = Check::new(&progress, check.cancel, check.pace);
-        look_at_blocks(repository, disk, files, listed, threads, &look)?;
+        look_at_blocks(repository, disk, files, listed, None, threads, &look)?;
         look.lost.into_inner()
     } else {
         ExtentSet::new()
@@ -411,13 +422,14 @@ fn look_at_blocks(
     disk: &Disk,
     (image, digests): (&Path, &Path),
     listed: Option<Layer>,
+    asked: Option<Asked<'_>>,
     threads: usize,
     check: &Check<'_>,
 ) -> Result<()> {
     // A file that is damaged somewhere may still be good for most groups, each of which is checked by itself.
     let open = || repository.open_digest_file_at(digests.to_owned(), disk);
     match listed.map_or_else(open, Ok) {
-        Ok(listed) => deep::image(repository, check, image, disk, &listed, threads),
+        Ok(listed) => deep::image(repository, check, image, disk, &listed, asked, threads),
         Err(error) => {
             check.unreadable(Finding {
                 file: image.to_owned(),

@@ -7,11 +7,11 @@ use crate::manifest::Disk;
 use crate::repository::Repository;
 use crate::segments::SegmentHasher;
 use sendense_block::backend::File;
-use sendense_block::{self as block, BLOCK_BYTES, ByteLen, Digest, Extent, ReadAt};
+use sendense_block::{self as block, BLOCK_BYTES, ByteLen, Cancel, Digest, Extent, ReadAt};
 use std::path::Path;
 
 /// Bytes per read: large enough that a disk's seeks do not show, small enough that a cancel is quick.
-const READ_BYTES: u64 = 1 << 20;
+pub(crate) const READ_BYTES: u64 = 1 << 20;
 
 /// Checks the segments of an image.
 pub(super) fn image(
@@ -34,7 +34,7 @@ pub(super) fn image(
             let range = segments[at];
             let finding =
                 |what: String| Finding { file: path.to_owned(), segment: Some(index), range: Some(range), what };
-            match digest(check, &file, range, buffer) {
+            match digest(&file, range, buffer, check.cancel, &|bytes| check.read(bytes)) {
                 Ok(digest) if disk.image.segments.get(at).is_some_and(|segment| segment.0 == digest) => {}
                 Ok(_) => {
                     check.damaged(finding(format!("segment {index} of {} is not what was written", path.display())));
@@ -47,17 +47,23 @@ pub(super) fn image(
     )
 }
 
-/// The digest of a segment, read piece by piece.
-fn digest(check: &Check<'_>, file: &File, range: Extent, buffer: &mut [u8]) -> Result<Digest> {
+/// The digest of a segment, read piece by piece into a buffer of [`READ_BYTES`]; `read` is told of each.
+pub(crate) fn digest(
+    file: &File,
+    range: Extent,
+    buffer: &mut [u8],
+    cancel: &Cancel,
+    read: &dyn Fn(u64),
+) -> Result<Digest> {
     let mut hasher = SegmentHasher::default();
     for piece in range.pieces(ByteLen(READ_BYTES)) {
-        check.cancel.check()?;
+        cancel.check()?;
         let bytes = &mut buffer[..piece.len().0 as usize];
         work::read(|| file.read_at(piece.start(), bytes))?;
         for cluster in bytes.chunks(BLOCK_BYTES as usize) {
             hasher.push(Digest::of(cluster));
         }
-        check.read(piece.len().0);
+        read(piece.len().0);
     }
     Ok(hasher.finish())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Keeps reads to so many bytes per second, over all threads.
-pub(super) struct Pace {
+pub(crate) struct Pace {
     bytes_per_second: Option<u64>,
     began: Instant,
     bytes: AtomicU64,

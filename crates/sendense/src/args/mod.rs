@@ -252,6 +252,9 @@ pub struct HubArgs {
     /// The most that those verifications read in a second (`64MiB`).
     #[arg(long, default_value = "64MiB", value_name = "SIZE")]
     pub verify_rate: bytesize::ByteSize,
+    /// The most that merges by policies move or check in a second (`128MiB`).
+    #[arg(long, default_value = "128MiB", value_name = "SIZE")]
+    pub merge_rate: bytesize::ByteSize,
     /// Points of a chain after which its newest is made a full, so that a new chain begins; 0 for as late as can be.
     #[arg(long, default_value_t = 60, value_name = "N")]
     pub chain_points_max: u32,

@@ -57,6 +57,7 @@ fn config(args: HubArgs) -> Result<HubConfig> {
     config.limits.chain_points_max = args.chain_points_max;
     config.limits.verify_bytes_per_second = args.verify_rate.as_u64().max(1 << 20);
     config.limits.history_days = args.history_days;
+    config.limits.merge_bytes_per_second = args.merge_rate.as_u64().max(1 << 20);
     config.accept_new_key = args.accept_new_key;
     Ok(config)
 }

@@ -160,9 +160,26 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
     assert!(matches!(refused, Error::Conflict(Conflict::HasDependents { .. })), "{refused:?}");
     assert_eq!(backups.get(&three).await.expect("three").parent_backup_id.as_ref(), Some(&two));
 
+    // It is proved no better than what it took over.
+    let sound = |id: &BackupId, depth, seconds| Verified {
+        backup_id: id.clone(),
+        verification: Some(Verification {
+            state: VerifyState::Sound,
+            depth: Some(depth),
+            at: at(seconds),
+            bytes: 1,
+            took_ms: 1,
+            finding: None,
+        }),
+        lost: Lost::new(),
+    };
+    let proofs = [sound(&two, VerifyDepth::Deep, 35), sound(&one, VerifyDepth::AtRest, 32)];
+    backups.set_verified(&proofs).await.expect("proofs");
     let successor = standing_on(backups.get(&two).await.expect("two"), Some(&full));
     backups.merged(&successor, &one, at(40)).await.expect("the middle goes");
     backups.merged(&successor, &one, at(41)).await.expect("once more does no harm");
+    let proof = backups.get(&two).await.expect("two").verification.expect("still proved");
+    assert_eq!((proof.state, proof.depth, proof.at), (VerifyState::Sound, Some(VerifyDepth::AtRest), at(32)));
     let chain = backups.chain(vm, DiskNumber(1), None).await.expect("chain");
     assert_eq!(ids(&chain), [full.clone(), two.clone(), three.clone()]);
     assert_eq!(chain.backups[1].bytes_stored, 777);
@@ -175,5 +192,6 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
     let (rows, total) = backups.list(&fulls, Page::default()).await.expect("list");
     assert_eq!((rows.len(), total), (1, 1), "the counters know of it");
     assert_eq!(rows[0].backup_id, two);
+    assert_eq!(rows[0].verification, None, "what the full held was never proved");
     assert_eq!(backups.get(&full).await.expect_err("gone").problem_code(), ProblemCode::BackupNotFound);
 }

@@ -175,13 +175,13 @@ const TOO_LATE: (&str, &str) = ("skipped", "the window closed before its turn ca
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_window_that_closes_stops_what_waits_in_the_queue() {
-    let vms = machines_when_the_window_closes(false).await;
+    let vms = Box::pin(machines_when_the_window_closes(false)).await;
     assert_eq!(vms, pairs([("failed", "stopped by a person"), TOO_LATE, TOO_LATE]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_window_that_closes_stops_what_runs_if_asked() {
-    let vms = machines_when_the_window_closes(true).await;
+    let vms = Box::pin(machines_when_the_window_closes(true)).await;
     assert_eq!(vms, pairs([("skipped", "stopped when the window closed"), TOO_LATE, TOO_LATE]));
 }
 

@@ -1,0 +1,379 @@
+//! The new image begins as the copy of one of the old ones, most often the older: a clone that shares its room where the
+//! file system can, else what is needed of it, byte by byte. Whole 4 KiB pieces that nobody needs any more become holes.
+//!
+//! What lives here: which image is copied, whether that is less work than moving every block, what stays of it, and which
+//! segments of the file are as they were ([`Base::untouched`]). What does not: moving the others' blocks, reading back.
+//!
+//! Invariant: the tables of the old image are compared with its manifest before one entry of them is believed, and each entry with
+//! the digests file when it is kept.
+
+use super::blocks::{Layer, Resolved, Stack};
+use crate::capacity::Reservation;
+use crate::crashsafe::NewFile;
+use crate::digests::{GROUP_BLOCKS, Group, State};
+use crate::draft::{self, DiskSpec, Over};
+use crate::error::{Error, Kind, Result};
+use crate::repository::Repository;
+use crate::segments::{SEGMENTS_MAX, segment_bytes};
+use crate::verify::{Pace, Progress, READ_BYTES, each, segment_digest};
+use sendense_block::backend::File;
+use sendense_block::{
+    self as block, AllocationMap, BlockIndex, ByteLen, ByteOffset, Cancel, Content, Digest, Extent, ReadAt,
+};
+use sendense_qcow2::{Held, Kept, Part};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+/// Where so much of an image would be dead, it is not copied: one part in four.
+const DEAD_PART: u64 = 4;
+/// Pieces that wait to be copied, at most: 4 GiB of file, 64 KiB of memory.
+const PIECES_MAX: usize = 4096;
+
+/// How the new images of a merge come about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Way {
+    /// By a copy of the largest old image where less than a quarter of it would be dead, else block by block.
+    #[default]
+    Fitting,
+    /// Block by block. All that the points hold is read, and damage in it is met.
+    Rewrite,
+    /// By a copy however much of it would be dead, where there can be one.
+    Patch,
+}
+
+/// What all of a merge's work shares.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'a> {
+    pub repository: &'a Repository,
+    pub threads: usize,
+    pub progress: &'a Progress,
+    pub pace: &'a Pace,
+    pub cancel: &'a Cancel,
+}
+
+/// An old image that the new one begins as.
+pub(super) struct Base<'a> {
+    pub number: usize,
+    pub layer: &'a Layer,
+    pub file: File,
+    pub kept: Kept,
+    /// The segments of the file that are not as they were. Behind its end, and in its last one, all are new.
+    touched: BTreeSet<u64>,
+    /// The room is shared: what was not touched was not read.
+    pub is_clone: bool,
+}
+
+impl<'a> Base<'a> {
+    /// Chooses the image to copy; none where every block is to be moved.
+    pub(super) fn choose(means: Means<'_>, stack: &'a Stack, spec: &DiskSpec, way: Way) -> Result<Option<Self>> {
+        let fits = |layer: &&(usize, &Layer)| way != Way::Rewrite && can_begin(stack, layer.1, spec);
+        let layers = stack.layers().iter().enumerate();
+        let largest = layers.filter(|layer| fits(&layer)).max_by_key(|(_, layer)| layer.link.disk.image.stored_bytes);
+        let Some((number, layer)) = largest else { return Ok(None) };
+        let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
+        let mut base = Self { number, layer, file, kept: Kept::default(), touched: BTreeSet::new(), is_clone: false };
+        base.check_tables(means)?;
+        let mut stays = Stays::new(stack, number, spec);
+        let mut wrong = None;
+        let kept = layer.image.kept(spec.capacity, &mut |first, held| {
+            stays.look(first, held, &mut Vec::new()).map_err(|error| {
+                let told = block::Error::new(block::Kind::Invalid, "look at what stays");
+                wrong = Some(error);
+                told
+            })
+        });
+        base.kept = match (kept, wrong) {
+            (Ok(kept), _) => kept,
+            (Err(_), Some(error)) => return Err(error),
+            (Err(error), None) => return Err(base.damaged(error)),
+        };
+        let dead_bytes = base.file.size().0.saturating_sub(base.kept.kept_bytes);
+        let is_worth_it = way == Way::Patch || dead_bytes.saturating_mul(DEAD_PART) < base.file.size().0;
+        Ok(is_worth_it.then_some(base))
+    }
+
+    /// Bytes of the file per segment.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.layer.link.disk.image.segment_bytes
+    }
+
+    /// The digest of a segment that is as it was.
+    pub(super) fn untouched(&self, segment: u64) -> Option<Digest> {
+        let segments = &self.layer.link.disk.image.segments;
+        let was = segments.get(usize::try_from(segment).ok()?)?;
+        // The header's, which is new, and the last one, which the file goes on in.
+        let is_inner = segment > 0 && (segment + 1) * self.segment_bytes() <= self.file.size().0;
+        (is_inner && !self.touched.contains(&segment)).then_some(was.0)
+    }
+
+    /// True for bytes of the new file of which some are not as they were.
+    pub(super) fn is_touched(&self, bytes: Extent) -> bool {
+        let (from, to) = (bytes.start().0 / self.segment_bytes(), bytes.end().0.div_ceil(self.segment_bytes()));
+        (from..to).any(|segment| self.untouched(segment).is_none())
+    }
+
+    /// Compares a segment of the old file with what its manifest says.
+    pub(super) fn check_segment(&self, segment: u64, buffer: &mut [u8], means: Means<'_>) -> Result<()> {
+        let image = &self.layer.link.disk.image;
+        let start = segment.saturating_mul(image.segment_bytes);
+        let end = start.saturating_add(image.segment_bytes).min(image.file_bytes);
+        let range = Extent::between(ByteOffset(start), ByteOffset(end));
+        let wanted = usize::try_from(segment).ok().and_then(|segment| image.segments.get(segment));
+        let found =
+            segment_digest(&self.file, range, buffer, means.cancel, &|bytes| means.pace.wait(bytes, means.cancel))?;
+        if wanted.is_some_and(|wanted| wanted.0 == found) {
+            return Ok(());
+        }
+        let why = format!("segment {segment} of {} is not what was written", self.layer.path.display());
+        Err(Error::corrupt(&self.layer.path, Some(segment), why))
+    }
+
+    /// Reads the segments in which the tables lie.
+    fn check_tables(&self, means: Means<'_>) -> Result<()> {
+        let mut segments = BTreeSet::new();
+        let image = &self.layer.link.disk.image;
+        let told = self.layer.image.mapping_places(&mut |place| {
+            let end = place.end().0.min(image.file_bytes);
+            segments.extend(place.start().0 / image.segment_bytes..end.div_ceil(image.segment_bytes));
+        });
+        // What was told before tables were met that cannot be has damage in it.
+        let segments: Vec<u64> = segments.into_iter().collect();
+        each(
+            means.cancel,
+            means.threads,
+            segments.len() as u64,
+            || vec![0; READ_BYTES as usize],
+            |buffer, at| {
+                let at = usize::try_from(at).expect("they are counted in memory");
+                self.check_segment(segments[at], buffer, means)
+            },
+        )?;
+        told.map_err(|error| self.damaged(error))
+    }
+
+    fn damaged(&self, error: block::Error) -> Error {
+        match error.kind {
+            block::Kind::Corrupt | block::Kind::Invalid | block::Kind::OutOfRange => {
+                Error::corrupt(&self.layer.path, None, "read the tables of the image").caused_by(error)
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// The new disk, over a copy.
+    pub(super) fn begin(
+        &mut self,
+        means: Means<'_>,
+        stack: &Stack,
+        spec: DiskSpec,
+        reserved: Reserved<'_>,
+        begin: impl FnOnce(&draft::Base<'_>, &mut dyn Over, DiskSpec) -> Result<draft::DiskDraft>,
+    ) -> Result<draft::DiskDraft> {
+        let layer = self.layer;
+        let stays = Stays::new(stack, self.number, &spec);
+        // The old file is read through a handle of its own, for this one is changed meanwhile.
+        let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
+        let mut copy = Copying { base: self, means, stays, reserved, pieces: Vec::new() };
+        let base = draft::Base { image: &layer.image, file: &file, disk: &layer.link.disk };
+        begin(&base, &mut copy, spec)
+    }
+}
+
+/// What was promised for a disk.
+#[derive(Clone, Copy)]
+pub(super) struct Reserved<'a> {
+    pub reservation: &'a Reservation,
+    /// Room for bytes that a clone shares is in it.
+    pub for_copy: bool,
+}
+
+/// An image can be gone on with for a disk: it was not larger, is in segments of the same size, and the file stays short enough.
+fn can_begin(stack: &Stack, layer: &Layer, spec: &DiskSpec) -> bool {
+    let image = &layer.link.disk.image;
+    // All that the others hold, and tables, refcounts and what is left of arenas beside it: far less than a sixty-fourth and 64 MiB.
+    let others = stack.layers().iter().map(|layer| layer.link.disk.image.file_bytes);
+    let most = others.fold(spec.capacity.0 / 64 + (64 << 20), u64::saturating_add);
+    layer.link.disk.capacity() <= spec.capacity
+        && layer.image.is_ours()
+        && image.segment_bytes == segment_bytes(spec.capacity)
+        && most.div_ceil(image.segment_bytes) <= SEGMENTS_MAX
+}
+
+/// Which blocks of the copied image stay.
+struct Stays<'a> {
+    stack: &'a Stack,
+    base: usize,
+    stands_alone: bool,
+    group: Group,
+    resolved: Resolved,
+}
+
+impl<'a> Stays<'a> {
+    fn new(stack: &'a Stack, base: usize, spec: &DiskSpec) -> Self {
+        let stands_alone = spec.parent.is_none();
+        Self { stack, base, stands_alone, group: Group::default(), resolved: Resolved::new() }
+    }
+
+    fn look(&mut self, first: BlockIndex, held: &mut [Held], digests: &mut Vec<Option<Digest>>) -> Result<()> {
+        self.stack.resolve(first.0 / GROUP_BLOCKS, &mut self.group, &mut self.resolved)?;
+        let layer = &self.stack.layers()[self.base];
+        digests.clear();
+        for (n, (held, (number, state))) in held.iter_mut().zip(self.resolved.drain(..)).enumerate() {
+            let index = first.0 + n as u64;
+            let is_beyond = index >= layer.digests.blocks();
+            // What the copied image holds of it, by the digests; nobody needs to know of what a newer one hides.
+            let listed = match state {
+                _ if is_beyond => Some(Held::Absent),
+                State::Absent => Some(Held::Absent),
+                _ if number > self.base => Some(Held::Absent),
+                _ if number < self.base => None,
+                State::Zero => Some(Held::Zero),
+                State::Data(_) => Some(Held::Data),
+            };
+            if listed.is_some_and(|listed| listed != *held) {
+                let why = "the image and the digests file disagree on whether it is held";
+                return Err(Error::corrupt(&layer.path, None, format!("block {index} of the disk: {why}")));
+            }
+            let digest = match state {
+                _ if number != self.base || is_beyond => None,
+                State::Data(digest) => Some(digest),
+                State::Zero if !self.stands_alone => Some(Digest::of_zero_block()),
+                State::Zero | State::Absent => None,
+            };
+            if digest.is_none() {
+                *held = Held::Absent;
+            }
+            digests.push(digest);
+        }
+        Ok(())
+    }
+}
+
+/// The copy while it is made.
+struct Copying<'a, 'b> {
+    base: &'a mut Base<'b>,
+    means: Means<'a>,
+    stays: Stays<'a>,
+    reserved: Reserved<'a>,
+    /// To be copied, where the file system cannot share.
+    pieces: Vec<Extent>,
+}
+
+impl Copying<'_, '_> {
+    fn flush(&mut self, copy: &dyn NewFile) -> Result<()> {
+        let (means, file, pieces) = (self.means, &self.base.file, std::mem::take(&mut self.pieces));
+        each(
+            means.cancel,
+            means.threads,
+            pieces.len() as u64,
+            || vec![0; READ_BYTES as usize],
+            |buffer, at| {
+                let piece = pieces[usize::try_from(at).expect("they are counted in memory")];
+                let bytes = &mut buffer[..piece.len().0 as usize];
+                crate::verify::read(|| file.read_at(piece.start(), bytes))?;
+                copy.write_at(piece.start(), bytes)?;
+                means.progress.done_bytes.fetch_add(piece.len().0, Ordering::Relaxed);
+                means.pace.wait(piece.len().0, means.cancel);
+                Ok(())
+            },
+        )
+    }
+}
+
+impl Over for Copying<'_, '_> {
+    fn stays(&mut self, first: BlockIndex, held: &mut [Held], digests: &mut Vec<Option<Digest>>) -> Result<()> {
+        self.means.cancel.check()?;
+        self.stays.look(first, held, digests)
+    }
+
+    fn begun(&mut self, is_clone: bool) -> Result<()> {
+        self.base.is_clone = is_clone;
+        if is_clone {
+            return Ok(());
+        }
+        // Pieces are whole 4 KiB, of which a frame needs two more at most; no more than the file in any case.
+        let blocks = self.base.kept.raw_blocks + self.base.kept.compressed_blocks;
+        let most =
+            self.base.kept.kept_bytes.saturating_add(blocks.saturating_mul(2 * 4096)).min(self.base.file.size().0);
+        if !self.reserved.for_copy {
+            self.reserved.reservation.grow(most)?;
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, copy: &dyn NewFile, part: Part) -> Result<()> {
+        match part {
+            Part::Live(_) if self.base.is_clone => {}
+            Part::Live(extent) => {
+                for piece in extent.pieces(ByteLen(READ_BYTES)) {
+                    self.reserved.reservation.spend(piece.len().0)?;
+                    self.pieces.push(piece);
+                    if self.pieces.len() == PIECES_MAX {
+                        self.flush(copy)?;
+                    }
+                }
+            }
+            Part::Stale(extent) => {
+                self.means.cancel.check()?;
+                // A hole there was one before.
+                for mapped in self.base.file.allocation(extent)? {
+                    if mapped.content == Content::Zero {
+                        continue;
+                    }
+                    let (bytes, extent) = (self.base.segment_bytes(), mapped.extent);
+                    self.base.touched.extend(extent.start().0 / bytes..extent.end().0.div_ceil(bytes));
+                    if self.base.is_clone {
+                        copy.punch(extent)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn all_told(&mut self, copy: &dyn NewFile) -> Result<()> {
+        self.flush(copy)
+    }
+}
+
+/// Reads the image's segments from the disk: those that are as they were keep their digests, and where they were copied they are
+/// compared with them.
+pub(super) fn segments(means: Means<'_>, base: &Base<'_>, file: &File) -> Result<Vec<Digest>> {
+    let range = |segment: u64| {
+        let start = segment * base.segment_bytes();
+        Extent::between(ByteOffset(start), ByteOffset(start.saturating_add(base.segment_bytes()).min(file.size().0)))
+    };
+    let count = file.size().0.div_ceil(base.segment_bytes());
+    let digests = parking_lot::Mutex::new(vec![None; usize::try_from(count).unwrap_or_default()]);
+    each(
+        means.cancel,
+        means.threads,
+        count,
+        || vec![0; READ_BYTES as usize],
+        |buffer, segment| {
+            let was = base.untouched(segment);
+            let digest = match was {
+                Some(digest) if base.is_clone => digest,
+                _ => segment_digest(file, range(segment), buffer, means.cancel, &|bytes| {
+                    means.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    means.pace.wait(bytes, means.cancel);
+                })?,
+            };
+            if was.is_some_and(|was| was != digest) {
+                // What was read, or what was written?
+                base.check_segment(segment, buffer, means)?;
+                let why =
+                    format!("segment {segment} of the copy of {} is not what was copied", base.layer.path.display());
+                return Err(Error::new(Kind::Io, why));
+            }
+            let at = usize::try_from(segment).expect("segments are counted in memory");
+            digests.lock()[at] = Some(digest);
+            Ok(())
+        },
+    )?;
+    digests
+        .into_inner()
+        .into_iter()
+        .map(|digest| digest.ok_or_else(|| Error::invalid("a segment was left out")))
+        .collect()
+}
