@@ -4,7 +4,7 @@
 //! single steps.
 
 use super::held::{self, Held};
-use super::kit::{Access, Kit, Owner};
+use super::kit::{Access, Kit, Owner, REQUEST_BYTES};
 use super::limits::{self, Places};
 use super::snapshot::{self, Record};
 use super::{Settings, discover, facts, session, token, tracking};
@@ -22,12 +22,9 @@ use sendense_vsphere::{FaultKind, KeptAlive, Ref, Vim};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Bytes per read. VDDK's guide says that more than 2 MiB at once fails on some hosts, and that 1 MiB is what an NFC buffer
-/// holds.
-const REQUEST_BYTES: usize = 1 << 20;
-/// A disk has one session, whose requests the host answers one after the other; two lanes keep it busy while one
-/// compresses.
-const LANES: usize = 2;
+/// A disk has one session, whose requests the host answers one after the other. While two wait for it two digest, compress
+/// and store, so that it always has something to do.
+const LANES: usize = 4;
 
 /// A frozen machine.
 struct FrozenVm {
@@ -78,7 +75,7 @@ pub(super) fn freeze(
             consistency: Consistency::Crash,
             consistency_note: None,
             config: facts::documents(&machine, &groups),
-            hints: ReadHints { lanes: LANES, request_bytes: REQUEST_BYTES },
+            hints: ReadHints { lanes: LANES, request_bytes: REQUEST_BYTES as usize },
         },
         disks: BTreeMap::new(),
         kits: Mutex::default(),

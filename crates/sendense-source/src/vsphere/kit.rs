@@ -32,6 +32,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Bytes per request. VDDK's guide says that more than 2 MiB at once fails on some hosts, and that 1 MiB is what an NFC buffer
+/// holds. Smaller ones cost nbdkit more: its threads, which all answer over one connection, get into each other's way.
+pub(super) const REQUEST_BYTES: u32 = 1 << 20;
 /// How long it may take to serve: VDDK logs in to the vCenter and opens the disk on its host, seconds each on a busy one.
 const START_MAX: Duration = Duration::from_secs(120);
 /// How long VDDK may take to close a disk before nbdkit is killed.
@@ -250,6 +253,7 @@ impl AllocationMap for Kit {
 fn connect(child: &Child, socket: &Path, read_only: bool, cancel: &Cancel) -> Result<Client> {
     let mut options = Options::new(Uri::unix(socket, "")?);
     options.read_only = read_only;
+    options.request_bytes = REQUEST_BYTES;
     options.handshake_timeout = START_MAX;
     let until = Instant::now() + START_MAX;
     loop {
