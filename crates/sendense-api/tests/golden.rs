@@ -520,6 +520,8 @@ fn vm() -> Vm {
             is_newest: false,
         }),
         protection_state: ProtectionState::Protected,
+        policies: vec!["gold".to_owned()],
+        overdue_since: None,
         change_tracking: false,
         no_change_tracking: Some("it has snapshots".to_owned()),
         hardware: Some("vmx-19".to_owned()),
@@ -594,6 +596,10 @@ fn a_discovery_lists_vms() {
                     "is_newest": false
                   },
                   "protection_state": "protected",
+                  "policies": [
+                    "gold"
+                  ],
+                  "overdue_since": null,
                   "change_tracking": false,
                   "no_change_tracking": "it has snapshots",
                   "hardware": "vmx-19",

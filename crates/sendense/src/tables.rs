@@ -359,7 +359,8 @@ pub fn vms(vms: &[Vm]) -> Table {
     let mut seen = HashSet::new();
     let ambiguous: HashSet<&str> =
         vms.iter().map(|vm| vm.vm_name.as_str()).filter(|name| !seen.insert(*name)).collect();
-    let mut table = Table::new(&["VM", "POWER", "DISKS", "SIZE", "TRACKING", "STATE", "LAST BACKUP", "NOTE"], &[2, 3]);
+    let mut table =
+        Table::new(&["VM", "POWER", "DISKS", "SIZE", "TRACKING", "STATE", "POLICY", "LAST BACKUP", "NOTE"], &[2, 3]);
     for vm in vms {
         let disks: Vec<_> = vm.disks.iter().filter(|disk| !disk.removed).collect();
         let protection = serde_json::to_value(vm.protection_state).ok();
@@ -371,7 +372,11 @@ pub fn vms(vms: &[Vm]) -> Table {
             disks.len().to_string(),
             bytes(disks.iter().map(|disk| disk.capacity_bytes).sum()),
             if vm.change_tracking { "yes" } else { "no" }.into(),
-            protection.as_ref().and_then(|word| word.as_str()).unwrap_or("-").to_owned(),
+            match vm.overdue_since {
+                Some(_) => "overdue".to_owned(),
+                None => protection.as_ref().and_then(|word| word.as_str()).unwrap_or("-").to_owned(),
+            },
+            if vm.policies.is_empty() { "-".to_owned() } else { vm.policies.join(" ") },
             or_dash(vm.last_backup.as_ref().map(|backup| moment(backup.created_at))),
             note.unwrap_or_default(),
         ]);

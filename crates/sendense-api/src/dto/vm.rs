@@ -86,6 +86,14 @@ pub struct Vm {
     pub last_proved: Option<ProvedBackup>,
     /// How well it is protected.
     pub protection_state: ProtectionState,
+    /// The policies that mean it, by name. Without one nothing backs it up by itself.
+    #[serde(default)]
+    pub policies: Vec<String>,
+    /// When it should have had a newer point: the last occurrence of a schedule that carries one of its policies out, is over, and
+    /// after which it has none. Null when it is not overdue, and while it has no point at all.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub overdue_since: Option<Timestamp>,
     /// True when its source tells which blocks changed.
     pub change_tracking: bool,
     /// Why it does not; null when it does.

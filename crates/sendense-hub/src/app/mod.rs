@@ -7,6 +7,7 @@
 mod backups;
 mod chain;
 mod consolidate;
+mod cover;
 pub(crate) mod create;
 mod delete;
 mod exports;

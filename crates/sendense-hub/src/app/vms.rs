@@ -216,12 +216,12 @@ impl App {
         let ids: Vec<VmContextId> = rows.iter().map(|row| row.vm_context_id.clone()).collect();
         let mut attempts = self.core.catalog.backups().newest_attempts_of_vms(&ids).await.or_problem()?;
         let points = self.core.catalog.backups().newest_of_vms(&ids).await.or_problem()?;
+        let cover = self.cover().await?;
         let vms = rows.into_iter().map(|row| {
-            let newest = Newest {
-                attempt: attempts.remove(&row.vm_context_id),
-                has_point: points.contains_key(&row.vm_context_id),
-            };
-            wire::vm(row, &newest)
+            let point = points.get(&row.vm_context_id);
+            let newest = Newest { attempt: attempts.remove(&row.vm_context_id), has_point: point.is_some() };
+            let (policies, overdue_since) = cover.of(&row, point.map(|point| point.created_at));
+            Vm { policies, overdue_since, ..wire::vm(row, &newest) }
         });
         Ok(vms.collect())
     }

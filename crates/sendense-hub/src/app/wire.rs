@@ -214,6 +214,8 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
         }),
         last_proved: None,
         protection_state: newest.protection(),
+        policies: Vec::new(),
+        overdue_since: None,
         change_tracking: facts.change_tracking,
         no_change_tracking: facts.no_change_tracking,
         hardware: facts.hardware,

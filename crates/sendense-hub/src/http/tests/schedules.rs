@@ -320,3 +320,50 @@ async fn a_machine_that_vanishes_is_told_as_long_as_it_has_points() {
     assert_eq!(run(3).await["reason"], Value::Null);
     house.fixture.hub.shutdown().await;
 }
+
+/// A policy says which machines it means, and its schedule when they should have had a point.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    for name in ["db", "web"] {
+        let folder = house.fixture.folder.path().join("vms").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+    }
+    house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["web"], "repository_id": "two"})),
+        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    let vms = async || {
+        let list = house.fixture.call("GET", "/api/v1/vms", Some(Role::Viewer)).await;
+        let of = |vm: &Value| {
+            let word = |field: &str| vm[field].as_str().map(str::to_owned);
+            (word("vm_name").unwrap(), vm["policies"].clone(), word("protection_state").unwrap(), word("overdue_since"))
+        };
+        list.body["vms"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    let (db, web) = (json!([]), json!(["gold"]));
+    let told = |state: &str, since: Option<&str>| {
+        let of = |name: &str, policies: &Value, state: &str, since: Option<&str>| {
+            (name.to_owned(), policies.clone(), state.to_owned(), since.map(str::to_owned))
+        };
+        vec![of("db", &db, "unprotected", None), of("web", &web, state, since)]
+    };
+    assert_eq!(vms().await, told("unprotected", None));
+    clock.advance_seconds(HOUR);
+    ended(&house.fixture, "hourly", 1).await;
+    assert_eq!(vms().await, told("protected", None));
+    // Its disk is gone: the next occurrence comes to nothing.
+    std::fs::remove_file(house.fixture.folder.path().join("vms/web/disk0.raw")).unwrap();
+    clock.advance_seconds(HOUR);
+    let executions = ended(&house.fixture, "hourly", 2).await;
+    assert_eq!(executions[0]["state"], "failed", "{executions:#?}");
+    assert_eq!(vms().await, told("failing", Some("2027-01-15T10:00:00Z")));
+    house.fixture.hub.shutdown().await;
+}
