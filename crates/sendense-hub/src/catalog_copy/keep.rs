@@ -29,14 +29,19 @@ pub(crate) async fn keep(core: Arc<Core>) {
             () = core.stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        for (id, _) in core.repositories.all_open() {
-            match look(&core, &id).await {
-                Ok(()) => {}
-                // Somebody looks after it: nothing begins in it.
-                Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => {}
-                Err(problem) => tracing::warn!(repository_id = %id, error = %problem.message,
-                    details = %problem.details, "copy the catalog into a repository; it is tried again within the hour"),
-            }
+        pass(&core).await;
+    }
+}
+
+/// Looks once into each open repository.
+pub(crate) async fn pass(core: &Arc<Core>) {
+    for (id, _) in core.repositories.all_open() {
+        match look(core, &id).await {
+            Ok(()) => {}
+            // Somebody looks after it: nothing begins in it.
+            Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => {}
+            Err(problem) => tracing::warn!(repository_id = %id, error = %problem.message,
+                details = %problem.details, "copy the catalog into a repository; it is tried again within the hour"),
         }
     }
 }

@@ -106,7 +106,7 @@ pub(crate) async fn rediscover(app: App) {
 
 /// Discovers every source, when there is a policy that wants to know. One that does not answer holds up no other for long: each
 /// call to a source has its own time limit.
-async fn discover_all(app: &App) -> Result<()> {
+pub(crate) async fn discover_all(app: &App) -> Result<()> {
     let one = catalog::Page { limit: 1, offset: 0 };
     if app.core.catalog.policies().list(one).await.or_problem()?.1 == 0 {
         return Ok(());

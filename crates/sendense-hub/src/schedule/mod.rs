@@ -23,6 +23,8 @@ mod window;
 
 pub use decide::{CatchUp, Decision, GRACE_SECONDS, History, JITTER_SECONDS_MAX, Occurrence, Schedule, Skipped};
 pub use decide::{decide, preview};
+#[cfg(test)]
+pub(crate) use keep::discover_all;
 pub(crate) use keep::{keep, rediscover};
 pub use when::{EVERY_SECONDS_MAX, EVERY_SECONDS_MIN, When};
 pub use window::Window;

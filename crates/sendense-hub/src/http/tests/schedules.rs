@@ -367,3 +367,147 @@ async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
     assert_eq!(vms().await, told("failing", Some("2027-01-15T10:00:00Z")));
     house.fixture.hub.shutdown().await;
 }
+
+/// What failed and may pass is tried again after pauses that grow, and not for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_source_does_not_answer_is_tried_again_four_times() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    let server = Stuck::start(house.fixture.folder.path(), "s", "memory", &["1M"]).await;
+    house.machine("a", SourceKind::Nbd, server.uri.clone()).await;
+    drop(server);
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
+        ("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})),
+        ("policies", json!({"name": "nobody", "vms": ["x"], "repository_id": "two"})),
+        ("schedules", json!({"name": "none", "policy_id": "nobody", "cron": "0 0 1 1 *"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    let failed = async || {
+        let filter = sendense_api::BackupFilter { status: Some(BackupStatus::Failed), ..Default::default() };
+        let mut at: Vec<_> = house.client.list_backups(&filter).await.unwrap().items;
+        at.sort_by_key(|backup| backup.created_at);
+        at.into_iter()
+            .map(|backup| backup.created_at.seconds_since(Timestamp::from_micros(MORNING_MICROS)) as i64 - HOUR)
+            .collect::<Vec<_>>()
+    };
+    let execution = async || {
+        let list = house.fixture.call("GET", "/api/v1/schedules/daily/executions", Some(Role::Viewer)).await;
+        let Some(id) = list.body["executions"][0]["execution_id"].as_str().map(str::to_owned) else {
+            return Value::Null;
+        };
+        house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await.body["execution"]
+            .clone()
+    };
+    let mut tries = vec![0];
+    clock.advance_seconds(HOUR);
+    for pause in [30, 300, 900, 1800] {
+        let number = tries.len();
+        until("it waits for its next try", async || {
+            let vm = execution().await["vms"][0].clone();
+            vm["outcome"] == "waiting" && vm["attempts"] == number
+        })
+        .await;
+        assert_eq!(failed().await, tries);
+        // A second earlier nothing happens: the pass that has ended another execution has looked at this one, too.
+        clock.advance_seconds(pause - 1);
+        let begun = house.fixture.call("POST", "/api/v1/schedules/none/trigger", Some(Role::Operator)).await;
+        assert!(begun.status.is_success(), "{begun:?}");
+        ended(&house.fixture, "none", number).await;
+        assert_eq!(execution().await["vms"][0]["attempts"], number);
+        clock.advance_seconds(1);
+        tries.push(tries[number - 1] + pause);
+    }
+    let executions = ended(&house.fixture, "daily", 1).await;
+    assert_eq!(executions[0]["state"], "failed", "{executions:#?}");
+    assert_eq!(failed().await, tries);
+    let vm = execution().await["vms"][0].clone();
+    assert_eq!((&vm["outcome"], &vm["attempts"]), (&json!("failed"), &json!(5)), "{vm:#}");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_missed_is_left_out_where_a_schedule_says_so() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+    house.machine("images", SourceKind::Image, house.path("vms")).await;
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
+        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *", "catch_up": "skip"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    clock.advance_seconds(24 * HOUR + 1800);
+    let missed = ended(&house.fixture, "hourly", 1).await;
+    assert_eq!(due(&missed), [("2027-01-16T08:00:00Z", "skipped")], "{missed:#?}");
+    assert!(missed[0]["reason"].is_string(), "{missed:#?}");
+    assert_eq!(house.client.list_backups(&Default::default()).await.unwrap().items.len(), 0);
+    clock.advance_seconds(1800);
+    let next = ended(&house.fixture, "hourly", 2).await;
+    assert_eq!(due(&next)[0], ("2027-01-16T09:00:00Z", "completed"), "{next:#?}");
+    house.fixture.hub.shutdown().await;
+}
+
+/// Nobody names it anywhere: its name matches, the next look finds it, and the next occurrence backs it up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_machine_is_protected_without_anyones_doing() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    let make = |name: &str| {
+        let folder = house.fixture.folder.path().join("vms").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+    };
+    make("web-1");
+    house.machine("images", SourceKind::Image, house.path("vms")).await;
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["web-*"], "repository_id": "two"})),
+        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    for name in ["db-1", "web-2"] {
+        make(name);
+    }
+    crate::schedule::discover_all(house.fixture.hub.app()).await.unwrap();
+    clock.advance_seconds(HOUR);
+    let executions = ended(&house.fixture, "hourly", 1).await;
+    assert_eq!(due(&executions), [("2027-01-15T09:00:00Z", "completed")], "{executions:#?}");
+    let mut names: Vec<String> = house
+        .client
+        .list_backups(&Default::default())
+        .await
+        .unwrap()
+        .items
+        .into_iter()
+        .map(|one| one.vm_name)
+        .collect();
+    names.sort();
+    assert_eq!(names, ["web-1", "web-2"]);
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_catalog_is_copied_once_a_day_by_itself() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    let core = house.fixture.hub.app().core.clone();
+    let copies = async || house.client.list_catalog_copies("one").await.unwrap().len();
+    for (hours, expected) in [(0, 1), (0, 1), (23, 1), (1, 2), (24, 3)] {
+        clock.advance_seconds(hours * HOUR);
+        crate::catalog_copy::keep::pass(&core).await;
+        assert_eq!(copies().await, expected, "{hours}");
+    }
+    house.fixture.hub.shutdown().await;
+}
