@@ -42,8 +42,9 @@ fn a_repository_that_takes_nothing_makes_the_reader_of_a_node_wait() {
     let mut random = Random::new(79);
     let mut disk = Disk::create(&dir.join("site/vms/web/disk0.raw"), SIZE, &mut random);
     disk.fill_with_noise(&mut random);
-    let volume = Volume::mount(dir, "icy");
     let hub = enrolled(dir, &[], &[]);
+    // Dropped before its hub, which does not end while it is frozen.
+    let volume = Volume::mount(dir, "icy");
     hub.ok(&["repo", "add", "local", "--name", "icy", "--path", path(&volume.0)]);
     // Slow enough that the repository can be stopped in the middle; then as fast as it goes.
     hub.ok(&["node", "limit", "SITE-A", "--bandwidth", "4MB"]);
