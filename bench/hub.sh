@@ -1,7 +1,7 @@
 # Sourced: starts a hub with the binary $sendense on images below $work/vms, and waits until it listens; adds its pid to $pids, and
-# gives `sd`, the command line against it, and $url.
+# gives `sd`, the command line against it, and $url. $hub_args are more arguments for it.
 : > "$work/hub.out" # it is looked into before the shell below has made it
-"$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" > "$work/hub.out" 2> "$work/hub.log" &
+"$sendense" hub --data-dir "$work/hub" --listen 127.0.0.1:0 --allow-path "$work" ${hub_args:-} > "$work/hub.out" 2> "$work/hub.log" &
 hub=$!
 pids+=("$hub")
 for _ in $(seq 300); do

@@ -10,7 +10,7 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-# all, or words of: raw zstd incremental restore onto export verify merge libvirt vsphere memory files. The rows of the others stay in the table as they are.
+# all, or words of: raw zstd incremental restore onto export verify merge libvirt vsphere memory files catalog. The rows of the others stay in the table as they are.
 ONLY=${ONLY:-all}
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
@@ -298,6 +298,11 @@ if wants files; then
     else
         say "files: left out, because the kernel's mounts need root"
     fi
+fi
+
+if wants catalog; then
+    SENDENSE=$sendense bench/catalog.sh > "$work/last.out"
+    mapfile -t -O "${#rows[@]}" rows < "$work/last.out"
 fi
 
 # The new rows, and where not all was measured, those of the file that nothing new was measured for, in their place.

@@ -21,6 +21,11 @@ const CALL_BUCKETS_S: [f64; 7] = [0.005, 0.02, 0.05, 0.2, 1.0, 10.0, 120.0];
 /// The histogram of calls.
 const CALL_SECONDS: &str = "sendense_http_request_seconds";
 
+/// Upper ends of the buckets of passes over the schedules: from an idle one to where the next one is due.
+const PASS_BUCKETS_S: [f64; 7] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 2.0];
+/// The histogram of passes.
+const PASS_SECONDS: &str = "sendense_schedule_pass_seconds";
+
 /// How often recorded durations are put into their buckets. Until then each is kept by itself, so this bounds memory on a hub
 /// that nobody scrapes.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
@@ -33,9 +38,11 @@ pub(crate) fn install() {
 fn handle() -> Option<&'static PrometheusHandle> {
     let handle = RECORDER.get_or_init(|| {
         let calls = Matcher::Full(CALL_SECONDS.to_owned());
+        let passes = Matcher::Full(PASS_SECONDS.to_owned());
         let builder = PrometheusBuilder::new()
             .set_buckets(&DURATION_BUCKETS_S)
-            .and_then(|builder| builder.set_buckets_for_metric(calls, &CALL_BUCKETS_S));
+            .and_then(|builder| builder.set_buckets_for_metric(calls, &CALL_BUCKETS_S))
+            .and_then(|builder| builder.set_buckets_for_metric(passes, &PASS_BUCKETS_S));
         match builder.and_then(PrometheusBuilder::install_recorder) {
             Ok(handle) => {
                 describe();
@@ -54,6 +61,7 @@ fn describe() {
     describe_gauge!("sendense_tasks", "Tasks by state, now");
     describe_counter!("sendense_tasks_ended_total", "Tasks that ended, by kind and state");
     describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
+    describe_histogram!(PASS_SECONDS, "How long a look at all schedules took, with what it began");
     describe_counter!("sendense_backup_read_bytes_total", "Bytes read from sources");
     describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
     describe_counter!("sendense_tracking_wrong_total", "Disks whose change tracking an audit found wrong");
@@ -86,6 +94,11 @@ pub(crate) fn call_answered(method: &'static str, route: String, status: u16, to
     let labels = [("method", method.to_owned()), ("route", route.clone()), ("status", status.to_string())];
     counter!("sendense_http_requests_total", &labels).increment(1);
     histogram!(CALL_SECONDS, "route" => route).record(took.as_secs_f64());
+}
+
+/// The schedules were looked through, and what was due was begun.
+pub(crate) fn schedules_passed(took: Duration) {
+    histogram!(PASS_SECONDS).record(took.as_secs_f64());
 }
 
 /// A task has ended.

@@ -16,6 +16,7 @@ use crate::app::policies::{merges, rules_of};
 use crate::app::schedules::{schedule_rules, timetable};
 use crate::app::{App, Caller};
 use crate::fault::{OrProblem, Result};
+use crate::metrics;
 use sendense_api::{CreateBackup, PolicyRules, PruneQuery, Role};
 use sendense_catalog as catalog;
 use sendense_catalog::{Execution, ExecutionVm};
@@ -23,7 +24,7 @@ use sendense_types::{
     BackupId, BackupStatus, ExecutionState, Problem, ProblemCode, Timestamp, VmContextId, VmOutcome, WhoActs,
 };
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two passes. An idle one costs two small queries, and what is due begins this much late at the most.
 const PASS_PERIOD: Duration = Duration::from_secs(2);
@@ -61,7 +62,9 @@ pub(crate) async fn keep(app: App) {
             () = app.core.schedules_changed.notified() => {}
             _ = tick.tick() => {}
         }
+        let begun = Instant::now();
         let done = pass(&app, &mut told).await;
+        metrics::schedules_passed(begun.elapsed());
         told.of("schedules", done);
     }
 }
