@@ -9,7 +9,9 @@ use std::path::Path;
 pub const TESTS: &[Test] = &[
     ("gpt_with_what_people_have_in_it", gpt_with_what_people_have_in_it),
     ("gpt_is_read_from_its_second_copy", gpt_is_read_from_its_second_copy),
+    ("an_old_second_copy_of_a_gpt_is_not_believed", an_old_second_copy_of_a_gpt_is_not_believed),
     ("mbr_with_logical_partitions", mbr_with_logical_partitions),
+    ("logical_partitions_that_fill_a_gap_are_found", logical_partitions_that_fill_a_gap_are_found),
     ("lvm_with_several_segments", lvm_with_several_segments),
     ("luks_opens_with_its_key", luks_opens_with_its_key),
     ("a_mirror_is_read_from_one_member", a_mirror_is_read_from_one_member),
@@ -66,6 +68,68 @@ fn gpt_is_read_from_its_second_copy() {
     gpt_disk(dir.path());
     sh(dir.path(), "dd if=/dev/zero of=disk bs=512 seek=1 count=1 conv=notrunc status=none");
     assert_eq!(read(&open(&dir.path().join("disk")), "p1", "/file").unwrap(), b"hello\n");
+}
+
+/// The disk was emptied at its beginning only, and then used otherwise.
+fn an_old_second_copy_of_a_gpt_is_not_believed() {
+    let dir = folder();
+    ext4(dir.path(), "whole", 64, "", "echo whole > file");
+    ext4(dir.path(), "new", 32, "", "echo new > file");
+    let emptied = |name: &str| {
+        gpt_disk(dir.path());
+        sh(dir.path(), &format!("mv disk {name}; dd if=/dev/zero of={name} bs=1M count=1 conv=notrunc status=none"));
+        dir.path().join(name)
+    };
+    // Nothing else is there: it is what is left of the table.
+    assert_eq!(read(&open(&emptied("lost")), "p1", "/file").unwrap(), b"hello\n");
+
+    let dos = emptied("dos");
+    sh(dir.path(), "printf 'label: dos\nstart=2M, size=32M\n' | sfdisk -q --wipe never dos");
+    put(dir.path(), "new", "dos", 2 << 20);
+    let last = sh(dir.path(), "tail -c 512 dos | head -c 8");
+    assert_eq!(last, "EFI PART", "sfdisk has removed the second copy");
+    let worker = open(&dos);
+    assert_eq!(brief(&worker.volumes().unwrap()), [("p1", "ext4", &State::Readable)]);
+    assert_eq!(read(&worker, "p1", "/file").unwrap(), b"new\n");
+
+    let ext = emptied("ext");
+    sh(dir.path(), "head -c 63M whole | dd of=ext bs=1M conv=notrunc status=none");
+    assert_eq!(sh(dir.path(), "tail -c 512 ext | head -c 8"), "EFI PART");
+    assert_eq!(read(&open(&ext), "disk", "/file").unwrap(), b"whole\n");
+
+    let locked = emptied("locked");
+    sh(
+        dir.path(),
+        "printf key | cryptsetup -q luksFormat --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 locked -",
+    );
+    assert_eq!(sh(dir.path(), "tail -c 512 locked | head -c 8"), "EFI PART");
+    let volumes = open(&locked).volumes().unwrap();
+    assert_eq!(brief(&volumes), [("luks:disk", "crypto_LUKS", &State::Locked)]);
+}
+
+/// sfdisk puts the boot record of a partition that fills a gap at the end of the chain, which leads back then.
+fn logical_partitions_that_fill_a_gap_are_found() {
+    let dir = folder();
+    ext4(dir.path(), "gap", 8, "", "echo gap > file");
+    ext4(dir.path(), "last", 8, "", "echo last > file");
+    sh(
+        dir.path(),
+        "truncate -s 64M disk
+         printf 'label: dos\nstart=1M, type=5\nstart=2M, size=8M\nstart=40M, size=8M\n' | sfdisk -q disk
+         printf 'start=20M, size=8M\n' | sfdisk -q --append disk",
+    );
+    let starts = sh(dir.path(), "sfdisk --json disk | tr -d ' ,' | grep start | cut -d: -f2");
+    let starts: Vec<u64> = starts.lines().map(|line| line.parse::<u64>().unwrap() * 512).collect();
+    let [_, first, second, third] = starts[..] else { panic!("{starts:?}") };
+    assert!(third < second && first < third, "sfdisk has sorted them: {starts:?}");
+    put(dir.path(), "last", "disk", second);
+    put(dir.path(), "gap", "disk", third);
+    let worker = open(&dir.path().join("disk"));
+    let volumes = worker.volumes().unwrap();
+    let expected = [("p5", "", &State::Empty), ("p6", "ext4", &State::Readable), ("p7", "ext4", &State::Readable)];
+    assert_eq!(brief(&volumes), expected);
+    assert_eq!(read(&worker, "p6", "/file").unwrap(), b"last\n");
+    assert_eq!(read(&worker, "p7", "/file").unwrap(), b"gap\n");
 }
 
 fn mbr_with_logical_partitions() {

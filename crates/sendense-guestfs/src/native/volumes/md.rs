@@ -27,17 +27,30 @@ pub struct Member {
     pub content: Result<Arc<dyn ReadAt>>,
 }
 
-/// Finds a superblock: version 1.2 lies at 4 KiB, 1.1 at the begin, 1.0 near the end.
+/// Finds a superblock.
 ///
 /// # Errors
 /// The device cannot be read.
 pub fn find(device: &Arc<dyn ReadAt>) -> Result<Option<Member>> {
+    Ok(superblock(device.as_ref())?.and_then(|bytes| parse(&bytes, device)))
+}
+
+/// Whether there is a superblock.
+///
+/// # Errors
+/// The device cannot be read.
+pub fn detect(device: &dyn ReadAt) -> Result<bool> {
+    Ok(superblock(device)?.is_some())
+}
+
+/// Version 1.2 lies at 4 KiB, 1.1 at the begin, 1.0 near the end.
+fn superblock(device: &dyn ReadAt) -> Result<Option<Vec<u8>>> {
     let sectors = device.size().0 / SECTOR;
     let near_end = (sectors.saturating_sub(16) & !7) * SECTOR;
     for at in [4096, 0, near_end] {
-        let Some(bytes) = read(device.as_ref(), at, SUPERBLOCK_BYTES)? else { continue };
+        let Some(bytes) = read(device, at, SUPERBLOCK_BYTES)? else { continue };
         if le32(&bytes, 0) == Some(MAGIC) && le64(&bytes, 144) == Some(at / SECTOR) {
-            return Ok(parse(&bytes, device));
+            return Ok(Some(bytes));
         }
     }
     Ok(None)

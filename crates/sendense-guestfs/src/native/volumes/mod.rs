@@ -108,10 +108,18 @@ pub fn unlock(slots: &mut Vec<Slot>, index: usize, key: &Key, readers: Readers) 
 
 /// The partitions of a device, when it has a table of them.
 ///
+/// As everywhere, a GPT counts beside a record that announces it. A disk that was given another table, or a volume group, a container,
+/// a file system, often has the second copy of an old one at its end; so without that record a GPT counts only on a disk whose first
+/// sector is lost and that is nothing else.
+///
 /// # Errors
 /// The device cannot be read.
 pub fn read_table(device: &dyn ReadAt, readers: Readers) -> Result<Option<Vec<Partition>>> {
-    if let Some(partitions) = gpt::read_table(device)? {
+    let gpt_counts = match mbr::announces_gpt(device)? {
+        Some(announced) => announced,
+        None => is_nothing_else(device, readers),
+    };
+    if gpt_counts && let Some(partitions) = gpt::read_table(device)? {
         return Ok(Some(partitions));
     }
     // FAT, NTFS and hybrid ISO images begin with a boot sector that can look like a partition table.
@@ -119,6 +127,14 @@ pub fn read_table(device: &dyn ReadAt, readers: Readers) -> Result<Option<Vec<Pa
         return Ok(None);
     }
     mbr::read_table(device)
+}
+
+/// Whether nothing is found that fills the device. What cannot be told is something.
+fn is_nothing_else(device: &dyn ReadAt, readers: Readers) -> bool {
+    matches!((readers.detect)(device), Ok(None))
+        && matches!(luks::find(device), Ok(None))
+        && matches!(md::detect(device), Ok(false))
+        && matches!(lvm::detect(device), Ok(false))
 }
 
 struct Finder {
