@@ -16,7 +16,7 @@ use crate::{entity, value};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
 use sendense_types::{
     BackupId, BackupStatus, BackupType, Compression, Consistency, DiskNumber, OnTrackingLoss, Phase, Problem,
-    RepositoryId, SourceKind, TaskId, TaskKind, TaskState, Timestamp, VmContextId,
+    RepositoryId, TaskId, TaskKind, TaskState, Timestamp, VmContextId,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -413,22 +413,12 @@ pub(crate) async fn lock_vm(tx: &Tx, id: &VmContextId) -> Result<entity::vm_cont
 /// The row of a machine, locked, and the ids of all rows that are this machine: a hypervisor may be registered twice, by its own
 /// name and behind a node, say. What a backup leaves on a machine must not be taken for a dead task's by the backup of the other.
 async fn lock_machine(tx: &Tx, id: &VmContextId) -> Result<(entity::vm_contexts::Model, Vec<String>)> {
+    use crate::vm::same_machine;
     use entity::vm_contexts::{Column, Entity};
     let row = Entity::find_by_id(id.as_str()).one(&**tx).await?;
     let row = row.ok_or_else(|| Error::not_found(Noun::Vm, id))?;
-    // The uuids of other kinds are made of paths, which several hypervisors may have.
-    let is_worldwide = [SourceKind::Vsphere, SourceKind::Libvirt].iter().any(|kind| row.kind == kind.as_str());
-    if !is_worldwide {
-        return Ok((lock_vm(tx, id).await?, vec![row.vm_context_id]));
-    }
-    let same = Entity::find()
-        .filter(Column::Kind.eq(&row.kind))
-        .filter(Column::InstanceUuid.eq(&row.instance_uuid))
-        // All in one order, so that no two wait for each other.
-        .order_by_asc(Column::VmContextId)
-        .lock_exclusive()
-        .all(&**tx)
-        .await?;
+    // All in one order, so that no two wait for each other.
+    let same = same_machine(&row).order_by_asc(Column::VmContextId).lock_exclusive().all(&**tx).await?;
     let ids = same.iter().map(|row| row.vm_context_id.clone()).collect();
     let row = same.into_iter().find(|row| row.vm_context_id == id.as_str());
     Ok((row.ok_or_else(|| Error::not_found(Noun::Vm, id))?, ids))

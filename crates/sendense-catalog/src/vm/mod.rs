@@ -13,7 +13,7 @@ pub use tags::TAGS_MAX;
 
 use crate::error::{Error, Noun, Result};
 use crate::{Catalog, entity, value};
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, Select};
 use sendense_types::{DiskBinding, DiskNumber, Name, PowerState, SourceId, SourceKind, Tag, Timestamp, VmContextId};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -119,6 +119,14 @@ impl Vms<'_> {
         found.pop().ok_or_else(|| Error::not_found(Noun::Vm, id))
     }
 
+    /// A machine and all others that are it, reached by other sources; by id.
+    pub async fn same_machine(&self, id: &VmContextId) -> Result<Vec<VmContextId>> {
+        let row = entity::vm_contexts::Entity::find_by_id(id.as_str()).one(self.0.pool()).await?;
+        let row = row.ok_or_else(|| Error::not_found(Noun::Vm, id))?;
+        let same = same_machine(&row).order_by_asc(entity::vm_contexts::Column::VmContextId).all(self.0.pool()).await?;
+        same.iter().map(|row| value::read("vm_context_id", &row.vm_context_id)).collect()
+    }
+
     /// All that bear a name, by id; at most a page of them.
     pub async fn by_name(&self, name: &str) -> Result<Vec<VmContext>> {
         let filter = VmFilter { vm_name: Some(name.to_owned()), ..Default::default() };
@@ -181,5 +189,16 @@ impl TryFrom<entity::vm_disks::Model> for VmDisk {
             present: row.present,
             job_id: row.job_id,
         })
+    }
+}
+
+/// The rows of the machine of a row: a hypervisor may be registered twice, by its own name and behind a node, say.
+pub(crate) fn same_machine(row: &entity::vm_contexts::Model) -> Select<entity::vm_contexts::Entity> {
+    use entity::vm_contexts::{Column, Entity};
+    // The uuids of other kinds are made of paths, which several hypervisors may have.
+    let is_worldwide = [SourceKind::Vsphere, SourceKind::Libvirt].iter().any(|kind| row.kind == kind.as_str());
+    match is_worldwide {
+        true => Entity::find().filter(Column::Kind.eq(&row.kind)).filter(Column::InstanceUuid.eq(&row.instance_uuid)),
+        false => Entity::find_by_id(row.vm_context_id.as_str()),
     }
 }

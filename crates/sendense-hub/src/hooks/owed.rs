@@ -7,7 +7,7 @@
 
 use super::{Ending, Record, run_after};
 use crate::core::{Core, blocking};
-use crate::fault::{Result, of_block};
+use crate::fault::{OrProblem, Result, internal, of_block};
 use crate::jobs::handle::Handle;
 use crate::jobs::work::BackupWork;
 use parking_lot::Mutex;
@@ -78,7 +78,15 @@ pub(crate) async fn after_orphans(core: &Arc<Core>) {
         if !core.hooks.owed.is_due(&record.task_id, core.now()) || is_backed_up(core, &record.vm_context_id).await {
             continue;
         }
-        let Some(ending) = ending_of(core, &record).await else { continue };
+        let ending = match ending_of(core, &record).await {
+            Ok(Some(ending)) => ending,
+            Ok(None) => continue,
+            Err(problem) => {
+                tracing::warn!(task_id = %record.task_id, error = %problem.message,
+                    "look how a backup ended whose hook is still to be run");
+                continue;
+            }
+        };
         // Beside the passes, which renew the hub's lease. Twice at once is refused.
         let core = core.clone();
         core.tracker.clone().spawn(async move { super::after(&core, &record.task_id, ending).await });
@@ -87,11 +95,17 @@ pub(crate) async fn after_orphans(core: &Arc<Core>) {
 
 /// Runs what is owed for earlier backups of a machine, before anything of this one is. What cannot be begun is told, and owed on: it
 /// must not cost the machine its backups.
+///
+/// # Errors
+/// The backup was stopped meanwhile; or what is owed cannot be looked at, and a later try may.
 pub(super) async fn settle(core: &Arc<Core>, handle: &Handle, work: &BackupWork) -> Result<()> {
-    let is_of_earlier =
-        |record: &Record| record.vm_context_id == work.vm_context_id && record.task_id != handle.task_id;
-    for record in records(core).await.unwrap_or_default().into_iter().filter(is_of_earlier) {
-        let Some(ending) = ending_of(core, &record).await else { continue };
+    let records = records(core).await.ok_or_else(|| {
+        internal("what is to be run after earlier backups cannot be looked at", "the hub's log says why".to_owned())
+    })?;
+    let same = core.catalog.vms().same_machine(&work.vm_context_id).await.or_problem()?;
+    let is_of_earlier = |record: &Record| same.contains(&record.vm_context_id) && record.task_id != handle.task_id;
+    for record in records.into_iter().filter(is_of_earlier) {
+        let Some(ending) = ending_of(core, &record).await? else { continue };
         handle.info(format!("what comes after backup {} is run first", record.backup_id));
         let (its, task_id) = (core.clone(), record.task_id.clone());
         // A task of its own: it is run to its end also when this backup is stopped meanwhile.
@@ -145,31 +159,38 @@ async fn records(core: &Core) -> Option<Vec<Record>> {
 
 /// Whether a backup of the machine has begun and not ended. When that cannot be told, it may.
 async fn is_backed_up(core: &Core, vm: &VmContextId) -> bool {
-    let running =
-        BackupFilter { vm_context_id: Some(vm.clone()), status: Some(BackupStatus::Running), ..Default::default() };
-    let found = core.catalog.backups().list(&running, Page { limit: 1, offset: 0 }).await;
-    found.map_or(true, |(rows, _)| !rows.is_empty())
+    let same = match core.catalog.vms().same_machine(vm).await {
+        Ok(same) => same,
+        // Nobody backs up what is not known any more.
+        Err(error) => return error.kind() != Kind::NotFound,
+    };
+    for vm in same {
+        let running =
+            BackupFilter { vm_context_id: Some(vm), status: Some(BackupStatus::Running), ..Default::default() };
+        let found = core.catalog.backups().list(&running, Page { limit: 1, offset: 0 }).await;
+        if found.map_or(true, |(rows, _)| !rows.is_empty()) {
+            return true;
+        }
+    }
+    false
 }
 
 /// How the backup ended; none while it has not, here or on the hub that goes on with it.
-async fn ending_of(core: &Core, record: &Record) -> Option<Ending> {
-    let task_id = &record.task_id;
-    match core.catalog.backups().get(&record.backup_id).await {
-        Ok(backup) => match backup.status {
-            BackupStatus::Pending | BackupStatus::Running => None,
-            BackupStatus::Completed => Some(Ending::of(None)),
-            BackupStatus::Cancelled => Some(Ending::failed(ProblemCode::Cancelled, String::new())),
-            BackupStatus::Failed => {
-                let code = backup.error_code.unwrap_or(ProblemCode::Internal);
-                Some(Ending::failed(code, backup.error_message.unwrap_or_default()))
-            }
-        },
+async fn ending_of(core: &Core, record: &Record) -> Result<Option<Ending>> {
+    let backup = match core.catalog.backups().get(&record.backup_id).await {
         Err(error) if error.kind() == Kind::NotFound => {
-            Some(Ending::failed(ProblemCode::Interrupted, "the backup is not known any more".to_owned()))
+            let why = "the backup is not known any more".to_owned();
+            return Ok(Some(Ending::failed(ProblemCode::Interrupted, why)));
         }
-        Err(error) => {
-            tracing::warn!(%task_id, %error, "look how a backup ended whose hook is still to be run");
-            None
+        found => found.or_problem()?,
+    };
+    Ok(match backup.status {
+        BackupStatus::Pending | BackupStatus::Running => None,
+        BackupStatus::Completed => Some(Ending::of(None)),
+        BackupStatus::Cancelled => Some(Ending::failed(ProblemCode::Cancelled, String::new())),
+        BackupStatus::Failed => {
+            let code = backup.error_code.unwrap_or(ProblemCode::Internal);
+            Some(Ending::failed(code, backup.error_message.unwrap_or_default()))
         }
-    }
+    })
 }

@@ -3,7 +3,7 @@
 use super::handle::{Handle, Stop};
 use super::queue::Needs;
 use super::report::Reporter;
-use super::work::Work;
+use super::work::{BackupWork, Work};
 use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
 use crate::app::App;
 use crate::core::Core;
@@ -122,9 +122,7 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     }
     let ending = Ending::of(ended.as_ref().err());
     if handle.stopped() == Some(Stop::LeaseLost) {
-        if backup.is_some() {
-            hooks::after(core, &task.task_id, ending).await;
-        }
+        // What comes after the backup stays owed: the other hub may be at work on the machine in this moment.
         tracing::warn!(task_id = %task.task_id, "task was taken over by another hub");
         return;
     }
@@ -138,6 +136,10 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     say_how_it_ended(core, handle, &claim, &ended).await;
     // First the row: what comes after the backup may ask for the point. A catalog that is away does not hold it up.
     let has_ended = conclude(core, &claim, task.kind, &ended, 1).await;
+    // A point that needs what is lost is none that others may go for: this is known before anything that takes its time.
+    if let (true, true, Some(work)) = (is_point, has_ended, &backup) {
+        judge(core, task, work).await;
+    }
     if backup.is_some() {
         crate::app::tell::task(core, &task.task_id).await;
         let (after_core, task_id) = (core.clone(), task.task_id.clone());
@@ -161,12 +163,9 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     }
     if !has_ended {
         conclude(core, &claim, task.kind, &ended, FINISH_TRIES_MAX).await;
-    }
-    if let (true, Some(work)) = (is_point, &backup)
-        && let Err(problem) = verification::judge_new_point(core, work).await
-    {
-        tracing::warn!(task_id = %task.task_id, error = %problem.message, details = %problem.details,
-            "look whether the new point needs what is lost; its verification will tell");
+        if let (true, Some(work)) = (is_point, &backup) {
+            judge(core, task, work).await;
+        }
     }
     if let (true, Some(work)) = (is_point, backup) {
         // Beside whatever comes next: the backup has ended.
@@ -189,6 +188,14 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     }
     if let Some(source_id) = handle.to_look_after() {
         core.sweeping.ask(source_id);
+    }
+}
+
+/// Looks whether a new point stands on what is lost.
+async fn judge(core: &Arc<Core>, task: &Task, work: &BackupWork) {
+    if let Err(problem) = verification::judge_new_point(core, work).await {
+        tracing::warn!(task_id = %task.task_id, error = %problem.message, details = %problem.details,
+            "look whether the new point needs what is lost; its verification will tell");
     }
 }
 

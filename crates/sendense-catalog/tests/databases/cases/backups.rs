@@ -91,6 +91,11 @@ pub async fn a_machine_of_two_sources_is_one(db: TestDb) {
     let told = [machine("vm0", 2), machine("other", 1)];
     let seen = world.catalog.vms().upsert_discovered(&again, &told, at(0)).await.expect("discover").vm_context_ids;
     assert_ne!(seen[0], world.vms[0]);
+    for vm in [&world.vms[0], &seen[0]] {
+        let same = world.catalog.vms().same_machine(vm).await.expect("look");
+        assert_eq!(same.iter().collect::<std::collections::BTreeSet<_>>(), [&world.vms[0], &seen[0]].into());
+    }
+    assert_eq!(world.catalog.vms().same_machine(&seen[1]).await.expect("look"), [seen[1].clone()]);
     let hubs = [world.catalog.clone(), db.open().await];
     let mut starts = tokio::task::JoinSet::new();
     for number in 0..8 {
