@@ -166,6 +166,7 @@ async fn one(
     let of_core = core;
     let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
     let (watched, claim, runtime) = (handle.clone(), claim.clone(), tokio::runtime::Handle::current());
+    let looked_at = read.clone();
     let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
         let plan = match is_full {
             true => repository.plan_full(&vm, &id)?,
@@ -176,7 +177,16 @@ async fn one(
             if runtime.block_on(lease::check(&core, &watched, &claim)).is_err() {
                 return Err(sendense_repo::Error::new(Kind::Fenced, "another hub took the task over"));
             }
-            refuse_recovered(&core, &id)
+            refuse_recovered(&core, &id)?;
+            // What was shared or copied unread may be what somebody found damaged meanwhile: the next try reads all of it.
+            match runtime.block_on(self::way(&core, &looked_at)) {
+                Ok(now) if now == way => Ok(()),
+                Ok(_) => Err(refused("damage of the points became known while they were merged")),
+                Err(problem) => {
+                    let context = format!("what is known of the points cannot be looked at: {}", problem.message);
+                    Err(sendense_repo::Error::new(Kind::Unavailable, context))
+                }
+            }
         };
         let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now(), refuse)?;
         // A hold that cannot be read keeps its point all the same: the repository sees to that.
@@ -231,11 +241,13 @@ async fn look_closer(core: &Arc<Core>, handle: &Arc<Handle>, work: &MergeWork, r
 fn refuse_recovered(core: &Core, id: &BackupId) -> sendense_repo::Result<()> {
     match core.recoveries.holding(std::slice::from_ref(id)) {
         None => Ok(()),
-        Some((recovery_id, _)) => {
-            let kind = Kind::Conflict { holders: Vec::new() };
-            Err(sendense_repo::Error::new(kind, format!("recovery {recovery_id} runs on {id}")))
-        }
+        Some((recovery_id, _)) => Err(refused(format!("recovery {recovery_id} runs on {id}"))),
     }
+}
+
+/// Both points stay as they are.
+fn refused(why: impl Into<String>) -> sendense_repo::Error {
+    sendense_repo::Error::new(Kind::Conflict { holders: Vec::new() }, why.into())
 }
 
 /// Finds the successor of a point that is gone, where its row still builds on it: the hub died, or the database was away,
