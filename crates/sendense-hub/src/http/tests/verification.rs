@@ -3,7 +3,8 @@
 use super::house::{House, Stuck, until};
 use sendense_api::{DeleteQuery, ListQuery, MergeQuery, TaskFilter};
 use sendense_types::{
-    BackupStatus, BackupType, ManualClock, SourceKind, TaskKind, TaskState, Timestamp, VerifyDepth, VerifyState,
+    BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp, VerifyDepth,
+    VerifyState,
 };
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -135,6 +136,39 @@ async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
     assert!(house.client.get_backup(&full).await.is_err());
     assert_eq!(house.status(&next).await, BackupStatus::Completed);
     assert_eq!(looks().await.last().map(|task| task.state), Some(TaskState::Cancelled));
+    house.fixture.hub.shutdown().await;
+}
+
+/// Damage that a merge meets is not forgotten with it: the point that has it is marked, and the one that needs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_a_merge_meets_is_marked() {
+    let house = House::new(|_| {}).await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    let mut disk: Vec<u8> = noise.collect();
+    std::fs::write(folder.join("disk0.raw"), &disk).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let mut points = Vec::new();
+    for backup_type in [BackupType::Full, BackupType::Incremental] {
+        std::fs::write(folder.join("disk0.raw"), &disk).unwrap();
+        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        points.push(backup.backup_id);
+        disk[..100].fill(3);
+    }
+    let (full, next) = (&points[0], &points[1]);
+    let image =
+        std::fs::File::options().write(true).open(house.path(&format!("one/{vm}/disk-0/{full}.qcow2"))).unwrap();
+    // Of a block that the second point did not write anew.
+    image.write_all_at(&[1, 2, 3], 4 * 65536 + 100).unwrap();
+    let merge = house.client.merge_backup(full, &MergeQuery::default()).await.unwrap();
+    let task = house.client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+    assert_eq!(task.error.map(|error| error.code), Some(ProblemCode::Corrupt));
+    let stands = async |id| house.client.get_backup(id).await.unwrap().verify_state;
+    assert_eq!(stands(full).await, Some(VerifyState::Corrupt));
+    assert_eq!(stands(next).await, Some(VerifyState::Affected));
     house.fixture.hub.shutdown().await;
 }
 
