@@ -17,7 +17,9 @@ use crate::hub::HubLease;
 use crate::task::{Task, cancel_waiting_in};
 use crate::tx::Tx;
 use crate::{Catalog, Page, entity, schedule, value};
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+};
 use sendense_types::{
     BackupId, ExecutionId, ExecutionState, Name, PolicyId, ScheduleId, Timestamp, VmContextId, VmOutcome,
 };
@@ -165,8 +167,23 @@ impl Executions<'_> {
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 
+    /// The newest of a schedule that was carried out and has ended.
+    pub async fn last_ended(&self, schedule_id: &ScheduleId) -> Result<Option<Execution>> {
+        use entity::executions::{Column, Entity};
+        let open = [ExecutionState::Running, ExecutionState::Skipped].map(|state| state.as_str());
+        let row = Entity::find()
+            .filter(Column::ScheduleId.eq(schedule_id.as_str()))
+            .filter(Column::State.is_not_in(open))
+            .order_by_desc(Column::StartedAt)
+            .order_by_desc(Column::ExecutionId)
+            .limit(1)
+            .one(self.0.pool())
+            .await?;
+        row.map(TryInto::try_into).transpose()
+    }
+
     /// Forgets executions of a schedule that ended before `before`, but never its newest `newest`, with what became of their machines:
-    /// `most` of them, the newest first; returns their number.
+    /// the oldest `most` of them; returns their number.
     pub async fn forget_ended(
         &self,
         schedule_id: &ScheduleId,
@@ -175,21 +192,31 @@ impl Executions<'_> {
         most: u64,
     ) -> Result<u64> {
         use entity::executions::{Column, Entity};
-        let ids: Vec<(String, String, Option<value::Ts>)> = Entity::find()
-            .select_only()
-            .columns([Column::ExecutionId, Column::State, Column::FinishedAt])
-            .filter(Column::ScheduleId.eq(schedule_id.as_str()))
+        let of_schedule = || Entity::find().select_only().filter(Column::ScheduleId.eq(schedule_id.as_str()));
+        let first_old: Option<(value::Ts, String)> = of_schedule()
+            .columns([Column::StartedAt, Column::ExecutionId])
             .order_by_desc(Column::StartedAt)
             .order_by_desc(Column::ExecutionId)
             .offset(newest)
-            .limit(Page::LIMIT_MAX.max(most))
+            .limit(1)
+            .into_tuple()
+            .one(self.0.pool())
+            .await?;
+        let Some((started, id)) = first_old else { return Ok(0) };
+        let is_old = Condition::any()
+            .add(Column::StartedAt.lt(started))
+            .add(Condition::all().add(Column::StartedAt.eq(started)).add(Column::ExecutionId.lte(id)));
+        let old: Vec<String> = of_schedule()
+            .column(Column::ExecutionId)
+            .filter(is_old)
+            .filter(Column::State.ne(ExecutionState::Running.as_str()))
+            .filter(Column::FinishedAt.lt(value::Ts::from(before)))
+            .order_by_asc(Column::StartedAt)
+            .order_by_asc(Column::ExecutionId)
+            .limit(most)
             .into_tuple()
             .all(self.0.pool())
             .await?;
-        let old = ids.into_iter().filter(|(_, state, finished)| {
-            state != ExecutionState::Running.as_str() && finished.is_some_and(|at| Timestamp::from(at) < before)
-        });
-        let old: Vec<String> = old.map(|(id, _, _)| id).take(usize::try_from(most).unwrap_or(usize::MAX)).collect();
         if old.is_empty() {
             return Ok(0);
         }

@@ -16,8 +16,14 @@ const FIRST_LOOK: Duration = Duration::from_secs(600);
 /// Executions of a schedule that stay whatever their age: the last three months of a nightly one, and eight years of a monthly one.
 const EXECUTIONS_KEPT: u64 = 100;
 
-/// Rows that go in one transaction: others write meanwhile.
-const AT_ONCE: u64 = 500;
+/// What goes in one transaction, with all that hangs on it: others write meanwhile, and none of them may wait for long. An execution
+/// has a row for each machine, thousands perhaps; a task has a thousand lines of log at most.
+const EXECUTIONS_AT_ONCE: u64 = 4;
+const ATTEMPTS_AT_ONCE: u64 = 100;
+const TASKS_AT_ONCE: u64 = 20;
+
+/// Between two transactions: whoever waits has its turn.
+const PAUSE: Duration = Duration::from_millis(50);
 
 const DAY_SECONDS: i64 = 86_400;
 
@@ -65,12 +71,13 @@ pub(crate) async fn forget(core: &Core) -> Result<Forgotten> {
         offset += schedules.len() as u64;
         for schedule in &schedules {
             while !core.stop.is_cancelled() {
-                let ended = executions.forget_ended(&schedule.schedule_id, before, EXECUTIONS_KEPT, AT_ONCE);
+                let ended = executions.forget_ended(&schedule.schedule_id, before, EXECUTIONS_KEPT, EXECUTIONS_AT_ONCE);
                 let went = ended.await.or_problem()?;
                 gone.executions += went;
-                if went < AT_ONCE {
+                if went < EXECUTIONS_AT_ONCE {
                     break;
                 }
+                tokio::time::sleep(PAUSE).await;
             }
         }
         if (schedules.len() as u64) < Page::LIMIT_MAX {
@@ -79,18 +86,25 @@ pub(crate) async fn forget(core: &Core) -> Result<Forgotten> {
     }
     // Attempts first: their tasks go when they are gone.
     while !core.stop.is_cancelled() {
-        let old = backups.old_failures(before, AT_ONCE).await.or_problem()?;
+        let old = backups.old_failures(before, ATTEMPTS_AT_ONCE).await.or_problem()?;
         if old.is_empty() {
             break;
         }
-        gone.attempts += backups.delete(&old, now).await.or_problem()?;
-    }
-    while !core.stop.is_cancelled() {
-        let went = tasks.forget_ended(before, AT_ONCE).await.or_problem()?;
-        gone.tasks += went;
-        if went < AT_ONCE {
+        let went = backups.forget_failures(&old, now).await.or_problem()?;
+        gone.attempts += went;
+        // What became a point meanwhile, or has dependents, stays.
+        if went < ATTEMPTS_AT_ONCE {
             break;
         }
+        tokio::time::sleep(PAUSE).await;
+    }
+    while !core.stop.is_cancelled() {
+        let went = tasks.forget_ended(before, TASKS_AT_ONCE).await.or_problem()?;
+        gone.tasks += went;
+        if went < TASKS_AT_ONCE {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     Ok(gone)
 }

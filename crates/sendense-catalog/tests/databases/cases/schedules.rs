@@ -322,10 +322,14 @@ pub async fn old_executions_are_forgotten(db: TestDb) {
     assert_eq!(forget(9_000, 10, 10).await, 0, "the newest stay whatever their age");
     assert_eq!(forget(110, 0, 10).await, 0, "it ended in that very moment");
     assert_eq!(forget(111, 0, 10).await, 1);
+    // However many of the others are younger.
+    assert_eq!(forget(111, 0, 1).await, 0);
     assert_eq!(left().await, ["exec-6", "exec-5", "exec-4", "exec-3", "exec-2"]);
     assert_eq!(forget(9_000, 3, 1).await, 1);
     assert_eq!(forget(9_000, 3, 9).await, 1);
     assert_eq!(left().await, ["exec-6", "exec-5", "exec-4"]);
+    let last = executions.last_ended(&schedule.schedule_id).await.expect("look").expect("one has ended");
+    assert_eq!(last.execution_id, id("exec-5"), "the newest runs");
     // What runs is not forgotten, however old it is.
     assert_eq!(forget(9_000, 0, 9).await, 2);
     assert_eq!(left().await, ["exec-6"]);
