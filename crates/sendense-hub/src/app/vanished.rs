@@ -1,12 +1,13 @@
 //! Machines that policies mean and that their sources do not have any more. Nobody backs them up, and nobody may have noticed.
 //!
-//! Only those count that have points: who deletes the points has decided.
+//! Only those count that have points: who deletes the points has decided. One that another source has now was moved.
 
 use super::App;
 use super::selector::Selector;
 use crate::fault::{OrProblem, Result};
 use sendense_api::{PolicyRules, VanishedVm};
 use sendense_catalog as catalog;
+use sendense_catalog::VmContext;
 use sendense_types::VmContextId;
 
 /// Names that a sentence tells.
@@ -34,17 +35,31 @@ impl App {
         for part in gone.chunks(AT_ONCE) {
             let ids: Vec<VmContextId> = part.iter().map(|vm| vm.vm_context_id.clone()).collect();
             let points = self.core.catalog.backups().newest_of_vms(&ids).await.or_problem()?;
-            vanished.extend(part.iter().filter_map(|vm| {
-                let point = points.get(&vm.vm_context_id)?;
-                Some(VanishedVm {
+            for vm in part {
+                let Some(point) = points.get(&vm.vm_context_id) else { continue };
+                if self.is_elsewhere(vm).await? {
+                    continue;
+                }
+                vanished.push(VanishedVm {
                     vm_context_id: vm.vm_context_id.clone(),
                     vm_name: vm.vm_name.to_string(),
                     discovered_at: vm.last_seen_at,
                     newest_point_at: point.created_at,
-                })
-            }));
+                });
+            }
         }
         Ok(vanished)
+    }
+
+    /// Whether another source has the machine.
+    async fn is_elsewhere(&self, vm: &VmContext) -> Result<bool> {
+        let vms = self.core.catalog.vms();
+        for other in vms.same_machine(&vm.vm_context_id).await.or_problem()? {
+            if other != vm.vm_context_id && vms.get(&other).await.or_problem()?.vanished_at.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What a person should know of it, if there are any.
