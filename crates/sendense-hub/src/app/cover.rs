@@ -7,16 +7,15 @@ use sendense_api::PolicyRules;
 use sendense_catalog as catalog;
 use sendense_catalog::VmContext;
 use sendense_types::{PolicyId, Timestamp};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-/// All policies, each with its last occurrence that is over.
+/// All policies, each with the time of the last occurrence that was carried out and is over.
 pub(super) struct Cover(Vec<(String, PolicyRules, Option<Timestamp>)>);
 
 impl App {
-    /// What policies and schedules say now.
+    /// What policies and schedules say now. An occurrence that was left out, for its window was closed, makes nothing overdue; nor
+    /// does one that runs: its machines may still have their turns, and what the one before it missed stays missed.
     pub(super) async fn cover(&self) -> Result<Cover> {
-        let running = self.core.catalog.executions().running().await.or_problem()?;
-        let running: HashSet<_> = running.into_iter().map(|execution| execution.schedule_id).collect();
         let mut over: BTreeMap<PolicyId, Timestamp> = BTreeMap::new();
         let mut offset = 0;
         loop {
@@ -24,13 +23,12 @@ impl App {
             let (schedules, _) = self.core.catalog.schedules().list(page).await.or_problem()?;
             offset += schedules.len() as u64;
             let is_last = (schedules.len() as u64) < catalog::Page::LIMIT_MAX;
-            for schedule in schedules {
-                // While an execution runs, its machines may still have their turns.
-                if let (true, Some(handled)) =
-                    (schedule.enabled && !running.contains(&schedule.schedule_id), schedule.handled)
-                {
-                    let last = over.entry(schedule.policy_id).or_insert(handled);
-                    *last = handled.max(*last);
+            for schedule in schedules.iter().filter(|schedule| schedule.enabled) {
+                let ended = self.core.catalog.executions().last_ended(&schedule.schedule_id).await.or_problem()?;
+                // A schedule may have been given another policy since.
+                if let Some(ended) = ended {
+                    let last = over.entry(ended.policy_id).or_insert(ended.due);
+                    *last = ended.due.max(*last);
                 }
             }
             if is_last {
