@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The version of these words. A hub refuses a node that speaks another one.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The longest body, either way: the machines of the largest vCenter take some MiB, a batch of blocks half of one.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
