@@ -178,7 +178,7 @@ fn a_policy_protects_what_matches_also_what_comes_later() {
     assert_eq!(field(&failed, "state"), "failed");
     assert_eq!(outcomes(&failed), [("web-1", "failed"), ("web-3", "completed")]);
     assert!(!field(&failed["vms"][0], "reason").is_empty());
-    assert_eq!(field(&failed, "reason"), "of 2 VMs 1 failed and 0 were left out");
+    assert_eq!(field(&failed, "reason"), "of 2 VMs 1 failed and 0 were left out; not found any more: web-2");
 
     let plans = hub.json(&["policy", "prune", "gold", "--dry-run"]);
     assert!(plans["prunes"].as_array().unwrap().iter().all(|prune| prune["dry_run"] == true));
