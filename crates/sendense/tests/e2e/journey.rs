@@ -195,7 +195,7 @@ fn a_disk_is_restored_over_nbd() {
         .spawn()
         .unwrap_or_else(|error| panic!("qemu-nbd: {error}; install the Debian package qemu-utils"));
     let patience = std::time::Instant::now() + crate::hub::PATIENCE;
-    while !socket.exists() && std::time::Instant::now() < patience {
+    while !crate::servers::listens(&socket) && std::time::Instant::now() < patience {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let uri = format!("nbd+unix:///out?socket={}", path(&socket));

@@ -149,8 +149,18 @@ fn delayed_nbd(dir: &Path, name: &str, delay: &str) -> (Server, String) {
     let socket = dir.join(format!("{name}.sock"));
     let plugin: &[&str] = if delay.starts_with("rdelay") { &["pattern", "64M"] } else { &["memory", "64M"] };
     let args = [&["-f", "-t", "1", "-U", path(&socket), "--filter=delay"], plugin, &[delay]].concat();
-    let server = Server::start(("nbdkit", "nbdkit"), &[], &args, &dir.join(format!("{name}.log")), || socket.exists());
+    let server = Server::start(("nbdkit", "nbdkit"), &[], &args, &dir.join(format!("{name}.log")), || listens(&socket));
     (server, format!("nbd+unix:///?socket={}", path(&socket)))
+}
+
+/// Whether somebody listens at a socket, without connecting. It is there before that: whoever connects between is refused.
+pub fn listens(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000"; // __SO_ACCEPTCON in proc_net_unix(5)'s flags
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(3) == Some(&ACCEPTS) && words.last() == Some(&path(socket))
+    })
 }
 
 fn encoded(text: &str) -> String {

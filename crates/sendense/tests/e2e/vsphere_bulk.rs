@@ -36,7 +36,7 @@ impl Kit {
             .spawn()
             .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
         let patience = Instant::now() + Duration::from_secs(60);
-        while !socket.exists() {
+        while !crate::servers::listens(&socket) {
             assert!(Instant::now() < patience, "nbdkit does not serve");
             std::thread::sleep(Duration::from_millis(10));
         }

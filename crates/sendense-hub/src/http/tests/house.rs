@@ -21,17 +21,20 @@ pub(super) struct Stuck {
 
 impl Stuck {
     pub async fn start(folder: &Path, name: &str, plugin: &str, more: &[&str]) -> Self {
-        let socket = folder.join(name);
+        // The socket is there a moment before nbdkit listens; its pid file is not.
+        let (socket, serves) = (folder.join(name), folder.join(format!("{name}.pid")));
         let child = Command::new("nbdkit")
             .args(["-f", "-t", "1", "-U"])
             .arg(&socket)
+            .arg("-P")
+            .arg(&serves)
             .args(["--filter=delay", plugin])
             .args(more)
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("nbdkit: {error}; install the Debian package nbdkit"));
         let stuck = Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) };
-        until("nbdkit serves", async || socket.exists()).await;
+        until("nbdkit serves", async || serves.exists()).await;
         stuck
     }
 }
