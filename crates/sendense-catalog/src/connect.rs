@@ -124,6 +124,10 @@ async fn connect(url: &str, connections_max: u32) -> Result<DatabaseConnection> 
 fn options(url: &str, connections_max: u32) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options.max_connections(connections_max).min_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).sqlx_logging(false);
+    // With either of them the pool looks through its idle connections, as many as it counts. sqlx 0.9.0 counts one that is given back
+    // after it can be taken (`pool/inner.rs`, `release`): for a moment there are usize::MAX, and a look that begins then goes round for
+    // ever, on a core of its own, and cannot be stopped. A connection that the server has closed is noticed when it is taken.
+    options.idle_timeout(None).max_lifetime(None);
     options.map_sqlx_sqlite_opts(|sqlite| {
         // WAL lets readers go on beside the writer. NORMAL can lose the last transactions in a power cut but never harms
         // the file; what is lost is adopted from the manifests again.

@@ -4,7 +4,7 @@
 //! to. However this process ends, the input ends with it, and the shell stops the server and removes its folder: nothing is
 //! left behind, not even by `kill -9`.
 
-use sea_orm::{ConnectionTrait, Database};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
 use sendense_catalog::Catalog;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -87,10 +87,20 @@ fn next_name() -> String {
     format!("case_{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A connection behind the catalog's back.
+pub async fn raw(url: &str) -> DatabaseConnection {
+    Database::connect(options(url)).await.expect("connect to the server")
+}
+
+fn options(url: &str) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    // Without a look through idle connections, as in the catalog.
+    options.max_connections(1).sqlx_logging(false).idle_timeout(None).max_lifetime(None);
+    options
+}
+
 async fn execute(url: &str, sql: &str) {
-    let mut options = sea_orm::ConnectOptions::new(url);
-    options.max_connections(1).sqlx_logging(false);
-    let connection = Database::connect(options).await.expect("connect to the server");
+    let connection = raw(url).await;
     connection.execute_unprepared(sql).await.expect(sql);
     connection.close().await.expect("close the connection");
 }
@@ -98,8 +108,8 @@ async fn execute(url: &str, sql: &str) {
 async fn wait_until_it_answers(url: &str, what: &str, server: &Server) {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
-        let mut options = sea_orm::ConnectOptions::new(url);
-        options.max_connections(1).sqlx_logging(false).acquire_timeout(Duration::from_secs(2));
+        let mut options = options(url);
+        options.acquire_timeout(Duration::from_secs(2));
         match Database::connect(options).await {
             Ok(connection) => {
                 connection.close().await.expect("close the connection");

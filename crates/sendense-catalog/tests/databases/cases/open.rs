@@ -1,8 +1,8 @@
 //! Opening, reopening, migrating, and what a database must promise.
 
 use crate::fixture::*;
-use crate::support::TestDb;
-use sea_orm::{ConnectionTrait, Database, Statement};
+use crate::support::{TestDb, raw};
+use sea_orm::{ConnectionTrait, Statement};
 use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const MIGRATIONS: [&str; 16] = [
 ];
 
 async fn migrations(url: &str) -> Vec<String> {
-    let raw = Database::connect(url).await.expect("connect");
+    let raw = raw(url).await;
     let statement =
         Statement::from_string(raw.get_database_backend(), "SELECT version FROM seaql_migrations ORDER BY version");
     let rows = raw.query_all_raw(statement).await.expect("read the migrations");
@@ -65,7 +65,7 @@ pub async fn a_catalog_from_before_holds_is_migrated(db: TestDb) {
     let world = World::new(db.open().await, 1).await;
     let point = world.point(&world.vms[0], None, 2, at(10)).await;
     let before = world.catalog.backups().get(&point).await.expect("get");
-    let raw = Database::connect(db.url()).await.expect("connect");
+    let raw = raw(db.url()).await;
     for statement in [
         "ALTER TABLE backups DROP COLUMN protected",
         "ALTER TABLE backups DROP COLUMN hold_until",
@@ -87,7 +87,7 @@ pub async fn a_catalog_from_before_tasks_lost_their_deadline_is_migrated(db: Tes
     let world = World::new(db.open().await, 1).await;
     let claim = world.running(&world.new_backup(&world.vms[0], BackupType::Full), at(10)).await;
     let before = world.catalog.tasks().get(&claim.task_id).await.expect("get");
-    let raw = Database::connect(db.url()).await.expect("connect");
+    let raw = raw(db.url()).await;
     for statement in [
         "ALTER TABLE tasks ADD COLUMN deadline BIGINT",
         "UPDATE tasks SET deadline = 7",
@@ -106,7 +106,7 @@ pub async fn a_catalog_from_before_tasks_lost_their_deadline_is_migrated(db: Tes
 pub async fn a_catalog_from_before_tags_is_migrated(db: TestDb) {
     let world = World::new(db.open().await, 1).await;
     let before = world.catalog.vms().get(&world.vms[0]).await.expect("get");
-    let raw = Database::connect(db.url()).await.expect("connect");
+    let raw = raw(db.url()).await;
     for statement in [
         "DROP TABLE vm_tags",
         "ALTER TABLE vm_contexts DROP COLUMN folder",
