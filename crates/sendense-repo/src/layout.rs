@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <repository>/.sendense-repository.json                    who owns it
+//! <repository>/.sendense-repository.spare                   room that is given up when there is no other
 //! <repository>/.sendense-catalog/<moment>.<deployment>.copy sealed copies of the catalog
 //! <repository>/<vm_context_id>/<backup_id>.json             manifest: the point exists when this name does
 //! <repository>/<vm_context_id>/<backup_id>.hold             what keeps the point from being deleted
@@ -25,8 +26,12 @@ use std::path::PathBuf;
 pub const OWNER_FILE: &str = ".sendense-repository.json";
 /// Locked (flock) while the owner record is read and written; empty.
 pub const OWNER_LOCK_FILE: &str = ".sendense-repository.lock";
+/// What it holds nobody needs: it goes where room is needed to make room.
+pub const SPARE_FILE: &str = ".sendense-repository.spare";
 /// Sealed copies of the catalog.
 pub const CATALOG_DIR: &str = ".sendense-catalog";
+/// What lies in the repository's root beside the folders of VMs.
+pub(crate) const OWN: [&str; 4] = [OWNER_FILE, OWNER_LOCK_FILE, SPARE_FILE, CATALOG_DIR];
 /// In a draft's, a deletion's or a merge's folder: what is moved or removed.
 pub const INTENT_FILE: &str = "intent.json";
 /// In a draft's, a deletion's or a merge's folder: the manifest before publication, or after it was taken back.

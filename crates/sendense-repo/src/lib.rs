@@ -39,6 +39,7 @@ pub mod repository;
 pub mod retention;
 pub mod room;
 pub mod segments;
+mod spare;
 pub mod survey;
 #[cfg(any(test, feature = "faults"))]
 #[doc(hidden)]

@@ -22,6 +22,7 @@
 use crate::crashsafe::{self, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
+use crate::spare;
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sendense_types::{DeploymentId, HubId, Timestamp};
@@ -244,7 +245,8 @@ impl Ownership {
         };
         let mut bytes = serde_json::to_vec_pretty(&record).expect("a record of plain values can be written");
         bytes.push(b'\n');
-        crashsafe::replace(&*self.fs, &self.root.join(layout::OWNER_FILE), &bytes)?;
+        let record = self.root.join(layout::OWNER_FILE);
+        spare::with(&*self.fs, &self.root, || crashsafe::replace(&*self.fs, &record, &bytes))?;
         self.lease_until_micros.store(lease_until.as_micros(), Ordering::SeqCst);
         Ok(())
     }

@@ -61,7 +61,7 @@ impl Repository {
         self.ownership()?.check(now)?;
         let mut report = Report::default();
         for (name, kind) in crashsafe::entries(self.root())? {
-            let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE, layout::CATALOG_DIR].iter().any(|own| name == *own);
+            let own = layout::OWN.iter().any(|own| name == *own);
             match (kind, name.to_str().map(str::parse::<VmContextId>)) {
                 (crashsafe::Kindred::Directory, Some(Ok(vm))) => {
                     if let Err(error) = self.recover_vm(&vm, catalog, now, &mut report) {
@@ -77,6 +77,7 @@ impl Repository {
             let half = PathBuf::from(format!("{}.new", layout::OWNER_FILE));
             report.strangers.retain(|path| *path != half);
         }
+        self.keep_spare();
         // What was removed here was counted when the repository was opened.
         if let Err(error) = self.recount() {
             report.problems.push((PathBuf::from("."), error.within("count what the files take")));

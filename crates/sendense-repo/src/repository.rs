@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::{ChainGuard, ChainLocks, Claim as LockClaim, Operation};
 use crate::owner::{self, Ownership};
+use crate::spare;
 use parking_lot::Mutex;
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +117,7 @@ impl Repository {
         let within = |error: Error| error.within(format!("open the repository {}", path.display()));
         prepare(&*fs, path, options.create).map_err(within)?;
         let ownership = Ownership::take(path, fs.clone(), options.claim, now).map_err(within)?;
+        spare::keep(&*fs, path);
         let bounds = Bounds { limit_bytes: options.limit_bytes, floor_bytes: options.floor_bytes };
         let held = match bounds.limit_bytes {
             Some(_) => count_files(path, Some(Instant::now() + count_time)).map_err(within)?,
@@ -232,6 +234,16 @@ impl Repository {
 
     pub(crate) fn fs(&self) -> &dyn Fs {
         &*self.0.fs
+    }
+
+    /// Does something that must be possible on a full file system too: see [`spare::with`].
+    pub(crate) fn with_spare<T>(&self, work: impl FnMut() -> Result<T>) -> Result<T> {
+        spare::with(self.fs(), self.root(), work)
+    }
+
+    /// Makes the spare room whole again, as far as there is room.
+    pub(crate) fn keep_spare(&self) {
+        spare::keep(self.fs(), self.root());
     }
 
     pub(crate) fn capacity(&self) -> &Capacity {
@@ -381,9 +393,8 @@ fn prepare(fs: &dyn Fs, path: &Path, create: Create) -> Result<()> {
         }
         Err(error) => Err(error),
         Ok(entries) => {
-            const OURS: [&str; 2] = [layout::OWNER_LOCK_FILE, layout::CATALOG_DIR];
             let is_ours = |name: &std::ffi::OsStr| {
-                name.to_str().is_some_and(|name| name.starts_with(layout::OWNER_FILE) || OURS.contains(&name))
+                name.to_str().is_some_and(|name| name.starts_with(layout::OWNER_FILE) || layout::OWN.contains(&name))
             };
             // A file system's own folder for lost files does not make it somebody's.
             let others: Vec<_> = entries.iter().filter(|(name, _)| !is_ours(name) && name != "lost+found").collect();
@@ -414,6 +425,9 @@ fn count_files(root: &Path, until: Option<Instant>) -> Result<Count> {
         for (name, kind) in entries {
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(Count { held_bytes, is_exact: false });
+            }
+            if depth == 0 && name == layout::SPARE_FILE {
+                continue;
             }
             let path = folder.join(name);
             match kind {

@@ -64,7 +64,7 @@ impl Repository {
         self.ownership()?.check(now)?;
         let mut survey = Survey::default();
         for (name, kind) in crashsafe::entries(self.root())? {
-            let own = [layout::OWNER_FILE, layout::OWNER_LOCK_FILE, layout::CATALOG_DIR].iter().any(|own| name == *own);
+            let own = layout::OWN.iter().any(|own| name == *own);
             match (kind, name.to_str().map(str::parse::<VmContextId>)) {
                 (crashsafe::Kindred::Directory, Some(Ok(vm))) => {
                     let looked = self.survey_vm(&vm).and_then(|found| self.with_unreadable(&vm, found));

@@ -74,13 +74,13 @@ async fn every_point_of_a_year_gives_back_what_was_there() {
     assert!(tally.backups > 0 && tally.deaths > 0, "{tally}");
 }
 
-/// Every file and folder below a folder, but for the copies of the catalog.
+/// Every file and folder below a folder, but for the copies of the catalog and the spare room.
 fn tree(root: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut open = vec![root.to_owned()];
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().map(Result::unwrap) {
-            if entry.file_name() == layout::CATALOG_DIR {
+            if entry.file_name() == layout::CATALOG_DIR || entry.file_name() == layout::SPARE_FILE {
                 continue;
             }
             if entry.file_type().unwrap().is_dir() {

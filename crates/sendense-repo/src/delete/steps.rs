@@ -25,19 +25,23 @@ pub(crate) fn delete(repository: &Repository, vm: &VmContextId, point: &PlannedP
     let (fs, dir) = (repository.fs(), repository.at(layout::delete_dir(vm, &point.backup_id)));
     let published = repository.at(layout::manifest(vm, &point.backup_id));
     if there(&published)? {
-        if !crashsafe::ensure_dir(fs, &dir)? {
-            // From a deletion that died here: its list may be half written.
-            crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
-        }
         let intent = Intent { backup_id: point.backup_id.clone(), disks: point.disks.clone() };
-        crashsafe::write_new(fs, &dir.join(layout::INTENT_FILE), &intent.to_bytes())?;
-        crashsafe::sync_dir(fs, &dir)?;
-        crashsafe::rename_new(fs, &published, &dir.join(layout::MANIFEST_IN_FOLDER))?;
+        // Nothing is free before this has taken a little.
+        repository.with_spare(|| {
+            if !crashsafe::ensure_dir(fs, &dir)? {
+                // From a deletion that died here, or found no room: its list may be half written.
+                crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
+            }
+            crashsafe::write_new(fs, &dir.join(layout::INTENT_FILE), &intent.to_bytes())?;
+            crashsafe::sync_dir(fs, &dir)
+        })?;
+        repository.with_spare(|| crashsafe::rename_new(fs, &published, &dir.join(layout::MANIFEST_IN_FOLDER)))?;
         // The new name first: should power fail between the two, the manifest has both names, never none.
         crashsafe::sync_dir(fs, &dir)?;
         crashsafe::sync_dir(fs, &repository.at(layout::vm_dir(vm)))?;
     }
     finish(repository, vm, &point.backup_id)?;
+    repository.keep_spare();
     repository.capacity().settle(-i64::try_from(point.bytes).unwrap_or(i64::MAX));
     tracing::info!(backup_id = %point.backup_id, vm_context_id = %vm, "deleted");
     Ok(())

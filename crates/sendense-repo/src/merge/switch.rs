@@ -64,7 +64,8 @@ pub(crate) fn finish(
     now: Timestamp,
 ) -> Result<Finished> {
     let done = match intent_of(repository, vm, successor) {
-        Ok(intent) => forward(repository, vm, &intent, now)?,
+        // The names need a little room, and what the merge frees comes after them.
+        Ok(intent) => repository.with_spare(|| forward(repository, vm, &intent, now))?,
         // No intent, or half of one: it was synced before the first move, so nothing was moved.
         Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Finished::NotBegun,
         Err(error) => return Err(error),

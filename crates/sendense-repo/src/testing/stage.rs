@@ -9,7 +9,7 @@ use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset, Extent, 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// One change, or one demand that changes be durable.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,9 @@ impl Act<'_> {
                 | Self::SetLen(..)
                 | Self::Clone(..)
                 | Self::Punch(..)
+                // A folder may grow by a name.
+                | Self::Rename(..)
+                | Self::Link(..)
         )
     }
 }
@@ -233,6 +236,8 @@ pub enum Fault {
     Gone,
     /// From it on, whatever needs room fails for the lack of it.
     Full,
+    /// The same until a file is removed.
+    Tight,
 }
 
 /// Plays one fault at one act, counted from 0.
@@ -241,6 +246,8 @@ pub struct Faults {
     at: u64,
     count: AtomicU64,
     met: Mutex<Option<String>>,
+    /// A file was removed since the fault was met.
+    has_room: AtomicBool,
 }
 
 /// `errno` of a full disk.
@@ -250,7 +257,7 @@ pub const EIO: i32 = 5;
 
 impl Faults {
     pub fn new(fault: Fault, at: u64) -> Arc<Self> {
-        Arc::new(Self { fault, at, count: AtomicU64::new(0), met: Mutex::new(None) })
+        Arc::new(Self { fault, at, count: AtomicU64::new(0), met: Mutex::new(None), has_room: AtomicBool::new(false) })
     }
 
     /// The act that met the fault first; `None` when the work ended before.
@@ -266,13 +273,18 @@ impl Script for Faults {
             Fault::Once(errno) if number == self.at => errno,
             Fault::Gone if number >= self.at => EIO,
             Fault::Full if number >= self.at && act.needs_room() => ENOSPC,
+            Fault::Tight if number >= self.at && act.needs_room() && !self.has_room.load(Ordering::SeqCst) => ENOSPC,
             _ => return Ok(()),
         };
         self.met.lock().get_or_insert_with(|| told(act));
         Err(io::Error::from_raw_os_error(errno))
     }
 
-    fn after(&self, _act: &Act<'_>) {}
+    fn after(&self, act: &Act<'_>) {
+        if matches!(act, Act::RemoveFile(_)) && self.met.lock().is_some() {
+            self.has_room.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 /// An act in words, without the temporary folder and the bytes.

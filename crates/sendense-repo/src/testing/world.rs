@@ -282,13 +282,17 @@ impl Catalog for Amnesia {
     }
 }
 
-/// Every file and folder below a folder.
+/// Every file and folder below a folder, but for the spare room.
 pub fn tree(root: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut open = vec![root.to_owned()];
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
+            // It may be absent at any time.
+            if path == root.join(layout::SPARE_FILE) {
+                continue;
+            }
             found.insert(path.strip_prefix(root).unwrap().to_owned());
             if path.is_dir() {
                 open.push(path);

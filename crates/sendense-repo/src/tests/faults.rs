@@ -237,6 +237,82 @@ fn a_deletion_that_meets_an_error_can_be_done_again() {
     }
 }
 
+/// There is no room, and others take what the repository has spared too: the points are whole, and go when there is room again.
+#[test]
+fn a_deletion_without_any_room_loses_nothing() {
+    let before = Before::new();
+    at_each_step(
+        &before.root(),
+        Fault::Full,
+        |repository| delete(repository, &before.second, Extent::Named),
+        |tried| {
+            let others = [&before.first, &before.other];
+            let may = match &tried.result {
+                Ok(()) => &[][..],
+                Err(error) => {
+                    assert_eq!(error.kind, Kind::NoSpace, "{}: {error:?}", tried.met);
+                    &[&before.second][..]
+                }
+            };
+            let survived = world::survive(tried.root, &others, may, Care::Now);
+            survived.unwrap_or_else(|why| panic!("{why}\nafter the fault at: {}", tried.met));
+            let repository = world::open(tried.root).unwrap();
+            if repository.manifest(&before.second.vm, &before.second.id).is_ok() {
+                delete(&repository, &before.second, Extent::Named).unwrap();
+            }
+            self::survived(tried, &others, &before.second, Is::Gone);
+        },
+    );
+}
+
+/// The last block is taken, from whatever step on: a deletion needs no room that it cannot get. As little as the lease that runs out
+/// meanwhile, or a start in such a moment.
+#[test]
+fn a_deletion_on_a_full_disk_makes_room() {
+    let before = Before::new();
+    at_each_step(
+        &before.root(),
+        Fault::Tight,
+        |repository| {
+            repository.recover(&Amnesia, now())?;
+            let plan = repository.plan_delete(&before.first.vm, &[before.first.id.clone()].into(), Extent::Cascade)?;
+            repository.execute_delete(plan, "test", now().plus_seconds(40))
+        },
+        |tried| {
+            if let Err(error) = &tried.result {
+                panic!("{}: {error:?}", tried.met);
+            }
+            assert!(tried.root.join(layout::SPARE_FILE).exists(), "{}: it is kept for the next time", tried.met);
+            let survived = world::survive(tried.root, &[&before.other], &[], Care::Next);
+            survived.unwrap_or_else(|why| panic!("{why}\nafter the fault at: {}", tried.met));
+        },
+    );
+}
+
+/// A start on a full disk finishes a deletion that was cut off, and there is room again.
+#[test]
+fn start_up_on_a_full_disk_finishes_a_deletion() {
+    let before = Before::new();
+    let root = gone_at(&before.root(), "remove disk-0/bk-2.qcow2", |repository| {
+        delete(repository, &before.second, Extent::Named)
+    });
+    at_each_step(
+        root.path(),
+        Fault::Tight,
+        |repository| {
+            let report = repository.recover(&Amnesia, now().plus_seconds(40))?;
+            assert_eq!(report.deleted.len(), 1, "{report:?}");
+            report.problems.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+        },
+        |tried| {
+            if let Err(error) = &tried.result {
+                panic!("{}: {error:?}", tried.met);
+            }
+            survived(tried, &[&before.first, &before.other], &before.second, Is::Gone);
+        },
+    );
+}
+
 #[test]
 fn a_process_that_is_gone_during_a_deletion_leaves_a_point_or_none() {
     let before = Before::new();

@@ -1,6 +1,7 @@
 //! Making an incremental a full: what it keeps, what every fault leaves.
 
 use super::faults::at_each_step_on;
+use super::merge::on_a_full_disk;
 use crate::delete::Extent;
 use crate::error::Kind;
 use crate::layout;
@@ -110,6 +111,9 @@ fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
             |tried| {
                 tried.check_word(&third, &manifest);
                 let all = [&before.first, &before.second, &third, &before.other];
+                if let Some(repository) = &tried.repository {
+                    on_a_full_disk(*fault, repository, &all, &tried.met, || make_full_by(way, repository, &third));
+                }
                 let survived = world::survive(tried.root, &all, &[], Care::Now);
                 survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));
                 let repository = world::open(tried.root).unwrap();
@@ -118,6 +122,9 @@ fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
                     world::check_bytes(&repository, &third).unwrap();
                 }
                 assert_eq!(tree(tried.root), tree_of(all), "{fault:?} at {}", tried.met);
+                if matches!(fault, Fault::Full | Fault::Tight) && !tried.met.starts_with("write") {
+                    qemu::check(tried.root, &[&before.second, &third]);
+                }
             },
         );
     }
@@ -125,7 +132,15 @@ fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
 
 #[test]
 fn every_fault_leaves_whole_points() {
-    faults(Renames::AtOnce, (Way::Rewrite, false), &[Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Gone]);
+    let all = [Fault::Once(EIO), Fault::Once(ENOSPC), Fault::Full, Fault::Tight, Fault::Gone];
+    faults(Renames::AtOnce, (Way::Rewrite, false), &all);
+}
+
+#[test]
+fn a_full_disk_leaves_whole_points_where_an_image_is_copied() {
+    for clones in [false, true] {
+        faults(Renames::AtOnce, (Way::Patch, clones), &[Fault::Once(ENOSPC), Fault::Full, Fault::Tight]);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod leftovers;
 mod merge;
 mod model;
 mod moving;
+mod no_room;
 mod pairs;
 mod parsers;
 mod power_loss;

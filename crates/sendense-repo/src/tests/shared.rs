@@ -20,16 +20,20 @@ const DISK_BYTES: usize = 280 * MIB;
 const CHANGED_BYTES: usize = 2 * MIB;
 
 /// A file system in a file, mounted as long as this lives.
-struct Mounted {
+pub(super) struct Mounted {
     folder: tempfile::TempDir,
 }
 
 impl Mounted {
     fn new(mkfs: &[&str]) -> Self {
+        Self::sized(mkfs, 1200 * MIB as u64)
+    }
+
+    pub(super) fn sized(mkfs: &[&str], bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (image, at) = (folder.path().join("image"), folder.path().join("at"));
         // Sparse: what is written to it is all that it takes.
-        std::fs::File::create(&image).unwrap().set_len(1200 * MIB as u64).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(bytes).unwrap();
         std::fs::create_dir(&at).unwrap();
         let (tool, arguments) = mkfs.split_first().unwrap();
         qemu::run(tool, &[arguments, &[image.to_str().unwrap()]].concat());
@@ -37,7 +41,7 @@ impl Mounted {
         Self { folder }
     }
 
-    fn root(&self) -> PathBuf {
+    pub(super) fn root(&self) -> PathBuf {
         self.folder.path().join("at/repository")
     }
 
