@@ -187,16 +187,19 @@ fn what_is_not_one_of_ours_is_refused() {
     };
     let (bytes, image) = (std::fs::read(&good).unwrap(), open(&good));
     let entry = |n: u64| u64::from_be_bytes(bytes[(table.0 + 8 * n) as usize..][..8].try_into().unwrap());
-    // Two entries of one cluster; one that points to the header, to the tables' end, to an odd place; a flag that we do not set.
-    let wrong =
-        [entry(1), entry(2) & !0xffff_ffff | (entry(1) & 0xffff_ffff), 1 << 63, image.file().size().0 | 1 << 63];
-    let wrong = wrong.into_iter().chain([entry(1) + 512, entry(1) & !(1 << 63), entry(2) | 1 << 63, 3]);
-    for (n, wrong) in (10..).zip(wrong) {
+    // Two entries of one cluster that both call it their own.
+    let twice = [entry(1), entry(2) & !0xffff_ffff | (entry(1) & 0xffff_ffff)].map(|wrong| (wrong, Kind::Corrupt));
+    // One that points to the header, to the tables' end, to an odd place; flags that we do not set, or leave out.
+    let others =
+        [1 << 63, image.file().size().0 | 1 << 63, entry(1) + 512, entry(1) & !(1 << 63), entry(2) | 1 << 63, 3];
+    // Zeros over a cluster that stays the block's own.
+    let others = others.into_iter().chain([entry(0) | 1]).map(|wrong| (wrong, Kind::Unsupported));
+    for (n, (wrong, kind)) in (10..).zip(twice.into_iter().chain(others)) {
         let bad = at(&dir, &format!("bad-{n}.qcow2"));
         let mut bytes = bytes.clone();
         bytes[table.0 as usize..][..8].copy_from_slice(&wrong.to_be_bytes());
         std::fs::write(&bad, bytes).unwrap();
-        assert_eq!(refused(&bad, n), Kind::Corrupt, "{wrong:#x}");
+        assert_eq!(refused(&bad, n), kind, "{wrong:#x}");
     }
     let short = Arc::new(File::open(&at(&dir, "short"), Options::CreateNew).unwrap());
     short.zero_range(Extent::whole(ByteLen(BLOCK_BYTES))).unwrap();

@@ -97,6 +97,9 @@ impl Image {
     }
 
     /// Learns what would stay of an image for a disk of this size. Reads tables only.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for tables that [`Writer`] would not have written.
     pub fn kept(&self, capacity: ByteLen, keep: &mut Keep<'_>) -> Result<Kept> {
         for_each_table(self, capacity, keep, &mut |_, _| Ok(()))
     }
@@ -107,7 +110,7 @@ impl Writer {
     /// only of what is written from now on. Blocks that stay are held already, and cannot be put.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for an image that is not [`Image::is_ours`]; [`Kind::Corrupt`] when its tables contradict themselves.
+    /// [`Kind::Unsupported`] for an image that is not [`Image::is_ours`], or has other tables than ours; [`Kind::Corrupt`] when its tables contradict themselves.
     pub fn patch(
         file: Arc<dyn Storage>,
         spill: Arc<dyn Storage>,
@@ -222,7 +225,8 @@ fn for_each_table(
     Ok(kept)
 }
 
-/// What an entry of one of our images holds. Anything else than what the writer writes is damage.
+/// What an entry of one of our images holds. Another program's may be sound all the same: zeros over a cluster that stays its own, one
+/// cluster of several blocks.
 fn held_in(raw: u64, length: u64) -> Result<Held> {
     let within = |at: u64, bytes: u64| at >= CLUSTER_BYTES && at.checked_add(bytes).is_some_and(|end| end <= length);
     match entry(raw, CLUSTER_BITS) {
@@ -236,7 +240,10 @@ fn held_in(raw: u64, length: u64) -> Result<Held> {
             Ok(Held::Data)
         }
         Entry::Compressed(at, bytes) if raw & COPIED == 0 && within(at.0, bytes.0) => Ok(Held::Data),
-        _ => Err(corrupt(&format!("the entry {raw:#x} is none of ours"))),
+        _ => {
+            let why = format!("go on with the copy of an image: the entry {raw:#x} is none of ours");
+            Err(Error::new(Kind::Unsupported, why))
+        }
     }
 }
 

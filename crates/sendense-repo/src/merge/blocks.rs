@@ -14,7 +14,7 @@ use crate::layout;
 use crate::repository::Repository;
 use crate::verify::{Pace, Progress, each};
 use sendense_block::{BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
-use sendense_qcow2::{Image, Mapping};
+use sendense_qcow2::{Compression, Image, Mapping};
 use sendense_types::VmContextId;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -61,12 +61,13 @@ impl Layer {
         let len = self.image.size().0.saturating_sub(at.0).min(BLOCK_BYTES);
         let mapping = self.image.locate(at, ByteLen(len))?;
         match mapping {
-            Mapping::Compressed { .. } => {
+            Mapping::Compressed { .. } if self.image.compression() == Compression::Zstd => {
                 self.image.read_frame(&mapping, frame)?;
                 out.extend_from_slice(frame);
                 Ok(true)
             }
-            Mapping::Raw { len: there, .. } if there.0 == len => {
+            // What another program has compressed in its own way becomes raw.
+            Mapping::Raw { .. } | Mapping::Compressed { .. } if mapping.len().0 == len => {
                 let start = out.len();
                 out.resize(start + BLOCK_BYTES as usize, 0);
                 let block = &mut out[start..];

@@ -66,10 +66,7 @@ pub(super) struct Base<'a> {
 impl<'a> Base<'a> {
     /// Chooses the image to copy; none where every block is to be moved.
     pub(super) fn choose(means: Means<'_>, stack: &'a Stack, spec: &DiskSpec, way: Way) -> Result<Option<Self>> {
-        let fits = |layer: &&(usize, &Layer)| way != Way::Rewrite && can_begin(stack, layer.1, spec);
-        let layers = stack.layers().iter().enumerate();
-        let largest = layers.filter(|layer| fits(&layer)).max_by_key(|(_, layer)| layer.link.disk.image.stored_bytes);
-        let Some((number, layer)) = largest else { return Ok(None) };
+        let Some((number, layer)) = largest(stack, spec, way) else { return Ok(None) };
         let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
         let mut base = Self { number, layer, file, kept: Kept::default(), touched: BTreeSet::new(), is_clone: false };
         base.check_tables(means)?;
@@ -85,6 +82,8 @@ impl<'a> Base<'a> {
         base.kept = match (kept, wrong) {
             (Ok(kept), _) => kept,
             (Err(_), Some(error)) => return Err(error),
+            // The tables are as they were written, by another program than ours.
+            (Err(error), None) if error.kind == block::Kind::Unsupported => return Ok(None),
             (Err(error), None) => return Err(base.damaged(error)),
         };
         let dead_bytes = base.file.size().0.saturating_sub(base.kept.kept_bytes);
@@ -185,6 +184,13 @@ pub(super) struct Reserved<'a> {
     pub reservation: &'a Reservation,
     /// Room for bytes that a clone shares is in it.
     pub for_copy: bool,
+}
+
+/// The image that a new one would begin as, by what is known before its tables are read.
+pub(super) fn largest<'a>(stack: &'a Stack, spec: &DiskSpec, way: Way) -> Option<(usize, &'a Layer)> {
+    let fits = |layer: &Layer| way != Way::Rewrite && can_begin(stack, layer, spec);
+    let layers = stack.layers().iter().enumerate().filter(|(_, layer)| fits(layer));
+    layers.max_by_key(|(_, layer)| layer.link.disk.image.stored_bytes)
 }
 
 /// An image can be gone on with for a disk: it was not larger, is in segments of the same size, and the file stays short enough.

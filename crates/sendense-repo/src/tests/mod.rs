@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod fencing;
+mod foreign;
 mod full;
 mod golden;
 mod heal;
