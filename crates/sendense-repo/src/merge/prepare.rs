@@ -79,10 +79,8 @@ impl Preparing<'_> {
         let mut shared_bytes = 0_u64;
         if self.options.way != Way::Rewrite {
             for disk in &self.plan.disks {
-                let links = self.links(*disk)?;
-                // As the image to copy is chosen.
-                let largest = links.iter().max_by_key(|link| link.disk.image.stored_bytes);
-                shared_bytes = shared_bytes.saturating_add(largest.map_or(0, |link| link.disk.image.file_bytes));
+                let (stack, spec) = self.stack(*disk)?;
+                shared_bytes = shared_bytes.saturating_add(self.largest_bytes(&stack, &spec));
             }
         }
         let shares = shared_bytes > 0 && self.shares()?;
@@ -113,14 +111,7 @@ impl Preparing<'_> {
     ) -> Result<SealedDisk> {
         let (repository, threads) = (self.repository, self.options.threads);
         let means = Means { repository, threads, progress: self.progress, pace, cancel: self.cancel };
-        let stack = Stack::open(repository, &self.plan.vm_context_id, self.links(number)?)?;
-        let newest = &stack.newest().link.disk;
-        let spec = DiskSpec {
-            number,
-            binding: newest.binding.clone(),
-            capacity: newest.capacity(),
-            parent: self.pair.parent(number)?,
-        };
+        let (stack, spec) = self.stack(number)?;
         let mut base = Base::choose(means, &stack, &spec, self.options.way)?;
         let (id, dir) = (self.plan.successor.clone(), self.dir());
         let draft = match &mut base {
@@ -133,8 +124,7 @@ impl Preparing<'_> {
             None => {
                 if shares {
                     // What a clone would have shared is written after all.
-                    let images = stack.layers().iter().map(|layer| layer.link.disk.image.file_bytes);
-                    reservation.grow(images.max().unwrap_or(0))?;
+                    reservation.grow(self.largest_bytes(&stack, &spec))?;
                 }
                 DiskDraft::begin_in(repository.clone(), id, dir, reservation.clone(), spec, None)?
             }
@@ -145,6 +135,21 @@ impl Preparing<'_> {
         let mut sealed = draft.seal()?;
         self.read_back(means, &mut sealed, base.as_ref())?;
         Ok(sealed)
+    }
+
+    /// The images of a disk, and the disk that is made of them.
+    fn stack(&self, number: DiskNumber) -> Result<(Stack, DiskSpec)> {
+        let stack = Stack::open(self.repository, &self.plan.vm_context_id, self.links(number)?)?;
+        let newest = &stack.newest().link.disk;
+        let (binding, capacity) = (newest.binding.clone(), newest.capacity());
+        let spec = DiskSpec { number, binding, capacity, parent: self.pair.parent(number)? };
+        Ok((stack, spec))
+    }
+
+    /// What a clone would share, of the image that a new one would begin as.
+    fn largest_bytes(&self, stack: &Stack, spec: &DiskSpec) -> u64 {
+        let largest = patch::largest(stack, spec, self.options.way);
+        largest.map_or(0, |(_, layer)| layer.link.disk.image.file_bytes)
     }
 
     /// Reads the new files back, from the disk: what was made durable is dropped from memory first.

@@ -8,13 +8,15 @@ use crate::manifest::Manifest;
 use crate::merge::{MergePlan, Options, Way};
 use crate::repository::Repository;
 use crate::testing::before::{Before, delete};
-use crate::testing::stage::{EIO, ENOSPC, Fault, Renames, Stage};
+use crate::testing::stage::{Calm, EIO, ENOSPC, Fault, Renames, Stage};
 use crate::testing::world::{self, Amnesia, Care, Disk, Point, WAYS, back_up, pattern, tree, tree_of};
 use crate::testing::{now, qemu};
 use crate::verify::{Depth, Progress};
 use sendense_block::Cancel;
 use sendense_types::{BackupId, BackupType, DiskNumber, VmContextId};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A chain of three, and another machine.
@@ -406,6 +408,46 @@ fn room_is_counted_and_given_back() {
     let repository = Repository::open_on(Stage::calm(), &before.root(), tight, now()).unwrap();
     let error = world::merge(&repository, &before.first).unwrap_err();
     assert_eq!(error.kind, Kind::NoSpace);
+}
+
+/// Of a disk that shrank the smaller image is gone on with: what its clone does not share is promised before the first byte.
+#[test]
+fn room_that_a_clone_does_not_share_is_promised() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let open = |limit| {
+        let options = crate::Options { limit_bytes: Some(limit), ..world::options() };
+        let stage = Stage::sharing(Arc::new(Calm), Renames::AtOnce, true);
+        Repository::open_on(stage, &root, options, now()).unwrap()
+    };
+    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 60 * 65536)]);
+    let mut second = first.child("bk-2");
+    second.disk(0).truncate(12 * 65536);
+    second.disk(0)[..65536].fill(9);
+    let repository = open(1 << 30);
+    for point in [&first, &second] {
+        back_up(&repository, point, now()).unwrap();
+    }
+    let planned = plan(&repository, &first).unwrap();
+    let shared_bytes = repository.manifest(&second.vm, &second.id).unwrap().disks[0].image.file_bytes;
+    let needed_bytes = planned.needed_bytes - shared_bytes;
+    // Counted from the files, as it will be then.
+    let held_bytes = open(1 << 30).storage().unwrap().used_bytes;
+    for missing_bytes in [1, 0] {
+        let repository = open(held_bytes + needed_bytes - missing_bytes);
+        let progress = Progress::default();
+        let options = world::merging(Way::Patch, 1);
+        let merged = repository.execute_merge(&planned, &options, &progress, &Cancel::new(), now, || Ok(()));
+        match merged {
+            Ok(_) => assert_eq!(missing_bytes, 0),
+            Err(error) => {
+                assert_eq!((missing_bytes, &error.kind), (1, &Kind::NoSpace), "{error:?}");
+                assert_eq!(progress.done_bytes.load(Ordering::Relaxed), 0, "refused before anything was moved");
+            }
+        }
+    }
+    world::check_bytes(&open(1 << 30), &second).unwrap();
+    qemu::check(&root, &[&second]);
 }
 
 /// An intent that was left by a merge that was given up does nothing to a successor that is another by now.
