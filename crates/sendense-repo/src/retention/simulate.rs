@@ -1,7 +1,10 @@
 //! A policy played years ahead: how many points there will be, and what they take.
 //!
-//! What lives here: the play, with the very judgement and plan of a prune. What does not: guesses; how often points are made
-//! and how large they are is told. Invariant: time and memory are bounded by [`POINTS_MAX`] and the days played.
+//! What lives here: the play, with the very judgement and plan of a prune, and the merges and fulls that a hub makes by itself. What
+//! does not: guesses; how often points are made and how large they are is told. Two that are merged count as both, and as a full at the
+//! most: how many blocks they share nobody knows. Nor is the room counted that a merge takes while it works.
+//!
+//! Invariant: time and memory are bounded by [`POINTS_MAX`] and the days played.
 
 use super::judge::{Coverage, Point, State, Verdict, judge};
 use super::plan::{Fate, Member, plan};
@@ -26,8 +29,11 @@ pub struct Growth {
     pub begins_at: Timestamp,
     /// A point every so often, at least a minute.
     pub every_seconds: u32,
-    /// After so many points a full begins a new chain; `None` for incrementals for ever.
+    /// After so many points a full begins a new chain; `None` for incrementals for ever, where what no rule keeps and a later point
+    /// needs is merged into that one.
     pub full_every: Option<u32>,
+    /// The newest point of a chain that has more is made a full, and a new chain begins with it; 0 for never.
+    pub chain_points_max: u32,
     /// What a full takes.
     pub full_bytes: u64,
     /// What an incremental takes.
@@ -86,6 +92,7 @@ pub fn simulate(policy: &Policy, growth: &Growth, days: u32) -> Result<Simulatio
             let backup_id: BackupId = format!("p{number}").parse().expect("a letter and digits are an id");
             let bytes = if is_full { growth.full_bytes } else { growth.incremental_bytes };
             members.push(Member { backup_id: backup_id.clone(), parents: parent.into_iter().collect(), bytes });
+            bound_chain(&mut members, growth);
             points.push(simulated(backup_id.clone(), next));
             latest = Some(backup_id);
             number += 1;
@@ -94,8 +101,12 @@ pub fn simulate(policy: &Policy, growth: &Growth, days: u32) -> Result<Simulatio
         let verdicts = judge(&points, policy, ends_at);
         let pruned = plan(&vm, &members, &verdicts, &[], &BTreeMap::new());
         let gone: BTreeSet<BackupId> = pruned.going().map(|entry| entry.backup_id.clone()).collect();
-        points.retain(|point| !gone.contains(&point.backup_id));
         members.retain(|member| !gone.contains(&member.backup_id));
+        if growth.full_every.is_none() {
+            merge_away(&mut members, &verdicts, growth.full_bytes);
+        }
+        let there: BTreeSet<&BackupId> = members.iter().map(|member| &member.backup_id).collect();
+        points.retain(|point| there.contains(&point.backup_id));
         let kept = points.iter().filter(|point| verdicts.get(&point.backup_id) != Some(&Verdict::Goes)).count() as u64;
         let standing = Standing {
             at: ends_at,
@@ -117,6 +128,48 @@ pub fn simulate(policy: &Policy, growth: &Growth, days: u32) -> Result<Simulatio
     Ok(played)
 }
 
+/// Ends the newest point's chain with it, if that has become too long.
+fn bound_chain(members: &mut [Member], growth: &Growth) {
+    let Some((newest, below)) = members.split_last_mut() else { return };
+    if growth.chain_points_max == 0 {
+        return;
+    }
+    // Each stands on one that was made before it.
+    let (mut points, mut parent) = (1, newest.parents.first());
+    for member in below.iter().rev() {
+        if parent == Some(&member.backup_id) {
+            (points, parent) = (points + 1, member.parents.first());
+        }
+    }
+    if points > growth.chain_points_max {
+        newest.parents.clear();
+        newest.bytes = growth.full_bytes;
+    }
+}
+
+/// Merges what no rule keeps into the one point that stands on it.
+fn merge_away(members: &mut Vec<Member>, verdicts: &BTreeMap<BackupId, Verdict>, full_bytes: u64) {
+    // Oldest first: what goes has handed its parents on before the next one is looked at.
+    let mut at = 0;
+    while at < members.len() {
+        let id = &members[at].backup_id;
+        if verdicts.get(id) != Some(&Verdict::Goes) {
+            at += 1;
+            continue;
+        }
+        let above: Vec<usize> = (at + 1..members.len()).filter(|above| members[*above].parents.contains(id)).collect();
+        let [above] = above[..] else {
+            at += 1;
+            continue;
+        };
+        let going = members.remove(at);
+        let successor = &mut members[above - 1];
+        let most = full_bytes.max(going.bytes).max(successor.bytes);
+        successor.bytes = successor.bytes.saturating_add(going.bytes).min(most);
+        successor.parents = going.parents;
+    }
+}
+
 fn simulated(backup_id: BackupId, completed_at: Timestamp) -> Point {
     Point { backup_id, completed_at, state: State::Good, protected: false, hold_until: None, coverage: Coverage::Whole }
 }
@@ -134,6 +187,7 @@ mod tests {
             begins_at: "2030-01-01T00:00:00Z".parse().unwrap(),
             every_seconds: DAY,
             full_every,
+            chain_points_max: 0,
             full_bytes: 1000,
             incremental_bytes: 10,
         }
@@ -156,12 +210,36 @@ mod tests {
     }
 
     #[test]
-    fn incrementals_for_ever_give_nothing_back_and_the_play_says_so() {
+    fn of_incrementals_for_ever_what_no_rule_keeps_is_merged() {
         let keep = Keep { last: 3, ..Keep::default() };
         let played = simulate(&policy(keep), &growth(None), 50).unwrap();
         let last = played.days[49];
-        assert_eq!((last.kept, last.needed, last.bytes), (3, 47, 1000 + 49 * 10));
-        assert_eq!(played.points[0].1.to_string(), "needed by p1");
+        // The oldest has become a full, which takes no more than a full.
+        assert_eq!((last.kept, last.needed, last.bytes), (3, 0, 1000 + 2 * 10));
+        assert_eq!(played.peak.unwrap().bytes, 1000 + 2 * 10);
+        assert_eq!(played.points[0].1.to_string(), "keep-last 3 of 3");
+        // A month's point holds what changed in the month, up to a full.
+        let keep = Keep { last: 1, monthly: 4, ..Keep::default() };
+        let played = simulate(&policy(keep), &Growth { incremental_bytes: 50, ..growth(None) }, 120).unwrap();
+        let last = played.days[119];
+        // Until the end of April, the full with January's end, then 28, 31 and 30 days of 50, none more than a full.
+        assert_eq!((last.kept, last.needed, last.bytes), (4, 0, 4 * 1000));
+        let played = simulate(&policy(keep), &growth(None), 120).unwrap();
+        assert_eq!(played.days[119].bytes, 1000 + (28 + 31 + 30) * 10);
+    }
+
+    #[test]
+    fn a_chain_that_is_too_long_ends_with_a_full() {
+        let keep = Keep { last: 25, ..Keep::default() };
+        let played = simulate(&policy(keep), &Growth { chain_points_max: 10, ..growth(None) }, 200).unwrap();
+        for day in &played.days[60..] {
+            let fulls = day.bytes / 1000;
+            // Every tenth or so is a full, and the oldest is one by what was merged into it.
+            assert!((3..=4).contains(&fulls), "{day:?}");
+            assert_eq!((day.kept, day.needed, day.bytes), (25, 0, fulls * 1000 + (25 - fulls) * 10));
+        }
+        let unbounded = simulate(&policy(keep), &growth(None), 200).unwrap();
+        assert_eq!(unbounded.peak.unwrap().bytes, 1000 + 24 * 10);
     }
 
     #[test]
@@ -182,7 +260,7 @@ mod tests {
             (growth(None), DAYS_MAX + 1),
             (Growth { every_seconds: 59, ..growth(None) }, 1),
             (growth(Some(0)), 1),
-            (Growth { every_seconds: 60, ..growth(None) }, 8),
+            (Growth { every_seconds: 60, ..growth(Some(20_000)) }, 8),
         ] {
             assert_eq!(simulate(&keep, &growth, days).unwrap_err().kind, crate::Kind::Invalid, "{growth:?}");
         }

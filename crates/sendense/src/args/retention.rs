@@ -77,6 +77,9 @@ pub struct SimulateArgs {
     /// A full begins a new chain after so many points. Left out: incrementals for ever.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub full_every: Option<u32>,
+    /// The newest point of a longer chain is made a full; 0 for never.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub chain_points: u32,
     /// What a full takes.
     #[arg(long, value_name = "SIZE")]
     pub full: bytesize::ByteSize,

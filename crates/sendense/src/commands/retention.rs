@@ -36,6 +36,7 @@ fn simulated(args: &SimulateArgs, as_json: bool) -> Result<u8> {
         begins_at: SystemClock.now(),
         every_seconds: args.every,
         full_every: args.full_every,
+        chain_points_max: args.chain_points,
         full_bytes: args.full.as_u64(),
         incremental_bytes: args.incremental.as_u64(),
     };
@@ -77,7 +78,12 @@ fn simulated(args: &SimulateArgs, as_json: bool) -> Result<u8> {
     show(table);
     say(format!("at most {}, on {}", bytes(peak.bytes), moment(peak.at)));
     if last.needed > last.kept {
-        say("most points are there only because others stand on them; fulls (--full-every) end chains, which then go");
+        say("most points are there only because others stand on them; without --full-every they are merged");
+    }
+    if args.full_every.is_none() || args.chain_points > 0 {
+        say(
+            "of points that are merged: as much as both, a full at most; while a merge works, it needs room for what it makes beside that",
+        );
     }
     Ok(0)
 }
