@@ -40,6 +40,9 @@ pub const MANIFEST_IN_FOLDER: &str = "manifest.json";
 /// In the folder of points that come from another repository: which ones, before any of their files is there.
 pub const MOVE_PLAN_FILE: &str = "plan.json";
 
+/// In the same folder: that they have come and are points like any other, until the other repository has let go of them.
+pub const MOVE_ARRIVED_FILE: &str = "arrived.json";
+
 const MOVE_IN: &str = ".move-in";
 const MOVE_OUT: &str = ".move-out";
 const DRAFT_PREFIX: &str = ".draft-";

@@ -4,17 +4,19 @@
 //! its parents and all below them, a deletion the points it removes.
 //!
 //! ```text
-//!            backup     read       verify     delete     merge      move
-//! backup     one VM     share      share      points     points     one VM
-//! read       share      share      share      points     points     points
-//! verify     share      share      share      points     points     points
-//! delete     points     points     points     points     points     points
-//! merge      points     points     points     points     points     points
-//! move       one VM     points     points     points     points     points
+//!            backup     read       verify     delete     merge      copy       move
+//! backup     one VM     share      share      points     points     one VM     one VM
+//! read       share      share      share      points     points     share      points
+//! verify     share      share      share      points     points     share      points
+//! delete     points     points     points     points     points     points     points
+//! merge      points     points     points     points     points     points     points
+//! copy       one VM     share      share      points     points     one VM     one VM
+//! move       one VM     points     points     points     points     one VM     one VM
 //! ```
 //!
 //! *share*: never in each other's way. *points*: in the way when they claim a common point. *one VM*: in the way when they
-//! work on the same VM, whatever the points: a VM has one backup at a time, and a chain is not moved while it grows.
+//! work on the same VM, whatever the points: a VM has one backup at a time, a chain is not moved while it grows, and there is one
+//! move of a VM at a time. A move copies as a *copy*, beside readers, and is a *move* from the moment on in which the points go over.
 //!
 //! Invariant: two operations that are in each other's way never both hold a guard. Claims are taken whole or not at all; only
 //! merges are waited for, which take theirs last and wait for nobody, so there is no deadlock. The table is the process's: across hubs the owner record stands guard,
@@ -44,25 +46,28 @@ pub enum Operation {
     Delete,
     /// Points become one (consolidation).
     Merge,
+    /// Points are copied to another repository, and must stay as they are and as many.
+    Copy,
     /// Points go to another repository.
     Move,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 6] = [Self::Backup, Self::Read, Self::Verify, Self::Delete, Self::Merge, Self::Move];
+    pub const ALL: [Self; 7] =
+        [Self::Backup, Self::Read, Self::Verify, Self::Delete, Self::Merge, Self::Copy, Self::Move];
 
     /// True when files come or go under its claim. (A merge prepares its own as a reader; it is counted as it writes them.)
     const fn changes_files(self) -> bool {
-        !matches!(self, Self::Read | Self::Verify)
+        !matches!(self, Self::Read | Self::Verify | Self::Copy)
     }
 
     /// The table above.
     const fn meets(self, other: Self) -> Meeting {
-        use Operation::{Backup, Delete, Merge, Move, Read, Verify};
+        use Operation::{Backup, Copy, Delete, Merge, Move, Read, Verify};
         match (self, other) {
-            (Backup, Backup | Move) | (Move, Backup) => Meeting::OneVm,
-            (Backup, Read | Verify) | (Read | Verify, Backup | Read | Verify) => Meeting::Share,
+            (Backup | Copy | Move, Backup | Copy | Move) => Meeting::OneVm,
+            (Backup | Copy, Read | Verify) | (Read | Verify, Backup | Copy | Read | Verify) => Meeting::Share,
             (Delete | Merge, _) | (_, Delete | Merge) | (Move, _) | (_, Move) => Meeting::Points,
         }
     }
@@ -76,6 +81,7 @@ impl fmt::Display for Operation {
             Self::Verify => "verify",
             Self::Delete => "delete",
             Self::Merge => "merge",
+            Self::Copy => "copy",
             Self::Move => "move",
         })
     }
@@ -159,15 +165,31 @@ impl ChainLocks {
         let holders: Vec<Holder> =
             table.held.values().filter(|held| held.is_in_the_way_of(&claim)).map(Holder::of).collect();
         if !holders.is_empty() {
-            let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
-            let context = format!("{} of {}: in the way: {}", claim.operation, claim.vm, names.join(", "));
-            return Err(Error::new(Kind::Conflict { holders }, context));
+            return Err(in_the_way(&claim, holders));
         }
         let id = table.next;
         table.next += 1;
         table.changing += u64::from(claim.operation.changes_files());
         table.held.insert(id, claim);
         Ok(ChainGuard { locks: self.clone(), id })
+    }
+
+    /// Makes another claim of one that is held, for the same holder, or says who is in the way of that; then the old one stands. At
+    /// no moment is there neither.
+    pub fn change(&self, guard: &ChainGuard, claim: Claim) -> Result<()> {
+        let mut table = self.0.lock();
+        let others = table.held.iter().filter(|(id, _)| **id != guard.id).map(|(_, held)| held);
+        let holders: Vec<Holder> = others.filter(|held| held.is_in_the_way_of(&claim)).map(Holder::of).collect();
+        if !holders.is_empty() {
+            return Err(in_the_way(&claim, holders));
+        }
+        table.changing += u64::from(claim.operation.changes_files());
+        // Not one that was taken from its holder meanwhile.
+        match table.held.get_mut(&guard.id) {
+            Some(held) => *held = claim,
+            None => return Err(Error::new(Kind::Cancelled, "the claim was taken away")),
+        }
+        Ok(())
     }
 
     /// Takes all claims from somebody who was given up and may hold their guards for ever: a thread that is stuck in the kernel.
@@ -211,7 +233,7 @@ impl ChainLocks {
         claims.flat_map(|claim| claim.points.iter().cloned()).collect()
     }
 
-    /// True while somebody moves points of a VM.
+    /// True while points of a VM come from another repository, or go over to it.
     pub fn is_moving(&self, vm: &VmContextId) -> bool {
         self.0.lock().held.values().any(|claim| claim.operation == Operation::Move && claim.vm == *vm)
     }
@@ -227,6 +249,12 @@ impl ChainLocks {
     pub fn held(&self) -> Vec<Claim> {
         self.0.lock().held.values().cloned().collect()
     }
+}
+
+fn in_the_way(claim: &Claim, holders: Vec<Holder>) -> Error {
+    let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
+    let context = format!("{} of {}: in the way: {}", claim.operation, claim.vm, names.join(", "));
+    Error::new(Kind::Conflict { holders }, context)
 }
 
 /// A claim that is held until this is dropped.
@@ -263,7 +291,8 @@ mod tests {
                 Operation::Verify => 2,
                 Operation::Delete => 3,
                 Operation::Merge => 4,
-                Operation::Move => 5,
+                Operation::Copy => 5,
+                Operation::Move => 6,
             };
             assert_eq!(place, number);
         }
@@ -317,12 +346,13 @@ mod tests {
             table = table.trim_end().to_owned() + "\n";
         }
         expect![[r#"
-            one VM share  share  points points one VM
-            share  share  share  points points points
-            share  share  share  points points points
-            points points points points points points
-            points points points points points points
-            one VM points points points points points
+            one VM share  share  points points one VM one VM
+            share  share  share  points points share  points
+            share  share  share  points points share  points
+            points points points points points points points
+            points points points points points points points
+            one VM share  share  points points one VM one VM
+            one VM points points points points one VM one VM
         "#]]
         .assert_eq(&table);
     }
@@ -338,6 +368,26 @@ mod tests {
         assert!(locks.acquire(claim(Operation::Backup, "vm", &["p"])).is_err(), "the next one's claim stands");
         drop((read, next));
         assert!(locks.held().is_empty());
+    }
+
+    #[test]
+    fn a_claim_becomes_another_one_and_nobody_comes_between() {
+        let locks = ChainLocks::default();
+        let guard = locks.acquire(claim(Operation::Move, "vm", &["p"])).unwrap();
+        locks.change(&guard, claim(Operation::Copy, "vm", &["p"])).unwrap();
+        let before = locks.stillness().unwrap();
+        let reader = locks.acquire(claim(Operation::Read, "vm", &["p"])).unwrap();
+        let refused = locks.change(&guard, claim(Operation::Move, "vm", &["p"])).unwrap_err();
+        assert_eq!(refused.to_string(), "move of vm: in the way: read of vm by task-read");
+        assert!(locks.acquire(claim(Operation::Backup, "vm", &[])).is_err(), "the old one stands");
+        drop(reader);
+        locks.change(&guard, claim(Operation::Move, "vm", &["p"])).unwrap();
+        assert!(locks.acquire(claim(Operation::Read, "vm", &["p"])).is_err());
+        assert_eq!(locks.stillness(), None);
+        locks.release_of("task-move");
+        assert_eq!(locks.change(&guard, claim(Operation::Copy, "vm", &["p"])).unwrap_err().kind, Kind::Cancelled);
+        drop(guard);
+        assert!(locks.stillness().is_some_and(|now| now != before) && locks.held().is_empty());
     }
 
     #[test]
@@ -363,7 +413,7 @@ mod tests {
             let locks = ChainLocks::default();
             let before = locks.stillness().unwrap();
             let held = locks.acquire(claim(operation, "vm", &["p"])).unwrap();
-            let changes = !matches!(operation, Operation::Read | Operation::Verify);
+            let changes = !matches!(operation, Operation::Read | Operation::Verify | Operation::Copy);
             assert_eq!(locks.stillness().is_none(), changes, "{operation}");
             drop(held);
             assert_eq!(locks.stillness() != Some(before), changes, "{operation}");

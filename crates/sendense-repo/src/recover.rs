@@ -9,8 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::Operation;
 use crate::merge;
-use crate::moving::RECOVERER;
+use crate::moving::{self, Arrival, RECOVERER};
 use crate::repository::Repository;
+use crate::survey::Moving;
 use crate::{crashsafe, owner};
 use sendense_types::{BackupId, Timestamp, VmContextId};
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 pub trait Catalog {
     /// True while somebody works on this draft (its lease is not out).
     fn is_live(&self, vm: &VmContextId, draft: &BackupId) -> bool;
-    /// True while somebody moves the points of this VM, or will go on with that.
+    /// True while somebody moves the points of this VM here or away, or will go on with that.
     fn is_moving(&self, vm: &VmContextId) -> bool;
     /// True when the catalog knows this point.
     fn knows(&self, vm: &VmContextId, point: &BackupId) -> bool;
@@ -42,6 +43,9 @@ pub struct Report {
     /// VMs whose points have come here by a move that was cut off, with the repository they came from. To be finished with
     /// [`Repository::finish_arrival`].
     pub arriving: Vec<(VmContextId, String)>,
+    /// VMs whose points have arrived, with the repository that they came from and that has not let go of them. To be finished with
+    /// its [`Repository::finish_move`].
+    pub arrived: Vec<(VmContextId, String)>,
     /// VMs whose points may have gone, with the repository that says so. To be settled with [`Repository::finish_move`].
     pub leaving: Vec<(VmContextId, String)>,
     /// Published points that the catalog does not know: to be adopted.
@@ -99,12 +103,12 @@ impl Repository {
         }
         // For what has been undone and finished is gone now.
         let lies_there = self.survey_vm(vm)?;
-        if lies_there.moving.is_some() {
+        if lies_there.moving > Some(Moving::Arrived) {
             return Ok(());
         }
         let unknown = lies_there.points.iter().filter(|id| !catalog.knows(vm, id)).cloned();
         report.unknown.extend(unknown.map(|id| (vm.clone(), id)));
-        let is_empty = lies_there.points.is_empty() && !lies_there.has_disks;
+        let is_empty = lies_there.points.is_empty() && !lies_there.has_disks && lies_there.moving.is_none();
         report.strangers.extend(lies_there.strangers);
         if is_empty { self.remove_empty(vm, now) } else { Ok(()) }
     }
@@ -125,7 +129,7 @@ impl Repository {
             VmEntry::Merge(id) => self.recover_merge(vm, id, &turn, now, report),
             VmEntry::MoveIn => self.recover_copies(vm, &turn, catalog, report),
             // Decided by the other repository.
-            VmEntry::MoveOut if self.locks().is_moving(vm) => Ok(()),
+            VmEntry::MoveOut if self.locks().is_moving(vm) || catalog.is_moving(vm) => Ok(()),
             VmEntry::MoveOut => {
                 let to = self.move_that_left(vm, now)?;
                 report.leaving.extend(to.map(|to| (vm.clone(), to)));
@@ -158,13 +162,15 @@ impl Repository {
         catalog: &dyn Catalog,
         report: &mut Report,
     ) -> Result<()> {
-        if self.locks().is_moving(vm) {
+        // Whoever goes on with the move does the rest of it, too.
+        if self.locks().is_moving(vm) || catalog.is_moving(vm) {
             return Ok(());
         }
-        if let Some(from) = self.move_that_came(vm)? {
-            report.arriving.push((vm.clone(), from));
-        } else if !catalog.is_moving(vm) && self.recover_move_in(vm, turn)? {
-            report.unmoved.push(vm.clone());
+        match moving::arrival(self, vm)? {
+            Some(Arrival::Decided(record)) => report.arriving.push((vm.clone(), record.from)),
+            Some(Arrival::Arrived(record)) => report.arrived.push((vm.clone(), record.from)),
+            None if self.recover_move_in(vm, turn)? => report.unmoved.push(vm.clone()),
+            None => {}
         }
         Ok(())
     }

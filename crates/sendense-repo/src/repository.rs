@@ -11,6 +11,7 @@ use crate::crashsafe::{self, Fs, Kindred, System};
 use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::{ChainGuard, ChainLocks, Claim as LockClaim, Operation};
+use crate::moving;
 use crate::owner::{self, Ownership};
 use crate::spare;
 use parking_lot::Mutex;
@@ -317,16 +318,18 @@ impl Repository {
             Operation::Backup | Operation::Read | Operation::Verify => {
                 self.0.locks.acquire_patiently(claim, MERGE_WAIT)
             }
-            Operation::Delete | Operation::Merge | Operation::Move => self.0.locks.acquire(claim),
+            Operation::Delete | Operation::Merge | Operation::Copy | Operation::Move => self.0.locks.acquire(claim),
         }
     }
 
     /// Fails while points of a VM are between two repositories, also when whoever moved them has died: which repository has them is
     /// settled before anything else is done to them. Reading is right all the while.
     fn refuse_moving(&self, vm: &VmContextId) -> Result<()> {
-        for dir in [layout::move_in_dir(vm), layout::move_out_dir(vm)] {
+        let (come, gone) = (layout::move_in_dir(vm), layout::move_out_dir(vm));
+        for dir in [&come, &gone] {
             let path = self.at(dir);
             match path.symlink_metadata() {
+                Ok(_) if *dir == come && moving::has_arrived(self, vm)? => {}
                 Ok(_) => {
                     let context =
                         format!("the points of {vm} are being moved to another repository, or a move was cut off");

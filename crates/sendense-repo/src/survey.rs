@@ -5,6 +5,7 @@
 use crate::crashsafe;
 use crate::error::Result;
 use crate::layout::{self, VmEntry};
+use crate::moving;
 use crate::owner;
 use crate::repository::Repository;
 use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
@@ -21,12 +22,14 @@ pub struct Survey {
 }
 
 /// How points stand that are between two repositories.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moving {
-    /// Somebody in this process moves them now.
-    UnderWay,
+    /// They have come, and are points like any other; the repository that they came from has not let go of them yet.
+    Arrived,
     /// Whoever moved them has died.
     CutOff,
+    /// Somebody in this process moves them now.
+    UnderWay,
 }
 
 /// What lies in a machine's folder.
@@ -46,7 +49,7 @@ pub struct VmSurvey {
     pub merges: BTreeSet<BackupId>,
     /// Points that somebody in this process deletes, or merges others into, now.
     pub under_way: BTreeSet<BackupId>,
-    /// Where its points are between two repositories. Then nothing else is said of what lies beside the points.
+    /// Where its points are between two repositories. Unless they have arrived, nothing else is said of what lies beside the points.
     pub moving: Option<Moving>,
     /// Files and folders that no manifest names, relative to the repository.
     pub strangers: Vec<PathBuf>,
@@ -108,9 +111,13 @@ impl Repository {
                 VmEntry::Merge(id) if self.is_merging(vm, &id) => _ = found.under_way.insert(id),
                 VmEntry::Delete(id) => _ = found.deletions.insert(id),
                 VmEntry::Merge(id) => _ = found.merges.insert(id),
-                VmEntry::MoveIn | VmEntry::MoveOut => {
-                    found.moving = Some(if self.locks().is_moving(vm) { Moving::UnderWay } else { Moving::CutOff });
+                VmEntry::MoveIn | VmEntry::MoveOut if self.locks().is_moving(vm) => {
+                    found.moving = Some(Moving::UnderWay);
                 }
+                VmEntry::MoveIn if moving::has_arrived(self, vm)? => {
+                    found.moving = found.moving.max(Some(Moving::Arrived));
+                }
+                VmEntry::MoveIn | VmEntry::MoveOut => found.moving = found.moving.max(Some(Moving::CutOff)),
                 VmEntry::Stranger => found.strangers.push(path),
             }
         }
@@ -118,7 +125,7 @@ impl Repository {
         let dead: Vec<PathBuf> = holds.into_iter().filter(|(_, id)| !is_live(id)).map(|(path, _)| path).collect();
         found.strangers.extend(dead);
         found.has_disks = !disks.is_empty();
-        if found.moving.is_some() {
+        if found.moving > Some(Moving::Arrived) {
             found.strangers.clear();
             return Ok(found);
         }

@@ -5,14 +5,15 @@
 //!
 //! Invariant: a file is taken for copied only after it was read back from the disk and found to be what its manifest says.
 
-use super::Move;
+use super::{Ledger, MovePlan, Options};
 use crate::capacity::Reservation;
 use crate::crashsafe::{self, NewFile};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::manifest::{Disk, Manifest};
-use crate::verify;
-use sendense_block::{ByteLen, ByteOffset, Extent, ReadAt, digest};
+use crate::repository::Repository;
+use crate::verify::{self, Pace, Progress};
+use sendense_block::{ByteLen, ByteOffset, Cancel, Extent, ReadAt, digest};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,9 +31,23 @@ fn files_of(vm: &VmContextId, backup: &BackupId, disk: &Disk) -> [(PathBuf, u64)
     ]
 }
 
-impl Move<'_> {
+/// The copying of a move.
+pub(super) struct Copying<'a> {
+    pub source: &'a Repository,
+    pub target: &'a Repository,
+    pub plan: &'a MovePlan,
+    pub options: &'a Options,
+    pub progress: &'a Progress,
+    pub cancel: &'a Cancel,
+    pub ledger: &'a dyn Ledger,
+    pub pace: &'a Pace,
+    /// An earlier life of this move has left copies.
+    pub is_resumed: bool,
+}
+
+impl Copying<'_> {
     /// What an earlier life of this move has copied of these points already.
-    pub(super) fn copied_bytes(&self, points: &[Manifest]) -> u64 {
+    pub fn copied_bytes(&self, points: &[Manifest]) -> u64 {
         let vm = &self.plan.vm_context_id;
         let files = points.iter().flat_map(|point| point.disks.iter().map(|disk| (&point.backup_id, disk)));
         let lens = files.flat_map(|(id, disk)| files_of(vm, id, disk)).map(|(path, bytes)| {
@@ -43,7 +58,7 @@ impl Move<'_> {
     }
 
     /// Copies all files of a point, durably, and reads them back.
-    pub(super) fn copy_point(&self, point: &Manifest, reservation: &Reservation) -> Result<()> {
+    pub fn copy_point(&self, point: &Manifest, reservation: &Reservation) -> Result<()> {
         let within = |error: Error| error.within(format!("copy {}", point.backup_id));
         self.copy_files(point, reservation).map_err(within)?;
         match self.check(point) {
@@ -60,10 +75,11 @@ impl Move<'_> {
     fn copy_files(&self, point: &Manifest, reservation: &Reservation) -> Result<()> {
         let (vm, fs) = (&self.plan.vm_context_id, self.target.fs());
         for disk in &point.disks {
-            // A folder that another hub has by now gets no more files.
-            self.target.ownership()?.check((self.now)())?;
             let dir = self.target.at(layout::disk_dir(vm, disk.disk_id));
-            crashsafe::ensure_dir(fs, &dir)?;
+            {
+                let _turn = self.target.ownership()?.turn(self.ledger.now())?;
+                crashsafe::ensure_dir(fs, &dir)?;
+            }
             for (path, bytes) in files_of(vm, &point.backup_id, disk) {
                 self.copy_file(&path, bytes, reservation)?;
             }
@@ -90,6 +106,7 @@ impl Move<'_> {
                 to.write_at(piece.start(), chunk)?;
             }
             self.progress.done_bytes.fetch_add(piece.len().0, Ordering::Relaxed);
+            self.pace.wait(piece.len().0, self.cancel);
         }
         if to.size().0 != bytes {
             to.set_len(ByteLen(bytes))?;
@@ -97,8 +114,10 @@ impl Move<'_> {
         crashsafe::sync_file(&*to)
     }
 
-    /// Opens the copy of a file, with as much of it as an earlier life of the move has written.
+    /// Opens the copy of a file, with as much of it as an earlier life of the move has written. In a turn: a name that another hub
+    /// has given since is never opened, and what is written into an open file reaches none.
     fn open_copy(&self, path: &Path, bytes: u64) -> Result<(Arc<dyn NewFile>, u64)> {
+        let _turn = self.target.ownership()?.turn(self.ledger.now())?;
         let (fs, to) = (self.target.fs(), self.target.at(path));
         match to.symlink_metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((crashsafe::create_file(fs, &to)?, 0)),
@@ -118,7 +137,7 @@ impl Move<'_> {
             // From the disk and not from memory, where the kernel can let go of what was synced.
             self.target.open_file(&path, bytes)?.forget(Extent::whole(ByteLen(bytes)));
         }
-        let report = verify::unnamed(self.target, point, self.options.threads, self.progress, self.cancel)?;
+        let report = verify::unnamed(self.target, point, self.options.threads, self.pace, self.progress, self.cancel)?;
         let within = |error: Error| error.within(format!("read the copy of {} back", point.backup_id));
         match (report.error(), report.unreadable.first()) {
             (Some(error), _) => Err(within(error)),
@@ -128,6 +147,7 @@ impl Move<'_> {
     }
 
     fn remove_files(&self, point: &Manifest) -> Result<()> {
+        let _turn = self.target.ownership()?.turn(self.ledger.now())?;
         let disks = point.disks.iter().map(|disk| disk.disk_id).collect();
         remove_files(self.target, &self.plan.vm_context_id, &point.backup_id, &disks)
     }
@@ -135,7 +155,7 @@ impl Move<'_> {
 
 /// Removes the files of a point that has no manifest, durably, and folders of disks that are empty then.
 pub(super) fn remove_files(
-    repository: &crate::Repository,
+    repository: &Repository,
     vm: &VmContextId,
     backup: &BackupId,
     disks: &BTreeSet<DiskNumber>,

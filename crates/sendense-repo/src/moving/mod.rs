@@ -1,34 +1,49 @@
 //! All points of a machine go to another repository, files as they are.
 //!
 //! 1. `.move-in/` is made in the target, with the plan: which points come. Every file is copied to its final name, synced, read
-//!    back and compared with its manifest's digests; manifests and holds are laid into the folder;
-//! 2. `.move-out/` is made in the source with the same list: what lies there may from now on be another repository's;
-//! 3. the list is written into `.move-in/` once more, as the intent, and synced: **the points are the target's now**;
-//! 4. holds and manifests get their names in the target, the caller's books are changed ([`Ledger::switch`]), `.move-in/` goes;
-//! 5. the points are deleted in the source, children before parents, and `.move-out/` goes last.
+//!    back and compared with its manifest's digests. Readers of the source go on meanwhile; backups, merges and deletions wait;
+//! 2. the machine is claimed for itself in both; manifests and holds are laid into the folder, synced;
+//! 3. `.move-out/` is made in the source with the same list: what lies there may from now on be another repository's;
+//! 4. the list is written into `.move-in/` once more, as the intent, and synced: **the points are the target's now**;
+//! 5. holds and manifests get their names in the target, the caller's books are changed ([`Ledger::switch`]), and the list is
+//!    written a third time, as arrived: from here on the target grows, merges and deletes them as its own;
+//! 6. the points are deleted in the source, children before parents, `.move-out/` goes, and `.move-in/` goes last.
 //!
-//! Before 3 the source has the points, whatever lies in the target; from 3 on the target has them, whatever still lies in the source.
-//! A process that dies before 3 leaves copies that are gone on with by whoever asks for the same move again, or taken away; one
-//! that dies after 3, a move that goes forward. The target goes forward by itself; the source, when it is in doubt, asks the target.
-//! Until that is settled nobody grows, merges or deletes the points in either (see `Repository::lock`); reading is right in both.
+//! **Who has the points** is one question with one answer: the target, if the very list of the source's `.move-out/` lies in the
+//! target's `.move-in/` as intent or as arrived; else the source. No name of a point is looked at for it, for points may have gone on
+//! from the target by then, or been pruned there. That list stays in the target until `.move-out/` is gone for good, so the question
+//! can be answered as long as anybody may ask it.
 //!
-//! What lives here: the plan, and the order of the steps. [`files`] copies and reads back, [`settle`] is what comes after the intent.
+//! - **A process that dies** before 4 leaves copies, which are gone on with by whoever asks for the same move again, or taken away;
+//!   after 4 it leaves a move that goes forward. The target goes forward by itself; the source asks the target.
+//! - **A second move** of the machine is refused from the first folder to the last, whatever the repositories: a source with either
+//!   folder lets nothing go, a target with points, an intent or `.move-out/` takes nothing. So no two moves overlap.
+//! - **Two hubs**: each change of a name in a repository is made in a turn of its owner record ([`crate::owner`]). A file of the target
+//!   is opened in a turn, so a hub that lost the repository writes, at the worst, into files that nobody names any more, or the same
+//!   bytes once more. The intent is written in a turn of the target after the mark in a turn of the source: whoever has taken one of the
+//!   two meanwhile has fenced it. That a move did *not* come so far is decided only by who has both.
+//! - **A full disk** is met before 4 (the room is reserved first, and all bytes are there by then) and leaves the source as it was; the
+//!   few small files after 4 are written by the next look when there is room again. Deleting in the source needs next to none.
+//!
+//! What lives here: the plan, and who is asked what. [`run`] is the order of the steps, [`files`] copies and reads back, [`settle`] is
+//! what comes after the intent.
 //!
 //! Invariant: nothing is removed from the source before every byte was read back in the target and the intent there is durable.
 
 mod files;
 mod record;
+mod run;
 mod settle;
 
 pub use record::parse as parse_record;
 pub use settle::Finished;
+pub(crate) use settle::{Arrival, arrival, has_arrived};
 
-use crate::capacity::Reservation;
 use crate::crashsafe;
 use crate::error::{Error, Kind, Result};
 use crate::layout::{self, VmEntry};
 use crate::lock::{ChainGuard, Operation};
-use crate::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::manifest::MANIFEST_BYTES_MAX;
 use crate::repository::Repository;
 use crate::verify::Progress;
 use record::{Moved, Record};
@@ -37,7 +52,6 @@ use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What start-up calls itself, which is waited for when it puts something in order.
@@ -70,18 +84,23 @@ pub struct MovedPoint {
 }
 
 impl MovePlan {
+    /// Bytes of all images and digests.
+    pub fn bytes(&self) -> u64 {
+        self.points.iter().map(|point| point.bytes).fold(0, u64::saturating_add)
+    }
+
     /// The points.
     pub fn ids(&self) -> BTreeSet<BackupId> {
         self.points.iter().map(|point| point.backup_id.clone()).collect()
     }
 
-    fn record(&self, options: &Options) -> Record {
+    fn record(&self, ends: &Ends) -> Record {
         let moved = |point: &MovedPoint| {
             let (backup_id, disks, manifest) = (point.backup_id.clone(), point.disks.clone(), point.manifest.clone());
             Moved { backup_id, disks, manifest }
         };
         let points = self.points.iter().map(moved).collect();
-        Record { from: options.from.clone(), to: options.to.clone(), points }
+        Record { from: ends.from.clone(), to: ends.to.clone(), points }
     }
 }
 
@@ -91,21 +110,34 @@ impl fmt::Display for MovePlan {
     }
 }
 
-/// How a move is done.
+/// Between which two, and by whom.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct Ends {
     /// The repository that the points come from, by a name that whoever goes on with the move knows it by.
     pub from: String,
     /// The one that they go to.
     pub to: String,
-    /// Reads in flight while the copies are read back, 1 to 16.
-    pub threads: usize,
     /// Who does it, for messages to those who meet it.
     pub who: String,
 }
 
+/// How a move is done.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Between which two, and by whom.
+    pub ends: Ends,
+    /// Reads in flight while the copies are read back, 1 to 16.
+    pub threads: usize,
+    /// How long it waits, when all is copied, for those who read the points.
+    pub patience: Duration,
+    /// All but the change itself comes after whatever else wants the processor or the disk.
+    pub humble: bool,
+    /// The most bytes to copy or read back in a second; `None` for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
+}
+
 /// The caller's own books of where points lie.
-pub trait Ledger {
+pub trait Ledger: Sync {
     /// The time.
     fn now(&self) -> Timestamp;
     /// Asked when nobody else has the points and all is copied: reasons that the repositories do not know.
@@ -144,12 +176,12 @@ impl Repository {
         if is_same_folder(self, target)? {
             return Err(Error::invalid("the points lie in that repository already"));
         }
-        refuse_unfinished(self, vm, "here")?;
+        refuse_unfinished(self, vm, "here", false)?;
         let listed = self.list(vm)?.complete()?;
         if listed.is_empty() {
             return Err(Error::new(Kind::NotFound, format!("no point of {vm} lies here")));
         }
-        refuse_unfinished(target, vm, "in the other repository")?;
+        refuse_unfinished(target, vm, "in the other repository", true)?;
         let there = target.vm_entries(vm)?;
         if let Some((path, ..)) = there.iter().find(|(_, entry, _)| matches!(entry, VmEntry::Manifest(_))) {
             let why = format!("points of {vm} lie in the other repository already: {}", path.display());
@@ -183,7 +215,8 @@ impl Repository {
     /// [`Ledger::goes_on`].
     ///
     /// # Errors
-    /// [`Kind::Conflict`] when somebody has points of the VM, or they changed since the plan was made; [`Kind::NoSpace`];
+    /// [`Kind::Conflict`] when somebody has points of the VM, or still reads them when all is copied and the patience is at its end, or
+    /// they changed since the plan was made; [`Kind::NoSpace`];
     /// [`Kind::Corrupt`] when a file is not what its manifest says; [`Kind::Cancelled`]; [`Kind::Fenced`]. An error from after the
     /// points have become the target's says so: what is left to do is done by the next look at the repositories.
     pub fn execute_move(
@@ -195,178 +228,13 @@ impl Repository {
         cancel: &Cancel,
         ledger: &dyn Ledger,
     ) -> Result<Done> {
-        let now: &dyn Fn() -> Timestamp = &|| ledger.now();
-        let mut work = Move { source: self, target, plan, options, progress, cancel, now, ledger, is_resumed: false };
+        let work = run::Move { source: self, target, plan, options, progress, cancel, ledger };
         work.run().map_err(|error| error.within(format!("move the points of {}", plan.vm_context_id)))
     }
 }
 
-/// A move under way.
-struct Move<'a> {
-    source: &'a Repository,
-    target: &'a Repository,
-    plan: &'a MovePlan,
-    options: &'a Options,
-    progress: &'a Progress,
-    cancel: &'a Cancel,
-    now: &'a dyn Fn() -> Timestamp,
-    ledger: &'a dyn Ledger,
-    /// An earlier life of this move has left copies.
-    is_resumed: bool,
-}
-
-/// How far it came.
-enum Failed {
-    /// The points are the source's.
-    Before(Error),
-    /// Whose they are is not known: the intent could not be made durable, nor taken back.
-    InDoubt(Error),
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self::Before(error)
-    }
-}
-
-impl Move<'_> {
-    fn run(&mut self) -> Result<Done> {
-        let (source, target, vm) = (self.source, self.target, &self.plan.vm_context_id);
-        source.ownership()?.check((self.now)())?;
-        target.ownership()?.check((self.now)())?;
-        let _guards = claim(source, target, vm, &self.plan.ids(), &self.options.who)?;
-        if source.plan_move(vm, target)? != *self.plan {
-            return Err(conflict("the plan is out of date: make it again"));
-        }
-        let record = self.plan.record(self.options);
-        let points: Vec<Manifest> =
-            record.points.iter().map(|point| source.manifest(vm, &point.backup_id)).collect::<Result<_>>()?;
-        let bytes = points.iter().map(Manifest::file_bytes).fold(0, u64::saturating_add);
-        self.progress.total_bytes.store(bytes.saturating_mul(2), Ordering::Relaxed);
-        self.progress.done_bytes.store(0, Ordering::Relaxed);
-        self.is_resumed = settle::is_planned(target, vm, &record)?;
-        let copied_bytes = if self.is_resumed { self.copied_bytes(&points) } else { 0 };
-        let reservation = target.capacity().reserve(self.plan.needed_bytes.saturating_sub(copied_bytes))?;
-        reservation.resumed(copied_bytes);
-        let went = self.begin(&record).and_then(|()| self.prepare(&points, &record, &reservation));
-        match went.map_err(Failed::Before).and_then(|()| self.commit(&record)) {
-            Ok(()) => {}
-            Err(Failed::Before(error)) => {
-                self.give_up(&error);
-                return Err(error);
-            }
-            Err(Failed::InDoubt(error)) => {
-                let why = "whether the points have gone over is settled by the next look at the repositories";
-                return Err(error.within(why));
-            }
-        }
-        drop(reservation);
-        target.capacity().settle(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let gone_over =
-            "the points lie in the other repository now; the next look at the repositories does what is left";
-        settle::arrive(target, vm, &record, self.now, self.ledger).map_err(|error| error.within(gone_over))?;
-        settle::check_arrived(target, vm, &record).map_err(|error| error.within(gone_over))?;
-        let left = settle::leave(source, vm, &record, self.now).err();
-        tracing::info!(vm_context_id = %vm, points = points.len(), bytes, from = %record.from, to = %record.to, "moved");
-        Ok(Done { points: points.len(), bytes, left })
-    }
-
-    /// The plan, in the target, before the first file.
-    fn begin(&self, record: &Record) -> Result<()> {
-        let (target, vm) = (self.target, &self.plan.vm_context_id);
-        let (fs, dir) = (target.fs(), target.at(layout::move_in_dir(vm)));
-        let turn = target.ownership()?.turn((self.now)())?;
-        if self.is_resumed {
-            return Ok(());
-        }
-        // Of another move that was cut off.
-        settle::abandon(target, vm, &turn)?;
-        let disks = record.points.iter().flat_map(|point| point.disks.iter().map(|disk| (&point.backup_id, *disk)));
-        for file in disks.flat_map(|(id, disk)| [layout::image(vm, disk, id), layout::digests(vm, disk, id)]) {
-            let path = target.at(file);
-            if path.symlink_metadata().is_ok() {
-                return Err(Error::new(Kind::Exists, format!("{} is there already", path.display())));
-            }
-        }
-        crashsafe::ensure_dir(fs, &target.at(layout::vm_dir(vm)))?;
-        crashsafe::ensure_dir(fs, &dir)?;
-        crashsafe::write_new(fs, &dir.join(layout::MOVE_PLAN_FILE), &record.to_bytes())?;
-        crashsafe::sync_dir(fs, &dir)
-    }
-
-    /// Step 1.
-    fn prepare(&self, points: &[Manifest], record: &Record, reservation: &Reservation) -> Result<()> {
-        let (source, target, vm) = (self.source, self.target, &self.plan.vm_context_id);
-        let (fs, dir) = (target.fs(), target.at(layout::move_in_dir(vm)));
-        for point in points {
-            self.cancel.check()?;
-            self.copy_point(point, reservation)?;
-        }
-        for point in &record.points {
-            let id = &point.backup_id;
-            let text = crashsafe::read_small(source.root(), &layout::manifest(vm, id), MANIFEST_BYTES_MAX)?;
-            if record::digest_of(&text) != point.manifest {
-                return Err(conflict("the plan is out of date: make it again"));
-            }
-            reservation.spend(2 * text.len() as u64)?;
-            write_anew(self.target, &dir.join(layout::manifest_name(id)), &text)?;
-            // As it is, also one that cannot be read: that keeps its point too.
-            match crashsafe::read_small(source.root(), &layout::hold(vm, id), crate::hold::HOLD_BYTES_MAX) {
-                Ok(hold) => write_anew(self.target, &dir.join(layout::hold_name(id)), &hold)?,
-                Err(error) if error.kind == Kind::NotFound => {
-                    _ = crashsafe::remove_file_if_there(fs, &dir.join(layout::hold_name(id)))?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        crashsafe::sync_dir(fs, &dir)?;
-        // The folders of disks were made in it.
-        crashsafe::sync_dir(fs, &target.at(layout::vm_dir(vm)))
-    }
-
-    /// Steps 2 and 3.
-    fn commit(&self, record: &Record) -> Result<(), Failed> {
-        let (source, target, vm) = (self.source, self.target, &self.plan.vm_context_id);
-        self.ledger.refuse()?;
-        self.cancel.commit().map_err(Error::from)?;
-        settle::mark_leaving(source, vm, record, (self.now)())?;
-        let dir = target.at(layout::move_in_dir(vm));
-        let written = target.ownership().and_then(|ownership| ownership.turn((self.now)())).and_then(|turn| {
-            write_anew(target, &dir.join(layout::INTENT_FILE), &record.to_bytes())?;
-            crashsafe::sync_dir(target.fs(), &dir)?;
-            Ok(turn)
-        });
-        let Err(error) = written else { return Ok(()) };
-        // Without it for certain, or nobody knows.
-        let taken_back = crashsafe::remove_file_if_there(target.fs(), &dir.join(layout::INTENT_FILE))
-            .and_then(|_| crashsafe::sync_dir(target.fs(), &dir));
-        match taken_back {
-            Ok(()) => Err(Failed::Before(error)),
-            Err(_) => Err(Failed::InDoubt(error)),
-        }
-    }
-
-    /// Takes everything back, as far as that is possible; the next look at the repositories does the rest. Touches nothing in a
-    /// repository that another hub has.
-    fn give_up(&self, error: &Error) {
-        let (vm, now) = (&self.plan.vm_context_id, (self.now)());
-        let source = settle::stay(self.source, vm, now);
-        let target = match self.ledger.goes_on() {
-            true => Ok(()),
-            false => self
-                .target
-                .ownership()
-                .and_then(|ownership| ownership.turn(now))
-                .and_then(|turn| settle::abandon(self.target, vm, &turn)),
-        };
-        for second in [source, target].into_iter().filter_map(Result::err) {
-            let (first, error) = (sendense_block::error::chain(error), sendense_block::error::chain(&second));
-            tracing::warn!(vm_context_id = %vm, first, error, "a move could not be taken back; the next look does that");
-        }
-    }
-}
-
-/// Claims the points in the source, and the machine in both. Waits for start-up, which puts in order what was cut off.
+/// Claims the machine in both, and its points in the source: in the target nobody is in the way of points that come. Waits for
+/// start-up, which puts in order what was cut off.
 fn claim(
     source: &Repository,
     target: &Repository,
@@ -378,7 +246,7 @@ fn claim(
     loop {
         let both = source
             .lock(Operation::Move, vm, points.clone(), who)
-            .and_then(|here| Ok((here, target.lock(Operation::Move, vm, points.clone(), who)?)));
+            .and_then(|here| Ok((here, target.lock(Operation::Move, vm, BTreeSet::new(), who)?)));
         match both {
             Err(Error { kind: Kind::Conflict { holders }, .. })
                 if holders.iter().all(|holder| holder.who == RECOVERER) && begun.elapsed() < RECOVERY_WAIT =>
@@ -396,15 +264,18 @@ fn write_anew(repository: &Repository, path: &Path, bytes: &[u8]) -> Result<()> 
     crashsafe::write_new(repository.fs(), path, bytes)
 }
 
-/// Fails when somebody has begun something with points of the VM and not ended it. Copies of a move may be gone on with.
-fn refuse_unfinished(repository: &Repository, vm: &VmContextId, place: &str) -> Result<()> {
+/// Fails when somebody has begun something with points of the VM and not ended it. Copies that came without an intent may be gone
+/// on with where they lie.
+fn refuse_unfinished(repository: &Repository, vm: &VmContextId, place: &str, may_hold_copies: bool) -> Result<()> {
     for (path, entry, _) in repository.vm_entries(vm)? {
-        if matches!(entry, VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) | VmEntry::MoveOut) {
+        let is_unfinished = match entry {
+            VmEntry::Draft(_) | VmEntry::Delete(_) | VmEntry::Merge(_) | VmEntry::MoveOut => true,
+            VmEntry::MoveIn => !may_hold_copies || arrival(repository, vm)?.is_some(),
+            _ => false,
+        };
+        if is_unfinished {
             return Err(conflict(&format!("something is unfinished {place}: {}", path.display())));
         }
-    }
-    if settle::has_come(repository, vm)? {
-        return Err(conflict(&format!("a move of its points is unfinished {place}")));
     }
     Ok(())
 }

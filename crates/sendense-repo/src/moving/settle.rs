@@ -1,17 +1,17 @@
 //! Whose the points are, and what is left to do for the one and the other: from wherever a move was cut off.
 //!
-//! Invariant: the intent in the target decides. While it is there all that is needed to go forward is there too; once it is gone
-//! the points have their names there, or never came.
+//! Invariant: the list in the target decides, as [`super`] says. While it is an intent all that is needed to go forward lies beside it;
+//! once the points have arrived nothing is needed but to let go of them in the source.
 
 use super::files::remove_files;
 use super::record::{self, RECORD_BYTES_MAX, Record};
-use super::{Ledger, RECOVERER, claim, write_anew};
-use crate::crashsafe;
+use super::{Ends, Ledger, RECOVERER, claim, conflict, write_anew};
+use crate::crashsafe::{self, Kindred};
 use crate::delete;
 use crate::draft::undo::clear;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
-use crate::lock::Operation;
+use crate::lock::{ChainGuard, Operation};
 use crate::manifest::{self, MANIFEST_BYTES_MAX};
 use crate::owner::Turn;
 use crate::repository::Repository;
@@ -43,14 +43,27 @@ fn plan_path(vm: &VmContextId) -> PathBuf {
     layout::move_in_dir(vm).join(layout::MOVE_PLAN_FILE)
 }
 
-/// The points that have come, if the intent that says so is there.
-fn intent_in(target: &Repository, vm: &VmContextId) -> Result<Option<Record>> {
-    record_at(target, &layout::move_in_dir(vm).join(layout::INTENT_FILE))
+/// Points that are a target's, and how far what follows from that has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The intent says so. They may not have their names yet.
+    Decided(Record),
+    /// They are points like any other, and the source has not let go of them yet.
+    Arrived(Record),
 }
 
-/// True while the points of a VM are this repository's by an intent, and not all that follows from it is done.
-pub(super) fn has_come(target: &Repository, vm: &VmContextId) -> Result<bool> {
-    Ok(intent_in(target, vm)?.is_some())
+/// The points of a VM that have come, until that is settled in both repositories.
+pub(crate) fn arrival(target: &Repository, vm: &VmContextId) -> Result<Option<Arrival>> {
+    let dir = layout::move_in_dir(vm);
+    if let Some(record) = record_at(target, &dir.join(layout::MOVE_ARRIVED_FILE))? {
+        return Ok(Some(Arrival::Arrived(record)));
+    }
+    Ok(record_at(target, &dir.join(layout::INTENT_FILE))?.map(Arrival::Decided))
+}
+
+/// True when the points of a VM have come and are points like any other.
+pub(crate) fn has_arrived(target: &Repository, vm: &VmContextId) -> Result<bool> {
+    Ok(matches!(arrival(target, vm)?, Some(Arrival::Arrived(_))))
 }
 
 /// The points that may have gone, and the intent of the source that says so.
@@ -64,7 +77,11 @@ pub(super) fn is_planned(target: &Repository, vm: &VmContextId, record: &Record)
 }
 
 fn is_published(repository: &Repository, vm: &VmContextId, backup: &BackupId) -> Result<bool> {
-    let path = repository.at(layout::manifest(vm, backup));
+    is_there(repository, &layout::manifest(vm, backup))
+}
+
+fn is_there(repository: &Repository, path: &Path) -> Result<bool> {
+    let path = repository.at(path);
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -75,8 +92,8 @@ fn is_published(repository: &Repository, vm: &VmContextId, backup: &BackupId) ->
 /// Takes the copies away that came without an intent, or only the folder where all that it says is done. Nothing of a point that has
 /// its manifest is touched.
 pub(super) fn abandon(target: &Repository, vm: &VmContextId, _turn: &Turn) -> Result<()> {
-    if has_come(target, vm)? {
-        return Err(super::conflict("the points have come to this repository"));
+    if arrival(target, vm)?.is_some() {
+        return Err(conflict("the points have come to this repository"));
     }
     let dir = target.at(layout::move_in_dir(vm));
     if let Some(plan) = record_at(target, &plan_path(vm))? {
@@ -105,7 +122,7 @@ pub(super) fn stay(source: &Repository, vm: &VmContextId, now: Timestamp) -> Res
     clear(source, vm, &source.at(layout::move_out_dir(vm)))
 }
 
-/// Step 4: names, the caller's books, the end of the folder.
+/// Step 5: names, the caller's books, and the word that the points have arrived.
 pub(super) fn arrive(
     target: &Repository,
     vm: &VmContextId,
@@ -116,13 +133,33 @@ pub(super) fn arrive(
     {
         let _turn = target.ownership()?.turn(now())?;
         name_points(target, vm, record)?;
+        check_named(target, vm, record)?;
     }
     ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
-    let (fs, dir) = (target.fs(), target.at(layout::move_in_dir(vm)));
+    let dir = target.at(layout::move_in_dir(vm));
     let _turn = target.ownership()?.turn(now())?;
-    crashsafe::remove_file_if_there(fs, &dir.join(layout::INTENT_FILE))?;
-    crashsafe::sync_dir(fs, &dir)?;
-    clear(target, vm, &dir)
+    write_anew(target, &dir.join(layout::MOVE_ARRIVED_FILE), &record.to_bytes())?;
+    crashsafe::sync_dir(target.fs(), &dir)?;
+    // Not needed any more: the points may go on, or go, and none of this is to be done again.
+    keep_only_arrived(target, vm)
+}
+
+/// Removes all files of the folder but the word that the points have arrived.
+fn keep_only_arrived(target: &Repository, vm: &VmContextId) -> Result<()> {
+    let (fs, dir) = (target.fs(), target.at(layout::move_in_dir(vm)));
+    for (name, kind) in crashsafe::entries(&dir)? {
+        if name != layout::MOVE_ARRIVED_FILE && kind != Kindred::Directory {
+            crashsafe::remove_file_if_there(fs, &dir.join(name))?;
+        }
+    }
+    crashsafe::sync_dir(fs, &dir)
+}
+
+/// The last of step 6: the source has let go, or there is none. Nobody will ask any more.
+pub(super) fn forget(target: &Repository, vm: &VmContextId, now: Timestamp) -> Result<()> {
+    let _turn = target.ownership()?.turn(now)?;
+    keep_only_arrived(target, vm)?;
+    clear(target, vm, &target.at(layout::move_in_dir(vm)))
 }
 
 /// Holds before manifests, parents before children. Done twice is done once.
@@ -161,7 +198,7 @@ fn name_points(target: &Repository, vm: &VmContextId, record: &Record) -> Result
 }
 
 /// All of the points have their names in the target, just as they were.
-pub(super) fn check_arrived(target: &Repository, vm: &VmContextId, record: &Record) -> Result<()> {
+fn check_named(target: &Repository, vm: &VmContextId, record: &Record) -> Result<()> {
     for point in &record.points {
         let path = layout::manifest(vm, &point.backup_id);
         let text = crashsafe::read_small(target.root(), &path, MANIFEST_BYTES_MAX)?;
@@ -172,7 +209,7 @@ pub(super) fn check_arrived(target: &Repository, vm: &VmContextId, record: &Reco
     Ok(())
 }
 
-/// Step 5. What the points hold does not keep them here: they lie in the other repository, holds and all.
+/// Step 6. What the points hold does not keep them here: they lie in the other repository, holds and all.
 pub(super) fn leave(source: &Repository, vm: &VmContextId, record: &Record, now: &dyn Fn() -> Timestamp) -> Result<()> {
     for point in record.points.iter().rev() {
         // One turn for each: another hub waits no longer than the files of one point take.
@@ -197,18 +234,9 @@ pub(super) fn leave(source: &Repository, vm: &VmContextId, record: &Record, now:
 }
 
 impl Repository {
-    /// The repository that the points of a VM have come from, while not all that follows from that is done.
-    pub(crate) fn move_that_came(&self, vm: &VmContextId) -> Result<Option<String>> {
-        Ok(intent_in(self, vm)?.map(|record| record.from))
-    }
-
     /// The repository that the points of a VM may have gone to. Where nothing says so they have not, and the folder goes.
     pub(crate) fn move_that_left(&self, vm: &VmContextId, now: Timestamp) -> Result<Option<String>> {
-        let _guard = match self.lock(Operation::Move, vm, Default::default(), RECOVERER) {
-            Ok(guard) => guard,
-            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(_guard) = self.lock_to_settle(vm)? else { return Ok(None) };
         match intent_out(self, vm)? {
             Some(record) => Ok(Some(record.to)),
             None => stay(self, vm, now).map(|()| None),
@@ -217,12 +245,21 @@ impl Repository {
 
     /// Takes copies away that nobody goes on with, under its own claim. False while somebody is at work with them.
     pub(crate) fn recover_move_in(&self, vm: &VmContextId, turn: &Turn) -> Result<bool> {
-        let _guard = match self.lock(Operation::Move, vm, Default::default(), RECOVERER) {
-            Ok(guard) => guard,
-            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(_guard) = self.lock_to_settle(vm)? else { return Ok(false) };
+        // Since it was looked at a move may have come so far.
+        if arrival(self, vm)?.is_some() {
+            return Ok(false);
+        }
         abandon(self, vm, turn).map(|()| true)
+    }
+
+    /// The VM, for whoever settles a move; none while somebody in this process is at work with it.
+    fn lock_to_settle(&self, vm: &VmContextId) -> Result<Option<ChainGuard>> {
+        match self.lock(Operation::Move, vm, Default::default(), RECOVERER) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if matches!(error.kind, Kind::Conflict { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Goes forward with points that have come to this repository: names, the caller's books. The other one is not needed for that.
@@ -231,47 +268,87 @@ impl Repository {
     /// # Errors
     /// Whatever keeps it from being done; it is tried again with the next look.
     pub fn finish_arrival(&self, vm: &VmContextId, ledger: &dyn Ledger) -> Result<bool> {
-        let Some(record) = intent_in(self, vm)? else { return Ok(false) };
+        let Some(Arrival::Decided(record)) = arrival(self, vm)? else { return Ok(false) };
         if self.locks().is_moving(vm) {
             return Ok(false);
         }
         let _guard = self.lock(Operation::Move, vm, record.ids(), RECOVERER)?;
         // Somebody may have ended it since.
-        let Some(record) = intent_in(self, vm)? else { return Ok(false) };
+        let Some(Arrival::Decided(record)) = arrival(self, vm)? else { return Ok(false) };
         arrive(self, vm, &record, &|| ledger.now(), ledger)?;
         Ok(true)
     }
 
-    /// Settles whose the points of a VM are that may have gone from this repository to `target`, and does what is left to do here and
-    /// there.
+    /// Settles a move from this repository to `target` that was cut off, or ended but for what was left here: whose the points are, and
+    /// what follows from that here and there.
     ///
     /// # Errors
-    /// [`Kind::Conflict`] while somebody has points of the VM here, whatever keeps it from being done; it is tried again with the
-    /// next look.
-    pub fn finish_move(&self, vm: &VmContextId, target: &Self, who: &str, ledger: &dyn Ledger) -> Result<Finished> {
+    /// [`Kind::Conflict`] while somebody has points of the VM, or when another move is unfinished there; whatever keeps it from being
+    /// done. It is tried again with the next look.
+    pub fn finish_move(&self, vm: &VmContextId, target: &Self, ends: &Ends, ledger: &dyn Ledger) -> Result<Finished> {
         let now: &dyn Fn() -> Timestamp = &|| ledger.now();
         self.ownership()?.check(now())?;
         target.ownership()?.check(now())?;
+        if !is_there(self, &layout::move_out_dir(vm))? && !is_there(target, &layout::move_in_dir(vm))? {
+            return Ok(Finished::NotBegun);
+        }
         let points = intent_out(self, vm)?.map(|record| record.ids()).unwrap_or_default();
-        let _guards = claim(self, target, vm, &points, who)?;
-        // No intent, or half of one: the target had none then.
-        let Some(record) = intent_out(self, vm)? else {
+        let _guards = claim(self, target, vm, &points, &ends.who)?;
+        let left = intent_out(self, vm)?;
+        if left.as_ref().is_some_and(|record| record.to != ends.to) {
+            return Err(conflict("a move to another repository is unfinished here"));
+        }
+        let come = arrival(target, vm)?;
+        let (Some(Arrival::Decided(record) | Arrival::Arrived(record)), Some(come)) = (&come, &come) else {
+            // Half of a mark, or one that nothing followed: with both repositories ours nothing can follow it any more.
             stay(self, vm, now())?;
             return Ok(Finished::NotBegun);
         };
-        if let Some(come) = intent_in(target, vm)? {
-            arrive(target, vm, &come, now, ledger)?;
-        } else {
-            // The target's folder goes only when all points have their names there. Those that are not there any more were deleted
-            // there since; with one left it is certain that they came.
-            let mut there = record.points.iter().map(|point| is_published(target, vm, &point.backup_id));
-            if !there.try_fold(false, |any, one| one.map(|one| any || one))? {
+        match &left {
+            // Of an earlier try, or another one's.
+            Some(left) if left != record => {
                 stay(self, vm, now())?;
                 return Ok(Finished::NotBegun);
             }
-            ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
+            None if record.from != ends.from => {
+                return Err(conflict("a move from another repository is unfinished there"));
+            }
+            _ => {}
         }
-        leave(self, vm, &record, now)?;
+        if matches!(come, Arrival::Decided(_)) {
+            arrive(target, vm, record, now, ledger)?;
+        }
+        // Without the mark it was done before, and what lies here has come since.
+        if left.is_some() {
+            leave(self, vm, record, now)?;
+        }
+        forget(target, vm, now())?;
         Ok(Finished::Moved)
+    }
+
+    /// Says that the repository that points may have gone to does not exist any more: those that lie here are this one's. False when
+    /// nothing says that any have gone.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] while somebody moves points of the VM; [`Kind::Fenced`].
+    pub fn forget_departure(&self, vm: &VmContextId, now: Timestamp) -> Result<bool> {
+        let _guard = self.lock(Operation::Move, vm, Default::default(), RECOVERER)?;
+        if !is_there(self, &layout::move_out_dir(vm))? {
+            return Ok(false);
+        }
+        stay(self, vm, now).map(|()| true)
+    }
+
+    /// Says that the repository that points have come from does not exist any more, so that nobody will ask for them. Nothing of the
+    /// points is touched. False when none have arrived.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] while somebody moves points of the VM; [`Kind::Fenced`].
+    pub fn forget_arrival(&self, vm: &VmContextId, now: Timestamp) -> Result<bool> {
+        let _guard = self.lock(Operation::Move, vm, Default::default(), RECOVERER)?;
+        if !has_arrived(self, vm)? {
+            return Ok(false);
+        }
+        forget(self, vm, now).map(|()| true)
     }
 }

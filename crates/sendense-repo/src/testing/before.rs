@@ -18,10 +18,15 @@ pub struct Before {
 
 impl Before {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let first = Point::full("vm-a", "bk-1", &[&pattern(1, 3 * 65536 + 700), &pattern(2, 65536)]);
         let mut second = first.child("bk-2");
         second.disk(0)[70_000..90_000].fill(7);
+        Self::with(first, second)
+    }
+
+    /// With other points of the first machine.
+    pub fn with(first: Point, second: Point) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let other = Point::full("vm-b", "bk-b", &[&pattern(3, 1000)]);
         let before = Self { first, second, other, folder };
         let repository = world::open(&before.root()).unwrap();

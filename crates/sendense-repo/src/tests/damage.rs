@@ -7,7 +7,7 @@ use crate::repository::Repository;
 use crate::testing::before::Before;
 use crate::testing::world::{self, Point};
 use crate::testing::{Dice, now};
-use crate::verify::{Depth, Finding, Options, Progress, Report, Scope};
+use crate::verify::{Depth, Finding, Options, Pace, Progress, Report, Scope};
 use crate::{DiskSpec, DraftSpec};
 use sendense_block::{Block, BlockIndex, BlockSink, ByteLen, Cancel, Digest, Payload};
 use sendense_types::{DiskBinding, DiskNumber};
@@ -113,7 +113,10 @@ fn a_repository_that_is_away_is_unreadable_and_not_damaged() {
     let repository = world::open(&before.root()).unwrap();
     let (point, root) = (&before.second, before.root());
     let manifest = repository.manifest(&point.vm, &point.id).unwrap();
-    let look = || crate::verify::unnamed(&repository, &manifest, 2, &Progress::default(), &Cancel::new()).unwrap();
+    let look = || {
+        crate::verify::unnamed(&repository, &manifest, 2, &Pace::new(None), &Progress::default(), &Cancel::new())
+            .unwrap()
+    };
     assert!(look().is_sound());
     let elsewhere = root.with_extension("elsewhere");
     std::fs::rename(&root, &elsewhere).unwrap();

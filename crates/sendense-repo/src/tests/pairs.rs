@@ -1,7 +1,7 @@
 //! The lock table, met by what really is done: while one holds a chain, each other is tried on it.
 //!
 //! `lock` proves the table itself, for every pair and every place. This proves that the verbs of a repository claim what
-//! the table needs. A merge claims so at its end, as `tests/merge.rs` shows; what no verb does yet (move) claims by hand.
+//! the table needs. A merge claims so at its end, as `tests/merge.rs` shows, and a move as `tests/moving` does.
 
 use crate::delete::Extent;
 use crate::draft::DraftSpec;
@@ -34,7 +34,7 @@ fn begin(repository: &Repository, operation: Operation, point: &Point, who: &str
         )?),
         Operation::Read => Box::new(repository.open_disk(&point.vm, &point.id, DiskNumber(0), who)?),
         // These hold their claim for the time of one call.
-        Operation::Verify | Operation::Delete | Operation::Merge | Operation::Move => {
+        Operation::Verify | Operation::Delete | Operation::Merge | Operation::Copy | Operation::Move => {
             Box::new(repository.lock(operation, &point.vm, [point.id.clone()].into(), who)?)
         }
     })
@@ -94,14 +94,15 @@ fn what_is_in_the_way_of_what() {
         }
         table = table.trim_end().to_owned() + "\n";
     }
-    // Rows and columns: backup, read, verify, delete, merge, move.
+    // Rows and columns: backup, read, verify, delete, merge, copy, move.
     expect![[r#"
-        one  both both one  one  one
-        both both both one  one  one
-        both both both one  one  one
-        one  one  one  one  one  one
-        one  one  one  one  one  one
-        one  one  one  one  one  one
+        one  both both one  one  one  one
+        both both both one  one  both one
+        both both both one  one  both one
+        one  one  one  one  one  one  one
+        one  one  one  one  one  one  one
+        one  both both one  one  one  one
+        one  one  one  one  one  one  one
     "#]]
     .assert_eq(&table);
 }

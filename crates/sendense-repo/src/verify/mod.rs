@@ -368,11 +368,11 @@ pub(crate) fn unnamed(
     repository: &Repository,
     manifest: &Manifest,
     threads: usize,
+    pace: &Pace,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let pace = Pace::new(None);
-    let check = Check::new(progress, cancel, &pace);
+    let check = Check::new(progress, cancel, pace);
     let (depth, scope, who) = (Depth::AtRest, Scope::Point, String::new());
     let options = Options { depth, scope, threads, bytes_per_second: None, who };
     repository.verify_files(&manifest.vm_context_id, manifest, &options, &check)?;

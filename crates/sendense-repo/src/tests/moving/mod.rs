@@ -1,27 +1,30 @@
-//! Moving a machine's points to another repository: what it refuses, what every fault and every loss of power leaves, what it costs.
+//! Moving a machine's points to another repository: what it refuses, what it waits for, what it costs, and that it goes on.
 
-use super::faults::Copies;
+mod faults;
+mod overlap;
+mod takeover;
+
 use crate::delete::Extent;
 use crate::error::{Kind, Result};
 use crate::layout;
 use crate::lock::Operation;
-use crate::moving::{Done, Finished, Ledger, Options};
+use crate::moving::{Done, Ends, Finished, Ledger, Options};
 use crate::repository::Repository;
 use crate::survey::Moving;
 use crate::testing::before::{Before, delete};
-use crate::testing::medium::{Change, Medium, Store};
-use crate::testing::record::{Record, Step};
-use crate::testing::stage::{EIO, ENOSPC, Fault, Faults, Renames, Stage};
+use crate::testing::stage::{Act, Renames, Script, Stage};
 use crate::testing::world::{self, Amnesia, Point, back_up, tree, tree_of};
-use crate::testing::{Dice, now, qemu};
+use crate::testing::{now, qemu};
 use crate::verify::{Depth, Progress};
 use parking_lot::Mutex;
 use sendense_block::Cancel;
 use sendense_types::{BackupId, DiskNumber, Timestamp, VmContextId};
 use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A caller that writes down what it is told.
 #[derive(Default)]
@@ -63,6 +66,21 @@ const TARGET: &str = "target";
 const SOURCE: &str = "repository";
 
 impl World {
+    /// Of disks so small that a thousand such worlds are made in seconds, and still of several clusters, a size that is cut and a tail.
+    fn small() -> Self {
+        let first = Point::full("vm-a", "bk-1", &[&world::pattern(1, 65536 + 700), &world::pattern(2, 100)]);
+        let mut second = first.child("bk-2");
+        second.disk(0)[65_000..66_000].fill(7);
+        let mut third = second.child("bk-3");
+        third.disk(0).truncate(65536 + 5);
+        third.disks.insert(DiskNumber(2), world::Disk { bytes: world::pattern(4, 700), parent: None });
+        let before = Before::with(first, second);
+        back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
+        let world = Self { before, third };
+        world::open(&world.folder().join(TARGET)).unwrap();
+        world
+    }
+
     fn new() -> Self {
         let before = Before::new();
         let third = before.third();
@@ -93,13 +111,13 @@ fn open(folder: &Path) -> (Repository, Repository) {
     (world::open(&folder.join(SOURCE)).unwrap(), world::open(&folder.join(TARGET)).unwrap())
 }
 
-fn open_on(stage: &Arc<Stage>, folder: &Path) -> Result<(Repository, Repository)> {
-    let open = |name| Repository::open_on(stage.clone(), &folder.join(name), world::options(), now());
-    Ok((open(SOURCE)?, open(TARGET)?))
+fn ends(from: &str, to: &str) -> Ends {
+    Ends { from: from.into(), to: to.into(), who: "test".into() }
 }
 
 fn options() -> Options {
-    Options { from: "old".into(), to: "new".into(), threads: 2, who: "test".into() }
+    let ends = ends("old", "new");
+    Options { ends, threads: 2, patience: Duration::ZERO, humble: false, bytes_per_second: None }
 }
 
 fn go(source: &Repository, target: &Repository, vm: &VmContextId, book: &Book) -> Result<Done> {
@@ -130,7 +148,11 @@ fn settle(source: &Repository, target: &Repository, target_first: bool) -> Resul
         }
         for (vm, to) in &report.leaving {
             assert_eq!(to, "new");
-            repository.finish_move(vm, target, "test", &book).map_err(told)?;
+            repository.finish_move(vm, target, &ends("old", "new"), &book).map_err(told)?;
+        }
+        for (vm, from) in &report.arrived {
+            assert_eq!(from, "old");
+            source.finish_move(vm, target, &ends("old", "new"), &book).map_err(told)?;
         }
     }
     Ok(())
@@ -433,7 +455,7 @@ fn books_that_are_away_are_written_later() {
     // It comes back after a point was deleted in the target: nothing rises from the dead.
     delete(&target, &next, Extent::Named).unwrap();
     delete(&target, &world.third, Extent::Named).unwrap();
-    assert_eq!(source.finish_move(world.vm(), &target, "test", &book).unwrap(), Finished::Moved);
+    assert_eq!(source.finish_move(world.vm(), &target, &ends("old", "new"), &book).unwrap(), Finished::Moved);
     assert_eq!(tree(source.root()), tree_of([&world.before.other]));
     assert_eq!(tree(target.root()), tree_of([&world.before.first, &world.before.second]));
 }
@@ -458,107 +480,69 @@ fn a_hub_that_lost_a_repository_moves_nothing() {
     }
 }
 
-/// A failed write, a full disk, a process that is gone, at every step of the move, in either repository.
-fn faults(renames: Renames, faults: &[Fault]) {
-    let world = World::new();
-    let (chain, other) = (world.chain(), &world.before.other);
-    let mut copies = Copies::of(&world.folder());
-    for fault in faults {
-        let mut places = BTreeSet::new();
-        for at in 0.. {
-            assert!(at < 2000, "the work does not end");
-            let folder = copies.next();
-            let script = Faults::new(*fault, at);
-            let stage = Stage::new(script.clone(), renames);
-            let book = Book::default();
-            let opened = open_on(&stage, &folder);
-            let result = match &opened {
-                Ok((source, target)) => go(source, target, world.vm(), &book).map(drop),
-                Err(error) => Err(crate::Error::new(error.kind.clone(), "open")),
-            };
-            let Some(met) = script.met() else {
-                result.unwrap();
-                break;
-            };
-            if let Ok((source, target)) = &opened {
-                assert_eq!((source.locks().held(), target.locks().held()), (vec![], vec![]), "{met}");
-            }
-            // At this very moment whoever lists points reads them rightly, wherever they are.
-            let (source, target) = open(&folder);
-            for repository in [&source, &target] {
-                for (_, id) in world::listed(repository).unwrap() {
-                    let point = chain.iter().copied().chain([other]).find(|point| point.id == id).unwrap();
-                    world::check_bytes(repository, point)
-                        .unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at {met}"));
-                }
-            }
-            drop((source, target));
-            let place = survive(&folder, &chain, other, at % 2 == 0)
-                .unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at {met}: {result:?}"));
-            if result.is_ok() {
-                assert_eq!(place, Place::Target, "{met}");
-            }
-            if !book.switched.lock().is_empty() {
-                assert_eq!(place, Place::Target, "whose books say so has them there: {met}");
-            }
-            places.insert(place == Place::Target);
-            // Every third time, which costs as much as all the rest.
-            if place == Place::Source && at % 3 == 0 {
-                let (source, target) = open(&folder);
-                go(&source, &target, world.vm(), &Book::default()).unwrap();
-                let place = survive(&folder, &chain, other, true).unwrap_or_else(|why| panic!("{why}\n{met}"));
-                assert_eq!(place, Place::Target);
-            }
-        }
-        assert_eq!(places.len(), 2, "{fault:?} before and after the points went over");
+/// Readers go on while the points are copied, and are waited for at the end; nobody makes, changes or takes away a point meanwhile.
+#[test]
+fn readers_go_on_while_the_points_are_copied() {
+    /// Comes when the first file has been written.
+    #[derive(Default)]
+    struct Visitor {
+        to: Mutex<Option<(Repository, Point)>>,
+        reader: Mutex<Option<crate::ChainReader>>,
     }
-}
-
-#[test]
-fn every_failed_step_leaves_whole_points_in_one_place() {
-    faults(Renames::AtOnce, &[Fault::Once(EIO)]);
-}
-
-#[test]
-fn a_full_disk_at_every_step_leaves_whole_points_in_one_place() {
-    faults(Renames::AtOnce, &[Fault::Once(ENOSPC), Fault::Full]);
-}
-
-#[test]
-fn a_process_that_is_gone_at_every_step_leaves_whole_points_in_one_place() {
-    faults(Renames::AtOnce, &[Fault::Gone]);
-}
-
-#[test]
-fn every_fault_leaves_whole_points_on_a_file_system_that_renames_by_links() {
-    faults(Renames::ByLink, &[Fault::Gone]);
-}
-
-/// Power fails after every step, with whatever was not synced dropped, torn or reordered, in both repositories.
-#[test]
-fn a_loss_of_power_leaves_whole_points_in_one_place() {
-    let world = World::new();
-    let folder = world.folder();
-    let record = Record::of(&folder);
-    let (source, target) = open_on(&Stage::new(record.clone(), Renames::AtOnce), &folder).unwrap();
-    go(&source, &target, world.vm(), &Book::default()).unwrap();
-    drop((source, target));
-    let (mut medium, steps): (Medium, Vec<Step>) = record.take();
-    let (mut store, mut dice) = (Store::new(), Dice(steps.len() as u64));
-    let (chain, other) = (world.chain(), &world.before.other);
-    for (number, step) in steps.iter().enumerate() {
-        step.changes.iter().for_each(|change| medium.apply(change));
-        let names = step.changes.iter().any(|change| !matches!(change, Change::Write { .. } | Change::SetLen { .. }));
-        let is_last = number + 1 == steps.len();
-        for fate in medium.fates(if names { 4 } else { 1 }, &mut dice) {
-            let met = store.place("met");
-            medium.build(&fate, &met, &mut store);
-            let place = survive(&met, &chain, other, dice.below(2) == 0).unwrap_or_else(|why| {
-                let steps: Vec<&str> = steps[..=number].iter().map(|step| step.what.as_str()).collect();
-                panic!("{why}\nafter power loss behind step {number}, fate {fate:?}, of\n{}", steps.join("\n"));
-            });
-            assert!(!is_last || place == Place::Target);
-            std::fs::remove_dir_all(&met).unwrap();
+    impl Script for Visitor {
+        fn before(&self, _: &Act<'_>) -> io::Result<()> {
+            Ok(())
         }
+
+        fn after(&self, act: &Act<'_>) {
+            let Act::SyncFile(_) = act else { return };
+            // The owner record is a file, too, and is synced before anything is claimed.
+            let mut to = self.to.lock();
+            let Some((source, third)) = &*to else { return };
+            if !source.locks().held().iter().any(|claim| claim.operation == Operation::Copy) {
+                return;
+            }
+            let refused =
+                [back_up(source, &third.child("bk-4"), now()).map(drop), delete(source, third, Extent::Named)];
+            for refused in refused.map(Result::unwrap_err) {
+                assert!(matches!(refused.kind, Kind::Conflict { .. }), "{refused:?}");
+            }
+            *self.reader.lock() = Some(source.open_disk(&third.vm, &third.id, DiskNumber(0), "a reader").unwrap());
+            source.change_hold(&third.vm, &third.id, |hold| hold.protected = true, "a person", now()).unwrap();
+            *to = None;
+        }
+    }
+    for patience in [Duration::ZERO, Duration::from_secs(60)] {
+        let world = World::new();
+        let source = world.open().0;
+        let visitor = Arc::new(Visitor::default());
+        let at = world.folder().join(TARGET);
+        let target =
+            Repository::open_on(Stage::new(visitor.clone(), Renames::AtOnce), &at, world::options(), now()).unwrap();
+        *visitor.to.lock() = Some((source.clone(), world.third.clone()));
+        let plan = source.plan_move(world.vm(), &target).unwrap();
+        let options = Options { patience, ..options() };
+        let (progress, cancel, book) = (Progress::default(), Cancel::new(), Book::default());
+        let moved = std::thread::scope(|scope| {
+            let moving = scope.spawn(|| source.execute_move(&target, &plan, &options, &progress, &cancel, &book));
+            if !patience.is_zero() {
+                // It waits now, or comes to it.
+                while visitor.reader.lock().is_none() {
+                    std::thread::yield_now();
+                }
+                *visitor.reader.lock() = None;
+            }
+            moving.join().unwrap()
+        });
+        if patience.is_zero() {
+            let error = moved.unwrap_err();
+            let Kind::Conflict { holders } = &error.kind else { panic!("{error:?}") };
+            assert_eq!(holders[0].who, "a reader");
+            assert_eq!(tree(target.root()), tree_of([]));
+            continue;
+        }
+        moved.unwrap();
+        assert!(target.hold(world.vm(), &world.third.id).unwrap().protected, "what was said meanwhile went along");
+        assert_eq!(tree(source.root()), tree_of([&world.before.other]));
     }
 }
