@@ -19,10 +19,13 @@ echo "filling a catalog" >&2
 mkdir -p "$work"/{repo,vms,hub}
 chmod 700 "$work/hub"
 cargo run --locked --release -q -p sendense-catalog --example speed -- "sqlite://$work/hub/catalog.db?mode=rwc" fill >&2
-for n in $(seq "$VMS"); do
-    mkdir "$work/vms/m$n"
-    head -c 1M /dev/urandom > "$work/vms/m$n/disk0.raw"
-done
+python3 - "$work/vms" "$VMS" <<'X'
+import os, sys
+for n in range(1, int(sys.argv[2]) + 1):
+    os.mkdir(f"{sys.argv[1]}/m{n}")
+    with open(f"{sys.argv[1]}/m{n}/disk0.raw", "wb") as disk:
+        disk.write(os.urandom(1 << 20))
+X
 hub_args="--running-tasks-max 8"
 . bench/hub.sh
 sd repo update main --running-tasks-max 8 > /dev/null
