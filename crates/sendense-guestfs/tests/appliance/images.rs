@@ -4,6 +4,7 @@ use sendense_block::backend::{File, Options as FileOptions};
 use sendense_guestfs::appliance::{self, Disk, Fallback, Kit, Options};
 use sendense_guestfs::client::Worker;
 use sendense_guestfs::native::{self, Readers};
+use sendense_guestfs::sandbox::{Level, ids};
 use sendense_guestfs::{GuestPath, Result, Session, VolumeId};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -196,4 +197,31 @@ pub fn descendants(ancestor: u32) -> Vec<u32> {
         at += 1;
     }
     family
+}
+
+/// What the system says of a process that sees a hostile disk: filtered, without any privilege, and with nothing of the host's file
+/// system. `outside` is the room's process whose user all of its others are, which no other process is.
+pub fn confined(pid: u32, outside: u32, level: Level) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {status}"));
+        line.split_once(':').unwrap().1.trim().to_owned()
+    };
+    assert_eq!((field("Seccomp:"), field("NoNewPrivs:")), ("2".into(), "1".into()), "{status}");
+    assert!(
+        ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"].iter().all(|set| field(set) == "0000000000000000"),
+        "{status}"
+    );
+    assert!(!field("Uid:").split_whitespace().any(|uid| uid == "0"), "{status}");
+    if nix::unistd::Uid::effective().is_root() {
+        let own = ids::of_process(outside);
+        for ids in ["Uid:", "Gid:"] {
+            assert_eq!(field(ids).split_whitespace().collect::<Vec<_>>(), [own.to_string().as_str(); 4], "{status}");
+        }
+        assert_eq!(level.has(Level::OWN_ID), ids::is_own(own), "{level}");
+    }
+    let root = format!("/proc/{pid}/root");
+    for secret in ["etc/passwd", "root", "home", "bin/sh", "usr/bin/env", "dev/kvm", "sys/kernel"] {
+        assert!(std::fs::symlink_metadata(format!("{root}/{secret}")).is_err(), "{secret}");
+    }
 }
