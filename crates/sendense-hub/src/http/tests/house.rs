@@ -8,7 +8,7 @@ use sendense_api::{
     Task,
 };
 use sendense_types::{BackupId, BackupStatus, BackupType, Phase, RepositoryKind, SourceKind, TaskId};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,15 @@ impl House {
             house.client.create_repository(&repository).await.unwrap();
         }
         house
+    }
+
+    /// Writes the only disk of a machine of the folder `vms`; gives its path.
+    pub fn disk(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let folder = self.fixture.folder.path().join("vms").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let disk = folder.join("disk0.raw");
+        std::fs::write(&disk, bytes).unwrap();
+        disk
     }
 
     pub fn path(&self, name: &str) -> String {

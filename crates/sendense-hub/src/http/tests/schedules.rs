@@ -84,9 +84,7 @@ async fn what_is_due_begins_by_itself_and_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_tells_what_would_be_merged_away() {
     let house = House::new(|_| ()).await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    house.disk("web", vec![7; 1 << 20]);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let mut points = Vec::new();
     for number in 0..4 {
@@ -190,9 +188,7 @@ async fn a_window_that_closes_stops_what_runs_if_asked() {
 async fn a_policy_says_whose_turn_comes_first_and_how_many_have_theirs() {
     let house = House::new(|_| ()).await;
     for (name, blocks) in [("a", 1), ("b", 3), ("c", 2)] {
-        let folder = house.fixture.folder.path().join("vms").join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("disk0.raw"), vec![7; blocks << 16]).unwrap();
+        house.disk(name, vec![7; blocks << 16]);
     }
     let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
     // The first has a newer point than the second, and the third none in the beginning.
@@ -241,9 +237,7 @@ async fn what_has_ended_long_ago_is_forgotten() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
     let given = clock.clone();
     let house = House::new(|config| config.clock = given).await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    house.disk("web", vec![7; 1 << 20]);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let made = house.start(&vm, "two").await.unwrap();
     house.client.wait_for_task(made.task_id.as_ref().unwrap(), |_| {}).await.unwrap();
@@ -267,8 +261,7 @@ async fn a_machine_that_vanishes_is_told_as_long_as_it_has_points() {
     let house = House::new(|_| ()).await;
     let folder = house.fixture.folder.path().join("vms");
     for name in ["db", "other", "web"] {
-        std::fs::create_dir_all(folder.join(name)).unwrap();
-        std::fs::write(folder.join(name).join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+        house.disk(name, vec![7; 1 << 20]);
     }
     let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
     for (path, body) in [
@@ -328,9 +321,7 @@ async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
     let given = clock.clone();
     let house = House::new(|config| config.clock = given).await;
     for name in ["db", "web"] {
-        let folder = house.fixture.folder.path().join("vms").join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+        house.disk(name, vec![7; 1 << 16]);
     }
     house.machines("images", SourceKind::Image, house.path("vms"), None).await;
     for (path, body) in [
@@ -434,9 +425,7 @@ async fn what_was_missed_is_left_out_where_a_schedule_says_so() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
     let given = clock.clone();
     let house = House::new(|config| config.clock = given).await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+    house.disk("web", vec![7; 1 << 16]);
     house.machine("images", SourceKind::Image, house.path("vms")).await;
     for (path, body) in [
         ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
@@ -463,9 +452,7 @@ async fn a_new_machine_is_protected_without_anyones_doing() {
     let given = clock.clone();
     let house = House::new(|config| config.clock = given).await;
     let make = |name: &str| {
-        let folder = house.fixture.folder.path().join("vms").join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 16]).unwrap();
+        house.disk(name, vec![7; 1 << 16]);
     };
     make("web-1");
     house.machine("images", SourceKind::Image, house.path("vms")).await;

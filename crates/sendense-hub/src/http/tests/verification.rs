@@ -20,9 +20,7 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
         config.limits.verify_deep = true;
     })
     .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    house.disk("web", vec![7; 1 << 20]);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let back_up = async || {
         let backup = house.start(&vm, "one").await.unwrap();
@@ -76,10 +74,8 @@ async fn a_verification_that_nobody_asked_for_makes_way() {
         config.limits.verify_bytes_per_second = 1 << 10;
     })
     .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
     let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    std::fs::write(folder.join("disk0.raw"), noise.collect::<Vec<_>>()).unwrap();
+    house.disk("web", noise.collect::<Vec<_>>());
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let back_up = async || {
         let backup = house.start(&vm, "one").await.unwrap();
@@ -111,10 +107,8 @@ async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
         config.limits.verify_bytes_per_second = 1 << 10;
     })
     .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
     let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    std::fs::write(folder.join("disk0.raw"), noise.collect::<Vec<_>>()).unwrap();
+    house.disk("web", noise.collect::<Vec<_>>());
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let back_up = async |backup_type| {
         let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
@@ -143,15 +137,13 @@ async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_that_a_merge_meets_is_marked() {
     let house = House::new(|_| {}).await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
     let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     let mut disk: Vec<u8> = noise.collect();
-    std::fs::write(folder.join("disk0.raw"), &disk).unwrap();
+    house.disk("web", &disk);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let mut points = Vec::new();
     for backup_type in [BackupType::Full, BackupType::Incremental] {
-        std::fs::write(folder.join("disk0.raw"), &disk).unwrap();
+        house.disk("web", &disk);
         let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
         let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
         assert!(task.error.is_none(), "{task:?}");
@@ -182,9 +174,7 @@ async fn a_busy_hub_verifies_beside_its_work() {
         config.limits.running_per_hub = 1;
     })
     .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    house.disk("web", vec![7; 1 << 20]);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let backup = house.start(&vm, "one").await.unwrap();
     house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
@@ -213,9 +203,7 @@ async fn a_policy_says_how_often_its_points_are_looked_at() {
         config.limits.verify_after_days = 0;
     })
     .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    house.disk("web", vec![7; 1 << 20]);
     let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
     let rules = serde_json::json!({
         "name": "gold", "vms": ["*"], "repository_id": "one", "verification": { "at_rest_days": 7, "deep_days": 30 }
