@@ -4,29 +4,30 @@ use super::TRIES;
 use crate::error::Result;
 use parking_lot::Mutex;
 use sendense_block::{self as block, Cancel};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The longest pause between two looks at whether to stop.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// So much of a pause may be made up for afterwards. More would be a burst: an image may be synced for a minute.
+const CREDIT_MAX: Duration = Duration::from_secs(1);
+
 /// Keeps reads to so many bytes per second, over all threads.
 pub(crate) struct Pace {
     bytes_per_second: Option<u64>,
-    began: Instant,
-    bytes: AtomicU64,
+    /// When all bytes so far were due.
+    due: Mutex<Instant>,
 }
 
 impl Pace {
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second, began: Instant::now(), bytes: AtomicU64::new(0) }
+        Self { bytes_per_second, due: Mutex::new(Instant::now()) }
     }
 
     /// Waits until so many bytes more were due.
     pub fn wait(&self, bytes: u64, cancel: &Cancel) {
         let Some(bytes_per_second) = self.bytes_per_second else { return };
-        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        let due = self.began + Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
+        let due = self.take(Instant::now(), bytes, bytes_per_second);
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() || cancel.is_cancelled() {
@@ -34,6 +35,13 @@ impl Pace {
             }
             std::thread::sleep(left.min(PAUSE_MAX));
         }
+    }
+
+    fn take(&self, now: Instant, bytes: u64, bytes_per_second: u64) -> Instant {
+        let mut due = self.due.lock();
+        let from = now.checked_sub(CREDIT_MAX).map_or(*due, |earliest| earliest.max(*due));
+        *due = from + Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
+        *due
     }
 }
 
@@ -88,6 +96,17 @@ pub(crate) fn read<T>(mut read: impl FnMut() -> block::Result<T>) -> block::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_not_saved_up() {
+        let pace = Pace::new(Some(1000));
+        let began = *pace.due.lock();
+        let seconds = |seconds: u64| began + Duration::from_secs(seconds);
+        assert_eq!(pace.take(seconds(0), 2000, 1000), seconds(2));
+        assert_eq!(pace.take(seconds(1), 3000, 1000), seconds(5), "who comes early waits for those before");
+        assert_eq!(pace.take(seconds(60), 500, 1000), seconds(59) + Duration::from_millis(500));
+        assert_eq!(pace.take(seconds(60), 1500, 1000), seconds(61));
+    }
 
     /// Each piece waits for the others: nobody goes on before all four are at work.
     #[test]
