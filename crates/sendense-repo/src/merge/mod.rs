@@ -27,6 +27,7 @@
 //! Invariant: no file of the two points is touched before all that was written of the new ones was read back and found right.
 
 mod blocks;
+mod clusters;
 mod intent;
 mod patch;
 mod prepare;

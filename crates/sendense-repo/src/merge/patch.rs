@@ -2,12 +2,14 @@
 //! file system can, else what is needed of it, byte by byte. Whole 4 KiB pieces that nobody needs any more become holes.
 //!
 //! What lives here: which image is copied, whether that is less work than moving every block, what stays of it, and which
-//! segments of the file are as they were ([`Base::untouched`]). What does not: moving the others' blocks, reading back.
+//! segments of the file are as they were ([`Base::untouched`]). What does not: moving the others' blocks, reading back, and what is new in
+//! the other segments ([`super::clusters`]).
 //!
 //! Invariant: the tables of the old image are compared with its manifest before one entry of them is believed, and each entry with
 //! the digests file when it is kept.
 
 use super::blocks::{Layer, Resolved, Stack};
+use super::clusters::{Anew, Changed, Read, fold};
 use crate::capacity::Reservation;
 use crate::crashsafe::NewFile;
 use crate::digests::{GROUP_BLOCKS, Group, State};
@@ -15,11 +17,9 @@ use crate::draft::{self, DiskSpec, Over};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::segments::{SEGMENTS_MAX, segment_bytes};
-use crate::verify::{Pace, Progress, READ_BYTES, each, segment_digest};
+use crate::verify::{Pace, Progress, READ_BYTES, cluster_digests, each, segment_digest};
 use sendense_block::backend::File;
-use sendense_block::{
-    self as block, AllocationMap, BlockIndex, ByteLen, ByteOffset, Cancel, Content, Digest, Extent, ReadAt,
-};
+use sendense_block::{self as block, AllocationMap, BlockIndex, ByteOffset, Cancel, Content, Digest, Extent, ReadAt};
 use sendense_qcow2::{Held, Kept, Part};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -59,6 +59,8 @@ pub(super) struct Base<'a> {
     pub kept: Kept,
     /// The segments of the file that are not as they were. Behind its end, and in its last one, all are new.
     touched: BTreeSet<u64>,
+    /// What was read of it to be copied.
+    read: Read,
     /// The room is shared: what was not touched was not read.
     pub is_clone: bool,
 }
@@ -68,7 +70,8 @@ impl<'a> Base<'a> {
     pub(super) fn choose(means: Means<'_>, stack: &'a Stack, spec: &DiskSpec, way: Way) -> Result<Option<Self>> {
         let Some((number, layer)) = largest(stack, spec, way) else { return Ok(None) };
         let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
-        let mut base = Self { number, layer, file, kept: Kept::default(), touched: BTreeSet::new(), is_clone: false };
+        let (kept, touched, read) = (Kept::default(), BTreeSet::new(), Read::default());
+        let mut base = Self { number, layer, file, kept, touched, read, is_clone: false };
         base.check_tables(means)?;
         let mut stays = Stays::new(stack, number, spec);
         let mut wrong = None;
@@ -105,18 +108,26 @@ impl<'a> Base<'a> {
         (is_inner && !self.touched.contains(&segment)).then_some(was.0)
     }
 
-    /// True for bytes of the new file of which some are not as they were.
-    pub(super) fn is_touched(&self, bytes: Extent) -> bool {
-        let (from, to) = (bytes.start().0 / self.segment_bytes(), bytes.end().0.div_ceil(self.segment_bytes()));
-        (from..to).any(|segment| self.untouched(segment).is_none())
+    /// The segment of the file at that number, as long as the file is.
+    fn segment(&self, number: u64, file_bytes: u64) -> Extent {
+        let start = number.saturating_mul(self.segment_bytes()).min(file_bytes);
+        let end = start.saturating_add(self.segment_bytes()).min(file_bytes);
+        Extent::between(ByteOffset(start), ByteOffset(end))
+    }
+
+    /// What is new in a segment that is not as it was.
+    fn anew(&self, number: u64, clusters: &[Digest]) -> Anew {
+        let was = usize::try_from(number).ok().and_then(|number| self.layer.link.disk.image.segments.get(number));
+        match was {
+            Some(was) => Anew::of(&self.read, self.segment(number, self.file.size().0), was.0, clusters),
+            None => Anew::All,
+        }
     }
 
     /// Compares a segment of the old file with what its manifest says.
     pub(super) fn check_segment(&self, segment: u64, buffer: &mut [u8], means: Means<'_>) -> Result<()> {
         let image = &self.layer.link.disk.image;
-        let start = segment.saturating_mul(image.segment_bytes);
-        let end = start.saturating_add(image.segment_bytes).min(image.file_bytes);
-        let range = Extent::between(ByteOffset(start), ByteOffset(end));
+        let range = self.segment(segment, image.file_bytes);
         let wanted = usize::try_from(segment).ok().and_then(|segment| image.segments.get(segment));
         let found =
             segment_digest(&self.file, range, buffer, means.cancel, &|bytes| means.pace.wait(bytes, means.cancel))?;
@@ -172,7 +183,7 @@ impl<'a> Base<'a> {
         let stays = Stays::new(stack, self.number, &spec);
         // The old file is read through a handle of its own, for this one is changed meanwhile.
         let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
-        let mut copy = Copying { base: self, means, stays, reserved, pieces: Vec::new() };
+        let mut copy = Copying { base: self, means, stays, reserved, pieces: Vec::new(), told: 0, read: 0 };
         let base = draft::Base { image: &layer.image, file: &file, disk: &layer.link.disk };
         begin(&base, &mut copy, spec)
     }
@@ -261,28 +272,47 @@ struct Copying<'a, 'b> {
     means: Means<'a>,
     stays: Stays<'a>,
     reserved: Reserved<'a>,
-    /// To be copied, where the file system cannot share.
+    /// To be copied, where the file system cannot share: in rising order, none across two reads.
     pieces: Vec<Extent>,
+    /// Where the parts that were told end.
+    told: u64,
+    /// How many reads were made.
+    read: u64,
 }
 
 impl Copying<'_, '_> {
-    fn flush(&mut self, copy: &dyn NewFile) -> Result<()> {
-        let (means, file, pieces) = (self.means, &self.base.file, std::mem::take(&mut self.pieces));
+    /// Copies what was told, as far as that is whole reads, or to its end.
+    ///
+    /// All of the old file is read, also what does not stay: its clusters' digests together prove each other.
+    fn flush(&mut self, copy: &dyn NewFile, to_end: bool) -> Result<()> {
+        let until = if to_end { self.told.div_ceil(READ_BYTES) } else { self.told / READ_BYTES };
+        let (means, first, told) = (self.means, self.read, self.told);
+        let (file, read, pieces) = (&self.base.file, &self.base.read, &self.pieces);
         each(
             means.cancel,
             means.threads,
-            pieces.len() as u64,
+            until.saturating_sub(first),
             || vec![0; READ_BYTES as usize],
             |buffer, at| {
-                let piece = pieces[usize::try_from(at).expect("they are counted in memory")];
-                let bytes = &mut buffer[..piece.len().0 as usize];
-                crate::verify::read(|| file.read_at(piece.start(), bytes))?;
-                copy.write_at(piece.start(), bytes)?;
-                means.progress.done_bytes.fetch_add(piece.len().0, Ordering::Relaxed);
-                means.pace.wait(piece.len().0, means.cancel);
+                let number = first + at;
+                let (start, end) = (number * READ_BYTES, ((number + 1) * READ_BYTES).min(told));
+                let bytes = &mut buffer[..(end - start) as usize];
+                crate::verify::read(|| file.read_at(ByteOffset(start), bytes))?;
+                read.take(number, bytes);
+                let from = pieces.partition_point(|piece| piece.start().0 < start);
+                for piece in pieces[from..].iter().take_while(|piece| piece.start().0 < end) {
+                    let at = (piece.start().0 - start) as usize;
+                    copy.write_at(piece.start(), &bytes[at..at + piece.len().0 as usize])?;
+                }
+                means.progress.done_bytes.fetch_add(end - start, Ordering::Relaxed);
+                means.pace.wait(end - start, means.cancel);
                 Ok(())
             },
-        )
+        )?;
+        self.read = until.max(first);
+        let rest = self.pieces.partition_point(|piece| piece.start().0 < self.read * READ_BYTES);
+        self.pieces.drain(..rest);
+        Ok(())
     }
 }
 
@@ -311,16 +341,20 @@ impl Over for Copying<'_, '_> {
         match part {
             Part::Live(_) if self.base.is_clone => {}
             Part::Live(extent) => {
-                for piece in extent.pieces(ByteLen(READ_BYTES)) {
-                    self.reserved.reservation.spend(piece.len().0)?;
-                    self.pieces.push(piece);
-                    if self.pieces.len() == PIECES_MAX {
-                        self.flush(copy)?;
+                self.reserved.reservation.spend(extent.len().0)?;
+                let mut start = extent.start().0;
+                while start < extent.end().0 {
+                    let end = extent.end().0.min((start / READ_BYTES + 1) * READ_BYTES);
+                    self.pieces.push(Extent::between(ByteOffset(start), ByteOffset(end)));
+                    (self.told, start) = (end, end);
+                    if self.pieces.len() >= PIECES_MAX {
+                        self.flush(copy, false)?;
                     }
                 }
             }
             Part::Stale(extent) => {
                 self.means.cancel.check()?;
+                self.told = extent.end().0;
                 // A hole there was one before.
                 for mapped in self.base.file.allocation(extent)? {
                     if mapped.content == Content::Zero {
@@ -338,32 +372,35 @@ impl Over for Copying<'_, '_> {
     }
 
     fn all_told(&mut self, copy: &dyn NewFile) -> Result<()> {
-        self.flush(copy)
+        if self.base.is_clone { Ok(()) } else { self.flush(copy, true) }
     }
 }
 
 /// Reads the image's segments from the disk: those that are as they were keep their digests, and where they were copied they are
-/// compared with them.
-pub(super) fn segments(means: Means<'_>, base: &Base<'_>, file: &File) -> Result<Vec<Digest>> {
-    let range = |segment: u64| {
-        let start = segment * base.segment_bytes();
-        Extent::between(ByteOffset(start), ByteOffset(start.saturating_add(base.segment_bytes()).min(file.size().0)))
-    };
+/// compared with them. Tells what is new in the others.
+pub(super) fn segments(means: Means<'_>, base: &Base<'_>, file: &File) -> Result<(Vec<Digest>, Changed)> {
     let count = file.size().0.div_ceil(base.segment_bytes());
-    let digests = parking_lot::Mutex::new(vec![None; usize::try_from(count).unwrap_or_default()]);
+    let found = parking_lot::Mutex::new(vec![None; usize::try_from(count).unwrap_or_default()]);
     each(
         means.cancel,
         means.threads,
         count,
-        || vec![0; READ_BYTES as usize],
-        |buffer, segment| {
+        || (vec![0; READ_BYTES as usize], Vec::new()),
+        |(buffer, clusters), segment| {
             let was = base.untouched(segment);
-            let digest = match was {
-                Some(digest) if base.is_clone => digest,
-                _ => segment_digest(file, range(segment), buffer, means.cancel, &|bytes| {
-                    means.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-                    means.pace.wait(bytes, means.cancel);
-                })?,
+            let (digest, anew) = match was {
+                Some(digest) if base.is_clone => (digest, Anew::Nothing),
+                _ => {
+                    clusters.clear();
+                    let range = base.segment(segment, file.size().0);
+                    let told = &|bytes| {
+                        means.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+                        means.pace.wait(bytes, means.cancel);
+                    };
+                    cluster_digests(file, range, buffer, means.cancel, told, &mut |digest| clusters.push(digest))?;
+                    let anew = if was.is_some() { Anew::Nothing } else { base.anew(segment, clusters) };
+                    (fold(clusters), anew)
+                }
             };
             if was.is_some_and(|was| was != digest) {
                 // What was read, or what was written?
@@ -373,13 +410,11 @@ pub(super) fn segments(means: Means<'_>, base: &Base<'_>, file: &File) -> Result
                 return Err(Error::new(Kind::Io, why));
             }
             let at = usize::try_from(segment).expect("segments are counted in memory");
-            digests.lock()[at] = Some(digest);
+            found.lock()[at] = Some((digest, anew));
             Ok(())
         },
     )?;
-    digests
-        .into_inner()
-        .into_iter()
-        .map(|digest| digest.ok_or_else(|| Error::invalid("a segment was left out")))
-        .collect()
+    let found: Option<Vec<(Digest, Anew)>> = found.into_inner().into_iter().collect();
+    let (digests, segments) = found.ok_or_else(|| Error::invalid("a segment was left out"))?.into_iter().unzip();
+    Ok((digests, Changed { segment_bytes: base.segment_bytes(), segments }))
 }

@@ -2,8 +2,9 @@
 //!
 //! All of it comes after everything else that wants the processor or the disk, if that was asked, and no faster than was asked.
 //!
-//! Invariant: what is sealed with a new digest was read from the disk after it was written, and its blocks were decoded and compared.
-//! Only segments that a clone left as they were are not read: they keep the digests that they had.
+//! Invariant: what is sealed with a new digest was read from the disk after it was written, and its blocks were decoded and compared,
+//! but for those in clusters that were compared with a copied image's, whose segment was what its manifest says. Only segments that a
+//! clone left as they were are not read: they keep the digests that they had.
 
 use super::blocks::{Move, Stack};
 use super::patch::{self, Base, Means, Reserved, Way};
@@ -162,17 +163,19 @@ impl Preparing<'_> {
         };
         let image = open(layout::draft_image_name(number), sealed.image.file_bytes)?;
         open(layout::draft_digests_name(number), sealed.digests.file_bytes)?;
+        let mut changed = None;
         if let Some(base) = base {
-            let segments = patch::segments(means, base, &image)?;
+            let (segments, clusters) = patch::segments(means, base, &image)?;
             sealed.image.segments = segments.into_iter().map(HexDigest).collect();
+            changed = Some(clusters);
         }
         let manifest = self.pair.merged(&BTreeMap::from([(number, sealed.clone())]));
         let disk = manifest.disk(number).ok_or_else(|| Error::invalid("no such disk"))?;
-        let is_touched = base.map(|base| |bytes: Extent| base.is_touched(bytes));
+        let is_new = changed.as_ref().map(|changed| |bytes: Extent| changed.meets(bytes));
         let what = Unpublished {
             folder: &folder,
             disk,
-            asked: is_touched.as_ref().map(|asked| asked as verify::Asked<'_>),
+            asked: is_new.as_ref().map(|asked| asked as verify::Asked<'_>),
             threads: means.threads,
             pace: means.pace,
         };

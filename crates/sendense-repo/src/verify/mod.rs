@@ -12,7 +12,7 @@ mod rest;
 mod work;
 
 pub(crate) use deep::Asked;
-pub(crate) use rest::{READ_BYTES, digest as segment_digest};
+pub(crate) use rest::{READ_BYTES, clusters as cluster_digests, digest as segment_digest};
 pub(crate) use work::{Pace, each, read};
 
 use crate::digests::Layer;

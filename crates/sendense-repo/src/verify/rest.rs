@@ -56,16 +56,29 @@ pub(crate) fn digest(
     read: &dyn Fn(u64),
 ) -> Result<Digest> {
     let mut hasher = SegmentHasher::default();
+    clusters(file, range, buffer, cancel, read, &mut |digest| hasher.push(digest))?;
+    Ok(hasher.finish())
+}
+
+/// The digests of the clusters of a part of a file, in order; as [`digest`].
+pub(crate) fn clusters(
+    file: &File,
+    range: Extent,
+    buffer: &mut [u8],
+    cancel: &Cancel,
+    read: &dyn Fn(u64),
+    tell: &mut dyn FnMut(Digest),
+) -> Result<()> {
     for piece in range.pieces(ByteLen(READ_BYTES)) {
         cancel.check()?;
         let bytes = &mut buffer[..piece.len().0 as usize];
         work::read(|| file.read_at(piece.start(), bytes))?;
         for cluster in bytes.chunks(BLOCK_BYTES as usize) {
-            hasher.push(Digest::of(cluster));
+            tell(Digest::of(cluster));
         }
         read(piece.len().0);
     }
-    Ok(hasher.finish())
+    Ok(())
 }
 
 /// Checks a digests file; gives it back when it is sound.
