@@ -34,7 +34,7 @@ pub use client::{About, Login, Vim};
 pub use error::{Error, Fault, FaultKind, Result};
 pub use request::Ref;
 pub use tls::{Certificate, Fingerprint, Trust};
-pub use transport::{Exchange, Http, HttpOptions, Reply, probe};
+pub use transport::{Exchange, Http, HttpOptions, Reply, probe, server_name};
 pub use xml::Element;
 
 #[cfg(test)]

@@ -205,6 +205,16 @@ pub fn probe(address: &str, proxy: Option<&str>, cancel: &Cancel) -> Result<Cert
     }
 }
 
+/// The name of the server at an address, however that was typed: its host in lower case, with the port where that is not HTTPS' own.
+///
+/// # Errors
+/// [`Error::Options`] for what [`Http::new`] would not take.
+pub fn server_name(address: &str) -> Result<String> {
+    let url = endpoint(address.trim())?;
+    let host = url.host_str().unwrap_or_default().trim_end_matches('.').to_lowercase();
+    Ok(url.port().map_or(host.clone(), |port| format!("{host}:{port}")))
+}
+
 /// The URL of the service at an address.
 fn endpoint(address: &str) -> Result<reqwest::Url> {
     let bad = |why: &str| Error::Options(format!("address {address:?}: {why}"));

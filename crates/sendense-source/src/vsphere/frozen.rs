@@ -56,11 +56,11 @@ pub(super) fn freeze(
     journal: &Arc<dyn Journal>,
     cancel: &Cancel,
 ) -> Result<Box<dyn Frozen>> {
-    let places = limits::take(&settings.server(), request.disks.len(), settings.sessions_max, cancel)?;
-    let held = held::take(&settings.server(), &request.vm.instance_uuid, &request.vm.name)?;
+    let places = limits::take(settings.server(), request.disks.len(), settings.sessions_max, cancel)?;
+    let held = held::take(settings.server(), &request.vm.instance_uuid, &request.vm.name)?;
     let vim = session::hold(settings, cancel)?;
     let machine = discover::look(&vim, &request.vm.instance_uuid, cancel)?;
-    let on_host = limits::take_on_host(&settings.server(), machine.host.as_ref(), request.disks.len(), cancel)?;
+    let on_host = limits::take_on_host(settings.server(), machine.host.as_ref(), request.disks.len(), cancel)?;
     let machine = prepare(&vim, machine, request, cancel)?;
     let groups = discover::groups(&vim, std::slice::from_ref(&machine), cancel)?;
 

@@ -83,6 +83,7 @@ struct Settings {
     deployment_id: DeploymentId,
     run_dir: PathBuf,
     host: String,
+    server: String,
     trust: Trust,
     proxy: Option<String>,
     login: Login,
@@ -93,9 +94,8 @@ struct Settings {
 
 impl Settings {
     /// The server, however its address was typed: what is counted for it is counted once.
-    fn server(&self) -> String {
-        let host = self.host.trim().trim_end_matches('.').to_lowercase();
-        host.strip_suffix(":443").map(str::to_owned).unwrap_or(host)
+    fn server(&self) -> &str {
+        &self.server
     }
 
     fn resolve(config: Config, secret: Option<&str>, context: SourceContext) -> Result<Self> {
@@ -115,11 +115,13 @@ impl Settings {
             return Err(wrong("`sessions_max` is not between 1 and 52, which is all that a vCenter gives".into()));
         }
         let library = Library::new(config.vddk_libdir, config.nbdkit_plugin, config.transports).map_err(wrong)?;
+        let server = sendense_vsphere::server_name(&config.host).map_err(|error| wrong(error.to_string()))?;
         Ok(Self {
             source_id: context.source_id,
             deployment_id: context.deployment_id,
             run_dir: context.run_dir,
             host: config.host,
+            server,
             trust,
             proxy: config.proxy,
             login: Login { username, password: secret.password },
@@ -274,13 +276,22 @@ mod tests {
         assert!(matches!(found.trust, Trust::Pin(_)));
         assert!(!format!("{found:?}").contains("secret-word"));
         assert_eq!(settings(json!({"host": "vc"}), secret).unwrap().trust, Trust::Public);
-        for one in ["vc.example", "VC.Example", "vc.example:443", "vc.example."] {
+        for one in [
+            "vc.example",
+            " VC.Example",
+            "vc.example:443",
+            "vc.example.",
+            "https://vc.example",
+            "vc.example/sdk",
+            "https://VC.example:443/ui/",
+        ] {
             assert_eq!(settings(json!({"host": one}), secret).unwrap().server(), "vc.example");
         }
         assert_eq!(settings(json!({"host": "vc:8443"}), secret).unwrap().server(), "vc:8443");
         for (bad, secret) in [
             (json!({}), secret),
             (json!({"host": "vc", "hsot": "vc"}), secret),
+            (json!({"host": "http://vc"}), secret),
             (json!({"host": "vc", "thumbprint": "ab".repeat(20)}), secret),
             (json!({"host": "vc", "sessions_max": 0}), secret),
             (json!({"host": "vc", "vddk_libdir": "relative"}), secret),

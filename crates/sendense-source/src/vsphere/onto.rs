@@ -41,12 +41,12 @@ pub(super) fn onto(
     journal: &Arc<dyn Journal>,
     cancel: &Cancel,
 ) -> Result<Box<dyn Overwriting>> {
-    let held = held::take(&settings.server(), &vm.instance_uuid, &vm.name)?;
+    let held = held::take(settings.server(), &vm.instance_uuid, &vm.name)?;
     // Disks are written one after the other.
-    let places = limits::take(&settings.server(), 1, settings.sessions_max, cancel)?;
+    let places = limits::take(settings.server(), 1, settings.sessions_max, cancel)?;
     let vim = session::hold(settings, cancel)?;
     let machine = discover::look(&vim, &vm.instance_uuid, cancel)?;
-    let on_host = limits::take_on_host(&settings.server(), machine.host.as_ref(), 1, cancel)?;
+    let on_host = limits::take_on_host(settings.server(), machine.host.as_ref(), 1, cancel)?;
     disks(&machine, wanted)?;
     if machine.change_tracking {
         vim.set_change_tracking(&machine.reference, false, cancel)?;

@@ -82,7 +82,7 @@ pub(super) fn create(
     let hardware = recorded.hardware(&keys)?;
     let mut notes = hardware.notes.clone();
     // Disks are written one after the other.
-    let places = limits::take(&settings.server(), 1, settings.sessions_max, cancel)?;
+    let places = limits::take(settings.server(), 1, settings.sessions_max, cancel)?;
     let vim = session::hold(settings, cancel)?;
     let exists = || Error::new(Kind::Busy, format!("a machine {} exists already", new.name));
     // A server lets two have one name, in two folders; whoever asks for one of them by its name then gets neither.
@@ -90,7 +90,7 @@ pub(super) fn create(
         return Err(exists());
     }
     let place = place::choose(&vim, new, &recorded, &mut notes, cancel)?;
-    let on_host = limits::take_on_host(&settings.server(), place.host.as_ref(), 1, cancel)?;
+    let on_host = limits::take_on_host(settings.server(), place.host.as_ref(), 1, cancel)?;
     let uuid = |kept: &Option<String>| match kept {
         Some(kept) if new.keep_identity => uuid::Uuid::parse_str(kept)
             .map(|uuid| uuid.to_string())
