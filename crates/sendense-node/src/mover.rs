@@ -242,9 +242,13 @@ pub fn run(
             frozen.check().map(|()| disks).map_err(source_error(format!("check that {vm} stayed frozen")))
         })
         // A disturbed source makes reads fail in odd ways: its own word says more than an I/O error.
-        .map_err(|error| match (error, frozen.check()) {
-            (Error::Copy { .. }, Err(source)) => Error::Source { what: format!("read {vm}"), source },
-            (error, _) => error,
+        .map_err(|error| match error {
+            Error::Copy { .. } => match frozen.check() {
+                Err(source) => Error::Source { what: format!("read {vm}"), source },
+                Ok(()) => error,
+            },
+            // A source that is away is not waited for once more.
+            error => error,
         });
     let mut facts = frozen.facts().clone();
     let is_awaited = landing.letting_go();
