@@ -87,7 +87,7 @@ pub(crate) async fn after_orphans(core: &Arc<Core>) {
                 continue;
             }
         };
-        // Beside the passes, which renew the hub's lease. Twice at once is refused.
+        // Beside the passes: it may take an hour. Twice at once is refused.
         let core = core.clone();
         core.tracker.clone().spawn(async move { super::after(&core, &record.task_id, ending).await });
     }

@@ -37,13 +37,14 @@ use sendense_catalog::Page;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two passes at most: a thawed guest must not wait for long, and an idle pass costs three small queries. Each pass
-/// renews the hub's lease, which bears six of them.
+/// Between two passes at most: a thawed guest must not wait for long, and an idle pass costs three small queries. The hub's lease,
+/// which bears six of them, is renewed as often.
 const PASS_PERIOD_MAX: Duration = Duration::from_secs(10);
 
 /// The first pass of a start, before the hub says that it is ready: tasks end, everything else begins beside.
 pub(crate) async fn at_start(core: &Arc<Core>) {
     tasks::end_dead(core).await;
+    core.tracker.spawn(keep_lease(core.clone()));
     // Guests first: one may stand still.
     core.tracker.spawn(watch(core.clone()));
     core.tracker.spawn(sweep::keep(core.clone()));
@@ -71,6 +72,19 @@ async fn watch(core: Arc<Core>) {
         journal::reap_orphans(&core).await;
         hooks::after_orphans(&core).await;
         tasks::end_dead(&core).await;
+    }
+}
+
+/// Renews the hub's lease until it stops, and waits for nothing else: what a pass takes away may be on a source that hangs, and a hub
+/// whose lease has run out is taken for dead.
+async fn keep_lease(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
         tasks::renew_hub(&core).await;
     }
 }
