@@ -185,24 +185,40 @@ impl App {
         })
     }
 
-    /// A policy that puts its points into a repository, by name, if there is one.
+    /// A policy that puts its points into a repository, by name, if there is one. Whatever a policy says that cannot be read, it may be
+    /// that.
     pub(super) async fn policy_into(&self, repository_id: &RepositoryId) -> Result<Option<Name>> {
-        let policies = self.all_policies().await?;
-        let into = policies.into_iter().find(|(_, rules)| rules.repository_id == repository_id.as_str());
-        Ok(into.map(|(policy, _)| policy.name))
+        for policy in self.policy_rows().await? {
+            if rules_of(&policy)?.repository_id == repository_id.as_str() {
+                return Ok(Some(policy.name));
+            }
+        }
+        Ok(None)
     }
 
-    /// Every policy with what it says.
+    /// Every policy with what it says. One that cannot be read, as a newer hub may have written it, is told and left out: what the others
+    /// say is shown and done all the same.
     pub(crate) async fn all_policies(&self) -> Result<Vec<(catalog::Policy, PolicyRules)>> {
+        let mut all = Vec::new();
+        for policy in self.policy_rows().await? {
+            match rules_of(&policy) {
+                Ok(rules) => all.push((policy, rules)),
+                Err(problem) => {
+                    tracing::warn!(policy = %policy.name, error = %problem.message, details = %problem.details,
+                    "a policy is left out")
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    async fn policy_rows(&self) -> Result<Vec<catalog::Policy>> {
         let mut all = Vec::new();
         loop {
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: all.len() as u64 };
             let (policies, _) = self.core.catalog.policies().list(page).await.or_problem()?;
             let is_last = (policies.len() as u64) < catalog::Page::LIMIT_MAX;
-            for policy in policies {
-                let rules = rules_of(&policy)?;
-                all.push((policy, rules));
-            }
+            all.extend(policies);
             if is_last {
                 return Ok(all);
             }

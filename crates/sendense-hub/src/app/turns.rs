@@ -9,16 +9,13 @@ use sendense_types::{Timestamp, VmContextId};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// Machines whose newest points are asked for at once.
-const AT_ONCE: usize = 500;
-
 impl App {
     /// Machines, which come by name, in the order of a policy.
     pub(super) async fn in_turn(&self, rules: &PolicyRules, mut vms: Vec<VmContext>) -> Result<Vec<VmContext>> {
         match rules.order.unwrap_or_default() {
             PolicyOrder::Name => {}
-            PolicyOrder::Listed => vms.sort_by_key(|vm| place(&rules.vms, vm)),
-            PolicyOrder::LargestFirst => vms.sort_by_key(|vm| Reverse(bytes(vm))),
+            PolicyOrder::Listed => vms.sort_by_cached_key(|vm| place(&rules.vms, vm)),
+            PolicyOrder::LargestFirst => vms.sort_by_cached_key(|vm| Reverse(bytes(vm))),
             PolicyOrder::OldestFirst => {
                 let newest = self.newest_points(&vms).await?;
                 vms.sort_by_key(|vm| newest.get(&vm.vm_context_id).copied());
@@ -29,12 +26,8 @@ impl App {
 
     async fn newest_points(&self, vms: &[VmContext]) -> Result<HashMap<VmContextId, Timestamp>> {
         let ids: Vec<VmContextId> = vms.iter().map(|vm| vm.vm_context_id.clone()).collect();
-        let mut newest = HashMap::new();
-        for part in ids.chunks(AT_ONCE) {
-            let points = self.core.catalog.backups().newest_of_vms(part).await.or_problem()?;
-            newest.extend(points.into_iter().map(|(vm, point)| (vm, point.created_at)));
-        }
-        Ok(newest)
+        let points = self.core.catalog.backups().newest_of_vms(&ids).await.or_problem()?;
+        Ok(points.into_iter().map(|(vm, point)| (vm, point.created_at)).collect())
     }
 }
 
