@@ -98,10 +98,12 @@ pub(crate) async fn forget(core: &Core) -> Result<Forgotten> {
         }
         tokio::time::sleep(PAUSE).await;
     }
+    let mut behind = None;
     while !core.stop.is_cancelled() {
-        let went = tasks.forget_ended(before, TASKS_AT_ONCE).await.or_problem()?;
+        let (went, place) = tasks.forget_ended(before, behind, TASKS_AT_ONCE).await.or_problem()?;
         gone.tasks += went;
-        if went < TASKS_AT_ONCE {
+        behind = place;
+        if behind.is_none() {
             break;
         }
         tokio::time::sleep(PAUSE).await;

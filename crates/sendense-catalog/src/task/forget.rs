@@ -11,9 +11,19 @@ use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, Query
 use sendense_types::{TaskKind, TaskState, Timestamp};
 use std::collections::BTreeMap;
 
+/// A place in the order in which tasks are forgotten: that of their making.
+#[derive(Debug, Clone)]
+pub struct Place(Ts, String);
+
 impl Tasks<'_> {
-    /// Forgets tasks that ended before `before`, the oldest `most` of them, with their logs; returns their number.
-    pub async fn forget_ended(&self, before: Timestamp, most: u64) -> Result<u64> {
+    /// Forgets tasks that ended before `before`, the oldest `most` of them behind the place that an earlier call gave, with their logs;
+    /// returns their number, and the place where they ended: what stays before it need not be looked at again.
+    pub async fn forget_ended(
+        &self,
+        before: Timestamp,
+        behind: Option<Place>,
+        most: u64,
+    ) -> Result<(u64, Option<Place>)> {
         use entity::tasks::{Column, Entity};
         let of_known_backup = Query::select()
             .expr(Expr::val(1))
@@ -27,9 +37,15 @@ impl Tasks<'_> {
             Condition::all().add(Column::Kind.eq(TaskKind::Backup.as_str())).add(Expr::exists(of_known_backup));
         let ended = TaskState::ALL.iter().filter(|state| state.is_final()).map(|state| state.as_str());
         let ended: Vec<&str> = ended.collect();
-        let ids: Vec<String> = Entity::find()
+        let behind = behind.map(|Place(created_at, task_id)| {
+            let same = Condition::all().add(Column::CreatedAt.eq(created_at)).add(Column::TaskId.gt(task_id));
+            Condition::any().add(Column::CreatedAt.gt(created_at)).add(same)
+        });
+        let found: Vec<(String, Ts)> = Entity::find()
             .select_only()
             .column(Column::TaskId)
+            .column(Column::CreatedAt)
+            .filter(behind.unwrap_or_else(Condition::all))
             .filter(Column::State.is_in(ended.iter().copied()))
             .filter(Column::FinishedAt.lt(Ts::from(before)))
             .filter(is_needed.not())
@@ -39,10 +55,12 @@ impl Tasks<'_> {
             .into_tuple()
             .all(self.0.pool())
             .await?;
-        if ids.is_empty() {
-            return Ok(0);
-        }
-        self.0
+        let Some(last) = found.last().map(|(task_id, created_at)| Place(*created_at, task_id.clone())) else {
+            return Ok((0, None));
+        };
+        let ids: Vec<String> = found.into_iter().map(|(task_id, _)| task_id).collect();
+        let forgotten = self
+            .0
             .write(|tx| {
                 let (ids, ended) = (&ids, &ended);
                 async move {
@@ -61,6 +79,7 @@ impl Tasks<'_> {
                     Ok(forgotten)
                 }
             })
-            .await
+            .await?;
+        Ok((forgotten, Some(last)))
     }
 }
