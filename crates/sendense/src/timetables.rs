@@ -92,8 +92,15 @@ fn after(days: u32) -> String {
     if days == 0 { "never".to_owned() } else { format!("after {days} days") }
 }
 
+/// What a policy would do beside its machines' table, a sentence each.
+pub fn told(plan: &PolicyPlan) -> Vec<String> {
+    let unmatched = plan.unmatched.iter().map(|pattern| format!("no VM matches {pattern}"));
+    let vanished = plan.vanished.iter().map(vanished);
+    unmatched.chain(vanished).chain([retained(plan)]).chain(chains_ended(plan)).collect()
+}
+
 /// How many chains the next points would end, if any.
-pub fn chains_ended(plan: &PolicyPlan) -> Option<String> {
+fn chains_ended(plan: &PolicyPlan) -> Option<String> {
     let ended = plan.chains_ended;
     (ended > 0).then(|| format!("{ended} chains would be too long with the next point, which becomes a full"))
 }
@@ -120,7 +127,7 @@ pub fn vanished(vm: &VanishedVm) -> String {
 }
 
 /// What retention would do, in a sentence.
-pub fn retained(plan: &PolicyPlan) -> String {
+fn retained(plan: &PolicyPlan) -> String {
     let merged = if plan.merged > 0 {
         format!(", and merge {} into later ones (they can be restored no more then)", plan.merged)
     } else {

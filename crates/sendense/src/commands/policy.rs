@@ -85,6 +85,7 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
     let kept =
         [args.keep_last, args.keep_hourly, args.keep_daily, args.keep_weekly, args.keep_monthly, args.keep_yearly];
     let verification = PolicyVerification { at_rest_days: args.verify_at_rest, deep_days: args.verify_deep };
+    let hooks = PolicyHooks { before: args.before, after: args.after, timeout_seconds: args.hook_timeout };
     // Who says tags or folders alone means machines of any name.
     let vms = if args.vms.is_empty() { vec!["*".to_owned()] } else { args.vms };
     PolicyRules {
@@ -108,27 +109,14 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
         order: args.order,
         chain_points_max: args.chain_points_max,
         verification: (verification != PolicyVerification::default()).then_some(verification),
-        hooks: (args.before.is_some() || args.after.is_some()).then_some(PolicyHooks {
-            before: args.before,
-            after: args.after,
-            timeout_seconds: args.hook_timeout,
-        }),
+        hooks: (hooks != PolicyHooks::default()).then_some(hooks),
         retention: kept.iter().any(|count| *count > 0).then_some(retention),
     }
 }
 
 fn print_plan(plan: &PolicyPlan) {
     show(timetables::policy_plan(plan));
-    for pattern in &plan.unmatched {
-        say(format!("no VM matches {pattern}"));
-    }
-    for vm in &plan.vanished {
-        say(timetables::vanished(vm));
-    }
-    say(timetables::retained(plan));
-    if let Some(told) = timetables::chains_ended(plan) {
-        say(told);
-    }
+    timetables::told(plan).into_iter().for_each(say);
 }
 
 async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {

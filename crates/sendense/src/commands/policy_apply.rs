@@ -169,13 +169,7 @@ async fn apply(client: &Client, policies: &[Change<PolicyRules>], schedules: &[C
 
 /// Says what a policy would do that is not saved.
 fn tell_plan(name: &str, plan: &PolicyPlan) {
-    say(format!("{name}: {}", timetables::retained(plan)));
-    if let Some(told) = timetables::chains_ended(plan) {
-        say(format!("{name}: {told}"));
-    }
-    for pattern in &plan.unmatched {
-        say(format!("{name}: no VM matches {pattern}"));
-    }
+    timetables::told(plan).into_iter().for_each(|told| say(format!("{name}: {told}")));
 }
 
 fn pairs<T, V>(items: Vec<T>, pair: impl Fn(T) -> (String, V)) -> BTreeMap<String, V> {
