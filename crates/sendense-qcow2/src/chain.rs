@@ -7,6 +7,7 @@
 //! holds reads as zeros.
 
 use crate::gate::{Gate, Opened};
+use crate::header::Compression;
 use crate::image::{Image, Mapping};
 use crate::writer::Held;
 use sendense_block::device::check_range;
@@ -130,6 +131,25 @@ impl Chain {
             }
         }
         Ok(Holder::Nobody)
+    }
+
+    /// The zstd frame that a block of the disk is stored as, all of it; false where it is not stored so, or passes the disk's
+    /// end. To move it without decoding.
+    pub fn read_frame(&self, block: BlockIndex, out: &mut Vec<u8>) -> Result<bool> {
+        let at = block.offset();
+        if at.0.saturating_add(BLOCK_BYTES) > self.size.0 {
+            return Ok(false);
+        }
+        let (Place::Image(image, mapping), BLOCK_BYTES) = self.resolve(at.0, BLOCK_BYTES)? else { return Ok(false) };
+        let is_frame = matches!(mapping, Mapping::Compressed { skip: ByteLen(0), .. })
+            && image.compression() == Compression::Zstd
+            && image.cluster_bytes().0 == BLOCK_BYTES;
+        if is_frame {
+            image
+                .read_frame(&mapping, out)
+                .map_err(|error| error.within(format!("read block {block} as it is stored")))?;
+        }
+        Ok(is_frame)
     }
 
     /// Where the bytes from `at` on lie, and how many of them, at most `max`, which is not 0.

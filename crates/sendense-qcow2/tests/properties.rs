@@ -85,6 +85,13 @@ proptest! {
                     Some(_) => Held::Data,
                 };
                 prop_assert_eq!(held, want, "block {} of image {}", index, n);
+                let is_whole = (index + 1) * BLOCK_BYTES <= model.len() as u64;
+                if let Some((Form::Zstd, seed)) = put.filter(|_| is_whole)
+                    && zstd::bulk::compress(&content(*seed), 1).unwrap().len() < BLOCK_BYTES as usize
+                {
+                    let moved = chain.read_frame(BlockIndex(index), &mut Vec::new()).unwrap();
+                    prop_assert!(moved, "block {} of image {} is decoded to be moved", index, n);
+                }
             }
         }
     }

@@ -261,6 +261,11 @@ impl ChainReader {
     pub fn links(&self) -> &[Link] {
         &self.links
     }
+
+    /// The zstd frame that a block is stored as; false where it is not stored so. Whether it is right its digest tells.
+    pub fn read_frame(&self, block: BlockIndex, out: &mut Vec<u8>) -> block::Result<bool> {
+        self.chain.read_frame(block, out)
+    }
 }
 
 impl ReadAt for ChainReader {

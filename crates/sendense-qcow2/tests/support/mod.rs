@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use sendense_block::backend::{File, Options};
+use sendense_block::codec::Decoder;
 use sendense_block::{
     AllocationMap, BLOCK_BYTES, Block, BlockIndex, BlockSink, ByteLen, ByteOffset, Content, Digest, Extent, Kind,
     Payload, ReadAt, digest,
@@ -200,6 +201,13 @@ pub fn check_chain(chain: &Chain, model: &[u8]) {
         assert!(mapped.content == Content::Data || digest::is_zero(bytes), "{} is not zero", mapped.extent);
     }
     assert_eq!(next, model.len() as u64);
+    let (mut frame, mut decoder, mut block) = (Vec::new(), Decoder::default(), vec![0; BLOCK_BYTES as usize]);
+    for (index, model) in (0..).map(BlockIndex).zip(model.chunks(BLOCK_BYTES as usize)) {
+        if chain.read_frame(index, &mut frame).unwrap() {
+            decoder.decode(&frame, &mut block).unwrap();
+            assert!(block == model, "the frame of block {index} is of another one");
+        }
+    }
     if !model.is_empty() {
         let beyond = chain.read_at(ByteOffset(model.len() as u64 - 1), &mut [0; 2]).unwrap_err();
         assert_eq!(beyond.kind, Kind::OutOfRange);
