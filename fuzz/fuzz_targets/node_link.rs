@@ -23,6 +23,7 @@ fn read<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
 fn tell(fault: Fault) {
     let told = fault.clone().into_source().to_string();
     assert!(!told.contains(char::is_control), "{told:?}");
+    let _ = fault.clone().into_restore();
     let _ = fault.into_mover();
 }
 
@@ -59,6 +60,7 @@ fn bodies(bytes: &[u8]) {
     read::<Stored>(bytes);
     read::<Vec<SourceSpec>>(bytes);
     read::<Option<u64>>(bytes);
+    read::<Vec<(u64, u64)>>(bytes);
     read::<bool>(bytes);
     // As it lies in the hub's record of a backup.
     read::<Answer>(bytes);

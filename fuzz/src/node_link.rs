@@ -74,9 +74,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         call(Call::Settle { order: order(), disk }),
         call(Call::Digests { order: order(), disk, first: 0, count: 8192 }),
         call(Call::NextData { order: order(), disk, from: 1, end: 9 }),
-        call(Call::Report { order: order(), phase: Phase::Transferring, progress: [1, 2, 3, 4, 5, 6], notes }),
+        call(Call::Report { order: order(), phase: Phase::Transferring, progress: [1, 2, 3, 4, 5, 6], notes, lines: Vec::new() }),
+        call(Call::Read { order: order(), disk, first: 3, count: 8 }),
+        call(Call::Held { order: order(), disk, from: 0, end: 262_144 }),
+        call(Call::HandOver { order: order() }),
         call(Call::Answer { order: order(), outcome: Err(fault) }),
         call(Call::Answer { order: order(), outcome: Ok(Answer::Discovered(Vec::new())) }),
+        RESTORED.as_bytes().to_vec(),
         call(Call::TrackingIsWrong { order: order(), disk, message: said("a block had changed") }),
         call(Call::Sources),
         body(&Orders { stop: vec![order()], bytes_per_second: Some(9), ..Orders::default() }, &[]),
@@ -84,6 +88,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         BEGUN.as_bytes().to_vec(),
         body(&Stored { life: 1, floor: 2, beyond: vec![4] }, &[]),
         body(&Some(5_u64), &[]),
+        body(&[(1_u64, 2_u64), (9, 1)], &[]),
         batch(),
         digests::encode(&[Known::Zero, Known::Data(Digest([3; 16]))]),
     ]
@@ -92,6 +97,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
 /// Orders with one of each sort.
 const TOLD: &str = r#"{"start":[{"id":"task-1","source":{"source_id":"src-1","kind":"libvirt","config":{"uri":"qemu:///system"},
 "secret":"s","deployment_id":"dep-1"},"work":"discover"}],"stop":["task-2"],"bytes_per_second":9999}"#;
+/// A restore that came to its end.
+const RESTORED: &str = r#"{"answer":{"order":"task-1","outcome":{"Ok":{"restored":{"vm":{"instance_uuid":"u","name":"again"},
+"notes":["a line"],"difference":[4,3,2,1,0]}}}}}"#;
 /// A disk that is begun.
 const BEGUN: &str = r#"{"begin_disk":{"order":"task-1","disk":{"number":0,"disk":{"key":"vda","label":"vda","capacity":1048576,
 "binding":"vda","token":null},"backup_type":"full","type_reason":null,"read":1048576,"audit":null}}}"#;

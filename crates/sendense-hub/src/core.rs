@@ -24,7 +24,7 @@ use sendense_node::LaneBudget;
 use sendense_node::remote::message::SourceSpec;
 use sendense_source::paths::Roots;
 use sendense_source::{Journal, Source, SourceContext};
-use sendense_types::{Clock, DeploymentId, Problem, ProblemCode, Timestamp};
+use sendense_types::{Clock, DeploymentId, Problem, ProblemCode, SourceKind, Timestamp};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -137,20 +137,24 @@ impl Core {
         Ok(source)
     }
 
-    /// A source that the hub itself reaches: machines are made, and run on points, by it alone. What cannot be done behind a node
-    /// is refused before anything is begun.
+    /// A source that the hub itself reaches: machines are run on points by it alone. What cannot be done behind a node is refused
+    /// before anything is begun.
     pub fn open_source_here(&self, row: &sendense_catalog::Source) -> Result<Arc<dyn Source>> {
-        self.require_here(row)?;
-        self.open_source(row)
+        match self.remote_source(row)? {
+            None => self.open_source(row),
+            Some(remote) => Err(cannot(row, remote.node(), "runs no machines on points")),
+        }
     }
 
-    /// Refuses a source that is bound to a node.
-    pub fn require_here(&self, row: &sendense_catalog::Source) -> Result<()> {
-        let Some(node) = crate::app::sources::Settings::read(&row.config)?.node else { return Ok(()) };
-        let message = format!("source {} is bound to node {node}, and a node only backs up", row.name);
-        let details = "restore its disks with `sendense restore disk` or export them with `sendense export`, or name a source that \
-            the hub reaches by itself";
-        Err(Problem::new(ProblemCode::InvalidInput, message, details))
+    /// The node that restores machines to a source, none where the hub does it. Refuses what that node cannot do.
+    pub fn restorer(&self, row: &sendense_catalog::Source) -> Result<Option<RemoteSource>> {
+        let Some(remote) = self.remote_source(row)? else { return Ok(None) };
+        if row.kind != SourceKind::Vsphere {
+            let what = format!("restores no machines to sources of kind {}", row.kind);
+            return Err(cannot(row, remote.node(), &what));
+        }
+        remote.check_restores()?;
+        Ok(Some(remote))
     }
 
     /// A source as the node sees it that it is bound to; none when it is bound to none.
@@ -180,6 +184,14 @@ impl Core {
             deployment_id: self.deployment_id.clone(),
         })
     }
+}
+
+/// What is refused of a source because it is bound to a node.
+fn cannot(row: &sendense_catalog::Source, node: &str, what: &str) -> Problem {
+    let message = format!("source {} is bound to node {node}, and a node {what}", row.name);
+    let details = "restore its disks with `sendense restore disk` or export them with `sendense export`, or name a source that \
+        the hub reaches by itself";
+    Problem::new(ProblemCode::InvalidInput, message, details)
 }
 
 /// Runs blocking work on a thread of its own and waits for it. The work is not stopped when the waiting is: it ends by

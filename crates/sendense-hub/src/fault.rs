@@ -162,6 +162,20 @@ pub(crate) fn of_mover(error: &sendense_node::mover::Error) -> Problem {
     }
 }
 
+/// A problem of a restore onto a machine.
+pub(crate) fn of_restore(error: &sendense_node::restore::Error) -> Problem {
+    use sendense_node::restore::Error;
+    match error {
+        Error::Planning(error) => of_planning(error),
+        Error::Source(error) => of_source(error),
+        Error::Copy { source, .. } => match repository_error(source) {
+            Some(repository) => of_repo(repository),
+            None => of_block("restore to the hypervisor", source),
+        },
+        Error::HandOver(error) => of_block("hand the machine over", error),
+    }
+}
+
 /// The repository's own error in a chain of causes: blocks that could not be stored, rather than read.
 fn repository_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e sendense_repo::Error> {
     let mut next = Some(error);

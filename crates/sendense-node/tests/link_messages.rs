@@ -27,12 +27,15 @@ fn bodies() -> Vec<Vec<u8>> {
         batch::append(&mut blocks, &Block { index: BlockIndex(index), digest, payload });
     }
     let call = |call: &Call, tail: &[u8]| pack(call, tail).expect("it can be written");
-    let report =
-        Call::Report { order: order(), phase: Phase::Transferring, progress: [1; 6], notes: vec![said("a line")] };
+    let (phase, progress, notes, lines) = (Phase::Transferring, [1; 6], vec![said("a line")], vec![said("another")]);
+    let report = Call::Report { order: order(), phase, progress, notes, lines };
     vec![
         call(&Call::Poll(poll), &[]),
         call(&Call::Blocks { order: order(), disk, batch: 7 }, &blocks),
         call(&Call::Digests { order: order(), disk, first: 0, count: 8192 }, &[]),
+        call(&Call::Read { order: order(), disk, first: 7, count: 8 }, &[]),
+        call(&Call::Held { order: order(), disk, from: 0, end: 8192 }, &[]),
+        call(&Call::HandOver { order: order() }, &[]),
         call(&report, &[]),
         call(&Call::Answer { order: order(), outcome: Err(fault) }, &[]),
         call(&Call::Sources, &[]),
@@ -56,17 +59,19 @@ fn take(bytes: &[u8]) {
         assert!(taken.iter().all(|block| block.index.0 < BLOCKS));
         if let Call::Answer { outcome: Err(fault), .. } = call {
             assert!(!fault.clone().into_source().to_string().contains(char::is_control));
+            drop(fault.clone().into_restore());
             drop(fault.into_mover());
         }
     }
     let _ = (read::<Orders>(bytes), read::<Stored>(bytes), read::<Option<u64>>(bytes), read::<Answer>(bytes));
+    let _ = read::<Vec<(u64, u64)>>(bytes);
     let _ = digests::decode(bytes);
 }
 
 #[test]
 fn what_is_whole_is_taken() {
     let taken = bodies().iter().filter(|body| read::<Call>(body).is_some()).count();
-    assert_eq!(taken, 6);
+    assert_eq!(taken, 9);
     bodies().iter().for_each(|body| take(body));
 }
 

@@ -191,7 +191,7 @@ impl App {
                     return Err(invalid("the disks of a VM are raw or qcow2"));
                 }
                 let source = self.source(&source_id).await?;
-                self.core.require_here(&source)?;
+                self.core.restorer(&source)?;
                 let pool = match source.kind {
                     SourceKind::Libvirt if folder.is_some() || cluster.is_some() => {
                         return Err(invalid("folder and cluster mean nothing on libvirt"));
@@ -233,7 +233,7 @@ impl App {
             return Err(invalid("networks, keep_identity, folder and cluster are of a new VM, not of one that exists"));
         }
         let source = self.source(source_id).await?;
-        self.core.require_here(&source)?;
+        self.core.restorer(&source)?;
         if source.kind != SourceKind::Vsphere {
             let kind = source.kind;
             return Err(invalid(format!(

@@ -19,7 +19,6 @@ mod queue;
 mod rate;
 pub(crate) mod report;
 pub(crate) mod restore;
-mod restore_onto_vm;
 mod restore_remote;
 mod restore_vm;
 mod runner;

@@ -1,121 +1,162 @@
-//! Restoring a whole machine to a hypervisor that keeps its disks itself: made empty, each disk filled, handed over.
+//! Restoring a machine to a hypervisor that keeps its disks itself: into a new one, or onto the disks of one that exists.
 //!
-//! Invariant: the source has the machine in the journal before it is made, and it is somebody's only after the last block
-//! is written; on any failure before that the source takes it away again.
+//! What lives here: what is asked for, the point as this hub reads it, and what is told at the end. What does not: the steps
+//! ([`sendense_node::restore`]).
 
 use super::handle::Handle;
 use super::work::RestoreWork;
-use crate::core::Core;
-use crate::fault::{Result, invalid, of_block, of_planning, of_repo, of_source};
-use crate::restore::{Job, LANES, documents};
+use crate::app::vms;
+use crate::core::{Core, blocking};
+use crate::fault::{Result, invalid, of_repo, of_restore};
+use crate::nodes;
+use crate::nodes::source::RemoteSource;
+use crate::restore::{LANES, documents};
 use sendense_api::RestoreTarget;
-use sendense_block::copy::{self, Restore};
+use sendense_block::{DigestMap, Disk};
+use sendense_node::restore::{self, Assignment, DiskAssignment, NewMachine, Point, Restored, To};
 use sendense_repo::Repository;
-use sendense_repo::manifest::Manifest;
-use sendense_source::{NewRemoteVm, RemoteDisk, Restoring, Source};
+use sendense_repo::manifest::{self, Manifest};
+use sendense_source::{Source, VmRef};
+use sendense_types::DiskNumber;
 use std::sync::Arc;
 
-/// Restores the machine, on a thread of its own.
-pub(super) fn run(
-    core: &Core,
-    handle: &Handle,
-    source: &dyn Source,
-    repository: &Repository,
-    work: &RestoreWork,
+/// Who does it.
+pub(super) enum By {
+    /// This hub, which reaches the source.
+    Hub(Arc<dyn Source>),
+    /// The node that the source is bound to.
+    Node(RemoteSource),
+}
+
+/// Restores the machine.
+pub(super) async fn run(
+    core: Arc<Core>,
+    handle: Arc<Handle>,
+    by: By,
+    repository: Repository,
+    work: RestoreWork,
 ) -> Result<serde_json::Value> {
+    let RestoreTarget::Vm { name, onto, .. } = &work.target else { return Err(invalid("the target is no machine")) };
+    let existing = match onto {
+        true => {
+            let found = vms::find(&core, name).await?;
+            Some(VmRef { instance_uuid: found.instance_uuid, name: found.vm_name.into() })
+        }
+        false => None,
+    };
+    blocking(move || {
+        let manifest = repository.manifest(&work.vm_context_id, &work.backup_id).map_err(|error| of_repo(&error))?;
+        let assignment = assignment(&handle, &manifest, &work, existing)?;
+        let restored = match &by {
+            By::Hub(source) => {
+                let point = Here { handle: &handle, repository: &repository, work: &work };
+                let (progress, cancel) = (&handle.progress, &handle.cancel);
+                restore::run(&assignment, &**source, &point, &core.journal, &core.budget, progress, cancel)
+                    .map_err(|error| of_restore(&error))
+            }
+            By::Node(node) => {
+                let lease_seconds = core.limits.node_lease_seconds;
+                let restored =
+                    nodes::restore::run(node, &repository, &work.vm_context_id, &assignment, &handle, lease_seconds);
+                if let (Err(_), Some(source_id)) = (&restored, &work.source_id) {
+                    // What a node could not take away is in its own journal; reason to see what is left.
+                    handle.look_after(source_id.clone());
+                }
+                restored
+            }
+        };
+        Ok(told(&handle, &work, &assignment, restored?))
+    })
+    .await?
+}
+
+fn assignment(handle: &Handle, manifest: &Manifest, work: &RestoreWork, existing: Option<VmRef>) -> Result<Assignment> {
     let RestoreTarget::Vm { name, pool, folder, cluster, networks, keep_identity, .. } = &work.target else {
         return Err(invalid("the target is no machine"));
     };
-    let door = source
-        .remote_target()
-        .ok_or_else(|| invalid(format!("machines cannot be restored to a source of kind {}", source.kind())))?;
-    let manifest = repository.manifest(&work.vm_context_id, &work.backup_id).map_err(|error| of_repo(&error))?;
-    let disk = |disk: &sendense_repo::manifest::Disk| RemoteDisk {
+    let asked = |disk: &&manifest::Disk| work.disk_id.is_none_or(|number| number == disk.disk_id);
+    let disks = manifest.disks.iter().filter(asked).map(|disk| DiskAssignment {
+        number: disk.disk_id,
         key: disk.disk_key.clone(),
         capacity_bytes: disk.capacity_bytes,
+    });
+    let to = match existing {
+        Some(vm) => To::Existing(vm),
+        None => To::New(NewMachine {
+            name: name.clone(),
+            documents: documents(manifest),
+            // The default of libvirt's means nothing here: the original's datastore does.
+            datastore: Some(pool.clone()).filter(|pool| *pool != sendense_api::POOL_DEFAULT),
+            folder: folder.clone(),
+            cluster: cluster.clone(),
+            networks: networks.clone(),
+            keep_identity: *keep_identity,
+            note: format!("Restored by Sendense from {} of {}", work.backup_id, work.vm_name),
+        }),
     };
-    let disks: Vec<RemoteDisk> = manifest.disks.iter().map(disk).collect();
-    let new = NewRemoteVm {
-        name,
-        documents: &documents(&manifest),
-        disks: &disks,
-        // The default of libvirt's means nothing here: the original's datastore does.
-        datastore: Some(pool.as_str()).filter(|pool| *pool != sendense_api::POOL_DEFAULT),
-        folder: folder.as_deref(),
-        cluster: cluster.as_deref(),
-        networks,
-        keep_identity: *keep_identity,
-        note: &format!("Restored by Sendense from {} of {}", work.backup_id, work.vm_name),
-    };
-    let restoring =
-        door.create(&new, &handle.task_id, &core.journal, &handle.cancel).map_err(|error| of_planning(&error))?;
-    for note in restoring.notes() {
-        handle.warn(note.clone());
-    }
-    let (vm, notes) = (restoring.vm().clone(), restoring.notes().to_vec());
-    let filled = fill(core, handle, &*restoring, repository, &manifest, work);
-    // The last moment at which a person can change the mind: what is handed over is not taken back.
-    let whole = filled.and_then(|()| handle.cancel.commit().map_err(|error| of_block("hand the machine over", &error)));
-    if let Err(problem) = whole {
-        handle.letting_go();
-        // What cannot be taken away now stays in the journal.
-        if let Err(error) = restoring.abandon() {
-            handle.warn(format!("remove what was restored: {}", sendense_block::error::chain(&error)));
-        }
-        return Err(problem);
-    }
-    restoring.finish().map_err(|error| of_source(&error))?;
-    let written = handle.progress.snapshot().stored;
-    let summary = format!(
-        "{} is restored as {} ({}), with {} disks, switched off",
-        work.vm_name,
-        vm.name,
-        vm.instance_uuid,
-        disks.len()
-    );
-    Ok(serde_json::json!({
-        "summary": summary,
-        "written_bytes": written.0,
-        "vm_name": vm.name,
-        "instance_uuid": vm.instance_uuid,
-        "notes": notes,
-    }))
+    let (task_id, backup_id) = (handle.task_id.clone(), work.backup_id.clone());
+    Ok(Assignment { task_id, backup_id, disks: disks.collect(), to, lanes: LANES })
 }
 
-fn fill(
-    core: &Core,
-    handle: &Handle,
-    restoring: &dyn Restoring,
-    repository: &Repository,
-    manifest: &Manifest,
-    work: &RestoreWork,
-) -> Result<()> {
-    for (position, disk) in manifest.disks.iter().enumerate() {
-        let chain = repository
-            .open_disk(&work.vm_context_id, &work.backup_id, disk.disk_id, handle.task_id.as_str())
-            .map_err(|error| of_repo(&error))?;
-        let share = core.budget.take(LANES);
-        let name = format!("disk {} of {}", disk.disk_id, work.backup_id);
-        let job = Job {
-            name: &name,
-            disk: Arc::new(chain),
-            lanes: share.lanes(),
-            progress: &handle.progress,
-            cancel: &handle.cancel,
-        };
-        let target = restoring.open_write(position, &handle.cancel).map_err(|error| of_source(&error))?;
-        let restore = Restore {
-            name: job.name,
-            disk: &job.disk,
-            target: &target,
-            // A new thin disk: what is not written stays unallocated.
-            target_is_zero: true,
-            options: job.options(),
-            progress: job.progress,
-            cancel: job.cancel,
-        };
-        copy::restore(&restore).map_err(|error| of_block("restore to the hypervisor", &error))?;
-        handle.info(format!("disk {} is restored", disk.disk_id));
+/// What the task's row says of a restore that came to its end.
+fn told(handle: &Handle, work: &RestoreWork, assignment: &Assignment, restored: Restored) -> serde_json::Value {
+    let Restored { vm, notes, difference } = restored;
+    let (count, of, name, uuid) = (assignment.disks.len(), &work.vm_name, &vm.name, &vm.instance_uuid);
+    match difference {
+        None => serde_json::json!({
+            "summary": format!("{of} is restored as {name} ({uuid}), with {count} disks, switched off"),
+            "written_bytes": handle.progress.snapshot().stored.0,
+            "vm_name": name,
+            "instance_uuid": uuid,
+            "notes": notes,
+        }),
+        Some(found) => serde_json::json!({
+            "summary": format!(
+                "{count} disks of {of} are restored onto {name}: {} differed; its next backup compares all blocks",
+                found.differing
+            ),
+            "vm_name": name,
+            "instance_uuid": uuid,
+            "compared_bytes": found.compared.0,
+            "differing_bytes": found.differing.0,
+            "written_bytes": found.written.0,
+            "zeroed_bytes": found.zeroed.0,
+            "unreadable_bytes": found.unreadable.0,
+        }),
     }
-    Ok(())
+}
+
+/// A point in a repository that this hub reads, restored by this hub.
+struct Here<'a> {
+    handle: &'a Handle,
+    repository: &'a Repository,
+    work: &'a RestoreWork,
+}
+
+impl Point for Here<'_> {
+    fn disk(&self, number: DiskNumber) -> sendense_block::Result<Arc<dyn Disk>> {
+        let (work, who) = (self.work, self.handle.task_id.as_str());
+        Ok(Arc::new(self.repository.open_disk(&work.vm_context_id, &work.backup_id, number, who)?))
+    }
+
+    fn digests(&self, number: DiskNumber) -> sendense_block::Result<Arc<dyn DigestMap>> {
+        let (work, who) = (self.work, self.handle.task_id.as_str());
+        Ok(Arc::new(self.repository.open_digests(&work.vm_context_id, &work.backup_id, number, who)?))
+    }
+
+    fn note(&self, message: &str) {
+        self.handle.info(message);
+    }
+
+    fn warn(&self, message: &str) {
+        self.handle.warn(message);
+    }
+
+    fn hand_over(&self) -> sendense_block::Result<()> {
+        self.handle.cancel.commit()
+    }
+
+    fn letting_go(&self) {
+        self.handle.letting_go();
+    }
 }

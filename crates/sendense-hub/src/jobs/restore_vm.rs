@@ -5,8 +5,8 @@
 
 use super::handle::Handle;
 use super::restore::same_place;
+use super::restore_remote::{self, By};
 use super::work::RestoreWork;
-use super::{restore_onto_vm, restore_remote};
 use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
@@ -31,13 +31,13 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let id = source_id.parse().map_err(|_| invalid("source_id is not valid"))?;
     let row = core.catalog.sources().get(&id).await.or_problem()?;
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
-    let source = core.open_source_here(&row)?;
     let (core, handle) = (core.clone(), handle.clone());
-    if *onto {
-        return restore_onto_vm::run(core, handle, source, repository, work).await;
+    if let Some(node) = core.restorer(&row)? {
+        return restore_remote::run(core, handle, By::Node(node), repository, work).await;
     }
-    if source.remote_target().is_some() {
-        return blocking(move || restore_remote::run(&core, &handle, &*source, &repository, &work)).await?;
+    let source = core.open_source(&row)?;
+    if *onto || source.remote_target().is_some() {
+        return restore_remote::run(core, handle, By::Hub(source), repository, work).await;
     }
     let (planner, hypervisor, at, asked) = (core.clone(), source.clone(), repository.clone(), work.clone());
     let cancel = handle.cancel.clone();

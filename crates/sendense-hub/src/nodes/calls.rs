@@ -4,18 +4,38 @@
 //! the node's own orders.
 
 use super::bodies::Room;
-use super::run::over;
+use super::run::{Run, over};
+use super::sessions::AtWork;
+use super::supply::{ANSWER_BYTES_MAX, Supply};
 use crate::app::{App, NodeCaller};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, internal};
 use sendense_catalog as catalog;
-use sendense_node::remote::message::{Call, OrderId, Orders, PROTOCOL, Poll, SourceSpec, pack, unpack};
+use sendense_node::remote::message::{Call, OrderId, Orders, PROTOCOL, PROTOCOL_MIN, Poll, SourceSpec, pack, unpack};
 use sendense_types::{Problem, ProblemCode};
 use serde::Serialize;
 use std::sync::Arc;
 
 /// What a node says of itself is cut to this.
 const WORD_CHARS_MAX: usize = 255;
+
+/// The answer to a call, with what it takes of the memory for bodies until it is sent.
+pub(crate) struct Answered {
+    bytes: Vec<u8>,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Answered {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl From<Vec<u8>> for Answered {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, _room: Room::default() }
+    }
+}
 
 impl App {
     /// Waits for room for the body of a node's call.
@@ -25,7 +45,7 @@ impl App {
 
     /// Takes a call of a node, and gives the answer's body. `room` is what the body takes of the memory for bodies,
     /// given back as soon as the body is not needed any more.
-    pub(crate) async fn node_call(&self, node: &NodeCaller, body: Vec<u8>, room: Room) -> Result<Vec<u8>> {
+    pub(crate) async fn node_call(&self, node: &NodeCaller, body: Vec<u8>, room: Room) -> Result<Answered> {
         let (call, tail) = unpack::<Call>(&body)
             .map_err(|error| Problem::new(ProblemCode::InvalidInput, "the call cannot be read", error.to_string()))?;
         let sessions = &self.core.nodes.sessions;
@@ -61,18 +81,48 @@ impl App {
                 answer(&blocking(move || run.settle(disk)).await??)
             }
             Call::Digests { order, disk, first, count } => {
-                let run = self.run_of(node, &order)?;
-                blocking(move || run.digests(disk, first, count)).await?
+                let work = self.at_work(node, &order)?;
+                let digests = blocking(move || match work {
+                    AtWork::Backup(run) => run.digests(disk, first, count),
+                    AtWork::Restore(supply) => supply.digests(disk, first, count),
+                });
+                digests.await?.map(Answered::from)
             }
             Call::NextData { order, disk, from, end } => {
-                let run = self.run_of(node, &order)?;
-                answer(&blocking(move || run.next_data(disk, from, end)).await??)
+                let work = self.at_work(node, &order)?;
+                let found = blocking(move || match work {
+                    AtWork::Backup(run) => run.next_data(disk, from, end),
+                    AtWork::Restore(supply) => supply.next_data(disk, from, end),
+                });
+                answer(&found.await??)
             }
-            Call::Report { order, phase, progress, notes } => {
-                self.run_of(node, &order)?.report(phase, progress, &notes)?;
+            Call::Held { order, disk, from, end } => {
+                let supply = self.supply_of(node, &order)?;
+                answer(&blocking(move || supply.held(disk, from, end)).await??)
+            }
+            Call::Read { order, disk, first, count } => {
+                let supply = self.supply_of(node, &order)?;
+                // Held until the answer is sent: a node that does not take it waits for its own answers.
+                let room = self.core.nodes.bodies.room(&node.node_id, ANSWER_BYTES_MAX).await?;
+                let bytes = blocking(move || supply.read(disk, first, count)).await??;
+                sessions.came(&node.node_id, bytes.len());
+                Ok(Answered { bytes, _room: room })
+            }
+            Call::HandOver { order } => {
+                self.supply_of(node, &order)?.hand_over().await?;
                 answer(&())
             }
-            Call::LettingGo { order } => answer(&self.run_of(node, &order)?.letting_go().await?),
+            Call::Report { order, phase, progress, notes, lines } => {
+                match self.at_work(node, &order)? {
+                    AtWork::Backup(run) => run.report(phase, progress, &notes)?,
+                    AtWork::Restore(supply) => supply.report(progress, &notes, &lines)?,
+                }
+                answer(&())
+            }
+            Call::LettingGo { order } => answer(&match self.at_work(node, &order)? {
+                AtWork::Backup(run) => run.letting_go().await?,
+                AtWork::Restore(supply) => supply.letting_go().await?,
+            }),
             Call::TrackingIsWrong { order, disk, message } => {
                 self.run_of(node, &order)?.tracking_is_wrong(disk, &message)?;
                 answer(&())
@@ -81,12 +131,26 @@ impl App {
         }
     }
 
-    fn run_of(&self, node: &NodeCaller, order: &OrderId) -> Result<Arc<super::run::Run>> {
-        self.core.nodes.sessions.run(&node.node_id, node.name.as_str(), order).ok_or_else(over)
+    fn at_work(&self, node: &NodeCaller, order: &OrderId) -> Result<AtWork> {
+        self.core.nodes.sessions.at_work(&node.node_id, node.name.as_str(), order).ok_or_else(over)
     }
 
-    async fn node_poll(&self, node: &NodeCaller, poll: Poll) -> Result<Vec<u8>> {
-        if poll.protocol != PROTOCOL {
+    fn run_of(&self, node: &NodeCaller, order: &OrderId) -> Result<Arc<Run>> {
+        match self.at_work(node, order)? {
+            AtWork::Backup(run) => Ok(run),
+            AtWork::Restore(_) => Err(over()),
+        }
+    }
+
+    fn supply_of(&self, node: &NodeCaller, order: &OrderId) -> Result<Arc<Supply>> {
+        match self.at_work(node, order)? {
+            AtWork::Restore(supply) => Ok(supply),
+            AtWork::Backup(_) => Err(over()),
+        }
+    }
+
+    async fn node_poll(&self, node: &NodeCaller, poll: Poll) -> Result<Answered> {
+        if !(PROTOCOL_MIN..=PROTOCOL).contains(&poll.protocol) {
             let details =
                 format!("the hub speaks version {PROTOCOL}, the node {}: install the same release", poll.protocol);
             return Err(Problem::new(ProblemCode::Conflict, "node and hub do not understand each other", details));
@@ -132,6 +196,7 @@ impl App {
     }
 }
 
-fn answer(head: &impl Serialize) -> Result<Vec<u8>> {
-    pack(head, &[]).map_err(|error| internal("an answer to a node cannot be written", error.to_string()))
+fn answer(head: &impl Serialize) -> Result<Answered> {
+    let packed = pack(head, &[]).map(Answered::from);
+    packed.map_err(|error| internal("an answer to a node cannot be written", error.to_string()))
 }

@@ -2,7 +2,7 @@
 //!
 //! What lives here: what the hub knows of nodes beyond their rows. [`authority`] signs and checks their certificates,
 //! [`sessions`] knows who is connected and has what to do, [`run`] lands what a node's backup brings, [`resume`] takes it up again after a
-//! restart, [`source`] is a source
+//! restart, [`restore`] has a node restore what [`supply`] lends it, [`source`] is a source
 //! behind a node, and [`calls`] takes apart what nodes say. What does not: who may do what with them (`app`), HTTP. Invariant: whoever bears a certificate of the authority is still looked
 //! up in the catalog at every call, so that a node that was revoked can do nothing from that moment on.
 
@@ -12,10 +12,14 @@ pub(crate) mod calls;
 pub(crate) mod kept;
 mod landed;
 pub(crate) mod limit;
+pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod sessions;
 pub(crate) mod source;
+mod supply;
+#[cfg(test)]
+pub(crate) use supply::ANSWER_BYTES_MAX;
 
 use authority::Authority;
 use bodies::Bodies;

@@ -531,7 +531,7 @@ fn conduct(
         run.close(Closed::Paused);
         return Err(mover::Error::Cancelled);
     }
-    remote.end_backup(id);
+    remote.end(id);
     run.close(Closed::Over);
     run.outcome(ended?)
 }

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! What lives here: the orders of each node, and the polls that wait for them. What does not: what is in an order, and the
-//! blocks of a backup ([`super::run`]). Invariants: an order is told to its node only; a backup that was told to one life of
-//! a node is never told to the next, which knows nothing of what the first has frozen.
+//! blocks of a backup ([`super::run`]) or restore ([`super::supply`]). Invariants: an order is told to its node only; a backup or
+//! restore that was told to one life of a node is never told to the next, which knows nothing of what the first has frozen or made.
 
 use super::run::Run;
+use super::supply::Supply;
 use crate::fault::Result;
 use parking_lot::Mutex;
-use sendense_node::remote::message::{Answer, Fault, Order, OrderId, Orders, Poll};
+use sendense_node::remote::message::{Answer, Fault, Order, OrderId, Orders, PROTOCOL_RESTORES, Poll, Work};
 use sendense_types::{NodeId, Problem, ProblemCode, Timestamp};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -40,6 +41,29 @@ pub(super) enum Expects {
     Answer(mpsc::Sender<Result<Answer, Fault>>),
     /// A backup.
     Backup(Arc<Run>),
+    /// A restore.
+    Restore(Arc<Supply>),
+}
+
+/// What a node is at under an order that it calls about.
+pub(super) enum AtWork {
+    Backup(Arc<Run>),
+    Restore(Arc<Supply>),
+}
+
+impl Expects {
+    fn at_work(&self) -> Option<AtWork> {
+        match self {
+            Self::Answer(_) => None,
+            Self::Backup(run) => Some(AtWork::Backup(run.clone())),
+            Self::Restore(supply) => Some(AtWork::Restore(supply.clone())),
+        }
+    }
+
+    /// What one life of a node has begun is never told to the next.
+    fn is_of_one_life(&self) -> bool {
+        !matches!(self, Self::Answer(_))
+    }
 }
 
 struct Entry {
@@ -53,6 +77,8 @@ struct Entry {
 struct Session {
     name: String,
     process: String,
+    /// The version of the words that it speaks.
+    protocol: u32,
     earlier: VecDeque<String>,
     seen: Instant,
     noted: Option<Instant>,
@@ -103,6 +129,18 @@ struct Come {
     lost: Vec<(Entry, &'static str)>,
 }
 
+impl Session {
+    fn check_restores(&self) -> Result<()> {
+        if self.protocol >= PROTOCOL_RESTORES {
+            return Ok(());
+        }
+        let message = format!("node {} is of an earlier release, which only backs up", self.name);
+        let details =
+            "install this hub's release on its machine and start the node again; until then it goes on backing up";
+        Err(Problem::new(ProblemCode::Conflict, message, details))
+    }
+}
+
 /// The connected nodes.
 #[derive(Default)]
 pub(crate) struct Sessions(Mutex<HashMap<NodeId, Session>>, Mutex<BTreeMap<OrderId, Awaited>>);
@@ -116,6 +154,9 @@ impl Sessions {
             let details = "start `sendense node` on its machine, or look at its log";
             return Err(Problem::new(ProblemCode::SourceUnavailable, format!("node {node} is not connected"), details));
         };
+        if matches!(order.work, Work::Restore(_)) {
+            session.check_restores()?;
+        }
         if session.orders.len() >= ORDERS_MAX {
             let message = format!("node {node} has {ORDERS_MAX} orders already");
             return Err(Problem::new(ProblemCode::Busy, message, ""));
@@ -123,6 +164,13 @@ impl Sessions {
         session.orders.insert(order.id.clone(), Entry { order, expects, told: None, stop: false });
         session.wake.notify_one();
         Ok(())
+    }
+
+    /// Refuses where the node is connected here and of a release that only backs up.
+    pub(super) fn check_restores(&self, node: &str) -> Result<()> {
+        let sessions = self.0.lock();
+        let session = sessions.values().find(|session| session.name == node && session.seen.elapsed() < CONNECTED);
+        session.map_or(Ok(()), Session::check_restores)
     }
 
     /// Takes a backup up again when this life of its node comes and works at it.
@@ -198,23 +246,19 @@ impl Sessions {
         session.wake.notify_one();
     }
 
-    /// The backup that this node works at under this order.
-    pub(super) fn run(&self, node: &NodeId, name: &str, id: &OrderId) -> Option<Arc<Run>> {
-        let backup = |entry: &Entry| match &entry.expects {
-            Expects::Backup(run) => Some(run.clone()),
-            Expects::Answer(_) => None,
-        };
+    /// What this node works at under this order.
+    pub(super) fn at_work(&self, node: &NodeId, name: &str, id: &OrderId) -> Option<AtWork> {
         // Before its first poll: only the life of the node that was told the order knows its number.
         if let Some(awaited) = self.1.lock().get(id).filter(|awaited| awaited.node == name) {
-            return backup(&awaited.entry);
+            return awaited.entry.expects.at_work();
         }
         let mut sessions = self.0.lock();
         let session = sessions.get_mut(node)?;
         session.seen = Instant::now();
-        backup(session.orders.get(id)?)
+        session.orders.get(id)?.expects.at_work()
     }
 
-    /// Counts blocks that came from a node.
+    /// Counts blocks that came from a node, or went to it.
     pub(super) fn came(&self, node: &NodeId, bytes: usize) {
         if let Some(session) = self.0.lock().get_mut(node) {
             session.traffic.add(bytes as u64, Instant::now());
@@ -236,6 +280,7 @@ impl Sessions {
             // Whoever asked may have gone away meanwhile.
             Some(Expects::Answer(asked)) => drop(asked.send(outcome)),
             Some(Expects::Backup(run)) => run.ended(outcome),
+            Some(Expects::Restore(supply)) => supply.ended(outcome),
             None => {}
         }
     }
@@ -265,6 +310,7 @@ impl Sessions {
         let session = sessions.entry(node.clone()).or_insert_with(|| Session {
             name: name.to_owned(),
             process: poll.process.clone(),
+            protocol: poll.protocol,
             earlier: VecDeque::new(),
             seen: now,
             noted: None,
@@ -283,9 +329,7 @@ impl Sessions {
             let lost: Vec<OrderId> = session
                 .orders
                 .iter()
-                .filter(|(_, entry)| {
-                    matches!(entry.expects, Expects::Backup(_)) && entry.told.as_ref() == Some(&former)
-                })
+                .filter(|(_, entry)| entry.expects.is_of_one_life() && entry.told.as_ref() == Some(&former))
                 .map(|(id, _)| id.clone())
                 .collect();
             for entry in lost.iter().filter_map(|id| session.orders.remove(id)).collect::<Vec<_>>() {
@@ -297,7 +341,7 @@ impl Sessions {
             }
         }
         session.orders.extend(back);
-        session.seen = now;
+        (session.seen, session.protocol) = (now, poll.protocol);
         let is_due = is_first || session.noted.is_none_or(|noted| now - noted >= NOTE_PERIOD);
         if is_due {
             session.noted = Some(now);
@@ -329,8 +373,12 @@ impl Sessions {
         let mut orders = Orders::default();
         for (id, entry) in &mut session.orders {
             // What has begun is not told again: the machine would be frozen anew, and what is sent then would not fit what is
-            // there. A node that has given it up says so, or is not heard at it any more.
-            let has_begun = matches!(&entry.expects, Expects::Backup(run) if run.has_begun());
+            // there; or a second one would be made. A node that has given it up says so, or is not heard at it any more.
+            let has_begun = match &entry.expects {
+                Expects::Answer(_) => false,
+                Expects::Backup(run) => run.has_begun(),
+                Expects::Restore(supply) => supply.has_begun(),
+            };
             if !entry.stop && !has_begun && !working.contains(id) {
                 entry.told = Some(poll.process.clone());
                 if let Expects::Backup(run) = &entry.expects {
@@ -348,6 +396,7 @@ impl Sessions {
 fn lose(entry: Entry, why: &str) {
     match entry.expects {
         Expects::Backup(run) => run.lost(why),
+        Expects::Restore(supply) => supply.lost(why),
         Expects::Answer(asked) => {
             let fault = Fault::Source {
                 what: "ask the node".to_owned(),
@@ -396,7 +445,7 @@ impl Traffic {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use sendense_node::remote::message::{PROTOCOL, SourceSpec, Work};
+    use sendense_node::remote::message::{PROTOCOL, SourceSpec};
     use sendense_types::{SourceKind, TaskId};
     use tokio_util::sync::CancellationToken;
 
@@ -460,7 +509,7 @@ mod tests {
         assert_eq!(house.told(1, &poll("1", &[&order])), (vec![], vec![order.id.clone()]));
         house.sessions.answer(&house.ids[1], "B", &order.id, Ok(Answer::Retired(Vec::new())));
         assert!(answer.try_recv().is_err(), "another node's answer was taken");
-        assert!(house.sessions.run(&house.ids[1], "B", &order.id).is_none());
+        assert!(house.sessions.at_work(&house.ids[1], "B", &order.id).is_none());
         house.sessions.answer(&house.ids[0], "A", &order.id, Ok(Answer::Retired(Vec::new())));
         assert!(answer.try_recv().unwrap().is_ok());
         assert_eq!(house.told(0, &poll("1", &[&order])), (vec![], vec![order.id]));

@@ -3,6 +3,7 @@
 use super::Nodes;
 use super::run::Run;
 use super::sessions::Expects;
+use super::supply::Supply;
 use crate::fault::Result;
 use sendense_block::Cancel;
 use sendense_node::remote::message::{Answer, Order, OrderId, SourceSpec, Work};
@@ -54,11 +55,20 @@ impl RemoteSource {
         self.nodes.sessions.expect(&record.node, &record.process, order, run);
     }
 
+    pub(super) fn begin_restore(&self, id: OrderId, work: Work, supply: Arc<Supply>) -> Result<()> {
+        self.nodes.sessions.order(&self.node, self.order(id, work), Expects::Restore(supply))
+    }
+
+    /// Refuses where the node is known to be of a release that only backs up.
+    pub fn check_restores(&self) -> Result<()> {
+        self.nodes.sessions.check_restores(&self.node)
+    }
+
     pub(super) fn stop(&self, id: &OrderId) {
         self.nodes.sessions.stop(id);
     }
 
-    pub(super) fn end_backup(&self, id: &OrderId) {
+    pub(super) fn end(&self, id: &OrderId) {
         self.nodes.sessions.remove(id);
     }
 
@@ -134,10 +144,10 @@ impl Source for RemoteSource {
         }
     }
 
-    /// A snapshot is taken away by the node. All else that is behind a node is in the node's own journal; an entry in ours is from before
-    /// the source was bound to it.
+    /// A snapshot or an unfinished machine is taken away by the node. All else that is behind a node is in the node's own journal; an entry
+    /// in ours is from before the source was bound to it.
     fn reap(&self, artefact: &Artefact, cancel: &Cancel) -> sendense_source::Result<bool> {
-        if artefact.kind != ArtefactKind::Snapshot {
+        if !matches!(artefact.kind, ArtefactKind::Snapshot | ArtefactKind::Machine) {
             return Ok(false);
         }
         match self.ask(Work::Reap(artefact.clone()), cancel)? {

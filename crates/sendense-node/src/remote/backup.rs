@@ -1,13 +1,14 @@
 //! A backup that the hub ordered: the same mover as everywhere, with the hub at the far end of a link.
 
 use super::digests::RemoteDigests;
-use super::link::{Broken, Link};
+use super::link::Link;
 use super::message::{Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, unpack};
+use super::reports::Reports;
 use super::sink::{self, RemoteSink};
 use super::ways::Ways;
 use crate::budget::LaneBudget;
 use crate::mover::{self, Assignment, DiskAssignment, DiskStart, Landing, Parent, Parentage};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use sendense_block::codec::Level;
 use sendense_block::copy::Progress;
 use sendense_block::{BlockSink, Cancel, Error, Kind};
@@ -16,12 +17,8 @@ use sendense_types::{DiskNumber, Phase};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two reports: what a person sees moves once a second.
-const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// A hub that was heard within this is asked whether it waits: reports come every second.
-const LETTING_GO_PATIENCE: Duration = Duration::from_secs(10);
-/// Lines that wait for a report; a backup tells tens in its life.
-const NOTES_WAITING_MAX: usize = 256;
+pub(super) const LETTING_GO_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a backup needs of its node.
 pub struct Tools<'a> {
@@ -51,13 +48,12 @@ pub fn run(
         level: order.level.into(),
         cancel: cancel.clone(),
         sinks: Mutex::default(),
-        told: Mutex::new(Told { phase: Phase::Snapshot, notes: Vec::new(), ended: false }),
-        changed: Condvar::new(),
+        reports: Reports::new(tools.link.clone(), id.clone(), patience, Phase::Snapshot, cancel.clone()),
     };
     let assignment = assignment(tools.link, id, order, patience, cancel);
     std::thread::scope(|scope| {
-        scope.spawn(|| landing.report(&progress));
-        let _reports = Reports(&landing);
+        scope.spawn(|| landing.reports.tell(&progress));
+        let _reports = landing.reports.until_dropped();
         let moved = mover::run(&assignment, source, &landing, tools.journal, tools.budget, &progress, cancel);
         let outcome = moved.map_err(|error| Fault::of_mover(&error))?;
         Ok(Answer::Moved {
@@ -98,63 +94,13 @@ struct RemoteLanding {
     level: Level,
     cancel: Cancel,
     sinks: Mutex<Vec<(DiskNumber, Arc<RemoteSink>)>>,
-    told: Mutex<Told>,
-    changed: Condvar,
-}
-
-struct Told {
-    phase: Phase,
-    notes: Vec<String>,
-    ended: bool,
+    reports: Reports,
 }
 
 impl RemoteLanding {
     /// How many batches a disk's blocks took.
     fn batches(&self, number: DiskNumber) -> u64 {
         self.sinks.lock().iter().find(|(known, _)| *known == number).map_or(0, |(_, sink)| sink.batches())
-    }
-
-    /// Tells the hub how far the backup is, until it ends. A hub that does not want the backup any more ends it.
-    fn report(&self, progress: &Progress) {
-        loop {
-            let mut told = self.told.lock();
-            let (phase, notes, ended) = (told.phase, std::mem::take(&mut told.notes), told.ended);
-            drop(told);
-            let now = progress.snapshot();
-            let bytes = [now.planned, now.done, now.stored, now.frames, now.zero, now.same].map(|bytes| bytes.0);
-            let call = Call::Report { order: self.id.clone(), phase, progress: bytes, notes: notes.clone() };
-            match self.link.once(&call, &[], &self.cancel) {
-                Ok(_) => {}
-                Err(Broken::Silent(silent, _)) if silent < self.patience => {
-                    let mut told = self.told.lock();
-                    told.notes.splice(0..0, notes);
-                    told.notes.truncate(NOTES_WAITING_MAX);
-                }
-                Err(broken) => {
-                    tracing::warn!(order = %self.id.0, error = %sendense_block::error::chain(&broken), "give the backup up");
-                    self.cancel.cancel();
-                    return;
-                }
-            }
-            // The last lines of a backup are told too, where the hub can be reached.
-            if ended {
-                return;
-            }
-            let mut told = self.told.lock();
-            if !told.ended {
-                self.changed.wait_for(&mut told, REPORT_PERIOD);
-            }
-        }
-    }
-}
-
-/// Ends the reports of a backup with it, also where it panics.
-struct Reports<'a>(&'a RemoteLanding);
-
-impl Drop for Reports<'_> {
-    fn drop(&mut self) {
-        self.0.told.lock().ended = true;
-        self.0.changed.notify_all();
     }
 }
 
@@ -186,15 +132,11 @@ impl Landing for RemoteLanding {
     }
 
     fn phase(&self, phase: Phase) {
-        self.told.lock().phase = phase;
-        self.changed.notify_all();
+        self.reports.phase(phase);
     }
 
     fn note(&self, message: &str) {
-        let mut told = self.told.lock();
-        if told.notes.len() < NOTES_WAITING_MAX {
-            told.notes.push(message.to_owned());
-        }
+        self.reports.note(message);
     }
 
     fn settle(&self) -> Result<(), (DiskNumber, Error)> {

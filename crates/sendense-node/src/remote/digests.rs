@@ -1,4 +1,4 @@
-//! What a disk's parent holds, asked from the hub window by window.
+//! What a disk's parent holds, or the point that it is restored from, asked from the hub window by window.
 
 use super::link::Link;
 use super::message::{Call, OrderId, unpack};
@@ -13,6 +13,8 @@ const DIGEST_BYTES: usize = sendense_block::digest::DIGEST_BYTES;
 pub const WINDOW_BLOCKS: u64 = 8192;
 /// Bytes per block: whether it holds data, and its digest.
 const ENTRY_BYTES: usize = 1 + DIGEST_BYTES;
+/// Windows that are kept: 140 KiB each.
+const WINDOWS_KEPT: usize = 2;
 
 /// The parent of a disk, at the hub.
 pub struct RemoteDigests {
@@ -21,14 +23,15 @@ pub struct RemoteDigests {
     disk: DiskNumber,
     patience: Duration,
     cancel: Cancel,
-    /// The window that was asked for last: reading goes from the start to the end.
-    window: Mutex<Option<(u64, Vec<Known>)>>,
+    /// The windows that were asked for last, the newest one last: reading goes from the start to the end, and threads that pass
+    /// a window's end do not do so at one moment.
+    windows: Mutex<Vec<(u64, Vec<Known>)>>,
 }
 
 impl RemoteDigests {
     /// The parent of `disk`; nothing is asked yet.
     pub fn new(link: Arc<Link>, order: OrderId, disk: DiskNumber, patience: Duration, cancel: Cancel) -> Self {
-        Self { link, order, disk, patience, cancel, window: Mutex::new(None) }
+        Self { link, order, disk, patience, cancel, windows: Mutex::default() }
     }
 
     fn ask(&self, first: u64) -> Result<Vec<Known>> {
@@ -45,14 +48,23 @@ impl RemoteDigests {
 
 impl DigestMap for RemoteDigests {
     fn known(&self, first: BlockIndex, out: &mut [Known]) -> Result<()> {
-        let mut window = self.window.lock();
+        let mut windows = self.windows.lock();
         for (index, out) in (first.0..).zip(out) {
             let begin = index - index % WINDOW_BLOCKS;
-            if window.as_ref().is_none_or(|(first, _)| *first != begin) {
-                *window = Some((begin, self.ask(begin)?));
-            }
-            let held = window.as_ref().and_then(|(_, known)| known.get((index - begin) as usize));
-            *out = *held.ok_or_else(|| Error::new(Kind::Protocol, "the hub told of too few blocks"))?;
+            let held = windows.iter().position(|(first, _)| *first == begin);
+            let held = match held {
+                Some(held) => held,
+                None => {
+                    let asked = self.ask(begin)?;
+                    if windows.len() == WINDOWS_KEPT {
+                        windows.remove(0);
+                    }
+                    windows.push((begin, asked));
+                    windows.len() - 1
+                }
+            };
+            let known = windows.get(held).and_then(|(_, known)| known.get((index - begin) as usize));
+            *out = *known.ok_or_else(|| Error::new(Kind::Protocol, "the hub told of too few blocks"))?;
         }
         Ok(())
     }
@@ -60,15 +72,13 @@ impl DigestMap for RemoteDigests {
     /// Asks the hub, beyond what is known here: a disk that is mostly holes would else be told digest by digest.
     fn next_data(&self, from: BlockIndex, end: BlockIndex) -> Result<Option<BlockIndex>> {
         let mut from = from.0;
-        if let Some((first, known)) = self.window.lock().as_ref() {
+        let is_here = |(first, _): &&(u64, _)| (*first..first.saturating_add(WINDOW_BLOCKS)).contains(&from);
+        if let Some((first, known)) = self.windows.lock().iter().find(is_here) {
             let mut here = (*first..).zip(known).skip_while(|(index, _)| *index < from);
-            let is_here = (*first..first.saturating_add(WINDOW_BLOCKS)).contains(&from);
-            if let Some((index, _)) = here.find(|(_, known)| is_here && **known != Known::Zero) {
+            if let Some((index, _)) = here.find(|(_, known)| **known != Known::Zero) {
                 return Ok((index < end.0).then_some(BlockIndex(index)));
             }
-            if is_here {
-                from = first.saturating_add(WINDOW_BLOCKS);
-            }
+            from = first.saturating_add(WINDOW_BLOCKS);
         }
         if from >= end.0 {
             return Ok(None);

@@ -111,6 +111,30 @@ impl Link {
         })
     }
 
+    /// The same for blocks that are fetched, `bytes_max` at the most. They keep to the bandwidth as those that are sent.
+    pub fn fetch(
+        &self,
+        call: &Call,
+        bytes_max: usize,
+        way: &Way<'_>,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<Vec<u8>, Broken> {
+        let once = || {
+            self.wait_for_turn(bytes_max, cancel)?;
+            let began = Instant::now();
+            let answer = self.once(call, &[], cancel);
+            // How far they shrink only the hub knows: what did not come is for others.
+            let came = answer.as_ref().map_or(0, Vec::len);
+            self.throttle.lock().give_back(bytes_max.saturating_sub(came));
+            answer.inspect(|_| way.answered(began.elapsed()))
+        };
+        attempts(patience, once, |pause| match way.failed(cancel, || self.wait(pause, cancel).is_ok()) {
+            true => Ok(()),
+            false => Err(Broken::Cancelled),
+        })
+    }
+
     /// How long the hub was not heard.
     pub fn silent_for(&self) -> Duration {
         self.heard.lock().elapsed()

@@ -4,6 +4,7 @@
 //! What lives here: the shapes, and how a body is put together and taken apart. What does not: what is done with them.
 //! Invariant: whatever comes from the other side is taken apart without a panic, and no length in it is believed.
 
+use super::restore::{RestoreAnswer, RestoreOrder};
 use crate::mover::{self, DiskOutcome};
 use sendense_block::copy::{Sampling, Summary};
 use sendense_block::{ByteLen, codec::Level};
@@ -16,11 +17,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The version of these words. A hub refuses a node that speaks another one.
-pub const PROTOCOL: u32 = 4;
+/// The version of these words. A hub takes nodes that speak an earlier one, from [`PROTOCOL_MIN`] on, and orders of them what
+/// they know; a later one it refuses.
+pub const PROTOCOL: u32 = 5;
+/// The earliest that a hub takes. With 5 came restores, and nothing of before was changed.
+pub const PROTOCOL_MIN: u32 = 4;
+/// From this one on nodes restore.
+pub const PROTOCOL_RESTORES: u32 = 5;
 
 /// The longest body, either way: the machines of the largest vCenter take some MiB, a batch of blocks half of one.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// Blocks of one answer to [`Call::Read`]: half a MiB, as a batch of a backup has.
+pub const READ_BLOCKS_MAX: u32 = 8;
+/// Blocks of one question of [`Call::Held`]: 16 GiB, which is what a copy asks about at once.
+pub const HELD_BLOCKS_MAX: u64 = 1 << 18;
 
 /// Words of the other side are cut to this: a chain of causes has some hundred.
 const WORDS_CHARS_MAX: usize = 2000;
@@ -90,9 +101,9 @@ pub enum Call {
         /// The disk.
         disk: DiskNumber,
     },
-    /// Asks what the parent of a disk holds.
+    /// Asks what the parent of a disk holds, or the point that it is restored from.
     Digests {
-        /// The backup.
+        /// The backup or restore.
         order: OrderId,
         /// The disk.
         disk: DiskNumber,
@@ -101,9 +112,9 @@ pub enum Call {
         /// So many.
         count: u32,
     },
-    /// Asks where the parent of a disk holds data next; the answer is a block's number or null.
+    /// Asks where that holds data next; the answer is a block's number or null.
     NextData {
-        /// The backup.
+        /// The backup or restore.
         order: OrderId,
         /// The disk.
         disk: DiskNumber,
@@ -112,20 +123,52 @@ pub enum Call {
         /// Before this one.
         end: u64,
     },
-    /// How far a backup is, and what is worth a line in its log.
+    /// Asks for blocks of a disk that is restored; the answer is a batch of them. Repeating it is harmless.
+    Read {
+        /// The restore.
+        order: OrderId,
+        /// The disk.
+        disk: DiskNumber,
+        /// From this block on.
+        first: u64,
+        /// So many.
+        count: u32,
+    },
+    /// Asks where the point of a restore holds data; the answer is runs of blocks, each its first one and how many.
+    Held {
+        /// The restore.
+        order: OrderId,
+        /// The disk.
+        disk: DiskNumber,
+        /// From this block on.
+        from: u64,
+        /// Before this one.
+        end: u64,
+    },
+    /// All of a restore is written, and what follows is not taken back: asks whether that is still wanted. Repeating it is
+    /// harmless.
+    HandOver {
+        /// The restore.
+        order: OrderId,
+    },
+    /// How far a backup or restore is, and what is worth a line in its log.
     Report {
-        /// The backup.
+        /// Which.
         order: OrderId,
         /// Where it is.
         phase: Phase,
         /// Bytes: planned, done, stored, frames, zero, same.
         progress: [u64; 6],
-        /// Lines since the last report that arrived.
+        /// Lines since the last report that arrived, for somebody to look at.
         notes: Vec<String>,
+        /// Likewise, for whoever reads the log.
+        #[serde(default)]
+        lines: Vec<String>,
     },
-    /// All is read, or will not be: the source is let go next. The answer is whether the hub waits for that.
+    /// All is read, or will not be: the source is let go next; or what a restore made is taken away. The answer is whether the
+    /// hub waits for that.
     LettingGo {
-        /// The backup.
+        /// The backup or restore.
         order: OrderId,
     },
     /// Change tracking of a disk was found wrong. Repeating it is harmless.
@@ -206,12 +249,14 @@ pub enum Work {
         /// All but these.
         keep: Vec<TrackingToken>,
     },
-    /// Look for snapshots that bear the deployment's id, whoever's task they are of.
+    /// Look for snapshots and unfinished machines that bear the deployment's id, whoever's task they are of.
     Leftovers,
-    /// Take the snapshot of a task away that is dead, as the hub knows.
+    /// Take the snapshot or machine of a task away that is dead, as the hub knows.
     Reap(Artefact),
     /// Back a machine up.
     Backup(BackupOrder),
+    /// Restore a machine. Nodes of before [`PROTOCOL_RESTORES`] do not know it.
+    Restore(RestoreOrder),
 }
 
 /// A backup, as the hub wants it.
@@ -343,6 +388,8 @@ pub enum Answer {
         /// What each disk's backup became.
         disks: Vec<MovedDisk>,
     },
+    /// To [`Work::Restore`]: the machine is whole, and somebody's.
+    Restored(RestoreAnswer),
 }
 
 /// What a disk's backup became.
@@ -407,7 +454,14 @@ pub enum Fault {
         /// What went wrong, with its causes.
         message: String,
     },
-    /// Reading, or sending, a disk failed.
+    /// A machine cannot be made, or taken, as it was asked for.
+    Planning {
+        /// The kind, as [`sendense_source::Kind`] calls it.
+        kind: String,
+        /// What is in the way, with its causes.
+        message: String,
+    },
+    /// Reading, sending or writing a disk failed.
     Copy {
         /// The disk.
         number: DiskNumber,
@@ -494,10 +548,12 @@ impl Fault {
                 let source = sendense_source::Error::new(source_kind(&kind), message);
                 mover::Error::Source { what, source }
             }
+            Self::Planning { kind, message } => {
+                let source = sendense_source::Error::new(source_kind(&kind), message);
+                mover::Error::Source { what: "plan".to_owned(), source }
+            }
             Self::Copy { number, kind, message } => {
-                let known = BLOCK_KINDS.into_iter().find(|known| format!("{known:?}") == kind);
-                let source = sendense_block::Error::new(known.unwrap_or(sendense_block::Kind::Io), message);
-                mover::Error::Copy { number, source }
+                mover::Error::Copy { number, source: sendense_block::Error::new(block_kind(&kind), message) }
             }
             Self::TrackingLost { number, reason } => mover::Error::TrackingLost { number, reason },
             Self::Cancelled => mover::Error::Cancelled,
@@ -505,8 +561,9 @@ impl Fault {
     }
 
     /// The same with its words as [`words`] leaves them: they end in tables and logs.
-    fn cut(self) -> Self {
+    pub(super) fn cut(self) -> Self {
         match self {
+            Self::Planning { kind, message } => Self::Planning { kind, message: words(&message) },
             Self::Source { what, kind, message } => Self::Source { what: words(&what), kind, message: words(&message) },
             Self::Copy { number, kind, message } => Self::Copy { number, kind, message: words(&message) },
             Self::TrackingLost { number, reason } => Self::TrackingLost { number, reason: words(&reason) },
@@ -518,7 +575,9 @@ impl Fault {
     pub fn into_source(self) -> sendense_source::Error {
         use sendense_source::{Error, Kind};
         match self.cut() {
-            Self::Source { kind, message, .. } => Error::new(source_kind(&kind), message),
+            Self::Source { kind, message, .. } | Self::Planning { kind, message } => {
+                Error::new(source_kind(&kind), message)
+            }
             Self::Cancelled => Error::new(Kind::Cancelled, "stopped on request"),
             Self::Copy { message, .. } | Self::TrackingLost { reason: message, .. } => {
                 Error::new(Kind::Failed, message)
@@ -532,7 +591,12 @@ pub fn words(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(WORDS_CHARS_MAX).collect()
 }
 
-fn source_kind(text: &str) -> sendense_source::Kind {
+pub(super) fn block_kind(text: &str) -> sendense_block::Kind {
+    let known = BLOCK_KINDS.into_iter().find(|known| format!("{known:?}") == text);
+    known.unwrap_or(sendense_block::Kind::Io)
+}
+
+pub(super) fn source_kind(text: &str) -> sendense_source::Kind {
     let known = SOURCE_KINDS.into_iter().find(|known| format!("{known:?}") == text);
     known.unwrap_or(sendense_source::Kind::Failed)
 }

@@ -1,4 +1,4 @@
-//! Undoing what ended backups left on sources, hub or no hub.
+//! Undoing what ended backups and restores left on sources, hub or no hub.
 //!
 //! What is made on a source is in the journal before it is made; how that source is reached is kept beside it ([`Kept`]), for
 //! as long as something may be left on it. So a node that was killed clears up when it comes back, also where its hub is

@@ -8,7 +8,7 @@
 //! node does not name it; work that the hub does not know (it was restarted, it gave the task up) is ended, because the hub
 //! does not name it. Nothing has to be said exactly once.
 //!
-//! What lives here: polling, and carrying orders out. What does not: backups ([`backup`]), clearing up ([`super::reaper`]).
+//! What lives here: polling, and carrying orders out. What does not: backups ([`backup`]), restores ([`restore`]), clearing up ([`super::reaper`]).
 //! Invariant: the node only ever dials out, and whatever it makes on a hypervisor is in its journal first.
 
 use super::backup::{self, Tools};
@@ -17,6 +17,7 @@ use super::message::{
     Answer, BODY_BYTES_MAX, Call, Fault, Malformed, Order, OrderId, Orders, PROTOCOL, Poll, SourceSpec, Work, unpack,
 };
 use super::reaper::{Kept, Reaper, kept_path};
+use super::restore;
 use crate::budget::LaneBudget;
 use crate::identity::Identity;
 use crate::journal::FileJournal;
@@ -222,6 +223,7 @@ impl Node {
             }
             let task = match &order.work {
                 Work::Backup(backup) => Some(backup.freeze.task_id.clone()),
+                Work::Restore(restore) => Some(restore.task_id.clone()),
                 _ => None,
             };
             let (id, cancel) = (order.id.clone(), Cancel::new());
@@ -279,7 +281,7 @@ impl Node {
     fn work(&self, order: Order, cancel: &Cancel) -> Result<Answer, Fault> {
         let fault = |what: &'static str| move |error: sendense_source::Error| Fault::of_source(what, &error);
         let source = self.open(&order.source).map_err(fault("open the source"))?;
-        if matches!(order.work, Work::Backup(_) | Work::Retire { .. }) {
+        if matches!(order.work, Work::Backup(_) | Work::Restore(_) | Work::Retire { .. }) {
             self.kept.keep(&order.source).map_err(|message| {
                 let error = sendense_source::Error::new(sendense_source::Kind::Failed, message);
                 Fault::of_source("keep how the source is reached", &error)
@@ -303,6 +305,10 @@ impl Node {
                 let tools = Tools { link: &self.link, journal: &self.journal, budget: &self.budget };
                 backup::run(&tools, &order.id, &*source, backup, cancel)
             }
+            Work::Restore(wanted) => {
+                let tools = Tools { link: &self.link, journal: &self.journal, budget: &self.budget };
+                restore::run(&tools, &order.id, &*source, wanted, cancel)
+            }
         }
     }
 
@@ -310,7 +316,7 @@ impl Node {
     fn may_reap(&self, artefact: &Artefact) -> bool {
         let is_at_work =
             |task: &TaskId| self.working.lock().values().any(|working| working.task.as_ref() == Some(task));
-        artefact.kind == ArtefactKind::Snapshot && !is_at_work(&artefact.task_id)
+        matches!(artefact.kind, ArtefactKind::Snapshot | ArtefactKind::Machine) && !is_at_work(&artefact.task_id)
     }
 
     fn open(&self, spec: &SourceSpec) -> sendense_source::Result<Arc<dyn Source>> {
@@ -323,7 +329,7 @@ impl Node {
         sendense_source::open(spec.kind, &spec.config, spec.secret.as_deref(), context)
     }
 
-    /// Undoes what ended backups left on sources: at the start, and again for what could not be undone.
+    /// Undoes what ended backups and restores left on sources: at the start, and again for what could not be undone.
     fn reap_at_times(&self, stop: &Cancel) {
         loop {
             let is_clear = self.reap(stop).unwrap_or_else(|error| {

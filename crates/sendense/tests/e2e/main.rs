@@ -57,5 +57,6 @@ mod vsphere_bulk;
 mod vsphere_chain;
 mod vsphere_deltas;
 mod vsphere_node;
+mod vsphere_node_restore;
 mod vsphere_points;
 mod vsphere_sessions;

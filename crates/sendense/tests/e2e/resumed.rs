@@ -105,7 +105,7 @@ fn a_transfer_that_was_paused_for_longer_than_the_lease_is_over() {
     site.until_durable(&id, &node, MIB);
     site.hub.hub.kill_9();
     let patience = Instant::now() + PATIENCE;
-    while !node.log().contains("give the backup up") {
+    while !node.log().contains("give the order up") {
         assert!(Instant::now() < patience, "{}", node.log());
         std::thread::sleep(Duration::from_millis(50));
     }

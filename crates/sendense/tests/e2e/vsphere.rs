@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 /// A machine with a model of its only disk.
 pub struct Machine<'lab> {
-    file: PathBuf,
+    pub file: PathBuf,
     pub bytes: Vec<u8>,
-    vim: Vim,
-    guest: Guest<'lab>,
+    pub vim: Vim,
+    pub guest: Guest<'lab>,
 }
 
 impl<'lab> Machine<'lab> {
@@ -313,7 +313,7 @@ fn a_cbt_that_lies_is_found_out_and_begun_anew() {
 }
 
 /// The machines of that name.
-fn named(vim: &Vim, name: &str) -> Vec<sendense_vsphere::inventory::Machine> {
+pub fn named(vim: &Vim, name: &str) -> Vec<sendense_vsphere::inventory::Machine> {
     vim.machines(&Cancel::new()).unwrap().into_iter().filter(|machine| machine.name == name).collect()
 }
 

@@ -186,7 +186,7 @@ fn a_node_removes_its_snapshot_while_the_hub_is_dead() {
     wait("no snapshot", &|| node.log(), || !lab.snapshots().is_empty());
     hub.hub.kill_9();
     wait("the snapshot stays", &|| node.log(), || lab.snapshots().is_empty() && node.open_entries().is_empty());
-    assert!(node.log().contains("give the backup up"), "{}", node.log());
+    assert!(node.log().contains("give the order up"), "{}", node.log());
     lab.uncontrol("read-delay-ms");
     hub.start_again(dir, &LEASE);
     wait("it does not end", &|| node.log(), || status(&hub, &id) == "failed");

@@ -6,6 +6,7 @@ use crate::http::auth::unknown_code;
 use crate::http::extract::{Body, NameOrId, NoBody, Query};
 use crate::http::problem::{Failure, Result};
 use crate::http::router::Shared;
+use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::{Extension, Json};
 use http::StatusCode;
@@ -123,14 +124,14 @@ pub(in crate::http) async fn node_call(
     State(app): State<App>,
     Extension(node): Extension<NodeCaller>,
     request: Request,
-) -> Result<Vec<u8>> {
+) -> Result<Bytes> {
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let Some(length) = length else {
         return Err(Failure::invalid("the call does not say how long it is", "a node's call has a content-length"));
     };
     let room = app.node_body_room(&node, length).await?;
     let body = crate::http::extract::bytes(request, length).await?;
-    Ok(app.node_call(&node, body, room).await?)
+    Ok(Bytes::from_owner(app.node_call(&node, body, room).await?))
 }
 
 /// Begin as a node.

@@ -11,6 +11,7 @@ mod limits;
 mod listener;
 mod maintenance;
 mod node_calls;
+mod node_restores;
 mod nodes;
 mod order;
 mod schedules;

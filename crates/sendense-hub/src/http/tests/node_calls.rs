@@ -10,7 +10,8 @@ use sendense_block::codec::{Encoder, Level};
 use sendense_block::{BLOCK_BYTES, Block, BlockIndex, ByteLen, Cancel, Digest, Payload};
 use sendense_node::remote::batch;
 use sendense_node::remote::message::{
-    Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, Orders, PROTOCOL, Poll, Work, pack, unpack,
+    Answer, BackupOrder, BeginDisk, Call, Fault, MovedDisk, OrderId, Orders, PROTOCOL, PROTOCOL_MIN, Poll, Work, pack,
+    unpack,
 };
 use sendense_source::{
     Artefact, ArtefactKind, DiscoveredDisk, DiscoveredVm, FrozenDisk, FrozenFacts, ReadHints, VmRef,
@@ -20,18 +21,21 @@ use std::sync::Arc;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Three blocks and a bit.
-const CAPACITY: u64 = 3 * BLOCK_BYTES + 512;
+pub(super) const CAPACITY: u64 = 3 * BLOCK_BYTES + 512;
 
 /// A node of which every word is said by the test.
-struct Node {
+pub(super) struct Node {
     client: Client,
-    working: Vec<OrderId>,
+    pub working: Vec<OrderId>,
+    /// Tells its lives apart.
+    pub process: String,
+    pub protocol: u32,
 }
 
 impl Node {
     async fn enrol(site: &Site, name: &str) -> Self {
         let client = site.client(Some(site.enrol(name).await), None);
-        let mut node = Self { client, working: Vec::new() };
+        let mut node = Self { client, working: Vec::new(), process: "one".to_owned(), protocol: PROTOCOL };
         assert!(node.poll().await.start.is_empty());
         node
     }
@@ -41,18 +45,25 @@ impl Node {
         answer.map_err(|error| (error.status().unwrap_or(0), error.code().unwrap_or_else(|| panic!("{error}"))))
     }
 
-    async fn say(&self, call: &Call, tail: &[u8]) -> Result<Vec<u8>, (u16, ProblemCode)> {
+    pub async fn say(&self, call: &Call, tail: &[u8]) -> Result<Vec<u8>, (u16, ProblemCode)> {
         self.say_bytes(pack(call, tail).unwrap()).await
     }
 
-    async fn poll(&mut self) -> Orders {
-        let (process, version, host) = ("one".to_owned(), "1".to_owned(), "esx".to_owned());
-        let poll = Poll { protocol: PROTOCOL, process, version, host, working: self.working.clone() };
+    pub async fn poll(&mut self) -> Orders {
+        let (process, version, host) = (self.process.clone(), "1".to_owned(), "esx".to_owned());
+        let poll = Poll { protocol: self.protocol, process, version, host, working: self.working.clone() };
         unpack(&self.say(&Call::Poll(poll), &[]).await.unwrap()).unwrap().0
     }
 
+    /// A poll that is answered at once: the hub knows nothing of what it is said to work at.
+    pub async fn poll_now(&mut self) {
+        self.working.push(OrderId("nothing".to_owned()));
+        self.poll().await;
+        self.working.pop();
+    }
+
     /// The next order that is not being worked at.
-    async fn order(&mut self) -> (OrderId, Work) {
+    pub async fn order(&mut self) -> (OrderId, Work) {
         loop {
             if let Some(order) = self.poll().await.start.into_iter().next() {
                 self.working.push(order.id.clone());
@@ -61,7 +72,7 @@ impl Node {
         }
     }
 
-    async fn answer(&mut self, order: &OrderId, outcome: Result<Answer, Fault>) {
+    pub async fn answer(&mut self, order: &OrderId, outcome: Result<Answer, Fault>) {
         self.say(&Call::Answer { order: order.clone(), outcome }, &[]).await.unwrap();
         self.working.retain(|known| known != order);
     }
@@ -71,7 +82,7 @@ fn binding() -> DiskBinding {
     DiskBinding("disk-a of web".to_owned())
 }
 
-fn vm() -> DiscoveredVm {
+pub(super) fn vm() -> DiscoveredVm {
     let disk = DiscoveredDisk {
         key: "a".to_owned(),
         label: "first".to_owned(),
@@ -110,12 +121,12 @@ fn frozen() -> FrozenDisk {
     }
 }
 
-fn begin() -> BeginDisk {
+pub(super) fn begin() -> BeginDisk {
     let (backup_type, type_reason) = (BackupType::Full, None);
     BeginDisk { number: DiskNumber(0), disk: frozen(), backup_type, type_reason, read: CAPACITY, audit: None }
 }
 
-fn moved(batches: u64) -> Answer {
+pub(super) fn moved(batches: u64) -> Answer {
     let hints = ReadHints { lanes: 1, request_bytes: BLOCK };
     let (consistency, consistency_note, config) = (Consistency::Crash, None, Vec::new());
     let facts = FrozenFacts { disks: vec![frozen()], consistency, consistency_note, config, hints };
@@ -133,7 +144,7 @@ fn moved(batches: u64) -> Answer {
 }
 
 /// A block of data as a batch of its own.
-fn one(index: u64, content: &[u8], digest: Digest) -> Vec<u8> {
+pub(super) fn one(index: u64, content: &[u8], digest: Digest) -> Vec<u8> {
     let mut frame = vec![0; Encoder::FRAME_BYTES_MAX];
     let len = Encoder::new(Level::Default).unwrap().encode(content, &mut frame).unwrap();
     let mut bytes = Vec::new();
@@ -141,20 +152,20 @@ fn one(index: u64, content: &[u8], digest: Digest) -> Vec<u8> {
     bytes
 }
 
-fn content() -> Vec<u8> {
+pub(super) fn content() -> Vec<u8> {
     (0..BLOCK).map(|at| (at / 100) as u8).collect()
 }
 
-struct House {
-    site: Site,
-    admin: Client,
-    node: Node,
-    other: Node,
+pub(super) struct House {
+    pub site: Site,
+    pub admin: Client,
+    pub node: Node,
+    pub other: Node,
 }
 
 impl House {
     /// A hub with two nodes, and a machine behind the first of them.
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::configured(|_| ()).await
     }
 
@@ -194,7 +205,7 @@ impl House {
     }
 
     /// Asks for a backup, and gives what the node is told.
-    async fn ordered(&mut self) -> (Task, OrderId, Box<BackupOrder>) {
+    pub async fn ordered(&mut self) -> (Task, OrderId, Box<BackupOrder>) {
         let asked = CreateBackup {
             vm_name: Some("web".to_owned()),
             vm_context_id: None,
@@ -220,12 +231,13 @@ impl House {
                 Work::Backup(backup) => return (task, order, Box::new(backup)),
                 Work::Inspect(_) => self.node.answer(&order, Ok(Answer::Inspected(Box::new(vm())))).await,
                 Work::Retire { .. } => self.node.answer(&order, Ok(Answer::Retired(Vec::new()))).await,
+                Work::Leftovers => self.node.answer(&order, Ok(Answer::Leftovers(Vec::new()))).await,
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    async fn ends(&mut self, task: &Task) -> Task {
+    pub async fn ends(&mut self, task: &Task) -> Task {
         let (admin, node) = (self.admin.clone(), &mut self.node);
         let ended = admin.wait_for_task(&task.task_id, |_| {});
         tokio::pin!(ended);
@@ -267,7 +279,13 @@ async fn a_node_writes_what_it_was_told_to_and_no_other_node_does() {
         Call::Digests { order: order.clone(), disk, first: 0, count: 1 },
         Call::NextData { order: order.clone(), disk, from: 0, end: 9 },
         Call::TrackingIsWrong { order: order.clone(), disk, message: "x".to_owned() },
-        Call::Report { order: order.clone(), phase: Phase::Transferring, progress: [1; 6], notes: Vec::new() },
+        Call::Report {
+            order: order.clone(),
+            phase: Phase::Transferring,
+            progress: [1; 6],
+            notes: Vec::new(),
+            lines: Vec::new(),
+        },
         Call::LettingGo { order: order.clone() },
     ];
     // The certificate of another node, and the right order: as if there were none.
@@ -291,6 +309,7 @@ async fn a_node_writes_what_it_was_told_to_and_no_other_node_does() {
         phase: Phase::Transferring,
         progress,
         notes: vec!["a\u{1b}[31m line".to_owned(); 1000],
+        lines: Vec::new(),
     };
     house.node.say(&report([u64::MAX; 6]), &[]).await.unwrap();
     for _ in 0..2 {
@@ -375,8 +394,10 @@ async fn nonsense_is_answered_and_harms_nobody() {
         })
     })
     .unwrap();
-    let older = Poll { protocol: PROTOCOL + 1, ..poll_of_nobody() };
-    assert_eq!(house.node.say(&Call::Poll(older), &[]).await.unwrap_err().1, ProblemCode::Conflict);
+    for protocol in [PROTOCOL_MIN - 1, PROTOCOL + 1] {
+        let other = Poll { protocol, ..poll_of_nobody() };
+        assert_eq!(house.node.say(&Call::Poll(other), &[]).await.unwrap_err().1, ProblemCode::Conflict);
+    }
     let longer = Poll { process: "x".repeat(100), ..poll_of_nobody() };
     assert_eq!(house.node.say(&Call::Poll(longer), &[]).await.unwrap_err().1, ProblemCode::InvalidInput);
     // Credentials are for the node that a source is bound to.
