@@ -34,6 +34,7 @@ pub use dto::{
     PolicyPlan, PolicyRules, PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow,
     VanishedVm,
 };
+pub use dto::{ChainMove, MoveQuery, MoveVm, MovedBackup};
 pub use dto::{ConsolidateQuery, Consolidation};
 pub use dto::{
     CreatePairing, EnrolNode, Enrolment, LimitWindow, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Pairing,

@@ -5,7 +5,7 @@ use crate::dto::{
     GuestFileInfo, Health, LogEntry, Mount, MountResources, NewToken, Page, Prune, Recovery, Repository, Source,
     Storage, Task, TestReport, Token, Vm, Volume,
 };
-use crate::dto::{CatalogCopy, Consolidation, Merge, RepositoryReport, SpaceSample};
+use crate::dto::{CatalogCopy, ChainMove, Consolidation, Merge, RepositoryReport, SpaceSample};
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
 use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,7 @@ single! {
     DeletionReply { deletion: Deletion } "What a delete takes.";
     MergeReply { merge: Merge } "What a merge takes.";
     ConsolidationReply { consolidation: Consolidation } "How a chain becomes shorter.";
+    ChainMoveReply { chain_move: ChainMove } "What a move to another repository takes.";
     PolicyReply { policy: Policy } "One policy.";
     PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
     PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";

@@ -116,7 +116,7 @@ async fn running_elsewhere(core: &Core, id: &RepositoryId) -> Result<Vec<String>
     let here = rows
         .into_iter()
         .filter(|task| core.running.get(&task.task_id).is_none())
-        .filter(|task| matches!(Work::read(&task.request), Ok(work) if work.about().repository_id == Some(id)));
+        .filter(|task| matches!(Work::read(&task.request), Ok(work) if work.repositories().any(|of| of == id)));
     Ok(here.map(|task| format!("task {}", task.task_id)).collect())
 }
 

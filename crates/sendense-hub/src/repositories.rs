@@ -248,6 +248,13 @@ impl Repositories {
         }
     }
 
+    /// Something was left in a repository that is to be put in order soon: the next round does it.
+    pub fn look_again(&self, id: &RepositoryId) {
+        let slot = self.slot(id);
+        let mut state = slot.state.lock();
+        (state.recovered, state.failed, state.failed_at) = (0, 0, None);
+    }
+
     /// The room of a repository.
     pub async fn storage(&self, core: &Core, row: &catalog::Repository) -> Result<Storage> {
         Ok(self.room(core, row).await?.storage)

@@ -16,6 +16,8 @@ words! {
         Delete = "delete",
         /// Merge points into their successors.
         Consolidate = "consolidate",
+        /// Move a machine's points to another repository.
+        Move = "move",
         /// Rebuild the catalog from manifests.
         Import = "import",
         /// List a source's machines.

@@ -2,19 +2,19 @@
 
 use super::{Client, ClientError};
 use crate::reply::{
-    BackupListReply, BackupReply, CatalogCopiesReply, CatalogCopyReply, ChainReply, ConsolidationReply,
+    BackupListReply, BackupReply, CatalogCopiesReply, CatalogCopyReply, ChainMoveReply, ChainReply, ConsolidationReply,
     DebugHealthReply, DeletionReply, DiscoveryReply, DoneReply, EndpointListReply, ExportListReply, ExportReply,
     HealthReply, LogReply, MergeReply, NewTokenReply, PruneReply, RecoveryListReply, RecoveryReply, ReportListReply,
     ReportReply, RepositoryListReply, RepositoryReply, SourceListReply, SourceReply, SpaceListReply, StorageReply,
     TaskListReply, TaskReply, TestReply, TokenListReply, VmListReply, VmReply,
 };
 use crate::{
-    Backup, BackupFilter, CatalogCopy, Chain, ChainQuery, ChangeTags, ConsolidateQuery, Consolidation, CreateBackup,
-    CreateExport, CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery, Deletion,
-    Discovery, Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, NewToken, Page,
-    Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport, RestoreBackup, Source,
-    SpaceSample, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository, UpdateSource,
-    VerifyBackup, Vm, VmFilter,
+    Backup, BackupFilter, CatalogCopy, Chain, ChainMove, ChainQuery, ChangeTags, ConsolidateQuery, Consolidation,
+    CreateBackup, CreateExport, CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery,
+    Deletion, Discovery, Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, MoveQuery,
+    MoveVm, NewToken, Page, Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport,
+    RestoreBackup, Source, SpaceSample, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository,
+    UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -58,6 +58,12 @@ impl Client {
     pub async fn consolidate_chain(&self, vm: &str, how: &ConsolidateQuery) -> Result<Consolidation> {
         let path = ["vms", vm, "consolidate"];
         Ok(self.finish::<ConsolidationReply>(self.call(Method::POST, &path).query(how)).await?.consolidation)
+    }
+
+    /// Moves a VM's backups to another repository, or shows what that would take.
+    pub async fn move_chain(&self, vm: &str, request: &MoveVm, how: &MoveQuery) -> Result<ChainMove> {
+        let call = self.call(Method::POST, &["vms", vm, "move"]).query(how).json(request);
+        Ok(self.finish::<ChainMoveReply>(call).await?.chain_move)
     }
 
     /// The chain of a disk.

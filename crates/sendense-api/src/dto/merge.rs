@@ -1,4 +1,4 @@
-//! Merging a backup into the one that stands on it.
+//! Merging a backup into the one that stands on it, and moving all of a VM's to another repository.
 
 use sendense_types::{BackupId, DiskNumber, RepositoryId, TaskId, VmContextId};
 use serde::{Deserialize, Serialize};
@@ -92,4 +92,69 @@ pub struct Consolidation {
     /// The task that does it; null when this is only the plan, or there is nothing to do.
     #[schema(value_type = Option<String>)]
     pub task_id: Option<TaskId>,
+}
+
+/// Where a VM's backups go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveVm {
+    /// The repository that they go to, by id or name.
+    pub to_repository_id: String,
+    /// The repository that they lie in, by id or name, when the VM has backups in several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_id: Option<String>,
+    /// Move although policies that back the VM up name another repository, in which their next backup will be a full.
+    #[serde(default)]
+    pub leave_policies: bool,
+}
+
+/// Whether to move or to show the plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct MoveQuery {
+    /// Only show what would be done.
+    #[param(required = false)]
+    pub dry_run: bool,
+}
+
+/// What a move of a VM's backups to another repository takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChainMove {
+    /// True when this is only the plan.
+    pub dry_run: bool,
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// Where the backups lie.
+    #[schema(value_type = String)]
+    pub repository_id: RepositoryId,
+    /// Where they go.
+    #[schema(value_type = String)]
+    pub to_repository_id: RepositoryId,
+    /// The backups, each after those it stands on.
+    pub backups: Vec<MovedBackup>,
+    /// Bytes of their files.
+    pub bytes_stored: u64,
+    /// Room that is needed where they go; as much is free afterwards where they lie now.
+    pub needed_bytes: u64,
+    /// Room that is left there.
+    pub available_bytes: u64,
+    /// The policies that back the VM up to another repository, and will go on doing that.
+    pub policies: Vec<String>,
+    /// The task that does it; null when this is only the plan.
+    #[schema(value_type = Option<String>)]
+    pub task_id: Option<TaskId>,
+}
+
+/// A backup that moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MovedBackup {
+    /// Its id, which stays.
+    #[schema(value_type = String)]
+    pub backup_id: BackupId,
+    /// Bytes of its files.
+    pub bytes_stored: u64,
 }

@@ -31,7 +31,7 @@ pub use event::{Alert, AlertKind, Event, LeftOverAlert, LeftOverKind, LeftOverSt
 pub use export::{CreateExport, Export};
 pub use health::{CheckStatus, DebugHealth, Endpoint, Health, HealthCheck, TaskCounts};
 pub use history::{FileHistory, FileVersion, HistoryPoint, HistoryQuery, VersionState};
-pub use merge::{ConsolidateQuery, Consolidation, Merge, MergeQuery};
+pub use merge::{ChainMove, ConsolidateQuery, Consolidation, Merge, MergeQuery, MoveQuery, MoveVm, MovedBackup};
 pub use mount::{
     ArchiveFormat, ArchiveQuery, Backend, CleanupStatus, CreateMount, FileKind, FileQuery, FilesQuery, GuestFile,
     GuestFileInfo, Mount, MountResources, MountStatus, SearchQuery, UnlockVolume, Volume, VolumeConsistency,

@@ -70,6 +70,8 @@ pub enum FindingKind {
     DeletionUnfinished,
     /// A merge that was begun and not ended. Repaired: it is ended or undone.
     MergeUnfinished,
+    /// A move to or from another repository that was begun and not settled. Repaired: it is ended or undone.
+    MoveUnfinished,
     /// A manifest cannot be read. A person must look.
     Unreadable,
     /// A file or folder that no point names. A person must look.
@@ -90,6 +92,7 @@ impl FindingKind {
             Self::MountForgotten => "mount forgotten",
             Self::DeletionUnfinished => "unfinished deletion",
             Self::MergeUnfinished => "unfinished merge",
+            Self::MoveUnfinished => "unfinished move",
             Self::Unreadable => "unreadable manifest",
             Self::Stranger => "stranger",
             Self::Unlisted => "folder not listed",

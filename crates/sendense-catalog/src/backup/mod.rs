@@ -11,6 +11,7 @@ mod hold;
 mod life;
 mod list;
 mod merge;
+mod moved;
 mod row;
 mod verify;
 

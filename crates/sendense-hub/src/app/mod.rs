@@ -17,6 +17,7 @@ mod hold;
 pub(crate) mod in_force;
 mod merge;
 mod mounts;
+mod moving;
 mod nodes;
 pub(crate) mod policies;
 mod prune;

@@ -125,7 +125,11 @@ impl App {
     }
 
     /// The repositories that hold points of a machine.
-    async fn repositories_of(&self, vm: &VmContextId, only: Option<RepositoryId>) -> Result<BTreeSet<RepositoryId>> {
+    pub(super) async fn repositories_of(
+        &self,
+        vm: &VmContextId,
+        only: Option<RepositoryId>,
+    ) -> Result<BTreeSet<RepositoryId>> {
         if let Some(only) = only {
             return Ok(BTreeSet::from([only]));
         }

@@ -299,6 +299,10 @@ impl App {
             let details = format!("policy {policy} puts points into it; change that first");
             return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
         }
+        if let Some(vm) = reconcile::moving(&self.core, &row.repository_id).await?.first() {
+            let details = format!("points of {vm} are being moved there or away; see task list");
+            return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
+        }
         maintenance::check(&row, Use::Write)?;
         // What the catalog does not know may lie there still: a folder that cannot be looked at is not forgotten.
         let repository = self.core.repositories.get(&self.core, &row).await?;

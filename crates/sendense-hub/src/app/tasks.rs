@@ -88,7 +88,7 @@ impl App {
         work: crate::jobs::work::Work,
         subject: catalog::TaskSubject,
     ) -> Result<Task> {
-        if let Some(id) = work.about().repository_id {
+        for id in work.repositories() {
             maintenance::check(&self.core.catalog.repositories().get(id).await.or_problem()?, work.wants())?;
         }
         self.refuse_when_full().await?;

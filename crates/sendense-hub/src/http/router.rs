@@ -96,6 +96,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(vms::prune_vm))
         .routes(routes!(vms::change_tags))
         .routes(routes!(vms::consolidate_chain))
+        .routes(routes!(vms::move_chain))
         .routes(routes!(policies::create_policy, policies::list_policies))
         .routes(routes!(policies::plan_policy))
         .routes(routes!(policies::get_policy, policies::replace_policy, policies::delete_policy))

@@ -39,9 +39,10 @@ pub(crate) struct LeftBehind {
 
 impl super::Running {
     /// Ends the wait for a job, unless too many are out already. A merge is always waited for: each of a task's merges has a
-    /// point of no return of its own, and one that has passed it is changing names, which nobody else may meet half done.
+    /// point of no return of its own, and one that has passed it is changing names, which nobody else may meet half done. So is a move:
+    /// its threads write into files that bear their final names.
     pub(super) fn leave_behind(&self, handle: &Handle, task: &Task) -> bool {
-        if task.kind == TaskKind::Consolidate {
+        if matches!(task.kind, TaskKind::Consolidate | TaskKind::Move) {
             return false;
         }
         let mut out = self.left_behind.lock();

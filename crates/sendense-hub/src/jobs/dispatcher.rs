@@ -119,8 +119,8 @@ impl Limits {
 
     /// True for work that waits until its repository is out of maintenance.
     fn holds_back(&self, work: &Work) -> bool {
-        let mode = work.about().repository_id.and_then(|id| self.modes.get(id));
-        mode.is_some_and(|mode| !allows(*mode, work.wants()))
+        let mut modes = work.repositories().filter_map(|id| self.modes.get(id));
+        modes.any(|mode| !allows(*mode, work.wants()))
     }
 
     fn needs(&self, core: &Core, work: &Work) -> Needs {
@@ -134,7 +134,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::work::{BackupWork, ImportWork, MergeWork, MigrateWork, RestoreWork, VerifyWork};
+    use crate::jobs::work::{BackupWork, ImportWork, MergeWork, MigrateWork, MoveWork, RestoreWork, VerifyWork};
     use sendense_api::{ImageFormat, RestoreTarget};
     use sendense_types::{BackupType, Compression, OnTrackingLoss, RecoveryId, RepositoryId, SourceId};
 
@@ -200,6 +200,12 @@ mod tests {
                 full: None,
                 aside: false,
             }),
+            Work::Move(MoveWork {
+                vm_context_id: "vm-1".parse().unwrap(),
+                vm_name: "web".to_owned(),
+                repository_id: repository_id.clone(),
+                to_repository_id: RepositoryId::generate(),
+            }),
             Work::Import(ImportWork { repository_id }),
         ]
     }
@@ -218,12 +224,16 @@ mod tests {
                 .collect();
             table.push_str(&format!("{mode} holds back [{}]\n", waiting.join(", ")));
             assert!(each(&elsewhere).iter().all(|work| !limits.holds_back(work)), "of another repository");
+            let (vm_context_id, vm_name) = ("vm-1".parse().unwrap(), "web".to_owned());
+            let (repository_id, to_repository_id) = (elsewhere.clone(), here.clone());
+            let here_too = Work::Move(MoveWork { vm_context_id, vm_name, repository_id, to_repository_id });
+            assert_eq!(limits.holds_back(&here_too), mode != &RepositoryMode::Normal, "both ends of a move count");
         }
         expect_test::expect![[r#"
             normal holds back []
-            read_only holds back [backup, consolidate]
-            draining holds back [backup, restore, verify, consolidate, import]
-            offline holds back [backup, restore, migrate, verify, consolidate, import]
+            read_only holds back [backup, consolidate, move]
+            draining holds back [backup, restore, verify, consolidate, move, import]
+            offline holds back [backup, restore, migrate, verify, consolidate, move, import]
         "#]]
         .assert_eq(&table);
     }

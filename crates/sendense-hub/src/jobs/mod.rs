@@ -15,6 +15,7 @@ pub(crate) mod import;
 mod lease;
 pub(crate) mod merge;
 mod migrate;
+pub(crate) mod moving;
 mod queue;
 mod rate;
 pub(crate) mod report;
@@ -75,9 +76,8 @@ impl Running {
     /// The running tasks that work in a repository.
     pub fn of_repository(&self, id: &RepositoryId) -> Vec<Arc<Handle>> {
         let tasks = self.tasks.lock();
-        let works_in = |needs: &Needs| {
-            needs.repository.as_ref().map(|(of, _)| of).or(needs.merges_in.as_ref()).is_some_and(|of| of == id)
-        };
+        let works_in =
+            |needs: &Needs| needs.repository.iter().map(|(of, _)| of).chain(&needs.rewrites).any(|of| of == id);
         let entries = tasks.values().filter(|entry| works_in(&entry.needs));
         entries.map(|entry| entry.handle.clone()).collect()
     }

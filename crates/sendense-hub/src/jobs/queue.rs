@@ -6,7 +6,7 @@
 use sendense_types::{BackupId, RepositoryId, SourceId};
 use std::collections::{HashMap, HashSet};
 
-/// Merges that a hub does at once: each has two threads and some MiB, and none is in a hurry.
+/// Merges and moves that a hub does at once: each has two threads and some MiB, and none is in a hurry.
 pub(crate) const MERGES_MAX: usize = 4;
 
 /// What a task occupies while it runs, with how many tasks that thing bears at once.
@@ -16,8 +16,9 @@ pub(crate) struct Needs {
     pub repository: Option<(RepositoryId, usize)>,
     /// A source.
     pub source: Option<(SourceId, usize)>,
-    /// The one place for merges in a repository. They take none of those that backups wait for, neither there nor in the hub.
-    pub merges_in: Option<RepositoryId>,
+    /// The one place for merges and moves in each of these repositories. They take none of those that backups wait for, neither there
+    /// nor in the hub.
+    pub rewrites: Vec<RepositoryId>,
     /// It is done beside the others: it takes no place, waits for none, and makes way for whoever wants to delete this point.
     pub aside: Option<BackupId>,
 }
@@ -27,13 +28,14 @@ struct Occupied<'a> {
     all: usize,
     repositories: HashMap<&'a RepositoryId, usize>,
     sources: HashMap<&'a SourceId, usize>,
-    merges_in: HashSet<&'a RepositoryId>,
+    rewrites: HashSet<&'a RepositoryId>,
+    rewriting: usize,
 }
 
 impl<'a> Occupied<'a> {
     fn has_room(&self, needs: &Needs, all_max: usize) -> bool {
-        if let Some(id) = &needs.merges_in {
-            return !self.merges_in.contains(id) && self.merges_in.len() < MERGES_MAX;
+        if !needs.rewrites.is_empty() {
+            return !needs.rewrites.iter().any(|id| self.rewrites.contains(id)) && self.rewriting < MERGES_MAX;
         }
         let below = |used: Option<&usize>, max: usize| used.copied().unwrap_or(0) < max.max(1);
         needs.aside.is_some()
@@ -46,8 +48,9 @@ impl<'a> Occupied<'a> {
         if needs.aside.is_some() {
             return;
         }
-        if let Some(id) = &needs.merges_in {
-            self.merges_in.insert(id);
+        if !needs.rewrites.is_empty() {
+            self.rewrites.extend(&needs.rewrites);
+            self.rewriting += 1;
             return;
         }
         self.all += 1;
@@ -85,7 +88,7 @@ mod tests {
         Needs {
             repository: repository.map(|n| (format!("repo-{n}").parse().unwrap(), max)),
             source: source.map(|n| (format!("src-{n}").parse().unwrap(), max)),
-            merges_in: None,
+            rewrites: Vec::new(),
             aside: None,
         }
     }
@@ -100,12 +103,17 @@ mod tests {
 
     #[test]
     fn merges_and_backups_are_not_in_each_others_way() {
-        let merge = |n: u8| Needs { merges_in: Some(format!("repo-{n}").parse().unwrap()), ..Needs::default() };
+        let id = |n: u8| format!("repo-{n}").parse().unwrap();
+        let merge = |n: u8| Needs { rewrites: vec![id(n)], ..Needs::default() };
+        let moving = |from: u8, to: u8| Needs { rewrites: vec![id(from), id(to)], ..Needs::default() };
         let backup = || needs(Some(1), Some(1), 1);
         assert_eq!(startable(&[merge(1), backup()], &[backup()], 1), [0]);
         assert_eq!(startable(&[merge(1), merge(2), backup()], &[merge(1)], 1), [1, 2]);
         let many: Vec<Needs> = (0..9).map(merge).collect();
         assert_eq!(startable(&many, &[], 1).len(), MERGES_MAX);
+        assert_eq!(startable(&[moving(1, 2), merge(2), moving(3, 1), merge(3), backup()], &[], 1), [0, 3, 4]);
+        let many: Vec<Needs> = (0..9).map(|n| moving(2 * n, 2 * n + 1)).collect();
+        assert_eq!(startable(&many, &[], 1).len(), MERGES_MAX, "two repositories, one place in the hub");
     }
 
     #[test]

@@ -209,6 +209,7 @@ async fn job(core: Arc<Core>, handle: Arc<Handle>, claim: TaskClaim, work: Work)
         Work::Migrate(work) => migrate::run(&core, &handle, work).await.map(Done::Other),
         Work::Verify(work) => verify::run(&core, &handle, work).await.map(Done::Other),
         Work::Merge(work) => super::merge::run(&core, &handle, &claim, work).await.map(Done::Other),
+        Work::Move(work) => super::moving::run(&core, &handle, &claim, work).await.map(Done::Other),
         Work::Import(work) => import::run(&core, &handle, work).await.map(Done::Other),
     }
 }

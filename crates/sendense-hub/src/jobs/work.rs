@@ -27,6 +27,8 @@ pub(crate) enum Work {
     Verify(VerifyWork),
     /// Merge points into their successors.
     Merge(MergeWork),
+    /// Move a machine's points to another repository.
+    Move(MoveWork),
     /// Rebuild the catalog from a repository.
     Import(ImportWork),
 }
@@ -125,6 +127,17 @@ pub(crate) struct MergeWork {
     pub aside: bool,
 }
 
+/// A machine's points to move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MoveWork {
+    pub vm_context_id: VmContextId,
+    pub vm_name: String,
+    /// Where they lie.
+    pub repository_id: RepositoryId,
+    /// Where they go.
+    pub to_repository_id: RepositoryId,
+}
+
 /// A repository to read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImportWork {
@@ -159,7 +172,7 @@ impl Work {
     /// What it wants of its repository when it begins.
     pub fn wants(&self) -> Use {
         match self {
-            Self::Backup(_) | Self::Merge(_) => Use::Write,
+            Self::Backup(_) | Self::Merge(_) | Self::Move(_) => Use::Write,
             Self::Restore(_) | Self::Verify(_) | Self::Import(_) => Use::Read,
             // It is how a recovery that reads from the repository already comes to its end.
             Self::Migrate(_) => Use::GoOn,
@@ -173,6 +186,7 @@ impl Work {
             Self::Restore(_) | Self::Migrate(_) => TaskKind::Restore,
             Self::Verify(_) => TaskKind::Verify,
             Self::Merge(_) => TaskKind::Consolidate,
+            Self::Move(_) => TaskKind::Move,
             Self::Import(_) => TaskKind::Import,
         }
     }
@@ -210,8 +224,20 @@ impl Work {
                 repository_id: Some(&work.repository_id),
                 source_id: None,
             },
+            Self::Move(work) => About {
+                backup_id: None,
+                vm: Some((&work.vm_context_id, &work.vm_name)),
+                repository_id: Some(&work.repository_id),
+                source_id: None,
+            },
             Self::Import(work) => About { repository_id: Some(&work.repository_id), ..About::default() },
         }
+    }
+
+    /// The repositories in which it works.
+    pub fn repositories(&self) -> impl Iterator<Item = &RepositoryId> {
+        let to = if let Self::Move(work) = self { Some(&work.to_repository_id) } else { None };
+        self.about().repository_id.into_iter().chain(to)
     }
 
     /// What it occupies; `maximum` says how many tasks a repository or source bears.
@@ -221,12 +247,12 @@ impl Work {
         source_max: impl Fn(&SourceId) -> usize,
     ) -> Needs {
         let about = self.about();
-        if let Self::Merge(work) = self {
+        if matches!(self, Self::Merge(_) | Self::Move(_)) {
             // One at a time in each repository, and never in a backup's place.
-            return Needs { merges_in: Some(work.repository_id.clone()), ..Needs::default() };
+            return Needs { rewrites: self.repositories().cloned().collect(), ..Needs::default() };
         }
         Needs {
-            merges_in: None,
+            rewrites: Vec::new(),
             aside: match self {
                 Self::Verify(work) if work.aside => Some(work.backup_id.clone()),
                 _ => None,

@@ -13,6 +13,7 @@
 
 mod journal;
 mod left_over;
+mod moves;
 mod plan;
 mod points;
 mod report;
@@ -23,6 +24,7 @@ mod tasks;
 pub(crate) use journal::reap_orphans;
 pub(crate) use journal::{Reaping, left_over, reap_task};
 pub(crate) use left_over::LeftOvers;
+pub(crate) use moves::under_way as moving;
 pub(crate) use points::{Doing, adopt_machine, point, repository};
 pub(crate) use report::check;
 pub(crate) use sweep::Sweeping;

@@ -11,7 +11,7 @@
 //! there is one no row is forgotten anywhere in the repository.
 
 use sendense_api::FindingKind;
-use sendense_repo::survey::{Survey, VmSurvey};
+use sendense_repo::survey::{Moving, Survey, VmSurvey};
 use sendense_types::{BackupId, MountId, TaskId, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     pub incrementals: BTreeSet<BackupId>,
     /// Points that somebody worked on before or after that: their drafts are theirs.
     pub at_work: BTreeSet<BackupId>,
+    /// Machines whose points a task moves here or away, or will.
+    pub moving: BTreeSet<VmContextId>,
     /// Tasks that were ended since the last look because nobody renewed their lease, with what they were.
     pub interrupted: Vec<(TaskId, String)>,
     /// Points that are open for browsing although their reader has ended, with the reason.
@@ -53,6 +55,8 @@ pub(crate) enum Repair {
     FinishDeletion(VmContextId, BackupId),
     /// The merge is brought to its end, or undone.
     FinishMerge(VmContextId, BackupId),
+    /// The two repositories of a move agree on whose the points are.
+    SettleMove(VmContextId),
     /// The point is taken into the catalog.
     Adopt(VmContextId, BackupId),
     /// The row is written anew: the point has become a full.
@@ -68,7 +72,7 @@ pub(crate) enum Repair {
 impl Repair {
     /// True when it is done by looking through the repository's folder, not by the catalog.
     pub fn is_in_folder(&self) -> bool {
-        matches!(self, Self::UndoDraft(..) | Self::FinishDeletion(..) | Self::FinishMerge(..))
+        matches!(self, Self::UndoDraft(..) | Self::FinishDeletion(..) | Self::FinishMerge(..) | Self::SettleMove(_))
     }
 }
 
@@ -113,6 +117,17 @@ pub(crate) fn plan(facts: &Facts) -> Vec<Finding> {
 }
 
 fn of_vm(facts: &Facts, vm: &VmContextId, found: &VmSurvey, findings: &mut Vec<Finding>) {
+    if found.moving.is_some() && found.moving != Some(Moving::UnderWay) && !facts.moving.contains(vm) {
+        findings.push(Finding {
+            kind: FindingKind::MoveUnfinished,
+            subject: vm.to_string(),
+            message: "a move of its points to or from another repository was begun and not settled".to_owned(),
+            repair: Some(Repair::SettleMove(vm.clone())),
+        });
+    }
+    if is_between(facts, vm, found) {
+        return;
+    }
     let mut tell = |kind, id: &BackupId, message: String, repair| {
         findings.push(Finding { kind, subject: id.to_string(), message, repair });
     };
@@ -184,9 +199,17 @@ pub(crate) fn leaves_first(standing_on: BTreeMap<BackupId, Vec<BackupId>>) -> Ve
     }
 }
 
+/// Whether whose the points of a machine are may change at any moment: then nothing is said of them one by one.
+fn is_between(facts: &Facts, vm: &VmContextId, found: &VmSurvey) -> bool {
+    found.moving > Some(Moving::Arrived) || facts.moving.contains(vm)
+}
+
 /// Whether a point lies there, is on its way out, or is changed at this moment.
 fn is_there(facts: &Facts, vm: &VmContextId, id: &BackupId) -> bool {
-    let Some(Ok(found)) = facts.survey.vms.get(vm) else { return false };
+    let Some(Ok(found)) = facts.survey.vms.get(vm) else { return facts.moving.contains(vm) };
+    if is_between(facts, vm, found) {
+        return true;
+    }
     [&found.points, &found.deletions, &found.under_way].iter().any(|ids| ids.contains(id))
 }
 
@@ -230,6 +253,7 @@ mod tests {
             rows: [1, 3, 6, 7, 9].map(|n| (point(n), vm(1))).into(),
             incrementals: points(&[1, 3].into()),
             at_work: points(&[5].into()),
+            moving: BTreeSet::new(),
             interrupted: vec![("task-1".parse().unwrap(), "backup of web".to_owned())],
             ended_mounts: vec![("mnt-1".parse().unwrap(), "killed".to_owned())],
         };
@@ -252,6 +276,42 @@ mod tests {
         .assert_eq(&told.join("\n"));
         let in_order = Facts { at_work: points(&[4].into()), ..Facts::default() };
         assert_eq!(plan(&in_order), []);
+    }
+
+    #[test]
+    fn of_points_that_are_between_two_repositories_nothing_else_is_said() {
+        let found = |moving| VmSurvey {
+            points: points(&[1].into()),
+            drafts: points(&[2].into()),
+            moving,
+            ..VmSurvey::default()
+        };
+        let facts = |moving, of_task: bool| Facts {
+            survey: Survey { vms: [(vm(1), Ok(found(moving)))].into(), strangers: Vec::new() },
+            rows: [(point(9), vm(1))].into(),
+            moving: of_task.then(|| vm(1)).into_iter().collect(),
+            ..Facts::default()
+        };
+        let settle = vec![Repair::SettleMove(vm(1))];
+        let usual = vec![
+            Repair::UndoDraft(vm(1), point(2)),
+            Repair::Adopt(vm(1), point(1)),
+            Repair::ForgetRow(vm(1), point(9)),
+        ];
+        for (moving, of_task, expected) in [
+            (None, false, usual.clone()),
+            (Some(Moving::Arrived), false, [settle.clone(), usual].concat()),
+            (Some(Moving::CutOff), false, settle),
+            (Some(Moving::UnderWay), false, vec![]),
+            (Some(Moving::Arrived), true, vec![]),
+            (Some(Moving::CutOff), true, vec![]),
+            (None, true, vec![]),
+        ] {
+            assert_eq!(repairs(&facts(moving, of_task)), expected, "{moving:?}, {of_task}");
+        }
+        // All have gone, and the task has not said so yet.
+        let gone = Facts { rows: [(point(9), vm(1))].into(), moving: [vm(1)].into(), ..Facts::default() };
+        assert_eq!(plan(&gone), []);
     }
 
     #[test]
@@ -308,7 +368,7 @@ mod tests {
                         let found = facts.survey.vms[&vm].as_ref().unwrap();
                         prop_assert!(found.deletions.contains(&id) || found.merges.contains(&id), "nobody began that");
                     }
-                    Repair::Adopt(..) | Repair::Rewrite(..) | Repair::CloseMount(_) | Repair::Done => {}
+                    Repair::SettleMove(_) | Repair::Adopt(..) | Repair::Rewrite(..) | Repair::CloseMount(_) | Repair::Done => {}
                 }
             }
         }
@@ -319,7 +379,7 @@ mod tests {
                 facts.survey.vms.iter().filter(|(_, looked)| looked.is_err()).map(|(vm, _)| vm.clone()).collect();
             for repair in repairs(&facts) {
                 match repair {
-                    Repair::UndoDraft(vm, _) | Repair::FinishDeletion(vm, _) | Repair::FinishMerge(vm, _) | Repair::Adopt(vm, _) | Repair::Rewrite(vm, _) => {
+                    Repair::UndoDraft(vm, _) | Repair::FinishDeletion(vm, _) | Repair::FinishMerge(vm, _) | Repair::SettleMove(vm) | Repair::Adopt(vm, _) | Repair::Rewrite(vm, _) => {
                         prop_assert!(!unlisted.contains(&vm));
                     }
                     Repair::ForgetRow(..) => prop_assert!(unlisted.is_empty()),
@@ -343,6 +403,7 @@ mod tests {
                         facts.rows.remove(&id);
                     }
                     Repair::Adopt(vm, id) => _ = facts.rows.insert(id, vm),
+                    Repair::SettleMove(vm) => folder(vms, &vm).moving = None,
                     Repair::Rewrite(_, id) => _ = facts.incrementals.remove(&id),
                     Repair::ForgetRow(_, id) => _ = facts.rows.remove(&id),
                     Repair::CloseMount(_) | Repair::Done => {}

@@ -4,6 +4,7 @@ use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::work::Work;
 use crate::maintenance::Use;
+use crate::reconcile::moves;
 use crate::reconcile::plan::{Facts, Finding, Repair, leaves_first, plan};
 use sendense_api::{FindingKind, MountStatus};
 use sendense_block::error::chain;
@@ -33,6 +34,7 @@ const FORGET_AT_ONCE: usize = 1000;
 /// The catalog, as far as the repository has to ask: only drafts whose repair was planned are taken back.
 struct Planned {
     undo: BTreeSet<(VmContextId, BackupId)>,
+    moving: BTreeSet<VmContextId>,
 }
 
 impl Catalog for Planned {
@@ -40,9 +42,8 @@ impl Catalog for Planned {
         !self.undo.contains(&(vm.clone(), draft.clone()))
     }
 
-    fn is_moving(&self, _: &VmContextId) -> bool {
-        // No task moves points yet.
-        false
+    fn is_moving(&self, vm: &VmContextId) -> bool {
+        self.moving.contains(vm)
     }
 
     fn knows(&self, _: &VmContextId, _: &BackupId) -> bool {
@@ -132,10 +133,12 @@ pub(crate) async fn look(
                 .iter()
                 .filter(|repair| repair.is_in_folder())
                 .filter(|repair| match repair {
-                    Repair::UndoDraft(_, of) | Repair::FinishDeletion(_, of) | Repair::FinishMerge(_, of) => {
-                        !is_left(of) && !findings.iter().any(|left| left.repair.as_ref() == Some(*repair))
+                    Repair::UndoDraft(_, of) | Repair::FinishDeletion(_, of) | Repair::FinishMerge(_, of)
+                        if is_left(of) =>
+                    {
+                        false
                     }
-                    _ => false,
+                    repair => !findings.iter().any(|left| left.repair.as_ref() == Some(*repair)),
                 })
                 .cloned(),
         );
@@ -171,6 +174,7 @@ fn points_of(survey: &Survey) -> u64 {
 /// them, unless it is out of order.
 async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: Option<Timestamp>) -> Result<Facts> {
     let (rows, incrementals) = rows(core, id).await?;
+    let mut moving = moves::under_way(core, id).await?;
     let mut at_work = at_work(core, id).await?;
     let (surveyed, now) = (repository.clone(), core.now());
     // It only reads, so a hub that stops need not wait for a share that does not answer.
@@ -179,11 +183,13 @@ async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: 
         () = core.stop.cancelled() => return Err(Problem::new(ProblemCode::Cancelled, "the hub stops", "")),
     };
     at_work.extend(self::at_work(core, id).await?);
+    moving.extend(moves::under_way(core, id).await?);
     Ok(Facts {
         survey,
         rows,
         incrementals,
         at_work,
+        moving,
         interrupted: interrupted(core, id, since).await?,
         ended_mounts: ended_mounts(core, id).await?,
     })
@@ -252,14 +258,16 @@ async fn ended_mounts(core: &Core, id: &RepositoryId) -> Result<Vec<(MountId, St
 }
 
 /// Takes back the drafts of the plan and finishes what was begun.
-async fn mend(core: &Core, id: &RepositoryId, repository: &Repository, repairs: &[Repair]) -> Result<Report> {
+async fn mend(core: &Arc<Core>, id: &RepositoryId, repository: &Repository, repairs: &[Repair]) -> Result<Report> {
     let undo = repairs.iter().filter_map(|repair| match repair {
         Repair::UndoDraft(vm, draft) => Some((vm.clone(), draft.clone())),
         _ => None,
     });
-    let (planned, mended, now) = (Planned { undo: undo.collect() }, repository.clone(), core.now());
+    let planned = Planned { undo: undo.collect(), moving: moves::under_way(core, id).await? };
+    let (mended, now) = (repository.clone(), core.now());
     let report = blocking(move || mended.recover(&planned, now)).await?.or_problem()?;
     tell(id, &report);
+    moves::settle(core, id, repository, &report).await;
     Ok(report)
 }
 
@@ -388,6 +396,8 @@ async fn forget_gone(
         candidates.into_iter().filter(is_gone).collect::<BTreeMap<_, _>>()
     })
     .await?;
+    // Asked after the look: a point that has moved lies in its new place before it is not here any more, and its row says so.
+    let gone = still_of(core, row, gone).await?;
     let mut standing_on = BTreeMap::new();
     for id in gone.keys() {
         if let Err(problem) =
@@ -420,6 +430,24 @@ async fn forget_gone(
         }
     }
     Ok(())
+}
+
+/// Those of these points whose rows say that they lie in this repository.
+async fn still_of(
+    core: &Core,
+    row: &catalog::Repository,
+    points: BTreeMap<BackupId, VmContextId>,
+) -> Result<BTreeMap<BackupId, VmContextId>> {
+    let mut still = BTreeMap::new();
+    for (id, vm) in points {
+        match core.catalog.backups().get(&id).await {
+            Ok(known) if known.repository_id == row.repository_id => _ = still.insert(id, vm),
+            Ok(_) => {}
+            Err(error) if error.kind() == catalog::Kind::NotFound => {}
+            Err(error) => return Err(error).or_problem(),
+        }
+    }
+    Ok(still)
 }
 
 /// What came of taking in a machine's points.

@@ -20,6 +20,9 @@ pub(super) async fn end_dead(core: &Arc<Core>) {
         if crate::nodes::resume::take_up(core, task).await {
             continue;
         }
+        if task.kind == TaskKind::Move && crate::jobs::moving::go_on(core, task).await {
+            continue;
+        }
         // What it left goes first: once the task has ended, nobody looks for it again.
         if task.kind == TaskKind::Restore && task.hub_id.as_ref() == Some(core.data_dir.hub_id()) {
             crate::jobs::restore::tidy(core, task).await;

@@ -32,6 +32,29 @@ pub enum ChainCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Move a machine's points to another repository: copied, read back, taken over there, and then removed where they lay.
+    Move {
+        /// The machine's name or id.
+        vm: String,
+        /// The repository that they go to.
+        #[arg(long, value_name = "NAME")]
+        to: String,
+        /// The repository that they lie in, when the machine has points in several.
+        #[arg(long, value_name = "NAME")]
+        repo: Option<String>,
+        /// Move although policies that back the machine up name another repository, where their next point will be a full.
+        #[arg(long)]
+        leave_policies: bool,
+        /// Only show what would be done.
+        #[arg(long, visible_alias = "plan")]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
 }
 
 fn disk_number(text: &str) -> Result<DiskNumber, String> {

@@ -497,6 +497,8 @@ mod tests {
             "sendense repo update R --limit 2TiB --keep-free 20GiB --low-percent 80 --critical-percent 90",
             "sendense chain consolidate web --disk 1 --keep 30 --dry-run",
             "sendense chain consolidate web --repo R --full --yes --no-wait",
+            "sendense chain move web --to new --plan",
+            "sendense chain move web --to new --repo old --leave-policies --yes --no-wait",
             "sendense repo space R",
             "sendense repo check R --dry-run",
             "sendense repo reports R",

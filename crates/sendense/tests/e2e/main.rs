@@ -28,6 +28,7 @@ mod libvirt;
 mod maintenance;
 mod memory;
 mod merge;
+mod moves;
 mod nbd;
 mod nodes;
 mod offline;

@@ -195,3 +195,63 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
     assert_eq!(rows[0].verification, None, "what the full held was never proved");
     assert_eq!(backups.get(&full).await.expect_err("gone").problem_code(), ProblemCode::BackupNotFound);
 }
+
+/// A machine's points go to another repository: chains, counters and what is known of damage go along, and the next point builds on them.
+pub async fn moved_points_take_along_what_is_known_of_them(db: TestDb) {
+    let mut world = World::new(db.open().await, 2).await;
+    let (vm, other) = (world.vms[0].clone(), world.vms[1].clone());
+    let full = world.point(&vm, None, 2, at(0)).await;
+    let one = world.point(&vm, Some(&full), 2, at(10)).await;
+    let stays = world.point(&other, None, 1, at(15)).await;
+    let lost = Lost::from([(DiskNumber(1), vec![(3, 2)])]);
+    let damage = Verified {
+        backup_id: one.clone(),
+        verification: Some(Verification {
+            state: VerifyState::Corrupt,
+            depth: Some(VerifyDepth::AtRest),
+            at: at(20),
+            bytes: 1,
+            took_ms: 1,
+            finding: Some("a segment".to_owned()),
+        }),
+        lost: lost.clone(),
+    };
+    world.catalog.backups().set_verified(std::slice::from_ref(&damage)).await.expect("damage");
+    let first = world.repository_id.clone();
+    let second = add_repository(&world.catalog, "second").await.repository_id;
+    let points = [full.clone(), one.clone(), "bk-unheard-of".parse().expect("id")].into();
+
+    let unheard: RepositoryId = "repo-unheard-of".parse().expect("id");
+    let refused = world.catalog.backups().moved(&vm, &points, &unheard, at(30)).await.expect_err("no such place");
+    assert_eq!(refused.kind(), Kind::NotFound);
+    let nobody = "vm-unheard-of".parse().expect("id");
+    assert_eq!(world.catalog.backups().moved(&nobody, &points, &second, at(30)).await.expect("nothing is known"), 0);
+    // Another machine's are not touched, whoever names them.
+    let named = points.iter().cloned().chain([stays.clone()]).collect();
+    assert_eq!(world.catalog.backups().moved(&vm, &named, &second, at(30)).await.expect("moved"), 2);
+    assert_eq!(world.catalog.backups().moved(&vm, &named, &second, at(31)).await.expect("again"), 0);
+
+    let backups = world.catalog.backups();
+    for disk in [DiskNumber(0), DiskNumber(1)] {
+        let chain = backups.chain(&vm, disk, None).await.expect("chain");
+        assert_eq!((&chain.repository_id, ids(&chain)), (&second, vec![full.clone(), one.clone()]));
+        let newest = backups.newest_completed(&vm, &second, disk).await.expect("newest").expect("one");
+        assert_eq!(newest.backup_id, one);
+        assert_eq!(backups.newest_completed(&vm, &first, disk).await.expect("none"), None);
+        assert!(backups.chain(&vm, disk, Some(&first)).await.is_err());
+    }
+    assert_eq!(backups.damaged(&vm, &second).await.expect("damage"), [(one.clone(), lost)].into());
+    assert!(backups.damaged(&vm, &first).await.expect("none").is_empty());
+    assert_eq!(backups.get(&one).await.expect("one").verification, damage.verification);
+    for (repository, expected) in [(&first, vec![stays]), (&second, vec![one.clone(), full])] {
+        let filter = BackupFilter { repository_id: Some(repository.clone()), ..BackupFilter::default() };
+        let (rows, total) = backups.list(&filter, Page::default()).await.expect("list");
+        assert_eq!(rows.into_iter().map(|row| row.backup_id).collect::<Vec<_>>(), expected);
+        assert_eq!(total, expected.len() as u64, "the counters know of it");
+    }
+    // The next one stands on them there.
+    world.repository_id = second;
+    let next = world.point(&vm, Some(&one), 2, at(40)).await;
+    let chain = world.catalog.backups().chain(&vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!(chain.latest_backup_id, next);
+}

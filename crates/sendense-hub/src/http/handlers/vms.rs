@@ -6,8 +6,8 @@ use crate::http::extract::{Body, NameOrId, NoBody, Query};
 use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
-use sendense_api::reply::{ConsolidationReply, PruneReply, VmListReply, VmReply};
-use sendense_api::{ChangeTags, ConsolidateQuery, ProblemBody, PruneQuery, PruneVm, VmFilter};
+use sendense_api::reply::{ChainMoveReply, ConsolidationReply, PruneReply, VmListReply, VmReply};
+use sendense_api::{ChangeTags, ConsolidateQuery, MoveQuery, MoveVm, ProblemBody, PruneQuery, PruneVm, VmFilter};
 
 /// List VMs.
 ///
@@ -110,4 +110,32 @@ pub(in crate::http) async fn consolidate_chain(
     _: NoBody,
 ) -> Result<Json<ConsolidationReply>> {
     Ok(Json(ConsolidationReply::new(app.consolidate_chain(&caller, &vm, how).await?)))
+}
+
+/// Move a VM's backups to another repository.
+///
+/// All of them go: copied, read back and compared, then taken over there, and only then removed where they lay. Readers go on meanwhile;
+/// no backup of the VM begins. A repository that has backups of the VM already takes none. Policies are not changed: where one that backs the
+/// VM up names another repository, its next backup there is a full, and the move has to be asked for with `leave_policies`. With
+/// `dry_run=true` only the plan is shown.
+#[utoipa::path(
+    post, path = "/vms/{vm_name}/move", tag = "vms",
+    params(("vm_name" = String, Path, description = "The VM's name or id."), MoveQuery), request_body = MoveVm,
+    responses(
+        (status = 200, description = "What is done, or would be, and the task that does it.", body = ChainMoveReply),
+        (status = 404, description = "There is no such VM or repository, or the VM has no backup.", body = ProblemBody),
+        (status = 409, description = "Something holds its backups, another move of it is not settled, or a policy goes on elsewhere.",
+            body = ProblemBody),
+        (status = 507, description = "There is no room for them.", body = ProblemBody),
+    ),
+    extensions(("x-role" = json!("admin"))),
+)]
+pub(in crate::http) async fn move_chain(
+    State(app): State<App>,
+    Extension(caller): Who,
+    NameOrId(vm): NameOrId,
+    Query(how): Query<MoveQuery>,
+    Body(request): Body<MoveVm>,
+) -> Result<Json<ChainMoveReply>> {
+    Ok(Json(ChainMoveReply::new(app.move_chain(&caller, &vm, request, how).await?)))
 }

@@ -1,0 +1,232 @@
+//! A machine's points go to another repository: planned, refused, done, and settled after whatever cut it off.
+
+use super::house::{House, until};
+use sendense_api::{
+    ClientError, CreateExport, DeleteQuery, ListQuery, MoveQuery, MoveVm, PolicyRules, Task, TaskFilter,
+};
+use sendense_repo::layout;
+use sendense_repo::testing::stage::{Act, Script};
+use sendense_types::{BackupId, BackupType, SourceKind, TaskKind, TaskState};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// While it is shut no image is removed below a folder.
+#[derive(Default)]
+struct Gate {
+    below: std::sync::Mutex<PathBuf>,
+    is_shut: AtomicBool,
+}
+
+impl Script for Gate {
+    fn before(&self, act: &Act<'_>) -> io::Result<()> {
+        match act {
+            Act::RemoveFile(path)
+                if self.is_shut.load(Ordering::SeqCst)
+                    && path.starts_with(&*self.below.lock().unwrap())
+                    && path.extension().is_some_and(|extension| extension == "qcow2") =>
+            {
+                Err(io::Error::from_raw_os_error(5))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn after(&self, _: &Act<'_>) {}
+}
+
+/// A house with a machine of which repository `one` has a full and an incremental.
+async fn with_two_points(gate: Option<Arc<Gate>>) -> (House, String, [BackupId; 2]) {
+    let house = House::new(|config| {
+        if let Some(gate) = gate.clone() {
+            config.script = Some(gate);
+        }
+    })
+    .await;
+    if let Some(gate) = gate {
+        *gate.below.lock().unwrap() = house.path("one").into();
+    }
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let full = back_up(&house, &vm, "one", BackupType::Full).await;
+    let next = back_up(&house, &vm, "one", BackupType::Incremental).await;
+    (house, vm, [full, next])
+}
+
+async fn back_up(house: &House, vm: &str, repository: &str, backup_type: BackupType) -> BackupId {
+    let backup = house.start_as(vm, repository, backup_type, None).await.unwrap();
+    let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    assert!(task.error.is_none(), "{task:?}");
+    backup.backup_id
+}
+
+const NOW: MoveQuery = MoveQuery { dry_run: false };
+const PLAN: MoveQuery = MoveQuery { dry_run: true };
+
+fn to(name: &str) -> MoveVm {
+    MoveVm { to_repository_id: name.to_owned(), ..MoveVm::default() }
+}
+
+async fn move_to(house: &House, vm: &str, name: &str) -> Task {
+    let begun = house.client.move_chain(vm, &to(name), &NOW).await.unwrap();
+    house.client.wait_for_task(&begun.task_id.unwrap(), |_| {}).await.unwrap()
+}
+
+async fn refused(house: &House, vm: &str, how: &MoveVm) -> (String, String) {
+    match house.client.move_chain(vm, how, &NOW).await {
+        Err(ClientError::Problem { problem, .. }) => (problem.code, format!("{}: {}", problem.error, problem.details)),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The ids of a machine's points, by the repository that they lie in.
+async fn lie_in(house: &House, ids: &[BackupId]) -> Vec<String> {
+    let mut names = Vec::new();
+    for id in ids {
+        let repository = house.client.get_backup(id).await.unwrap().repository_id;
+        names.push(house.client.get_repository(repository.as_str()).await.unwrap().name);
+    }
+    names
+}
+
+async fn findings(house: &House) -> Vec<String> {
+    let mut told = Vec::new();
+    for name in ["one", "two"] {
+        let report = house.client.reconcile_repository(name, &Default::default()).await.unwrap();
+        told.extend(report.findings.iter().map(|finding| format!("{name}: {:?} {}", finding.kind, finding.subject)));
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn points_move_with_all_that_is_known_of_them_and_the_chain_goes_on_there() {
+    let (house, vm, ids) = with_two_points(None).await;
+    let path = format!("/api/v1/backups/{}", ids[0]);
+    assert!(house.fixture.json("PATCH", &path, r#"{"protected": true}"#).await.status.is_success());
+    let verified = house.client.verify_backup(&ids[1], &Default::default()).await.unwrap();
+    house.client.wait_for_task(&verified.task_id, |_| {}).await.unwrap();
+
+    let plan = house.client.move_chain(&vm, &to("two"), &PLAN).await.unwrap();
+    let planned: Vec<&BackupId> = plan.backups.iter().map(|point| &point.backup_id).collect();
+    assert_eq!((planned, plan.task_id.clone()), (ids.iter().collect(), None));
+    assert!(plan.needed_bytes >= plan.bytes_stored && plan.available_bytes > plan.needed_bytes, "{plan:?}");
+    assert_eq!(lie_in(&house, &ids).await, ["one", "one"], "a plan changes nothing");
+
+    let task = move_to(&house, &vm, "two").await;
+    assert!(task.error.is_none(), "{task:?}");
+    assert_eq!(task.summary.as_deref(), Some("2 points of web were moved from one to two"));
+    assert_eq!((task.kind, task.progress_percent), (TaskKind::Move, 100.0));
+    assert_eq!(lie_in(&house, &ids).await, ["two", "two"]);
+    assert!(!std::path::Path::new(&house.path("one")).join(layout::vm_dir(&vm.parse().unwrap())).exists());
+    assert_eq!(findings(&house).await, [""; 0]);
+    assert!(house.client.get_backup(&ids[0]).await.unwrap().protected, "the hold went along");
+    assert!(house.client.get_backup(&ids[1]).await.unwrap().verify_state.is_some(), "so did what is proved of them");
+    let held = house.client.delete_backup(&ids[0], &DeleteQuery { cascade: true, ..DeleteQuery::default() }).await;
+    assert!(matches!(held, Err(ClientError::Problem { problem, .. }) if problem.code == "backup_held"));
+
+    let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
+    let next = house.client.get_backup(&next).await.unwrap();
+    assert_eq!((next.backup_type, next.parent_backup_id), (BackupType::Incremental, Some(ids[1].clone())));
+    // And back.
+    assert!(move_to(&house, &vm, "one").await.error.is_none());
+    assert_eq!(findings(&house).await, [""; 0]);
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_the_way_of_a_move_is_said() {
+    let (house, vm, ids) = with_two_points(None).await;
+    let told = refused(&house, &vm, &to("one")).await;
+    assert_eq!(told.0, "invalid_input", "{told:?}");
+    assert_eq!(refused(&house, &vm, &to("none")).await.0, "repository_not_found");
+    assert_eq!(refused(&house, "nobody", &to("two")).await.0, "vm_not_found");
+    let from_two = MoveVm { repository_id: Some("two".to_owned()), ..to("one") };
+    assert_eq!(refused(&house, &vm, &from_two).await.0, "backup_not_found");
+
+    // A policy that would go on where the points lie now.
+    let rules: PolicyRules =
+        serde_json::from_value(serde_json::json!({ "name": "nightly", "vms": ["*"], "repository_id": "one" })).unwrap();
+    house.client.create_policy(&rules).await.unwrap();
+    let plan = house.client.move_chain(&vm, &to("two"), &PLAN).await.unwrap();
+    assert_eq!(plan.policies, ["nightly"]);
+    let told = refused(&house, &vm, &to("two")).await;
+    assert!(told.0 == "conflict" && told.1.contains("nightly would go on elsewhere"), "{told:?}");
+
+    // Somebody who reads: the task says who.
+    let export = house.client.create_export(&CreateExport { backup_id: ids[0].clone(), disk_id: None }).await.unwrap();
+    let how = MoveVm { leave_policies: true, ..to("two") };
+    let begun = house.client.move_chain(&vm, &how, &NOW).await.unwrap();
+    let task = house.client.wait_for_task(&begun.task_id.unwrap(), |_| {}).await.unwrap();
+    assert!(task.error.as_ref().is_some_and(|error| error.message.contains("in the way: read")), "{task:?}");
+    house.client.delete_export(&export.export_id).await.unwrap();
+    assert_eq!(findings(&house).await, [""; 0]);
+
+    // Points there already.
+    back_up(&house, &vm, "two", BackupType::Full).await;
+    let told = refused(&house, &vm, &how).await;
+    assert!(told.0 == "conflict" && told.1.contains("lie in the other repository already"), "{told:?}");
+    assert_eq!(lie_in(&house, &ids).await, ["one", "one"]);
+    house.fixture.hub.shutdown().await;
+}
+
+/// What lay in the old place could not be removed. The points are in the new one all the same, nothing of them moves on, and the next
+/// look removes the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_not_settled_is_settled_by_the_next_look() {
+    let gate = Arc::new(Gate::default());
+    let (house, vm, ids) = with_two_points(Some(gate.clone())).await;
+    gate.is_shut.store(true, Ordering::SeqCst);
+    let task = move_to(&house, &vm, "two").await;
+    assert!(task.error.is_none(), "{task:?}");
+    let log = house.client.task_log(&task.task_id, &ListQuery::default()).await.unwrap().items;
+    assert!(log.iter().any(|line| line.message.contains("could not all be removed yet")), "{log:?}");
+    assert_eq!(lie_in(&house, &ids).await, ["two", "two"]);
+    let told = refused(&house, &vm, &to("one")).await;
+    assert!(told.0 == "conflict" && told.1.contains("unfinished"), "{told:?}");
+    let told = findings(&house).await;
+    assert_eq!(told, [format!("one: MoveUnfinished {vm}"), format!("two: MoveUnfinished {vm}")]);
+    // The chain goes on meanwhile.
+    let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
+    assert_eq!(house.client.get_backup(&next).await.unwrap().parent_backup_id, Some(ids[1].clone()));
+
+    gate.is_shut.store(false, Ordering::SeqCst);
+    until("the old place is empty", async || {
+        findings(&house).await.is_empty() && house.left_of(&ids[0]).iter().all(|path| !path.contains("/one/"))
+    })
+    .await;
+    assert_eq!(lie_in(&house, &[ids[0].clone(), ids[1].clone(), next]).await, ["two"; 3]);
+    assert!(move_to(&house, &vm, "one").await.error.is_none());
+    house.fixture.hub.shutdown().await;
+}
+
+/// Two are asked for: one is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_has_one_move_at_a_time() {
+    let (house, vm, ids) = with_two_points(None).await;
+    let how = to("two");
+    let both = tokio::join!(house.client.move_chain(&vm, &how, &NOW), house.client.move_chain(&vm, &how, &NOW));
+    let mut begun = Vec::new();
+    for answer in [both.0, both.1] {
+        match answer {
+            Ok(answer) => begun.push(answer.task_id.unwrap()),
+            Err(ClientError::Problem { problem, .. }) => {
+                assert!(["conflict", "invalid_input"].contains(&problem.code.as_str()), "{problem:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    let mut ended = Vec::new();
+    for task_id in &begun {
+        ended.push(house.client.wait_for_task(task_id, |_| {}).await.unwrap());
+    }
+    let done = ended.iter().filter(|task| task.error.is_none()).count();
+    assert_eq!(done, 1, "{ended:?}");
+    assert_eq!(lie_in(&house, &ids).await, ["two", "two"]);
+    assert_eq!(findings(&house).await, [""; 0]);
+    let running = TaskFilter { kind: Some(TaskKind::Move), state: Some(TaskState::Running), ..TaskFilter::default() };
+    assert!(house.client.list_tasks(&running).await.unwrap().items.is_empty());
+    house.fixture.hub.shutdown().await;
+}

@@ -1,0 +1,98 @@
+//! Moves that were cut off and that no task goes on with: settled as the two repositories say.
+//!
+//! Invariant: nothing is decided here. The target goes forward with what has come to it; the source is told by the target, for which
+//! both must be this hub's; one that the catalog does not know any more is not waited for.
+
+use crate::core::{Core, blocking};
+use crate::fault::{OrProblem, Result, of_repo};
+use crate::jobs::moving::Books;
+use crate::jobs::work::Work;
+use crate::maintenance::Use;
+use sendense_catalog as catalog;
+use sendense_repo::Repository;
+use sendense_repo::moving::Ends;
+use sendense_repo::recover::Report;
+use sendense_types::{RepositoryId, TaskKind, TaskState, VmContextId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::runtime::Handle as Runtime;
+
+/// Who settles, for those who meet it.
+const WHO: &str = "settle a move";
+
+/// The machines whose points a task moves from or to a repository, or will.
+pub(crate) async fn under_way(core: &Core, id: &RepositoryId) -> Result<BTreeSet<VmContextId>> {
+    let mut vms = BTreeSet::new();
+    for state in [TaskState::Pending, TaskState::Running] {
+        let filter =
+            catalog::TaskFilter { kind: Some(TaskKind::Move), state: Some(state), ..catalog::TaskFilter::default() };
+        let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+        let (rows, _) = core.catalog.tasks().list(&filter, page).await.or_problem()?;
+        for work in rows.iter().filter_map(|row| Work::read(&row.request).ok()) {
+            if let Work::Move(work) = &work
+                && [&work.repository_id, &work.to_repository_id].contains(&id)
+            {
+                vms.insert(work.vm_context_id.clone());
+            }
+        }
+    }
+    Ok(vms)
+}
+
+/// Settles what a look at a repository has met. What cannot be settled now is logged, and met again by the next look.
+pub(super) async fn settle(core: &Arc<Core>, id: &RepositoryId, repository: &Repository, report: &Report) {
+    for vm in &report.unmoved {
+        tracing::info!(repository_id = %id, vm_id = %vm, "copies of a move that was cut off removed");
+    }
+    let tell = |vm: &VmContextId, problem: &sendense_types::Problem| {
+        tracing::warn!(repository_id = %id, vm_id = %vm, error = %problem.message, details = %problem.details,
+            "a move that was cut off is not settled yet");
+    };
+    for (vm, _) in &report.arriving {
+        let (target, of, books) = (repository.clone(), vm.clone(), books(core, vm, id));
+        match blocking(move || target.finish_arrival(&of, &books)).await.and_then(|done| done.or_problem()) {
+            Ok(_) => tracing::info!(repository_id = %id, vm_id = %vm, "points have arrived by a move that was cut off"),
+            Err(problem) => tell(vm, &problem),
+        }
+    }
+    let came = report.arriving.iter().chain(&report.arrived).map(|(vm, from)| (vm, from.clone(), id.to_string()));
+    let left = report.leaving.iter().map(|(vm, to)| (vm, id.to_string(), to.clone()));
+    for (vm, from, to) in came.chain(left) {
+        match both(core, vm, &from, &to).await {
+            Ok(()) => tracing::info!(vm_id = %vm, from, to, "a move that was cut off is settled"),
+            Err(problem) => tell(vm, &problem),
+        }
+    }
+}
+
+fn books(core: &Arc<Core>, vm: &VmContextId, to: &RepositoryId) -> Books {
+    Books { core: core.clone(), runtime: Runtime::current(), vm: vm.clone(), to: to.clone(), task: None }
+}
+
+/// Lets the two agree.
+async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str) -> Result<()> {
+    let (source, target) = (known(core, from).await?, known(core, to).await?);
+    let (of, now) = (vm.clone(), core.now());
+    match (source, target) {
+        (Some((_, source)), Some((to_id, target))) => {
+            let ends = Ends { from: from.to_owned(), to: to.to_owned(), who: WHO.to_owned() };
+            let books = books(core, vm, &to_id);
+            let settled = blocking(move || source.finish_move(&of, &target, &ends, &books)).await?;
+            settled.map(drop).map_err(|error| of_repo(&error))
+        }
+        (None, Some((_, target))) => blocking(move || target.forget_arrival(&of, now)).await?.map(drop).or_problem(),
+        (Some((_, source)), None) => blocking(move || source.forget_departure(&of, now)).await?.map(drop).or_problem(),
+        (None, None) => Ok(()),
+    }
+}
+
+/// A repository by the name that it has in a move; none when the catalog knows none of that name.
+async fn known(core: &Arc<Core>, name: &str) -> Result<Option<(RepositoryId, Repository)>> {
+    let Ok(id) = name.parse::<RepositoryId>() else { return Ok(None) };
+    match core.catalog.repositories().get(&id).await {
+        Err(error) if error.kind() == catalog::Kind::NotFound => return Ok(None),
+        found => _ = found.or_problem()?,
+    }
+    let repository = core.repositories.by_id(core, &id, Use::GoOn).await?;
+    Ok(Some((id, repository)))
+}
