@@ -1,4 +1,5 @@
-//! The one way to write: a whole transaction, tried again when another one was in the way.
+//! The one way to write: a whole transaction, tried again when another one was in the way. And to read by several statements what
+//! must agree.
 //!
 //! What lives here: begin, commit, repetition. What does not: any statement. Rules that make it right on every database:
 //!
@@ -13,7 +14,7 @@
 use crate::Catalog;
 use crate::error::{Error, Result};
 use sea_orm::{
-    DatabaseTransaction, DbErr, IsolationLevel, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    AccessMode, DatabaseTransaction, DbErr, IsolationLevel, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,30 @@ impl Catalog {
                 other => return other,
             }
         }
+    }
+
+    /// Runs `body`, which reads, on one state of the database: it sees nothing of what others commit meanwhile.
+    pub(crate) async fn at_one_moment<T, F, Fut>(&self, body: F) -> Result<T>
+    where
+        F: FnOnce(Tx) -> Fut + Send,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send,
+    {
+        let options = TransactionOptions {
+            isolation_level: (!self.is_sqlite()).then_some(IsolationLevel::RepeatableRead),
+            access_mode: (!self.is_sqlite()).then_some(AccessMode::ReadOnly),
+            sqlite_transaction_mode: self.is_sqlite().then_some(SqliteTransactionMode::Deferred),
+        };
+        let pool = self.inner.pool.clone();
+        let begun = finished(tokio::spawn(async move { pool.begin_with_options(options).await })).await;
+        let tx = Arc::new(begun?);
+        let found = body(tx.clone()).await;
+        let tx = Arc::into_inner(tx).expect("the body's future has ended and it held the only other handle");
+        // It has written nothing: how it ends matters to nobody, only that it does.
+        if let Err(error) = finished(tokio::spawn(tx.rollback())).await {
+            tracing::debug!(%error, "end a transaction that has read");
+        }
+        found
     }
 
     async fn try_write<T, F, Fut>(&self, body: &F) -> Result<T>

@@ -38,37 +38,8 @@ impl Backups<'_> {
 
     /// Backups, newest first, with the number of all that match.
     pub async fn list(&self, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
-        let total = self.total(filter);
-        let ids = async |page, order| {
-            let ids = page_of_ids(filter, page, order).into_tuple::<String>().all(self.0.pool()).await;
-            ids.map_err(Error::from)
-        };
-        if page.offset <= NEAR {
-            let (ids, total) = tokio::try_join!(ids(page, Order::Desc), total)?;
-            return Ok((self.by_ids(&ids).await?, total));
-        }
-        // A deep page is reached from the end that is nearer.
-        let total = total.await?;
-        let left = total.saturating_sub(page.offset);
-        if left == 0 {
-            return Ok((Vec::new(), total));
-        }
-        let ids = if page.offset <= total / 2 {
-            ids(page, Order::Desc).await?
-        } else {
-            let limit = Ord::min(page.limit(), left);
-            ids(Page { limit, offset: left - limit }, Order::Asc).await?
-        };
-        Ok((self.by_ids(&ids).await?, total))
-    }
-
-    /// How many match. Machines have hundreds of backups, which an index counts at once; of everything else there is a counter.
-    async fn total(&self, filter: &BackupFilter) -> Result<u64> {
-        let db = self.0.pool();
-        if filter.vm_name.is_some() || filter.vm_context_id.is_some() {
-            return value::count(select(filter), entity::backups::Column::BackupId, db).await;
-        }
-        counts::backups(db, filter.repository_id.as_ref(), filter.status, filter.backup_type).await
+        // What comes or goes in between would be counted and not shown, or the other way round.
+        self.0.at_one_moment(|tx| async move { list_in(&*tx, filter, page).await }).await
     }
 
     /// The points that build directly on this one, over all disks, whether completed or being made.
@@ -129,32 +100,69 @@ impl Backups<'_> {
 
     /// Backups of these ids with their disks, newest first.
     pub(super) async fn by_ids(&self, ids: &[String]) -> Result<Vec<Backup>> {
-        use entity::{backup_disks, backups};
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows = backups::Entity::find()
-            .filter(backups::Column::BackupId.is_in(ids))
-            .order_by_desc(backups::Column::CreatedAt)
-            .order_by_desc(backups::Column::BackupId)
-            .all(self.0.pool());
-        let disks = backup_disks::Entity::find()
-            .filter(backup_disks::Column::BackupId.is_in(ids))
-            .order_by_asc(backup_disks::Column::BackupId)
-            .order_by_asc(backup_disks::Column::DiskId)
-            .all(self.0.pool());
-        let (rows, disks) = tokio::try_join!(rows, disks)?;
-        let mut by_backup = HashMap::<String, Vec<backup_disks::Model>>::new();
-        for disk in disks {
-            by_backup.entry(disk.backup_id.clone()).or_default().push(disk);
-        }
-        rows.into_iter()
-            .map(|row| {
-                let disks = by_backup.remove(&row.backup_id).unwrap_or_default();
-                row::read(row, disks)
-            })
-            .collect()
+        by_ids_in(self.0.pool(), ids).await
     }
+}
+
+async fn list_in(db: &impl ConnectionTrait, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
+    let ids = async |page, order| {
+        let ids = page_of_ids(filter, page, order).into_tuple::<String>().all(db).await;
+        ids.map_err(Error::from)
+    };
+    let total = total_in(db, filter);
+    if page.offset <= NEAR {
+        let (ids, total) = tokio::try_join!(ids(page, Order::Desc), total)?;
+        return Ok((by_ids_in(db, &ids).await?, total));
+    }
+    // A deep page is reached from the end that is nearer.
+    let total = total.await?;
+    let left = total.saturating_sub(page.offset);
+    if left == 0 {
+        return Ok((Vec::new(), total));
+    }
+    let ids = if page.offset <= total / 2 {
+        ids(page, Order::Desc).await?
+    } else {
+        let limit = Ord::min(page.limit(), left);
+        ids(Page { limit, offset: left - limit }, Order::Asc).await?
+    };
+    Ok((by_ids_in(db, &ids).await?, total))
+}
+
+/// How many match. Machines have hundreds of backups, which an index counts at once; of everything else there is a counter.
+async fn total_in(db: &impl ConnectionTrait, filter: &BackupFilter) -> Result<u64> {
+    if filter.vm_name.is_some() || filter.vm_context_id.is_some() {
+        return value::count(select(filter), entity::backups::Column::BackupId, db).await;
+    }
+    counts::backups(db, filter.repository_id.as_ref(), filter.status, filter.backup_type).await
+}
+
+async fn by_ids_in(db: &impl ConnectionTrait, ids: &[String]) -> Result<Vec<Backup>> {
+    use entity::{backup_disks, backups};
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = backups::Entity::find()
+        .filter(backups::Column::BackupId.is_in(ids))
+        .order_by_desc(backups::Column::CreatedAt)
+        .order_by_desc(backups::Column::BackupId)
+        .all(db);
+    let disks = backup_disks::Entity::find()
+        .filter(backup_disks::Column::BackupId.is_in(ids))
+        .order_by_asc(backup_disks::Column::BackupId)
+        .order_by_asc(backup_disks::Column::DiskId)
+        .all(db);
+    let (rows, disks) = tokio::try_join!(rows, disks)?;
+    let mut by_backup = HashMap::<String, Vec<backup_disks::Model>>::new();
+    for disk in disks {
+        by_backup.entry(disk.backup_id.clone()).or_default().push(disk);
+    }
+    rows.into_iter()
+        .map(|row| {
+            let disks = by_backup.remove(&row.backup_id).unwrap_or_default();
+            row::read(row, disks)
+        })
+        .collect()
 }
 
 /// The statement that finds a page's ids.

@@ -57,7 +57,8 @@ suite! {
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
         a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed, old_tasks_are_forgotten;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_machine_of_two_sources_is_one,
-        a_failed_backup_frees_the_machine, steps_out_of_order_are_refused, a_plan_is_checked, what_keeps_a_point_is_told, filters_are_combined;
+        a_failed_backup_frees_the_machine, steps_out_of_order_are_refused, a_plan_is_checked, what_keeps_a_point_is_told, filters_are_combined,
+        a_list_agrees_with_its_number_while_points_come_and_go;
     chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
         a_new_disk_begins_a_chain, a_merged_point_leaves_its_successor, moved_points_take_along_what_is_known_of_them;
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,

@@ -290,3 +290,26 @@ pub async fn what_keeps_a_point_is_told(db: TestDb) {
     assert!(backups.adopt(&known, &imported, at(30)).await.expect("adopt"));
     assert_eq!(backups.get(&imported.backup_id).await.expect("get"), imported);
 }
+
+/// Rows and number are of one moment, whatever is written between the two.
+pub async fn a_list_agrees_with_its_number_while_points_come_and_go(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let vm = &world.vms[0];
+    world.point(vm, None, 1, at(1)).await;
+    let writer = async {
+        for n in 0..40 {
+            let point = world.point(vm, None, 1, at(100 + n)).await;
+            backups.delete(&[point], at(200 + n)).await.expect("delete");
+        }
+    };
+    let all = Page { limit: 100, offset: 0 };
+    let reader = async {
+        for n in 0..400 {
+            let filter = BackupFilter { vm_context_id: (n % 2 == 0).then(|| vm.clone()), ..BackupFilter::default() };
+            let (rows, total) = backups.list(&filter, all).await.expect("list");
+            assert_eq!(rows.len() as u64, total, "{filter:?}");
+        }
+    };
+    tokio::join!(writer, reader);
+}
