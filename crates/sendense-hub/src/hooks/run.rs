@@ -18,6 +18,9 @@ const LINE_CHARS_MAX: usize = 500;
 /// Characters of a variable that a hook is told: an error's message with its chain. Linux takes 128 KiB of one.
 const VALUE_CHARS_MAX: usize = 4000;
 
+/// What `env` and shells end with where they could not execute, or not find, a program: then nothing was done, or a part of it.
+const NOT_RUN: [i32; 2] = [126, 127];
+
 /// When a hook is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -40,7 +43,7 @@ pub(super) struct Ran {
     pub failure: Option<String>,
     /// What it said, and how it ended.
     pub lines: Vec<(LogLevel, String)>,
-    /// Whether it was begun at all.
+    /// Whether it was begun at all, and found what it needs.
     pub has_begun: bool,
     /// Whether it was ended because somebody asked for that.
     pub was_stopped: bool,
@@ -96,8 +99,14 @@ fn harmless(value: &str) -> String {
 }
 
 fn judge(moment: Moment, name: &str, timeout: Duration, outcome: &Outcome) -> Ran {
+    let is_missing =
+        outcome.ended == Ended::Exited && outcome.status.code().is_some_and(|code| NOT_RUN.contains(&code));
     let failure = match outcome.ended {
         Ended::Exited if outcome.status.success() => None,
+        Ended::Exited if is_missing => Some(format!(
+            "hook {name} cannot be run: {}: a program that it needs is missing, or may not be executed",
+            outcome.status
+        )),
         Ended::Exited => Some(format!("hook {name} failed: {}", outcome.status)),
         Ended::Deadline => Some(format!("hook {name} did not end within {} s and was killed", timeout.as_secs())),
         Ended::Killed => Some(format!("hook {name} was killed because the backup was stopped")),
@@ -111,7 +120,7 @@ fn judge(moment: Moment, name: &str, timeout: Duration, outcome: &Outcome) -> Ra
         None => (LogLevel::Info, format!("hook {name} ({}) has ended well", moment.as_str())),
         Some(failure) => (LogLevel::Error, failure.clone()),
     });
-    Ran { failure, lines, has_begun: true, was_stopped: outcome.ended == Ended::Killed }
+    Ran { failure, lines, has_begun: !is_missing, was_stopped: outcome.ended == Ended::Killed }
 }
 
 /// The last lines of an output, made harmless.
@@ -140,6 +149,41 @@ mod tests {
     fn what_a_hook_is_told_is_one_short_line() {
         assert_eq!(harmless("web\0\n$(reboot) ü"), "web  $(reboot) ü");
         assert_eq!(harmless(&"ü".repeat(VALUE_CHARS_MAX + 1)).chars().count(), VALUE_CHARS_MAX);
+    }
+
+    #[test]
+    fn a_hook_whose_programs_are_missing_counts_as_not_run() {
+        use std::os::unix::process::ExitStatusExt;
+        for (code, has_begun, said) in [
+            (0, true, None),
+            (1, true, Some("hook x failed: exit status: 1")),
+            (125, true, Some("hook x failed: exit status: 125")),
+            (
+                126,
+                false,
+                Some(
+                    "hook x cannot be run: exit status: 126: a program that it needs is missing, or may not be executed",
+                ),
+            ),
+            (
+                127,
+                false,
+                Some(
+                    "hook x cannot be run: exit status: 127: a program that it needs is missing, or may not be executed",
+                ),
+            ),
+            (128, true, Some("hook x failed: exit status: 128")),
+        ] {
+            let outcome = Outcome {
+                status: std::process::ExitStatus::from_raw(code << 8),
+                ended: Ended::Exited,
+                stdout: Vec::new(),
+                stdout_cut: false,
+                stderr: Vec::new(),
+            };
+            let ran = judge(Moment::After, "x", Duration::from_secs(1), &outcome);
+            assert_eq!((ran.has_begun, ran.failure.as_deref()), (has_begun, said));
+        }
     }
 
     #[test]
