@@ -72,7 +72,25 @@ impl Sweeping {
 }
 
 /// When each source is swept next.
-pub(crate) type Due = HashMap<SourceId, Timestamp>;
+pub(crate) type Due = HashMap<SourceId, Next>;
+
+/// A moment, and how long it was until then when that was said.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Next {
+    at: Timestamp,
+    period_seconds: i64,
+}
+
+impl Next {
+    fn after(period_seconds: i64, now: Timestamp) -> Self {
+        Self { at: now.plus_seconds(period_seconds), period_seconds }
+    }
+
+    /// A clock that was set back puts nothing off: it is longer until then than it ever was.
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.at <= now || self.at > now.plus_seconds(self.period_seconds)
+    }
+}
 
 /// Sweeps the sources that are due, and notes when they are due again. By the hub's clock: a machine that was suspended for a
 /// week has slept through its days.
@@ -96,18 +114,16 @@ pub(crate) async fn pass(core: &Arc<Core>, due: &mut Due, cancel: &Cancel) {
     due.retain(|id, _| rows.iter().any(|row| row.source_id == *id) && !asked.contains(id));
     forget(core, |thing, known| known == Known::Found && !rows.iter().any(|row| row.source_id == thing.source_id));
     for row in rows {
-        // A clock that was set back puts nothing off for longer than the period.
-        let (now, latest) = (core.now(), core.now().plus_seconds(SWEEP_PERIOD_SECONDS));
-        if due.get(&row.source_id).is_some_and(|at| *at > now && *at <= latest) {
+        if due.get(&row.source_id).is_some_and(|next| !next.is_due(core.now())) {
             continue;
         }
         match sweep(core, &row, cancel).await {
-            Ok(true) => _ = due.insert(row.source_id, core.now().plus_seconds(SWEEP_PERIOD_SECONDS)),
+            Ok(true) => _ = due.insert(row.source_id, Next::after(SWEEP_PERIOD_SECONDS, core.now())),
             // With the next pass.
             Ok(false) => {}
             Err(problem) => {
                 tracing::debug!(source_id = %row.source_id, error = %problem.message, "a source cannot be swept now");
-                due.insert(row.source_id, core.now().plus_seconds(LOOK_PERIOD_SECONDS));
+                due.insert(row.source_id, Next::after(LOOK_PERIOD_SECONDS, core.now()));
             }
         }
     }
@@ -210,5 +226,22 @@ pub(crate) async fn is_alive(core: &Core, task_id: &TaskId) -> Result<bool> {
         Ok(task) => Ok(matches!(task.state, TaskState::Pending | TaskState::Running)),
         Err(error) if error.kind() == Kind::NotFound => Ok(false),
         other => other.or_problem().map(|_| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_puts_no_sweep_off() {
+        let now = Timestamp::from_micros(1_800_000_000_000_000);
+        for period in [LOOK_PERIOD_SECONDS, SWEEP_PERIOD_SECONDS] {
+            let next = Next::after(period, now);
+            let due = |seconds| next.is_due(now.plus_seconds(seconds));
+            assert_eq!([0, 1, period - 1, period, period + 1].map(due), [false, false, false, true, true]);
+            // Also by less than a day, which is the longer of the two.
+            assert_eq!([-1, -period, -20 * 3600, -400 * 86_400].map(due), [true; 4]);
+        }
     }
 }
