@@ -23,6 +23,14 @@ pub struct VmFilter {
     /// That bear this tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
+    /// That should have had a newer point by their policies' schedules. With `unprotected`, those of which either is so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[param(required = false)]
+    pub overdue: bool,
+    /// That are there and that nothing protects: no policy means them, or no point of them can be restored.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[param(required = false)]
+    pub unprotected: bool,
     /// How many at most.
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub limit: Limit,

@@ -124,6 +124,21 @@ impl Newest {
     }
 }
 
+/// Machines that somebody should do something about; of two sorts, both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Wanted {
+    overdue: bool,
+    unprotected: bool,
+}
+
+impl Wanted {
+    fn means(self, vm: &Vm) -> bool {
+        // One that has gone cannot be protected any more; a policy that misses it says so.
+        let is_bare = vm.policies.is_empty() || vm.protection_state == ProtectionState::Unprotected;
+        self.overdue && vm.overdue_since.is_some() || self.unprotected && is_bare && !vm.missing
+    }
+}
+
 /// A machine by its id or its name, which must not be that of several.
 pub(crate) async fn find(core: &Core, id_or_name: &str) -> Result<catalog::VmContext> {
     if let Ok(id) = id_or_name.parse::<VmContextId>() {
@@ -178,9 +193,32 @@ impl App {
             None => None,
         };
         let page = catalog::Page { limit: filter.limit.get().into(), offset: filter.offset };
+        let wanted = Wanted { overdue: filter.overdue, unprotected: filter.unprotected };
         let filter = catalog::VmFilter { vm_name: filter.vm_name, source_id, tag: filter.tag, ..Default::default() };
+        if wanted != Wanted::default() {
+            return self.list_wanted(&filter, wanted, page).await;
+        }
         let (rows, total) = self.core.catalog.vms().list(&filter, page).await.or_problem()?;
         Ok(Page { items: self.vms_out(rows).await?, total })
+    }
+
+    /// Policies and schedules say it, not a column: all machines are looked at.
+    async fn list_wanted(&self, filter: &catalog::VmFilter, wanted: Wanted, page: catalog::Page) -> Result<Page<Vm>> {
+        let (mut found, mut offset) = (Vec::new(), 0);
+        loop {
+            let all = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
+            let (rows, _) = self.core.catalog.vms().list(filter, all).await.or_problem()?;
+            offset += rows.len() as u64;
+            let is_last = (rows.len() as u64) < catalog::Page::LIMIT_MAX;
+            found.extend(self.vms_out(rows).await?.into_iter().filter(|vm| wanted.means(vm)));
+            if is_last {
+                break;
+            }
+        }
+        let total = found.len() as u64;
+        let skipped = usize::try_from(page.offset).unwrap_or(usize::MAX);
+        let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+        Ok(Page { items: found.into_iter().skip(skipped).take(limit).collect(), total })
     }
 
     /// One machine, by its id or name.

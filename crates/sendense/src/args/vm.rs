@@ -13,6 +13,12 @@ pub enum VmCommand {
         /// Only those that bear this tag.
         #[arg(long, value_name = "TAG")]
         tag: Option<String>,
+        /// Only those that should have had a newer point by their policies' schedules.
+        #[arg(long)]
+        overdue: bool,
+        /// Only those that no policy means, or of which no point can be restored; with --overdue, of both sorts.
+        #[arg(long)]
+        unprotected: bool,
     },
     /// Show one machine.
     Show {

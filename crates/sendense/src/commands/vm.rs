@@ -11,8 +11,9 @@ use sendense_api::{ChangeTags, VmFilter};
 /// Runs the command.
 pub async fn run(context: &Context, command: VmCommand) -> Result<u8> {
     match command {
-        VmCommand::List { source, tag } => {
-            let page = context.client.list_vms(&VmFilter { source_id: source, tag, ..VmFilter::default() }).await?;
+        VmCommand::List { source, tag, overdue, unprotected } => {
+            let filter = VmFilter { source_id: source, tag, overdue, unprotected, ..VmFilter::default() };
+            let page = context.client.list_vms(&filter).await?;
             if context.json {
                 json(&VmListReply::from(page))?;
             } else {

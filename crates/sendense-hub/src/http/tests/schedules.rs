@@ -346,16 +346,35 @@ async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
         };
         vec![of("db", &db, "unprotected", None), of("web", &web, state, since)]
     };
+    // Whom somebody should look after, by name, and how many there are.
+    let wanted = async |query: &str| {
+        let list = house.fixture.call("GET", &format!("/api/v1/vms?{query}"), Some(Role::Viewer)).await;
+        let names = list.body["vms"].as_array().unwrap_or_else(|| panic!("{:#}", list.body)).iter();
+        (names.map(|vm| vm["vm_name"].as_str().unwrap().to_owned()).collect::<Vec<_>>(), list.body["total"].as_u64())
+    };
+    let these = |names: &[&str], total| (names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), Some(total));
     assert_eq!(vms().await, told("unprotected", None));
+    assert_eq!(wanted("unprotected=true").await, these(&["db", "web"], 2));
+    assert_eq!(wanted("unprotected=true&limit=1&offset=1").await, these(&["web"], 2));
+    assert_eq!(wanted("unprotected=true&vm_name=db").await, these(&["db"], 1));
+    assert_eq!(wanted("overdue=true").await, these(&[], 0));
+    assert_eq!(wanted("overdue=false&unprotected=false").await, these(&["db", "web"], 2));
     clock.advance_seconds(HOUR);
     ended(&house.fixture, "hourly", 1).await;
     assert_eq!(vms().await, told("protected", None));
+    assert_eq!(wanted("unprotected=true").await, these(&["db"], 1));
     // Its disk is gone: the next occurrence comes to nothing.
     std::fs::remove_file(house.fixture.folder.path().join("vms/web/disk0.raw")).unwrap();
     clock.advance_seconds(HOUR);
     let executions = ended(&house.fixture, "hourly", 2).await;
     assert_eq!(executions[0]["state"], "failed", "{executions:#?}");
     assert_eq!(vms().await, told("failing", Some("2027-01-15T10:00:00Z")));
+    assert_eq!(wanted("overdue=true").await, these(&["web"], 1));
+    assert_eq!(wanted("overdue=true&unprotected=true").await, these(&["db", "web"], 2), "either");
+    // One that has gone is nobody's to protect.
+    std::fs::remove_dir_all(house.fixture.folder.path().join("vms/db")).unwrap();
+    house.client.discover_source("images").await.unwrap();
+    assert_eq!(wanted("unprotected=true").await, these(&[], 0));
     house.fixture.hub.shutdown().await;
 }
 
