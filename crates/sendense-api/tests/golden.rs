@@ -58,6 +58,7 @@ fn backup() -> Backup {
         verify_depth: None,
         verified_at: Some(at(7)),
         verify_speed_bps: None,
+        verify_open_ms: Some(12),
         verify_finding: Some("it needs what bk-1 has lost".to_owned()),
         tags: [("team".to_owned(), "web".to_owned())].into(),
         protected: true,
@@ -158,6 +159,7 @@ fn a_backup_has_every_field_also_when_it_is_null() {
                 "verify_depth": null,
                 "verified_at": "2026-05-28T20:26:47Z",
                 "verify_speed_bps": null,
+                "verify_open_ms": 12,
                 "verify_finding": "it needs what bk-1 has lost",
                 "tags": {
                   "team": "web"
@@ -270,6 +272,7 @@ fn a_chain_stands_beside_success() {
                   "verify_depth": null,
                   "verified_at": "2026-05-28T20:26:47Z",
                   "verify_speed_bps": null,
+                  "verify_open_ms": 12,
                   "verify_finding": "it needs what bk-1 has lost",
                   "tags": {
                     "team": "web"
@@ -517,6 +520,7 @@ fn vm() -> Vm {
             proved_at: at(5),
             depth: VerifyDepth::AtRest,
             speed_bps: Some(1 << 30),
+            open_ms: Some(3),
             is_newest: false,
         }),
         protection_state: ProtectionState::Protected,
@@ -593,6 +597,7 @@ fn a_discovery_lists_vms() {
                     "proved_at": "2026-05-28T20:26:45Z",
                     "depth": "at_rest",
                     "speed_bps": 1073741824,
+                    "open_ms": 3,
                     "is_newest": false
                   },
                   "protection_state": "protected",

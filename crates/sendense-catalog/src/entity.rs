@@ -182,6 +182,10 @@ backups = "backups" {
     verify_ms: Option<i64>,
     verify_finding: Option<String>,
     deep_verified_at: Option<Ts>,
+    #[serde(default)]
+    generation: i32,
+    #[serde(default)]
+    verify_open_ms: Option<i64>,
 }}
 
 entity! { /// What damage has cost, by point and disk.

@@ -164,10 +164,11 @@ fn status(backup: &Backup) -> String {
     }
 }
 
-/// What verifications say of a backup: `sound (deep, 210 MB/s) 2026-01-31 …`.
+/// What verifications say of a backup: `sound (deep, 210 MB/s, open in 12 ms) 2026-01-31 …`.
 fn verified(backup: &Backup, state: VerifyState) -> String {
     let depth = backup.verify_depth.map(depth_words).map(str::to_owned);
-    let how: Vec<String> = depth.into_iter().chain(backup.verify_speed_bps.map(speed)).collect();
+    let figures = [backup.verify_speed_bps.map(speed), backup.verify_open_ms.map(opened)];
+    let how: Vec<String> = depth.into_iter().chain(figures.into_iter().flatten()).collect();
     let how = if how.is_empty() { String::new() } else { format!(" ({})", how.join(", ")) };
     format!("{state}{how} {}", backup.verified_at.map(moment).unwrap_or_default())
 }
@@ -177,6 +178,10 @@ fn depth_words(depth: VerifyDepth) -> &'static str {
         VerifyDepth::AtRest => "at rest",
         VerifyDepth::Deep => "deep",
     }
+}
+
+fn opened(ms: u64) -> String {
+    format!("open in {ms} ms")
 }
 
 fn speed(bytes_per_second: u64) -> String {
@@ -388,9 +393,10 @@ pub fn vms(vms: &[Vm]) -> Table {
 fn proved(proved: &ProvedBackup) -> String {
     let which = if proved.is_newest { "the newest point" } else { "a point of" };
     let made = if proved.is_newest { String::new() } else { format!(" {}", moment(proved.created_at)) };
-    let speed = proved.speed_bps.map(|bps| format!(", {}", speed(bps))).unwrap_or_default();
+    let figures = [proved.speed_bps.map(speed), proved.open_ms.map(opened)];
+    let figures: String = figures.iter().flatten().map(|figure| format!(", {figure}")).collect();
     let (id, depth) = (&proved.backup_id, depth_words(proved.depth));
-    format!("{} {id}, {which}{made} ({depth}{speed})", moment(proved.proved_at))
+    format!("{} {id}, {which}{made} ({depth}{figures})", moment(proved.proved_at))
 }
 
 /// Tags, for people.

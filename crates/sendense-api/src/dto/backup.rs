@@ -264,6 +264,10 @@ pub struct Backup {
     pub verified_at: Option<Timestamp>,
     /// Bytes of it that were read per second, or decoded in a deep verification; null where no byte was.
     pub verify_speed_bps: Option<u64>,
+    /// Milliseconds until all of its disks were open, with all that they build on, and their first blocks read, before it was
+    /// verified last; null where it was not opened.
+    #[serde(default)]
+    pub verify_open_ms: Option<u64>,
     /// What is wrong.
     pub verify_finding: Option<String>,
     /// Free text for people and selectors.

@@ -205,6 +205,10 @@ pub struct ProvedBackup {
     pub depth: VerifyDepth,
     /// Bytes per second, over all of it.
     pub speed_bps: Option<u64>,
+    /// Milliseconds until all of its disks were open, with all that they build on, and their first blocks read; null where it was
+    /// not opened when it was looked at last.
+    #[serde(default)]
+    pub open_ms: Option<u64>,
     /// True when it is the machine's newest point.
     pub is_newest: bool,
 }

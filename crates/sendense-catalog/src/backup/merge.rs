@@ -48,6 +48,7 @@ impl Backups<'_> {
                     backup_type: Set(successor.backup_type.as_str().to_owned()),
                     parent_backup_id: Set(successor.parent_backup_id.as_ref().map(|id| id.as_str().to_owned())),
                     bytes_stored: Set(value::store_u64("bytes_stored", successor.bytes_stored)?),
+                    generation: Set(row.generation.wrapping_add(1)),
                     ..proof
                 };
                 life::update(&tx, &row.backup_id, set).await?;
@@ -76,6 +77,7 @@ fn proof(row: &Model, other: Option<Option<Model>>) -> ActiveModel {
             verified_at: Set(None),
             verify_bytes: Set(None),
             verify_ms: Set(None),
+            verify_open_ms: Set(None),
             verify_finding: Set(None),
             deep_verified_at: Set(None),
             ..Default::default()
@@ -86,6 +88,8 @@ fn proof(row: &Model, other: Option<Option<Model>>) -> ActiveModel {
     let depth = if both(row) && both(&other) { VerifyDepth::Deep } else { VerifyDepth::AtRest };
     ActiveModel {
         verify_depth: Set(Some(depth.as_str().to_owned())),
+        // Its chain is another one now.
+        verify_open_ms: Set(None),
         verified_at: Set(row.verified_at.min(other.verified_at)),
         deep_verified_at: Set(row.deep_verified_at.min(other.deep_verified_at)),
         ..Default::default()

@@ -52,6 +52,7 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
                 at: at.into(),
                 bytes: value::read_u64("verify_bytes", row.verify_bytes.unwrap_or_default())?,
                 took_ms: value::read_u64("verify_ms", row.verify_ms.unwrap_or_default())?,
+                open_ms: row.verify_open_ms.map(|ms| value::read_u64("verify_open_ms", ms)).transpose()?,
                 finding: row.verify_finding,
             }),
             _ => None,
@@ -141,6 +142,8 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         verify_ms: verification.took_ms,
         verify_finding: verification.finding,
         deep_verified_at: verification.deep_at,
+        generation: 0,
+        verify_open_ms: verification.open_ms,
     })
 }
 

@@ -37,6 +37,8 @@ pub struct Verification {
     pub bytes: u64,
     /// How long they took, in milliseconds.
     pub took_ms: u64,
+    /// How long it took to open the point with all that it builds on, in milliseconds; `None` where it was not opened.
+    pub open_ms: Option<u64>,
     /// What is wrong.
     pub finding: Option<String>,
 }
@@ -50,6 +52,9 @@ pub struct Verified {
     pub verification: Option<Verification>,
     /// What it has lost; kept for a corrupt point only.
     pub lost: Lost,
+    /// Of which files it is said: those that the point had when its [`Backups::generations`] were asked for. `None` where it is
+    /// said whatever files it has.
+    pub generation: Option<i32>,
 }
 
 /// A verification as columns.
@@ -60,6 +65,7 @@ pub(super) struct Columns {
     pub(super) at: Option<Ts>,
     pub(super) bytes: Option<i64>,
     pub(super) took_ms: Option<i64>,
+    pub(super) open_ms: Option<i64>,
     pub(super) finding: Option<String>,
     /// When every block was decoded, where this verification did so.
     pub(super) deep_at: Option<Ts>,
@@ -72,6 +78,7 @@ pub(super) fn columns(found: &Verification) -> Result<Columns> {
         at: Some(found.at.into()),
         bytes: Some(value::store_u64("verify_bytes", found.bytes)?),
         took_ms: Some(value::store_u64("verify_ms", found.took_ms)?),
+        open_ms: found.open_ms.map(|ms| value::store_u64("verify_open_ms", ms)).transpose()?,
         finding: found.finding.as_deref().map(|text| value::trim_text(text, FINDING_BYTES_MAX)),
         deep_at: decoded(found).then(|| found.at.into()),
     })
@@ -106,18 +113,36 @@ pub struct Unproved<'a> {
 }
 
 impl Backups<'_> {
-    /// Keeps what is said of points, of all or of none. Points that are gone, or are no points, are passed over.
-    pub async fn set_verified(&self, found: &[Verified]) -> Result<()> {
+    /// Keeps what is said of points, of all or of none. Points that are gone, or are no points, are passed over. So are those whose
+    /// files were written anew since: these are told.
+    pub async fn set_verified(&self, found: &[Verified]) -> Result<BTreeSet<BackupId>> {
         self.0
             .write(|tx| async move {
                 // In the order of ids, so that two verifications cannot wait for each other.
                 let by_id: BTreeMap<&str, &Verified> = found.iter().map(|one| (one.backup_id.as_str(), one)).collect();
+                let mut others = BTreeSet::new();
                 for one in by_id.values() {
-                    set_in(&tx, one).await?;
+                    if !set_in(&tx, one).await? {
+                        others.insert(one.backup_id.clone());
+                    }
                 }
-                Ok(())
+                Ok(others)
             })
             .await
+    }
+
+    /// How often the files of these points were written anew. To be asked for before they are looked at.
+    pub async fn generations(&self, ids: &[BackupId]) -> Result<BTreeMap<BackupId, i32>> {
+        use entity::backups::{Column, Entity};
+        let rows: Vec<(String, i32)> = Entity::find()
+            .select_only()
+            .column(Column::BackupId)
+            .column(Column::Generation)
+            .filter(Column::BackupId.is_in(ids.iter().map(BackupId::as_str)))
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        rows.iter().map(|(id, generation)| Ok((value::read("backup_id", id)?, *generation))).collect()
     }
 
     /// The corrupt points of a machine in a repository, with what they have lost.
@@ -225,12 +250,16 @@ impl Backups<'_> {
     }
 }
 
-async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
+/// False where the point has other files than those that were looked at.
+async fn set_in(tx: &Tx, found: &Verified) -> Result<bool> {
     use entity::backups::{ActiveModel, Column, Entity};
     let id = found.backup_id.as_str();
-    let Some(row) = Entity::find_by_id(id).lock_exclusive().one(&**tx).await? else { return Ok(()) };
+    let Some(row) = Entity::find_by_id(id).lock_exclusive().one(&**tx).await? else { return Ok(true) };
     if row.status != BackupStatus::Completed.as_str() {
-        return Ok(());
+        return Ok(true);
+    }
+    if found.generation.is_some_and(|looked_at| looked_at != row.generation) {
+        return Ok(false);
     }
     let columns = found.verification.as_ref().map(columns).transpose()?.unwrap_or_default();
     let set = ActiveModel {
@@ -239,6 +268,7 @@ async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
         verified_at: Set(columns.at),
         verify_bytes: Set(columns.bytes),
         verify_ms: Set(columns.took_ms),
+        verify_open_ms: Set(columns.open_ms),
         verify_finding: Set(columns.finding),
         // A look at rest leaves the time of a deep one as it is; nothing known any more is nothing decoded.
         deep_verified_at: match &found.verification {
@@ -250,7 +280,7 @@ async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
     Entity::update_many().set(set).filter(Column::BackupId.eq(id)).exec(&**tx).await?;
     entity::damage::Entity::delete_many().filter(entity::damage::Column::BackupId.eq(id)).exec(&**tx).await?;
     if found.verification.as_ref().is_none_or(|found| found.state != VerifyState::Corrupt) {
-        return Ok(());
+        return Ok(true);
     }
     for (disk_id, lost) in &found.lost {
         let lost =
@@ -264,5 +294,5 @@ async fn set_in(tx: &Tx, found: &Verified) -> Result<()> {
         };
         entity::damage::Entity::insert(damage.into_active_model()).exec_without_returning(&**tx).await?;
     }
-    Ok(())
+    Ok(true)
 }

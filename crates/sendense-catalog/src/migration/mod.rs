@@ -20,6 +20,8 @@ mod m0017_node_limits;
 mod m0019_vm_tags;
 mod m0020_deep_proof;
 mod m0021_turns;
+mod m0022_generations;
+mod m0023_time_to_open;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -46,6 +48,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0019_vm_tags::Migration),
             Box::new(m0020_deep_proof::Migration),
             Box::new(m0021_turns::Migration),
+            Box::new(m0022_generations::Migration),
+            Box::new(m0023_time_to_open::Migration),
         ]
     }
 }

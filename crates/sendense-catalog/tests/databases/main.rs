@@ -67,7 +67,7 @@ suite! {
         of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
         of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once,
         only_what_waits_is_left_out, old_executions_are_forgotten;
-    verify: what_was_found_is_kept_with_the_point, a_failed_attempt_is_no_point_to_verify,
+    verify: what_was_found_is_kept_with_the_point, what_was_found_of_files_that_were_replaced_is_not_kept, a_failed_attempt_is_no_point_to_verify,
         the_oldest_proof_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;
     model: random_work_agrees_with_a_model;

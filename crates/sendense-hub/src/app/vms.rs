@@ -181,6 +181,7 @@ fn proved(
         proved_at: found.iter().map(|found| found.at).min()?,
         depth: if is_deep { VerifyDepth::Deep } else { VerifyDepth::AtRest },
         speed_bps: wire::speed_bps(sum(|found| found.bytes), sum(|found| found.took_ms)),
+        open_ms: point.verification.as_ref().and_then(|found| found.open_ms),
         is_newest: newest.is_some_and(|newest| newest.backup_id == point.backup_id),
     })
 }

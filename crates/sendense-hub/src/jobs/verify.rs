@@ -10,6 +10,7 @@ use sendense_repo::humble::humbly;
 use sendense_repo::verify::{Depth, Options, PointReport, Report, Scope, Work};
 use sendense_repo::{Kind, layout};
 use sendense_types::{BackupId, Problem, ProblemCode, VerifyState};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Reads in flight: what a file system on one spinning disk bears beside a backup.
@@ -21,6 +22,7 @@ const FINDINGS_TOLD_MAX: usize = 50;
 /// task, told with file and segment.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork) -> Result<serde_json::Value> {
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
+    let generations = generations(core, &work).await?;
     let (worker, progress) = (handle.clone(), handle.measure_verify());
     let (of, pace) = (work.clone(), work.aside.then_some(core.limits.verify_bytes_per_second));
     let verified = blocking(move || {
@@ -46,7 +48,7 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
         Ok(report) => report,
         Err((None, error)) => return Err(error).or_problem(),
         Err((Some(report), error)) => {
-            verification::record(core, &work, &report).await?;
+            verification::record(core, &work, &report, &generations).await?;
             return Err(error).or_problem();
         }
     };
@@ -54,8 +56,23 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: VerifyWork
         let segment = finding.segment.map(|segment| format!(", segment {segment}")).unwrap_or_default();
         handle.warn(format!("{}{segment}: {}", finding.file.display(), finding.what));
     }
-    let stands = verification::record(core, &work, &report).await?;
+    let stands = verification::record(core, &work, &report, &generations).await?;
     judge(&work.backup_id, &report, stands)
+}
+
+/// Which files the points have that are looked at. Asked before: a merge may replace them as soon as they are not claimed any more.
+async fn generations(core: &Core, work: &VerifyWork) -> Result<BTreeMap<BackupId, i32>> {
+    let backups = core.catalog.backups();
+    let looked_at = match work.own_files_only {
+        true => vec![work.backup_id.clone()],
+        false => match backups.with_all_below(&work.backup_id).await {
+            Ok(chain) => chain.into_iter().map(|point| point.backup_id).collect(),
+            // The repository knows whether it is there.
+            Err(error) if error.kind() == sendense_catalog::Kind::NotFound => Vec::new(),
+            Err(error) => return Err(error).or_problem(),
+        },
+    };
+    backups.generations(&looked_at).await.or_problem()
 }
 
 /// A report of a manifest that is damaged: nothing can be said of its point any more.

@@ -41,11 +41,18 @@ struct Need {
 
 /// Keeps what a verification found, tells of what is newly damaged, and returns how the point stands that was asked for; nothing
 /// where that was not found out.
-pub(crate) async fn record(core: &Arc<Core>, work: &VerifyWork, report: &Report) -> Result<Option<VerifyState>> {
+/// `generations` are those of before anything was read: what was read of files that a merge has replaced since is not kept.
+pub(crate) async fn record(
+    core: &Arc<Core>,
+    work: &VerifyWork,
+    report: &Report,
+    generations: &BTreeMap<BackupId, i32>,
+) -> Result<Option<VerifyState>> {
     let (vm, repository_id) = (&work.vm_context_id, &work.repository_id);
     let backups = core.catalog.backups();
     let repository = core.repositories.by_id(core, repository_id, Use::GoOn).await?;
     let damaged = backups.damaged(vm, repository_id).await.or_problem()?;
+    let before = damaged.clone();
     let mut case = Case { core, vm, repository_id, repository, damaged, now: core.now() };
     let depth = if work.deep { VerifyDepth::Deep } else { VerifyDepth::AtRest };
     let (mut sound, mut corrupt, mut changed, mut news) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -66,10 +73,20 @@ pub(crate) async fn record(core: &Arc<Core>, work: &VerifyWork, report: &Report)
             news.push(id.clone());
         }
         case.damaged.insert(id.clone(), lost.clone());
-        corrupt.push(Verified { backup_id: id.clone(), verification: Some(found), lost });
+        let generation = generations.get(id).copied();
+        corrupt.push(Verified { backup_id: id.clone(), verification: Some(found), lost, generation });
     }
     // First of all what is certain: who needs it may take its time to be found out, or fail.
-    backups.set_verified(&corrupt).await.or_problem()?;
+    let replaced = backups.set_verified(&corrupt).await.or_problem()?;
+    corrupt.retain(|mark| !replaced.contains(&mark.backup_id));
+    news.retain(|id| !replaced.contains(id));
+    changed.retain(|id| !replaced.contains(id));
+    for id in &replaced {
+        match before.get(id) {
+            Some(lost) => case.damaged.insert(id.clone(), lost.clone()),
+            None => case.damaged.remove(id),
+        };
+    }
     let mut marks = Vec::new();
     let mut needs = BTreeMap::new();
     for (row, found) in sound {
@@ -79,7 +96,8 @@ pub(crate) async fn record(core: &Arc<Core>, work: &VerifyWork, report: &Report)
             Some(need) => Verification { state: VerifyState::Affected, finding: Some(need.finding.clone()), ..found },
         };
         needs.extend(need.map(|need| (row.backup_id.clone(), need)));
-        marks.push(Verified { backup_id: row.backup_id, verification: Some(found), lost: Lost::new() });
+        let generation = generations.get(&row.backup_id).copied();
+        marks.push(Verified { backup_id: row.backup_id, verification: Some(found), lost: Lost::new(), generation });
     }
     for id in case.others_above(&changed, report).await? {
         let Some(row) = case.row(&id).await? else { continue };
@@ -89,12 +107,17 @@ pub(crate) async fn record(core: &Arc<Core>, work: &VerifyWork, report: &Report)
                 needs.insert(id, need);
             }
             (None, Some(VerifyState::Affected)) => {
-                marks.push(Verified { backup_id: id, verification: None, lost: Lost::new() });
+                marks.push(Verified { backup_id: id, verification: None, lost: Lost::new(), generation: None });
             }
             (None, _) => {}
         }
     }
-    backups.set_verified(&marks).await.or_problem()?;
+    let replaced: BTreeSet<BackupId> =
+        replaced.into_iter().chain(backups.set_verified(&marks).await.or_problem()?).collect();
+    marks.retain(|mark| !replaced.contains(&mark.backup_id));
+    for backup_id in &replaced {
+        tracing::info!(%backup_id, "the files of a point were written anew since it was verified: nothing is kept of that");
+    }
     for id in &news {
         let finding = report.points.get(id).and_then(|point| point.damage.clone()).unwrap_or_default();
         case.alert(&work.vm_name, id, &finding, &needs);
@@ -116,7 +139,7 @@ pub(crate) async fn judge_new_point(core: &Arc<Core>, work: &BackupWork) -> Resu
     let Some(row) = case.row(&work.backup_id).await? else { return Ok(()) };
     let Some(need) = case.need(&row).await? else { return Ok(()) };
     tracing::warn!(backup_id = %row.backup_id, vm_id = %vm, finding = %need.finding, "a new point is affected by damage");
-    backups.set_verified(&[case.affected(row.backup_id, &need)]).await.or_problem()
+    backups.set_verified(&[case.affected(row.backup_id, &need)]).await.or_problem().map(drop)
 }
 
 /// What is to be said of a point by its own files; nothing where a part could not be read and nothing that was is wrong, or
@@ -142,6 +165,8 @@ fn judge(
         at,
         bytes: figures.bytes,
         took_ms: u64::try_from(figures.took.as_millis()).unwrap_or(u64::MAX),
+        // Rounded up: no time at all is nobody's figure.
+        open_ms: point.opened.map(|took| u64::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)),
         finding: point.damage.clone(),
     })
 }
@@ -190,9 +215,10 @@ impl Case<'_> {
             at: self.now,
             bytes: 0,
             took_ms: 0,
+            open_ms: None,
             finding: Some(need.finding.clone()),
         };
-        Verified { backup_id, verification: Some(verification), lost: Lost::new() }
+        Verified { backup_id, verification: Some(verification), lost: Lost::new(), generation: None }
     }
 
     /// Tells of a point that is newly found damaged.
@@ -282,6 +308,7 @@ mod tests {
         PointReport {
             read: Work { bytes: 1000, took: Duration::from_millis(10) },
             decoded: Work { bytes: 9000, took: Duration::from_millis(30) },
+            opened: Some(Duration::from_micros(1001)),
             damage: damage.map(str::to_owned),
             is_unreadable,
             lost: BTreeMap::new(),
@@ -312,5 +339,6 @@ mod tests {
         }
         let figures = |depth| judge(&point(None, false), depth, None, at).map(|found| (found.bytes, found.took_ms));
         assert_eq!((figures(AtRest), figures(Deep)), (Some((1000, 10)), Some((9000, 30))));
+        assert_eq!(judge(&point(None, false), Deep, None, at).and_then(|found| found.open_ms), Some(2));
     }
 }

@@ -22,7 +22,7 @@ use crate::lock::Operation;
 use crate::manifest::{Disk, Manifest};
 use crate::repository::Repository;
 use parking_lot::Mutex;
-use sendense_block::{Cancel, Extent, ExtentSet};
+use sendense_block::{BLOCK_BYTES, ByteOffset, Cancel, Extent, ExtentSet, ReadAt};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -113,6 +113,9 @@ pub struct PointReport {
     pub read: Work,
     /// Its blocks, decoded; none at rest.
     pub decoded: Work,
+    /// How long it took until all of its disks were open and their first blocks read, with all that they build on: what whoever
+    /// restores or mounts it waits for at least. `None` where one could not be opened.
+    pub opened: Option<Duration>,
     /// What is not as it was written, in a sentence; `None` where all is.
     pub damage: Option<String>,
     /// True when a part of it could not be read: then it is not known to be sound.
@@ -252,13 +255,27 @@ impl Repository {
         let (mut report, pace) = (Report::default(), Pace::new(options.bytes_per_second));
         for manifest in &manifests {
             let check = Check::new(progress, cancel, &pace);
-            let point = self.verify_files(vm, manifest, options, &check)?;
+            // Before its files are read, which would leave them in memory.
+            let opened = self.time_to_open(vm, manifest).ok();
+            let point = PointReport { opened, ..self.verify_files(vm, manifest, options, &check)? };
             report.add(manifest.backup_id.clone(), point, check.report.into_inner());
         }
         self.check_still_told(vm, &report)?;
         report.damaged.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         report.unreadable.sort_by(|a, b| (&a.file, a.segment).cmp(&(&b.file, b.segment)));
         Ok(report)
+    }
+
+    fn time_to_open(&self, vm: &VmContextId, manifest: &Manifest) -> Result<Duration> {
+        let began = Instant::now();
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        for disk in &manifest.disks {
+            let links = self.chain(vm, &manifest.backup_id, disk.disk_id)?;
+            let reader = self.open_links(vm, links, None)?;
+            let there = reader.size().0.min(BLOCK_BYTES) as usize;
+            reader.read_at(ByteOffset(0), &mut block[..there])?;
+        }
+        Ok(began.elapsed())
     }
 
     /// Fails unless the repository and the manifests of the points that were found damaged are where they were: what a folder

@@ -66,7 +66,9 @@ fn what_rots_is_marked_told_and_stored_again() {
     let proved = hub.json(&["vm", "show", "web"])["vm"]["last_proved"].clone();
     assert_eq!((id(&proved), &proved["is_newest"], &proved["depth"]), (id(&third), &true.into(), &"deep".into()));
     assert!(proved["speed_bps"].as_u64().is_some_and(|speed| speed > 0), "{proved:#}");
-    assert!(hub.ok(&["vm", "show", "web"]).contains("the newest point (deep, "));
+    assert!(proved["open_ms"].as_u64().is_some_and(|ms| ms > 0), "{proved:#}");
+    let told = hub.ok(&["vm", "show", "web"]);
+    assert!(told.contains("the newest point (deep, ") && told.contains(", open in "), "{told}");
 
     // Two blocks of the first point rot. The second takes one of them from it, and the third none: it holds block 7 itself.
     let image = tree(&dir.join("repo")).into_iter().find(|file| file.ends_with(&format!("disk-0/{}.qcow2", id(&full))));

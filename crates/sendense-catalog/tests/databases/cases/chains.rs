@@ -169,9 +169,11 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
             at: at(seconds),
             bytes: 1,
             took_ms: 1,
+            open_ms: Some(7),
             finding: None,
         }),
         lost: Lost::new(),
+        generation: None,
     };
     let proofs = [sound(&two, VerifyDepth::Deep, 35), sound(&one, VerifyDepth::AtRest, 32)];
     backups.set_verified(&proofs).await.expect("proofs");
@@ -180,6 +182,7 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
     backups.merged(&successor, &one, at(41)).await.expect("once more does no harm");
     let proof = backups.get(&two).await.expect("two").verification.expect("still proved");
     assert_eq!((proof.state, proof.depth, proof.at), (VerifyState::Sound, Some(VerifyDepth::AtRest), at(32)));
+    assert_eq!(proof.open_ms, None, "its chain is another one now");
     let chain = backups.chain(vm, DiskNumber(1), None).await.expect("chain");
     assert_eq!(ids(&chain), [full.clone(), two.clone(), three.clone()]);
     assert_eq!(chain.backups[1].bytes_stored, 777);
@@ -212,9 +215,11 @@ pub async fn moved_points_take_along_what_is_known_of_them(db: TestDb) {
             at: at(20),
             bytes: 1,
             took_ms: 1,
+            open_ms: None,
             finding: Some("a segment".to_owned()),
         }),
         lost: lost.clone(),
+        generation: None,
     };
     world.catalog.backups().set_verified(std::slice::from_ref(&damage)).await.expect("damage");
     let first = world.repository_id.clone();

@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 16] = [
+const MIGRATIONS: [&str; 18] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -24,6 +24,8 @@ const MIGRATIONS: [&str; 16] = [
     "m0019_vm_tags",
     "m0020_deep_proof",
     "m0021_turns",
+    "m0022_generations",
+    "m0023_time_to_open",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

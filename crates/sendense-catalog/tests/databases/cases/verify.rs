@@ -12,19 +12,20 @@ fn sound(seconds: i64) -> Option<Verification> {
         at: at(seconds),
         bytes: 5 << 30,
         took_ms: 4321,
+        open_ms: Some(12),
         finding: None,
     })
 }
 
 fn said(backup_id: &BackupId, verification: Option<Verification>) -> Verified {
-    Verified { backup_id: backup_id.clone(), verification, lost: Lost::new() }
+    Verified { backup_id: backup_id.clone(), verification, lost: Lost::new(), generation: None }
 }
 
 fn corrupt(backup_id: &BackupId, lost: Lost, seconds: i64) -> Verified {
     let finding = Some(format!("segment 0 is not what was written{}", "\0".repeat(2)));
     let state = VerifyState::Corrupt;
     let verification = sound(seconds).map(|found| Verification { state, finding, ..found });
-    Verified { backup_id: backup_id.clone(), verification, lost }
+    Verified { backup_id: backup_id.clone(), verification, lost, generation: None }
 }
 
 pub async fn what_was_found_is_kept_with_the_point(db: TestDb) {
@@ -51,6 +52,7 @@ pub async fn what_was_found_is_kept_with_the_point(db: TestDb) {
         depth: None,
         bytes: 0,
         took_ms: 0,
+        open_ms: None,
         finding: Some("it needs what bk-1 has lost".to_owned()),
         ..found
     });
@@ -70,6 +72,37 @@ pub async fn what_was_found_is_kept_with_the_point(db: TestDb) {
     backups.set_verified(&[corrupt(&other, lost, 300)]).await.expect("set");
     assert_eq!(backups.delete(std::slice::from_ref(&other), at(400)).await.expect("delete"), 1);
     assert_eq!(backups.damaged(&world.vms[1], repository).await.expect("damaged"), [].into(), "it goes with the point");
+}
+
+/// A merge replaces a point's files between the look at them and what is said of them.
+pub async fn what_was_found_of_files_that_were_replaced_is_not_kept(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    let full = world.point(&world.vms[0], None, 1, at(10)).await;
+    let child = world.point(&world.vms[0], Some(&full), 1, at(20)).await;
+    let looked_at = backups.generations(&[full.clone(), child.clone(), id("bk-gone")]).await.expect("generations");
+    assert_eq!(looked_at, [(full.clone(), 0), (child.clone(), 0)].into());
+    let mut successor = backups.get(&child).await.expect("child");
+    (successor.backup_type, successor.parent_backup_id) = (BackupType::Full, None);
+    for disk in &mut successor.disks {
+        (disk.backup_type, disk.parent_backup_id) = (BackupType::Full, None);
+    }
+    backups.merged(&successor, &full, at(30)).await.expect("merge");
+    let of = |mark: Verified| Verified { generation: looked_at.get(&mark.backup_id).copied(), ..mark };
+    let lost: Lost = [(DiskNumber(0), vec![(7, 1)])].into();
+    for mark in [said(&child, sound(40)), corrupt(&child, lost, 40)] {
+        assert_eq!(
+            backups.set_verified(&[of(mark), of(said(&full, sound(40)))]).await.expect("set"),
+            [child.clone()].into()
+        );
+        assert_eq!(backups.get(&child).await.expect("get").verification, None);
+        assert_eq!(backups.damaged(&world.vms[0], &world.repository_id).await.expect("damaged"), [].into());
+    }
+    // Of its new files it may be said.
+    let now = backups.generations(std::slice::from_ref(&child)).await.expect("generations");
+    let mark = Verified { generation: now.get(&child).copied(), ..said(&child, sound(50)) };
+    assert_eq!(backups.set_verified(&[mark]).await.expect("set"), [].into());
+    assert_eq!(backups.get(&child).await.expect("get").verification, sound(50));
 }
 
 pub async fn a_failed_attempt_is_no_point_to_verify(db: TestDb) {

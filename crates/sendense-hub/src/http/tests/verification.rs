@@ -36,6 +36,7 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
     let found = stands(&first).await;
     assert_eq!((found.verify_state, found.verify_depth), (Some(VerifyState::Sound), Some(VerifyDepth::Deep)));
     assert!(found.verify_speed_bps.is_some_and(|speed| speed > 0), "{found:?}");
+    assert!(found.verify_open_ms.is_some_and(|ms| ms > 0), "{found:?}");
     let tasks = async || {
         let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
         house.client.list_tasks(&filter).await.unwrap().items
