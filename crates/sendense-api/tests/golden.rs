@@ -523,6 +523,7 @@ fn vm() -> Vm {
             open_ms: Some(3),
             is_newest: false,
         }),
+        proof_overdue_since: Some(at(8)),
         protection_state: ProtectionState::Protected,
         policies: vec!["gold".to_owned()],
         overdue_since: None,
@@ -600,6 +601,7 @@ fn a_discovery_lists_vms() {
                     "open_ms": 3,
                     "is_newest": false
                   },
+                  "proof_overdue_since": "2026-05-28T20:26:48Z",
                   "protection_state": "protected",
                   "policies": [
                     "gold"

@@ -432,6 +432,7 @@ pub fn vm(vm: &Vm) -> Vec<Table> {
             last.map(|b| format!("{} {} {}", b.backup_id, b.status, moment(b.created_at))).unwrap_or_default(),
         ),
         ("last proved", vm.last_proved.as_ref().map(proved).unwrap_or_else(|| "never".to_owned())),
+        ("proof overdue", vm.proof_overdue_since.map(|at| format!("since {}", moment(at))).unwrap_or_default()),
         ("cannot be backed up", vm.unsupported.clone().unwrap_or_default()),
     ];
     let mut disks = Table::new(&["DISK", "KEY", "LABEL", "CAPACITY", "FORMAT", "ON", "MODE", "NOTE"], &[3]);

@@ -92,6 +92,11 @@ pub struct Vm {
     pub last_backup: Option<LastBackup>,
     /// Its newest point that is proved good; null where none is, and in lists.
     pub last_proved: Option<ProvedBackup>,
+    /// When the first of its points fell due that should have been verified long ago, by its policy or the hub, and was not; null where
+    /// none is late, and in lists.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub proof_overdue_since: Option<Timestamp>,
     /// How well it is protected.
     pub protection_state: ProtectionState,
     /// The policies that mean it, by name. Without one nothing backs it up by itself.

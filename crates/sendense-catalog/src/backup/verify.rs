@@ -10,7 +10,7 @@ use crate::tx::Tx;
 use crate::value::{self, Ts};
 use sea_orm::{
     ActiveValue::{NotSet, Set},
-    ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Select,
 };
 use sendense_types::{
     BackupId, BackupStatus, DiskNumber, PolicyId, RepositoryId, Timestamp, VerifyDepth, VerifyState, VmContextId,
@@ -112,6 +112,41 @@ pub struct Unproved<'a> {
     pub before: Timestamp,
 }
 
+impl Unproved<'_> {
+    fn column(&self) -> entity::backups::Column {
+        match self.depth {
+            VerifyDepth::AtRest => entity::backups::Column::VerifiedAt,
+            VerifyDepth::Deep => entity::backups::Column::DeepVerifiedAt,
+        }
+    }
+
+    fn points(&self) -> Select<entity::backups::Entity> {
+        use entity::backups::{Column, Entity};
+        let points = Entity::find()
+            .filter(Column::RepositoryId.eq(self.repository_id.as_str()))
+            .filter(Column::Status.eq(BackupStatus::Completed.as_str()));
+        match self.made_by {
+            MadeBy::AnyOf(policies) => points.filter(Column::PolicyId.is_in(policies.iter().map(PolicyId::as_str))),
+            MadeBy::NoneOf([]) => points,
+            MadeBy::NoneOf(policies) => {
+                let others = Column::PolicyId.is_not_in(policies.iter().map(PolicyId::as_str));
+                points.filter(Column::PolicyId.is_null().or(others))
+            }
+        }
+    }
+
+    /// Those that were never looked at.
+    fn never(&self) -> Select<entity::backups::Entity> {
+        let made = entity::backups::Column::CompletedAt.lt(Ts::from(self.before));
+        self.points().filter(self.column().is_null()).filter(made)
+    }
+
+    /// Those that were looked at too long ago.
+    fn long_ago(&self) -> Select<entity::backups::Entity> {
+        self.points().filter(self.column().lt(Ts::from(self.before)))
+    }
+}
+
 impl Backups<'_> {
     /// Keeps what is said of points, of all or of none. Points that are gone, or are no points, are passed over. So are those whose
     /// files were written anew since: these are told.
@@ -166,33 +201,14 @@ impl Backups<'_> {
     /// Points that nobody has looked at since `before`, those whose proof, or else whose end, is the oldest first; with the time of
     /// that.
     pub async fn longest_unproved(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<(Backup, Timestamp)>> {
-        use entity::backups::{Column, Entity, Model};
-        type Proof = (Column, fn(&Model) -> Option<Ts>);
-        let (column, proof): Proof = match which.depth {
-            VerifyDepth::AtRest => (Column::VerifiedAt, |row| row.verified_at),
-            VerifyDepth::Deep => (Column::DeepVerifiedAt, |row| row.deep_verified_at),
+        use entity::backups::{Column, Model};
+        let column = which.column();
+        let proof = |row: &Model| match which.depth {
+            VerifyDepth::AtRest => row.verified_at,
+            VerifyDepth::Deep => row.deep_verified_at,
         };
-        let before = Ts::from(which.before);
-        let points = || {
-            let points = Entity::find()
-                .filter(Column::RepositoryId.eq(which.repository_id.as_str()))
-                .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
-                .limit(limit);
-            match which.made_by {
-                MadeBy::AnyOf(policies) => points.filter(Column::PolicyId.is_in(policies.iter().map(PolicyId::as_str))),
-                MadeBy::NoneOf([]) => points,
-                MadeBy::NoneOf(policies) => {
-                    let others = Column::PolicyId.is_not_in(policies.iter().map(PolicyId::as_str));
-                    points.filter(Column::PolicyId.is_null().or(others))
-                }
-            }
-        };
-        let never = points()
-            .filter(column.is_null())
-            .filter(Column::CompletedAt.lt(before))
-            .order_by_asc(Column::CompletedAt)
-            .all(self.0.pool());
-        let long_ago = points().filter(column.lt(before)).order_by_asc(column).all(self.0.pool());
+        let never = which.never().order_by_asc(Column::CompletedAt).limit(limit).all(self.0.pool());
+        let long_ago = which.long_ago().order_by_asc(column).limit(limit).all(self.0.pool());
         let (mut rows, long_ago) = tokio::try_join!(never, long_ago)?;
         rows.extend(long_ago);
         let since = |row: &Model| proof(row).or(row.completed_at).unwrap_or(row.created_at);
@@ -203,6 +219,25 @@ impl Backups<'_> {
             Ok((super::row::read(row, Vec::new())?, since))
         });
         told.collect()
+    }
+
+    /// The machines that have such points, each with the time of the oldest proof, or end, of these.
+    pub async fn unproved_machines(&self, which: &Unproved<'_>) -> Result<BTreeMap<VmContextId, Timestamp>> {
+        use entity::backups::Column;
+        let oldest = async |points: Select<entity::backups::Entity>, column: Column| {
+            let points = points.select_only().column(Column::VmContextId).column_as(column.min(), "since");
+            points.group_by(Column::VmContextId).into_tuple::<(String, Option<Ts>)>().all(self.0.pool()).await
+        };
+        let never = oldest(which.never(), Column::CompletedAt);
+        let (never, long_ago) = tokio::try_join!(never, oldest(which.long_ago(), which.column()))?;
+        let mut machines = BTreeMap::new();
+        for (vm, since) in never.iter().chain(&long_ago) {
+            let Some(since) = since else { continue };
+            let since = Timestamp::from(*since);
+            let known = machines.entry(value::read("vm_context_id", vm)?).or_insert(since);
+            *known = since.min(*known);
+        }
+        Ok(machines)
     }
 
     /// A point and all that it builds on, newest first.

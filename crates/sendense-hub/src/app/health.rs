@@ -33,6 +33,7 @@ impl App {
         checks.push(self.check_left_behind().await);
         checks.push(self.check_hooks().await);
         checks.push(self.check_vanished().await);
+        checks.push(self.check_proofs().await);
         Ok(DebugHealth {
             status: checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok),
             version: version(),
@@ -138,6 +139,23 @@ impl App {
             match told.len() {
                 0 => Ok("every machine that policies mean is found".to_owned()),
                 _ => Err((CheckStatus::Degraded, some_of(&told))),
+            }
+        })
+        .await
+    }
+
+    async fn check_proofs(&self) -> HealthCheck {
+        check("overdue proofs", async {
+            let told = self.overdue_proofs_told().await.map_err(|problem| (CheckStatus::Failed, problem.message))?;
+            match told.len() {
+                0 => Ok("every point was verified when it should have been".to_owned()),
+                _ => Err((
+                    CheckStatus::Degraded,
+                    format!(
+                        "points that nobody has verified when they were due, so that nothing proves them: {}",
+                        some_of(&told)
+                    ),
+                )),
             }
         })
         .await

@@ -30,6 +30,7 @@ mod tasks;
 pub(crate) mod tell;
 pub(crate) mod tokens;
 mod turns;
+mod unproved;
 mod vanished;
 pub(crate) mod vms;
 mod wire;

@@ -228,7 +228,8 @@ impl App {
         let proved = self.last_proved(&row.vm_context_id).await?;
         let vm = self.vms_out(vec![row]).await?.pop();
         let vm = vm.ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))?;
-        Ok(Vm { last_proved: proved, ..vm })
+        let proof_overdue_since = self.overdue_proofs().await?.get(&vm.vm_context_id).copied();
+        Ok(Vm { last_proved: proved, proof_overdue_since, ..vm })
     }
 
     /// Hangs tags on a machine and takes others off. What is protected, and for how long, follows tags, so an admin does it.

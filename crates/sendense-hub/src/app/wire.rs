@@ -214,6 +214,7 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
             completed_at: backup.completed_at,
         }),
         last_proved: None,
+        proof_overdue_since: None,
         protection_state: newest.protection(),
         policies: Vec::new(),
         overdue_since: None,

@@ -42,15 +42,15 @@ pub(crate) async fn keep(app: App) {
 }
 
 /// How often some points are looked at.
-struct Rule<'a> {
-    whose: MadeBy<'a>,
-    depth: VerifyDepth,
-    days: u32,
+pub(crate) struct Rule<'a> {
+    pub whose: MadeBy<'a>,
+    pub depth: VerifyDepth,
+    pub days: u32,
 }
 
 /// Policies that say how often their points are verified, by what they say: those that say the same are asked for together, so
 /// that the queries of a look are as many as what is said, not as the policies.
-fn sayings(policies: &[(Policy, PolicyRules)]) -> BTreeMap<PolicyVerification, Vec<PolicyId>> {
+pub(crate) fn sayings(policies: &[(Policy, PolicyRules)]) -> BTreeMap<PolicyVerification, Vec<PolicyId>> {
     let mut sayings = BTreeMap::<_, Vec<_>>::new();
     for (policy, rules) in policies {
         if let Some(said) = rules.verification {
@@ -62,7 +62,7 @@ fn sayings(policies: &[(Policy, PolicyRules)]) -> BTreeMap<PolicyVerification, V
 
 /// What holds for points, wherever they lie: by policies for those that they made, by the hub for all others. What decodes comes
 /// first: it is a look at rest as well.
-fn rules<'a>(
+pub(crate) fn rules<'a>(
     limits: &Limits,
     sayings: &'a BTreeMap<PolicyVerification, Vec<PolicyId>>,
     own: &'a [PolicyId],

@@ -17,5 +17,5 @@ mod keep;
 pub(crate) mod lost;
 mod record;
 
-pub(crate) use keep::keep;
+pub(crate) use keep::{keep, rules, sayings};
 pub(crate) use record::{judge_new_point, record};

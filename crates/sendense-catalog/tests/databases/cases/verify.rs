@@ -193,8 +193,21 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     backups.set_verified(&[said(&points[0], sound(35)), said(&points[3], sound(5))]).await.expect("set");
     assert_eq!(oldest(1000, 10).await, [3, 1, 2, 0, 4]);
     assert_eq!(oldest(35, 10).await, [3, 1, 2]);
+    let machines = async |before: i64| {
+        let which = Unproved { before: at(before), ..any(&world.repository_id) };
+        backups.unproved_machines(&which).await.expect("machines")
+    };
+    let vm = &world.vms[0];
+    assert_eq!(machines(1000).await, [(vm.clone(), at(5))].into(), "the oldest of all, however it is known");
+    set_all(&backups, &points, 900).await;
+    assert_eq!((machines(1000).await, machines(900).await), ([(vm.clone(), at(900))].into(), [].into()));
     let elsewhere = backups.longest_unproved(&any(&id("repo-none")), 10).await.expect("find");
     assert_eq!(elsewhere, []);
+}
+
+async fn set_all(backups: &Backups<'_>, points: &[BackupId], seconds: i64) {
+    let marks: Vec<Verified> = points.iter().map(|point| said(point, sound(seconds))).collect();
+    backups.set_verified(&marks).await.expect("set");
 }
 
 pub async fn all_that_a_point_builds_on_is_found(db: TestDb) {

@@ -1,7 +1,10 @@
 //! Verification by a clock that is set: what nobody has looked at for a month is looked at, and nothing has to wait for it.
 
 use super::house::{House, Stuck, until};
-use sendense_api::{DeleteQuery, ListQuery, MergeQuery, TaskFilter};
+use parking_lot::{Condvar, Mutex};
+use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter};
+use sendense_catalog::{Lost, Verification, Verified};
+use sendense_repo::testing::stage::{Act, Script};
 use sendense_types::{
     BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp, VerifyDepth,
     VerifyState,
@@ -61,6 +64,57 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
     let log = house.client.task_log(&made[0].task_id, &ListQuery::default()).await.unwrap();
     assert!(log.items.iter().any(|line| line.message.contains(&format!("{second}.qcow2"))), "{:?}", log.items);
     assert_eq!(stands(&first).await.verify_state, Some(VerifyState::Sound));
+    house.fixture.hub.shutdown().await;
+}
+
+/// Points that nobody gets to look at are told of, by the machine, until somebody has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proofs_that_are_overdue_are_told() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        // A mebibyte of noise takes a quarter of an hour: longer than this test.
+        config.limits.verify_bytes_per_second = 1 << 10;
+    })
+    .await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    std::fs::write(folder.join("disk0.raw"), noise.collect::<Vec<_>>()).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let backup = house.start(&vm, "one").await.unwrap();
+    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let made = house.client.get_backup(&backup.backup_id).await.unwrap().completed_at.unwrap();
+    let told = async || {
+        let health = house.client.debug_health().await.unwrap();
+        let check = health.checks.into_iter().find(|check| check.name == "overdue proofs").unwrap();
+        let vm = house.client.get_vm(&vm).await.unwrap();
+        (check.status, check.detail, vm.proof_overdue_since)
+    };
+    let well = (CheckStatus::Ok, "every point was verified when it should have been".to_owned(), None);
+    assert_eq!(told().await, well);
+    // Due after thirty days, and a week late.
+    clock.advance_seconds(36 * DAY);
+    assert_eq!(told().await, well);
+    clock.advance_seconds(2 * DAY);
+    let due = made.plus_seconds(30 * DAY);
+    let (status, detail, since) = told().await;
+    assert_eq!((status, since), (CheckStatus::Degraded, Some(due)), "{detail}");
+    assert!(detail.ends_with(&format!(": web since {due}")), "{detail}");
+    let found = Verification {
+        state: VerifyState::Sound,
+        depth: Some(VerifyDepth::AtRest),
+        at: house.fixture.hub.app().core.now(),
+        bytes: 1,
+        took_ms: 1,
+        open_ms: None,
+        finding: None,
+    };
+    let backup_id = backup.backup_id;
+    let mark = Verified { backup_id, verification: Some(found), lost: Lost::new(), generation: None };
+    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    assert_eq!(told().await, well);
     house.fixture.hub.shutdown().await;
 }
 
