@@ -10,7 +10,9 @@ use sendense_types::{
     VerifyState,
 };
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const DAY: i64 = 86_400;
 
@@ -216,6 +218,75 @@ async fn damage_that_a_merge_meets_is_marked() {
     let stands = async |id| house.client.get_backup(id).await.unwrap().verify_state;
     assert_eq!(stands(full).await, Some(VerifyState::Corrupt));
     assert_eq!(stands(next).await, Some(VerifyState::Affected));
+    house.fixture.hub.shutdown().await;
+}
+
+/// Stops whoever makes a merge's first file until it is let go on.
+#[derive(Default)]
+struct Turnpike {
+    is_reached: AtomicBool,
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Script for Turnpike {
+    fn before(&self, act: &Act<'_>) -> std::io::Result<()> {
+        if let Act::CreateFile(path, _) = act
+            && path.to_string_lossy().contains(".merge-")
+        {
+            self.is_reached.store(true, Ordering::SeqCst);
+            self.opened.wait_while(&mut self.is_open.lock(), |is_open| !*is_open);
+        }
+        Ok(())
+    }
+
+    fn after(&self, _act: &Act<'_>) {}
+}
+
+/// What of an image is shared or copied unread may be just what was found damaged since the merge began: it is given up, and the next
+/// one reads every block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_of_points_that_are_found_damaged_meanwhile_is_given_up() {
+    let turnpike = Arc::new(Turnpike::default());
+    let script = turnpike.clone();
+    let house = House::new(move |config| config.script = Some(script)).await;
+    let folder = house.fixture.folder.path().join("vms/web");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let mut points = Vec::new();
+    for backup_type in [BackupType::Full, BackupType::Incremental] {
+        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        points.push(backup.backup_id);
+    }
+    let (full, next) = (&points[0], &points[1]);
+    let merge = async || house.client.merge_backup(full, &MergeQuery::default()).await.unwrap().task_id.unwrap();
+    let first = merge().await;
+    until("it prepares its files", async || turnpike.is_reached.load(Ordering::SeqCst)).await;
+    let found = Verification {
+        state: VerifyState::Corrupt,
+        depth: Some(VerifyDepth::AtRest),
+        at: house.fixture.hub.app().core.now(),
+        bytes: 1,
+        took_ms: 1,
+        open_ms: None,
+        finding: Some("segment 0 is not what was written".to_owned()),
+    };
+    let mark = Verified { backup_id: full.clone(), verification: Some(found), lost: Lost::new(), generation: None };
+    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    *turnpike.is_open.lock() = true;
+    turnpike.opened.notify_all();
+    let error = house.client.wait_for_task(&first, |_| {}).await.unwrap().error.unwrap();
+    assert_eq!(error.code, ProblemCode::Conflict, "{error:?}");
+    assert!(format!("{error:?}").contains("damage of the points became known"), "{error:?}");
+    assert_eq!(house.status(full).await, BackupStatus::Completed);
+    assert_eq!(house.client.get_backup(next).await.unwrap().parent_backup_id.as_ref(), Some(full));
+    assert!(!Path::new(&house.path(&format!("one/{vm}/.merge-{next}"))).exists());
+    let task = house.client.wait_for_task(&merge().await, |_| {}).await.unwrap();
+    assert!(task.error.is_none(), "every block was as it was written: {task:?}");
+    assert!(house.client.get_backup(full).await.is_err());
     house.fixture.hub.shutdown().await;
 }
 
