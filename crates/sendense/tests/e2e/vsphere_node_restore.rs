@@ -2,11 +2,11 @@
 //! when node or hub die.
 
 use crate::disk::{Random, assert_holds};
-use crate::hub::{PATIENCE, field};
+use crate::hub::{PATIENCE, field, tree};
 use crate::nodes::{TlsHub, ended};
 use crate::proxy::Proxy;
 use crate::remote_backup::{Node, enrolled};
-use crate::vsphere::lab::{Lab, MIB};
+use crate::vsphere::lab::{Lab, MIB, write};
 use crate::vsphere::{Machine, add_behind_node, named};
 use sendense_block::Cancel;
 use sendense_vsphere::inventory::Power;
@@ -222,6 +222,28 @@ fn a_restore_behind_a_node_goes_on_over_a_line_that_breaks_and_ends_with_the_lea
     proxy.mend();
     site.until("the node does not come back", || site.hub.admin(&["source", "test", "vc"]).status.success());
     site.is_whole("cut");
+}
+
+#[test]
+fn a_block_that_rotted_in_the_repository_makes_no_machine_behind_a_node() {
+    let lab = Lab::new();
+    let site = Site::new(&lab);
+    // Noise is stored as it is, so it can be found.
+    let noise = &site.model[0][(4 << 20) + 100_000..][..64];
+    let mut rotted = 0;
+    for name in tree(&site.dir.path().join("repo")).iter().filter(|name| name.ends_with(".qcow2")) {
+        let path = site.dir.path().join("repo").join(name);
+        let image = std::fs::read(&path).unwrap();
+        if let Some(at) = image.windows(noise.len()).position(|bytes| bytes == noise) {
+            write(&path, at as u64, &[!noise[0]]);
+            rotted += 1;
+        }
+    }
+    assert_eq!(rotted, 1);
+    let task = site.start("rotten");
+    let failed = site.ends(&task, "failed");
+    assert_eq!(field(&failed["error"], "code"), "corrupt", "{failed:#}");
+    site.is_gone("rotten");
 }
 
 #[test]
