@@ -82,11 +82,15 @@ impl App {
             }
             Call::Digests { order, disk, first, count } => {
                 let work = self.at_work(node, &order)?;
-                let digests = blocking(move || match work {
-                    AtWork::Backup(run) => run.digests(disk, first, count),
-                    AtWork::Restore(supply) => supply.digests(disk, first, count),
+                let room = self.core.nodes.bodies.room(&node.node_id, ANSWER_BYTES_MAX).await?;
+                let digests = blocking(move || {
+                    let digests = match work {
+                        AtWork::Backup(run) => run.digests(disk, first, count),
+                        AtWork::Restore(supply) => supply.digests(disk, first, count),
+                    };
+                    digests.map(|bytes| Answered { bytes, _room: room })
                 });
-                digests.await?.map(Answered::from)
+                digests.await?
             }
             Call::NextData { order, disk, from, end } => {
                 let work = self.at_work(node, &order)?;
@@ -98,15 +102,20 @@ impl App {
             }
             Call::Held { order, disk, from, end } => {
                 let supply = self.supply_of(node, &order)?;
-                answer(&blocking(move || supply.held(disk, from, end)).await??)
+                let room = self.core.nodes.bodies.room(&node.node_id, ANSWER_BYTES_MAX).await?;
+                let held = blocking(move || supply.held(disk, from, end).map(|held| (held, room))).await??;
+                answer(&held.0)
             }
             Call::Read { order, disk, first, count } => {
                 let supply = self.supply_of(node, &order)?;
-                // Held until the answer is sent: a node that does not take it waits for its own answers.
+                // Held until the answer is sent: a node that does not take it waits for its own answers. And as long as the reading
+                // takes: a node that has gone away meanwhile must not begin the next one beside it.
                 let room = self.core.nodes.bodies.room(&node.node_id, ANSWER_BYTES_MAX).await?;
-                let bytes = blocking(move || supply.read(disk, first, count)).await??;
-                sessions.came(&node.node_id, bytes.len());
-                Ok(Answered { bytes, _room: room })
+                let read =
+                    blocking(move || supply.read(disk, first, count).map(|bytes| Answered { bytes, _room: room }));
+                let answered = read.await??;
+                sessions.came(&node.node_id, answered.bytes.len());
+                Ok(answered)
             }
             Call::HandOver { order } => {
                 self.supply_of(node, &order)?.hand_over().await?;

@@ -223,7 +223,11 @@ impl Supply {
         let map = map.map_err(|error| self.failed("look what the point holds", &error))?;
         let data: ExtentSet =
             map.iter().filter(|mapped| mapped.content == Content::Data).map(|mapped| mapped.extent).collect();
-        let data = data.to_blocks(ByteOffset(end * BLOCK_BYTES));
+        let mut data = data.to_blocks(ByteOffset(end * BLOCK_BYTES));
+        // Also what the chain does not hold and should: it is read like the rest, and found not to be what was backed up.
+        let lost =
+            disk.digests_beside(&data, from, end).map_err(|error| self.failed("read the point's digests", &error))?;
+        lost.into_iter().for_each(|block| data.insert(Extent::block(block)));
         Ok(data.as_slice().iter().map(|run| (run.start().0 / BLOCK_BYTES, run.len().0 / BLOCK_BYTES)).collect())
     }
 
@@ -249,6 +253,21 @@ fn find(disks: &[Supplied], number: DiskNumber) -> Result<&Supplied> {
 impl Supplied {
     fn blocks(&self) -> u64 {
         block_count(self.chain.size())
+    }
+
+    /// Blocks whose digests are known and that are not among these.
+    fn digests_beside(&self, held: &ExtentSet, from: u64, end: u64) -> sendense_block::Result<Vec<BlockIndex>> {
+        let mut beside = Vec::new();
+        let gaps = held.gaps(Extent::between(BlockIndex(from).offset(), BlockIndex(end).offset()));
+        for gap in gaps.as_slice() {
+            let end = BlockIndex(gap.end().0 / BLOCK_BYTES);
+            let mut from = BlockIndex(gap.start().0 / BLOCK_BYTES);
+            while let Some(block) = self.digests.next_data(from, end)? {
+                beside.push(block);
+                from = BlockIndex(block.0 + 1);
+            }
+        }
+        Ok(beside)
     }
 
     fn batch(&self, first: BlockIndex, count: usize) -> sendense_block::Result<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! What a node says over the wire of a restore, by hand: what it is lent, what it is not, and what is believed of it.
 
-use super::node_calls::{CAPACITY, House, Node, begin, content, moved, one, vm};
+use super::node_calls::{CAPACITY, House, Node, begin, content, moved, one, vm, walk};
 use sendense_api::{
     CreateSource, Credentials, ImageFormat, RestoreBackup, RestoreTarget, Secret, Task, VsphereOptions,
 };
@@ -15,6 +15,8 @@ use sendense_node::remote::restore::{RestoreAnswer, RestoreOrder};
 use sendense_node::restore::To;
 use sendense_source::VmRef;
 use sendense_types::*;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const DISK: DiskNumber = DiskNumber(0);
 
@@ -213,6 +215,38 @@ async fn a_node_is_lent_the_point_that_its_order_names_and_no_other_node_is() {
         let ended = refused(&restores.house.node, call).await;
         assert_eq!(ended, (404, ProblemCode::TaskNotFound), "{call:?}");
     }
+    restores.house.site.server.shutdown().await;
+}
+
+/// The entry of a block in the image of the only point says that nothing is there.
+fn forget(repository: &Path, block: u64) {
+    let image = walk(repository).into_iter().find(|path| path.ends_with(".qcow2")).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(repository.join(image)).unwrap();
+    let number = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes) & 0x00ff_ffff_ffff_fe00
+    };
+    // The header's L1 table, its first L2 table: QCOW2's specification.
+    let mut entry = [0; 8];
+    file.read_exact_at(&mut entry, 40).unwrap();
+    let table = number(u64::from_be_bytes(entry));
+    file.write_all_at(&[0; 8], table + 8 * block).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_image_has_lost_is_lent_as_damaged_and_not_as_nothing() {
+    let mut restores = Restores::new().await;
+    forget(&restores.house.site.fixture.folder.path().join("repository"), 1);
+    let (_, order, _) = restores.new_machine().await;
+    let node = &restores.house.node;
+    let held = Call::Held { order: order.clone(), disk: DISK, from: 0, end: 4 };
+    let runs = node.say(&held, &[]).await.unwrap();
+    assert_eq!(unpack::<Vec<(u64, u64)>>(&runs).unwrap().0, [(1, 1), (3, 1)]);
+    let batch = node.say(&read(&order, DISK, 0, 4), &[]).await.unwrap();
+    let blocks = Checked::default().parse(&batch, 4).map(|blocks| blocks.len());
+    assert!(blocks.is_err(), "{blocks:?} blocks are taken for what was backed up");
+    restores.house.node.answer(&order, Err(Fault::Cancelled)).await;
     restores.house.site.server.shutdown().await;
 }
 
