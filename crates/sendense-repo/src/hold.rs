@@ -117,7 +117,8 @@ impl Repository {
     /// what nothing keeps.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when there is no such point, [`Kind::Conflict`] while it is being deleted, [`Kind::Fenced`].
+    /// [`Kind::NotFound`] when there is no such point, [`Kind::Conflict`] while it is being deleted or its move to another repository
+    /// is unsettled, [`Kind::Fenced`].
     pub fn change_hold(
         &self,
         vm: &VmContextId,
@@ -130,6 +131,8 @@ impl Repository {
         let _guard = self.lock(Operation::Read, vm, BTreeSet::from([backup.clone()]), who)?;
         let _turn = self.holds_turn().lock();
         let _ours = self.ownership()?.turn(now)?;
+        // What the other repository has of it was laid down before.
+        self.refuse_moving(vm)?;
         if !self.at(layout::manifest(vm, backup)).is_file() {
             return Err(Error::new(Kind::NotFound, format!("no point {backup} of {vm}")));
         }

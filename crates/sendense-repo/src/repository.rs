@@ -310,21 +310,27 @@ impl Repository {
         who: &str,
     ) -> Result<ChainGuard> {
         let claim = LockClaim { operation, vm: vm.clone(), points, who: who.to_owned() };
-        if matches!(operation, Operation::Backup | Operation::Delete | Operation::Merge) {
+        let changes = matches!(operation, Operation::Backup | Operation::Delete | Operation::Merge);
+        if changes {
             self.refuse_moving(vm)?;
         }
-        match operation {
+        let guard = match operation {
             // No backup fails and no restore is refused because names change at this moment.
             Operation::Backup | Operation::Read | Operation::Verify => {
                 self.0.locks.acquire_patiently(claim, MERGE_WAIT)
             }
             Operation::Delete | Operation::Merge | Operation::Copy | Operation::Move => self.0.locks.acquire(claim),
+        }?;
+        if changes {
+            // A move may have come and gone meanwhile.
+            self.refuse_moving(vm)?;
         }
+        Ok(guard)
     }
 
     /// Fails while points of a VM are between two repositories, also when whoever moved them has died: which repository has them is
     /// settled before anything else is done to them. Reading is right all the while.
-    fn refuse_moving(&self, vm: &VmContextId) -> Result<()> {
+    pub(crate) fn refuse_moving(&self, vm: &VmContextId) -> Result<()> {
         let (come, gone) = (layout::move_in_dir(vm), layout::move_out_dir(vm));
         for dir in [&come, &gone] {
             let path = self.at(dir);

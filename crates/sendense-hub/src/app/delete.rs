@@ -8,7 +8,7 @@ use sendense_api::{DeleteQuery, DeletedBackup, Deletion, Role};
 use sendense_catalog as catalog;
 use sendense_repo::delete::{DeletePlan, Extent};
 use sendense_repo::{Kind, layout};
-use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode};
+use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId};
 use std::collections::BTreeSet;
 
 impl App {
@@ -41,7 +41,10 @@ impl App {
         let plan = match planned {
             Ok(plan) => plan,
             // The files went before, by a deletion whose last step failed: only the rows are left.
-            Err(error) if error.kind == Kind::NotFound => return self.delete_rows(vec![row], query).await,
+            Err(error) if error.kind == Kind::NotFound => {
+                self.refuse_gone_over(std::slice::from_ref(&row.backup_id), &row.repository_id).await?;
+                return self.delete_rows(vec![row], query).await;
+            }
             Err(error) => return Err(refused(&error)),
         };
         let planned: Vec<BackupId> = plan.points.iter().map(|point| point.backup_id.clone()).collect();
@@ -61,8 +64,25 @@ impl App {
         self.core.running.make_way(&ids).await;
         let (who, now) = (format!("deletion by {by}"), self.core.now());
         blocking(move || repository.execute_delete(plan, &who, now)).await?.map_err(|error| refused(&error))?;
+        self.refuse_gone_over(&ids, &row.repository_id).await?;
         self.core.catalog.backups().delete(&ids, self.core.now()).await.or_problem()?;
         Ok(deletion)
+    }
+
+    /// Points that another repository has by now were not deleted: there was nothing of them here.
+    pub(super) async fn refuse_gone_over(&self, ids: &[BackupId], repository_id: &RepositoryId) -> Result<()> {
+        for id in ids {
+            match self.core.catalog.backups().get(id).await {
+                Ok(row) if row.repository_id != *repository_id => {
+                    let details = format!("{id} was moved to another repository meanwhile; ask again");
+                    return Err(Problem::new(ProblemCode::Conflict, "the point is elsewhere", details));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == catalog::Kind::NotFound => {}
+                Err(error) => return Err(error).or_problem(),
+            }
+        }
+        Ok(())
     }
 
     async fn describe(&self, plan: &DeletePlan, query: DeleteQuery) -> Result<Deletion> {

@@ -117,6 +117,7 @@ impl App {
             repository.execute_delete(plan, &who, now)
         });
         deleted.await?.map_err(|error| refused(&error))?;
+        self.refuse_gone_over(&ids, repository_id).await?;
         // Children before what they stand on, as the plan has them: each part leaves whole chains.
         for part in ids.chunks(FORGET) {
             self.core.catalog.backups().delete(part, self.core.now()).await.or_problem()?;

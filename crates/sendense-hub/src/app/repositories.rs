@@ -309,12 +309,21 @@ impl App {
         let listed = blocking(move || {
             let mut points = 0_u64;
             for vm in repository.vms()? {
+                if repository.is_move_unsettled(&vm)? {
+                    return Ok((points, Some(vm)));
+                }
                 let listing = repository.list(&vm)?;
                 points += (listing.points.len() + listing.problems.len()) as u64;
             }
-            Ok::<_, sendense_repo::Error>(points)
+            Ok::<_, sendense_repo::Error>((points, None))
         });
-        let files = within(&row.name, listed).await?.or_problem()?;
+        let (files, unsettled) = within(&row.name, listed).await?.or_problem()?;
+        if let Some(vm) = unsettled {
+            let details = format!(
+                "a move of {vm} there or away was cut off, and is settled by the next look at both repositories"
+            );
+            return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
+        }
         if files > 0 {
             return Err(in_the_way(format!("{files} points lie in its folder; import and delete them first")));
         }

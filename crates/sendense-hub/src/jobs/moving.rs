@@ -53,7 +53,14 @@ impl Ledger for Books {
         self.core.now()
     }
 
-    fn refuse(&self) -> sendense_repo::Result<()> {
+    fn refuse(&self, points: &BTreeSet<BackupId>) -> sendense_repo::Result<()> {
+        // It finds what it runs on by the repository that it began with.
+        let points: Vec<BackupId> = points.iter().cloned().collect();
+        if let Some((recovery_id, held)) = self.core.recoveries.holding(&points) {
+            let why =
+                format!("recovery {recovery_id} runs on {held}; the points stay where they are until it is ended");
+            return Err(sendense_repo::Error::new(Kind::Conflict { holders: Vec::new() }, why));
+        }
         let Some((handle, claim)) = &self.task else { return Ok(()) };
         if self.runtime.block_on(lease::check(&self.core, handle, claim)).is_err() {
             return Err(sendense_repo::Error::new(Kind::Fenced, "another hub took the task over"));

@@ -1,7 +1,7 @@
 //! Moves that were cut off and that no task goes on with: settled as the two repositories say.
 //!
 //! Invariant: nothing is decided here. The target goes forward with what has come to it; the source is told by the target, for which
-//! both must be this hub's; one that the catalog does not know any more is not waited for.
+//! both must be this hub's; one that the catalog does not know any more, nor any other that says the same, is not waited for.
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
@@ -71,7 +71,12 @@ fn books(core: &Arc<Core>, vm: &VmContextId, to: &RepositoryId) -> Books {
 
 /// Lets the two agree.
 async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str) -> Result<()> {
-    let (source, target) = (known(core, from).await?, known(core, to).await?);
+    let (mut source, mut target) = (known(core, from).await?, known(core, to).await?);
+    match (&source, &target) {
+        (Some(here), None) => target = other_end(core, vm, here, true).await?,
+        (None, Some(here)) => source = other_end(core, vm, here, false).await?,
+        _ => {}
+    }
     let (of, now) = (vm.clone(), core.now());
     match (source, target) {
         (Some((_, source)), Some((to_id, target))) => {
@@ -84,6 +89,28 @@ async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str) -> Resul
         (Some((_, source)), None) => blocking(move || source.forget_departure(&of, now)).await?.map(drop).or_problem(),
         (None, None) => Ok(()),
     }
+}
+
+/// The other end of a move by what it says: a catalog that was made anew knows both repositories by other names than the move does. While
+/// one of them cannot be looked at nobody knows.
+async fn other_end(
+    core: &Arc<Core>,
+    vm: &VmContextId,
+    here: &(RepositoryId, Repository),
+    is_source: bool,
+) -> Result<Option<(RepositoryId, Repository)>> {
+    let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+    let (rows, _) = core.catalog.repositories().list(page).await.or_problem()?;
+    for row in rows.into_iter().filter(|row| row.repository_id != here.0) {
+        let other = core.repositories.by_id(core, &row.repository_id, Use::GoOn).await?;
+        let (of, this, that) = (vm.clone(), here.1.clone(), other.clone());
+        let is_it =
+            blocking(move || if is_source { this.has_moved_to(&of, &that) } else { that.has_moved_to(&of, &this) });
+        if is_it.await?.or_problem()? {
+            return Ok(Some((row.repository_id, other)));
+        }
+    }
+    Ok(None)
 }
 
 /// A repository by the name that it has in a move; none when the catalog knows none of that name.

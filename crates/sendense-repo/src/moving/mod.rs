@@ -140,11 +140,12 @@ pub struct Options {
 pub trait Ledger: Sync {
     /// The time.
     fn now(&self) -> Timestamp;
-    /// Asked when nobody else has the points and all is copied: reasons that the repositories do not know.
+    /// Asked when nobody else has the points and all is copied, and again before what a move that was cut off has left is removed from
+    /// the source: reasons that the repositories do not know.
     ///
     /// # Errors
     /// Why the points stay where they are.
-    fn refuse(&self) -> Result<()>;
+    fn refuse(&self, points: &BTreeSet<BackupId>) -> Result<()>;
     /// The points are the target's now. Asked again when it failed or nobody knows whether it worked.
     ///
     /// # Errors

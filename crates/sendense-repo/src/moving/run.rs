@@ -86,11 +86,11 @@ impl Move<'_> {
                 return Err(error.within(why));
             }
         }
-        drop(reservation);
-        target.capacity().settle(i64::try_from(bytes).unwrap_or(i64::MAX));
         let gone_over =
             "the points lie in the other repository now; the next look at the repositories does what is left";
         settle::arrive(target, vm, &record, now, self.ledger).map_err(|error| error.within(gone_over))?;
+        drop(reservation);
+        target.capacity().settle(i64::try_from(bytes).unwrap_or(i64::MAX));
         let left = settle::leave(source, vm, &record, now).and_then(|()| settle::forget(target, vm, now())).err();
         tracing::info!(vm_context_id = %vm, points = points.len(), bytes, from = %record.from, to = %record.to, "moved");
         Ok(Done { points: points.len(), bytes, left })
@@ -178,7 +178,7 @@ impl Move<'_> {
     /// Steps 3 and 4.
     fn commit(&self, record: &Record) -> Result<(), Failed> {
         let (source, target, vm) = (self.source, self.target, &self.plan.vm_context_id);
-        self.ledger.refuse()?;
+        self.ledger.refuse(&record.ids())?;
         self.cancel.commit().map_err(Error::from)?;
         settle::mark_leaving(source, vm, record, self.now())?;
         let dir = target.at(layout::move_in_dir(vm));

@@ -130,14 +130,13 @@ pub(super) fn arrive(
     now: &dyn Fn() -> Timestamp,
     ledger: &dyn Ledger,
 ) -> Result<()> {
-    {
-        let _turn = target.ownership()?.turn(now())?;
-        name_points(target, vm, record)?;
-        check_named(target, vm, record)?;
-    }
+    // Until that is written down, too: whoever takes the repository over meanwhile may move the points on, and no word of ours about
+    // where they lie may come after that.
+    let _turn = target.ownership()?.turn(now())?;
+    name_points(target, vm, record)?;
+    check_named(target, vm, record)?;
     ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
     let dir = target.at(layout::move_in_dir(vm));
-    let _turn = target.ownership()?.turn(now())?;
     write_anew(target, &dir.join(layout::MOVE_ARRIVED_FILE), &record.to_bytes())?;
     crashsafe::sync_dir(target.fs(), &dir)?;
     // Not needed any more: the points may go on, or go, and none of this is to be done again.
@@ -320,10 +319,30 @@ impl Repository {
         }
         // Without the mark it was done before, and what lies here has come since.
         if left.is_some() {
+            ledger.refuse(&record.ids())?;
             leave(self, vm, record, now)?;
         }
         forget(target, vm, now())?;
         Ok(Finished::Moved)
+    }
+
+    /// True while a move of the VM's points, or what has changed for one, is not settled here.
+    ///
+    /// # Errors
+    /// The folder cannot be looked at.
+    pub fn is_move_unsettled(&self, vm: &VmContextId) -> Result<bool> {
+        Ok(is_there(self, &layout::move_out_dir(vm))? || is_there(self, &layout::move_in_dir(vm))?)
+    }
+
+    /// True where just the points of a VM that have come to the other repository may have gone from here, whatever the two are called
+    /// by now.
+    ///
+    /// # Errors
+    /// Either cannot be read.
+    pub fn has_moved_to(&self, vm: &VmContextId, other: &Self) -> Result<bool> {
+        let (Some(left), Some(come)) = (intent_out(self, vm)?, arrival(other, vm)?) else { return Ok(false) };
+        let (Arrival::Decided(come) | Arrival::Arrived(come)) = come;
+        Ok(left == come)
     }
 
     /// Says that the repository that points may have gone to does not exist any more: those that lie here are this one's. False when

@@ -485,7 +485,7 @@ impl Node {
     }
 }
 
-fn walk(folder: &std::path::Path) -> Vec<String> {
+pub(super) fn walk(folder: &std::path::Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
         found.push(entry.path().display().to_string());

@@ -32,6 +32,8 @@ struct Book {
     switched: Mutex<BTreeSet<BackupId>>,
     is_away: bool,
     goes_on: bool,
+    /// Somebody has begun to use the points where they were.
+    is_in_use: bool,
 }
 
 impl Ledger for Book {
@@ -39,8 +41,11 @@ impl Ledger for Book {
         now()
     }
 
-    fn refuse(&self) -> Result<()> {
-        Ok(())
+    fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+        match self.is_in_use {
+            true => Err(crate::Error::new(Kind::Conflict { holders: Vec::new() }, "a recovery runs on them")),
+            false => Ok(()),
+        }
     }
 
     fn switch(&self, points: &BTreeSet<BackupId>) -> Result<()> {
@@ -285,7 +290,7 @@ fn nobody_else_has_the_points_meanwhile() {
             now()
         }
 
-        fn refuse(&self) -> Result<()> {
+        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
             let Self(world, source, target) = self;
             let next = world.third.child("bk-4");
             for repository in [source, target] {
@@ -334,7 +339,7 @@ fn a_cancelled_move_leaves_nothing_unless_it_goes_on() {
             now()
         }
 
-        fn refuse(&self) -> Result<()> {
+        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
             self.0.cancel();
             Ok(())
         }
@@ -444,7 +449,14 @@ fn books_that_are_away_are_written_later() {
         for point in world.chain() {
             world::check_bytes(repository, point).unwrap();
         }
+        // What keeps a point was laid down with it: it is not changed where it would be lost.
+        let until = |hold: &mut crate::Hold| hold.until = Some(now());
+        let kept = repository.change_hold(world.vm(), &world.third.id, until, "test", now());
+        assert!(matches!(kept.unwrap_err().kind, Kind::Conflict { .. } | Kind::NotFound));
+        assert!(repository.is_move_unsettled(world.vm()).unwrap());
     }
+    assert!(source.has_moved_to(world.vm(), &target).unwrap());
+    assert!(!target.has_moved_to(world.vm(), &source).unwrap());
     // The source is not there: the target goes forward by itself, and the chain goes on.
     let book = Book::default();
     assert!(target.finish_arrival(world.vm(), &book).unwrap());
@@ -455,6 +467,10 @@ fn books_that_are_away_are_written_later() {
     // It comes back after a point was deleted in the target: nothing rises from the dead.
     delete(&target, &next, Extent::Named).unwrap();
     delete(&target, &world.third, Extent::Named).unwrap();
+    // Nor is anything removed where somebody uses it, as nothing told them that it had gone.
+    let (in_use, there) = (Book { is_in_use: true, ..Book::default() }, tree(source.root()));
+    let refused = source.finish_move(world.vm(), &target, &ends("old", "new"), &in_use).unwrap_err();
+    assert!(matches!(refused.kind, Kind::Conflict { .. }) && tree(source.root()) == there, "{refused:?}");
     assert_eq!(source.finish_move(world.vm(), &target, &ends("old", "new"), &book).unwrap(), Finished::Moved);
     assert_eq!(tree(source.root()), tree_of([&world.before.other]));
     assert_eq!(tree(target.root()), tree_of([&world.before.first, &world.before.second]));

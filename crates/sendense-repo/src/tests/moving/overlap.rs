@@ -28,7 +28,7 @@ impl Ledger for Place<'_> {
         now()
     }
 
-    fn refuse(&self) -> Result<()> {
+    fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
         Ok(())
     }
 

@@ -29,7 +29,7 @@ impl Ledger for Later {
         lease_out()
     }
 
-    fn refuse(&self) -> Result<()> {
+    fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
         Ok(())
     }
 
