@@ -26,9 +26,8 @@ for n in range(1, int(sys.argv[2]) + 1):
     with open(f"{sys.argv[1]}/m{n}/disk0.raw", "wb") as disk:
         disk.write(os.urandom(1 << 20))
 X
-hub_args="--running-tasks-max 8"
+hub_args="--running-tasks-max 8" repo_args="--running-tasks-max 8"
 . bench/hub.sh
-sd repo update main --running-tasks-max 8 > /dev/null
 sd source update images --running-tasks-max 8 > /dev/null
 sd policy create all --vm '*' --source images --repo main --keep-last 7 > /dev/null
 sd schedule create all --policy all --every 365d > /dev/null
