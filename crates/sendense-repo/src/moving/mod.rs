@@ -23,7 +23,8 @@
 //!   bytes once more. The intent is written in a turn of the target after the mark in a turn of the source: whoever has taken one of the
 //!   two meanwhile has fenced it. That a move did *not* come so far is decided only by who has both.
 //! - **A full disk** is met before 4 (the room is reserved first, and all bytes are there by then) and leaves the source as it was; the
-//!   few small files after 4 are written by the next look when there is room again. Deleting in the source needs next to none.
+//!   few small files after 4 use the target's spare room ([`crate::spare`]), and where that is not enough the next look writes them when
+//!   there is room again. The mark and the deletions in the source use its own: it may be full to the last block.
 //!
 //! What lives here: the plan, and who is asked what. [`run`] is the order of the steps, [`files`] copies and reads back, [`settle`] is
 //! what comes after the intent.

@@ -111,9 +111,12 @@ pub(super) fn abandon(target: &Repository, vm: &VmContextId, _turn: &Turn) -> Re
 pub(super) fn mark_leaving(source: &Repository, vm: &VmContextId, record: &Record, now: Timestamp) -> Result<()> {
     let (fs, dir) = (source.fs(), source.at(layout::move_out_dir(vm)));
     let _turn = source.ownership()?.turn(now)?;
-    crashsafe::ensure_dir(fs, &dir)?;
-    write_anew(source, &dir.join(layout::INTENT_FILE), &record.to_bytes())?;
-    crashsafe::sync_dir(fs, &dir)
+    // That it is full may be why they go.
+    source.with_spare(|| {
+        crashsafe::ensure_dir(fs, &dir)?;
+        write_anew(source, &dir.join(layout::INTENT_FILE), &record.to_bytes())?;
+        crashsafe::sync_dir(fs, &dir)
+    })
 }
 
 /// The points are the source's: it need not ask any more.
@@ -133,12 +136,15 @@ pub(super) fn arrive(
     // Until that is written down, too: whoever takes the repository over meanwhile may move the points on, and no word of ours about
     // where they lie may come after that.
     let _turn = target.ownership()?.turn(now())?;
-    name_points(target, vm, record)?;
+    // They are here and nowhere else to be had: somebody who took the last block since is not in the way.
+    target.with_spare(|| name_points(target, vm, record))?;
     check_named(target, vm, record)?;
     ledger.switch(&record.ids()).map_err(|error| error.within("write down where the points lie"))?;
     let dir = target.at(layout::move_in_dir(vm));
-    write_anew(target, &dir.join(layout::MOVE_ARRIVED_FILE), &record.to_bytes())?;
-    crashsafe::sync_dir(target.fs(), &dir)?;
+    target.with_spare(|| {
+        write_anew(target, &dir.join(layout::MOVE_ARRIVED_FILE), &record.to_bytes())?;
+        crashsafe::sync_dir(target.fs(), &dir)
+    })?;
     // Not needed any more: the points may go on, or go, and none of this is to be done again.
     keep_only_arrived(target, vm)
 }

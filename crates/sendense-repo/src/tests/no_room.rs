@@ -16,7 +16,7 @@ use std::path::Path;
 const MIB: usize = 1 << 20;
 
 /// Somebody else takes all that is left, down to a single block and what a small file takes beside it.
-fn fill(folder: &Path, name: &str) {
+pub(super) fn fill(folder: &Path, name: &str) {
     let last = std::fs::File::create(folder.join(name)).unwrap();
     let mut number = 0;
     for bytes in [64 * MIB, MIB, 64 * 1024, 4096] {

@@ -1,6 +1,7 @@
 //! Moving a machine's points to another repository: what it refuses, what it waits for, what it costs, and that it goes on.
 
 mod faults;
+mod no_room;
 mod overlap;
 mod takeover;
 
