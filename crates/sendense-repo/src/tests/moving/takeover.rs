@@ -49,13 +49,22 @@ struct Stopped {
     taken: Taken,
     vm: VmContextId,
     met: Mutex<Option<bool>>,
+    /// The books of the hub that is stopped.
+    book: Arc<Book>,
+    /// What they said when another hub had been at work.
+    switched: Mutex<Option<BTreeSet<BackupId>>>,
+}
+
+/// A repository, for the other hub, when the first one's leases are out.
+fn open_later(folder: &Path, name: &str) -> Result<Repository> {
+    let claim = Claim { hub_id: "hub-b".parse().unwrap(), ..claim() };
+    let options = crate::Options { claim, ..world::options() };
+    Repository::open_on(Stage::calm(), &folder.join(name), options, lease_out())
 }
 
 impl Stopped {
     fn other(&self, name: &str) -> Result<Repository> {
-        let claim = Claim { hub_id: "hub-b".parse().unwrap(), ..claim() };
-        let options = crate::Options { claim, ..world::options() };
-        Repository::open_on(Stage::calm(), &self.folder.join(name), options, lease_out())
+        open_later(&self.folder, name)
     }
 
     /// What the other hub does; false when it could take none of the repositories.
@@ -97,6 +106,7 @@ impl Script for Stopped {
     fn before(&self, _: &Act<'_>) -> io::Result<()> {
         if self.count.fetch_add(1, Ordering::SeqCst) == self.at {
             let could = owner::hurrying(|| self.reign());
+            *self.switched.lock() = Some(self.book.switched.lock().clone());
             *self.met.lock() = Some(could);
         }
         Ok(())
@@ -124,10 +134,11 @@ fn stopped(taken: Taken) {
         assert!(at < 2000, "the work does not end");
         let folder = copies.next();
         let (count, met, vm) = (AtomicU64::new(0), Mutex::new(None), world.vm().clone());
-        let script = Arc::new(Stopped { at, count, folder: folder.clone(), taken, vm, met });
+        let (book, switched) = (Arc::new(Book::default()), Mutex::default());
+        let script = Arc::new(Stopped { at, count, folder: folder.clone(), taken, vm, met, book, switched });
         let stage = Stage::new(script.clone(), Renames::AtOnce);
         let moved = super::faults::open_on(&stage, &folder)
-            .and_then(|(source, target)| go(&source, &target, world.vm(), &Book::default()).map(drop));
+            .and_then(|(source, target)| go(&source, &target, world.vm(), &script.book).map(drop));
         let Some(met) = *script.met.lock() else {
             moved.unwrap();
             break;
@@ -138,6 +149,10 @@ fn stopped(taken: Taken) {
             continue;
         }
         could += 1;
+        if taken != Taken::Source {
+            let said = script.switched.lock().clone().unwrap();
+            assert_eq!(*script.book.switched.lock(), said, "its word came late: {taken:?} at {at}");
+        }
         // A hub that has both in the end.
         let (source, target) = (script.other(SOURCE), script.other(TARGET));
         let told = format!("{taken:?} at {at}: {moved:?}");
@@ -168,4 +183,47 @@ fn stopped(taken: Taken) {
         assert_eq!([tree(source.root()), tree(target.root())], wanted, "{told}");
     }
     assert!(could > 20 && could_not > 20, "{taken:?}: {could} taken, {could_not} not");
+}
+
+/// The other hub wants the target in the very moment in which the first one says where the points lie. It could move them on, and that
+/// word would come after its own: so it has to wait.
+#[test]
+fn nobody_takes_the_target_while_it_is_written_down_where_the_points_lie() {
+    struct Word {
+        folder: PathBuf,
+        met: Mutex<Vec<Option<Kind>>>,
+    }
+    impl Ledger for Word {
+        fn now(&self) -> Timestamp {
+            now()
+        }
+
+        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            Ok(())
+        }
+
+        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            let taken = owner::hurrying(|| open_later(&self.folder, TARGET));
+            self.met.lock().push(taken.err().map(|error| error.kind));
+            Ok(())
+        }
+
+        fn goes_on(&self) -> bool {
+            false
+        }
+    }
+    for cut_off in [false, true] {
+        let world = World::small();
+        let (source, target) = world.open();
+        let word = Word { folder: world.folder(), met: Mutex::default() };
+        if cut_off {
+            go(&source, &target, world.vm(), &Book { is_away: true, ..Book::default() }).unwrap_err();
+            assert!(target.finish_arrival(world.vm(), &word).unwrap());
+        } else {
+            let plan = source.plan_move(world.vm(), &target).unwrap();
+            let (progress, cancel) = (Progress::default(), Cancel::new());
+            source.execute_move(&target, &plan, &options(), &progress, &cancel, &word).unwrap();
+        }
+        assert_eq!(*word.met.lock(), [Some(Kind::Owned)], "cut off: {cut_off}");
+    }
 }
