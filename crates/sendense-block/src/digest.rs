@@ -16,13 +16,25 @@ pub const DIGEST_BYTES: usize = 16;
 #[repr(transparent)]
 pub struct Digest(pub [u8; DIGEST_BYTES]);
 
-static ZERO_BLOCK: LazyLock<Digest> = LazyLock::new(|| Digest::of(&[0; BLOCK_BYTES as usize]));
+static ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+static ZERO_BLOCK: LazyLock<Digest> = LazyLock::new(|| Digest::of(&ZEROS));
 
 impl Digest {
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         let mut short = [0; DIGEST_BYTES];
         short.copy_from_slice(&blake3::hash(bytes).as_bytes()[..DIGEST_BYTES]);
+        Self(short)
+    }
+
+    /// The digest of a block that is zeros from the end of these bytes on.
+    pub fn of_block(bytes: &[u8]) -> Self {
+        let Some(missing) = ZEROS.len().checked_sub(bytes.len()).filter(|missing| *missing > 0) else {
+            return Self::of(bytes);
+        };
+        let mut short = [0; DIGEST_BYTES];
+        let hash = blake3::Hasher::new().update(bytes).update(&ZEROS[..missing]).finalize();
+        short.copy_from_slice(&hash.as_bytes()[..DIGEST_BYTES]);
         Self(short)
     }
 
@@ -51,6 +63,16 @@ pub enum Known {
     Zero,
     /// A block with this digest.
     Data(Digest),
+}
+
+impl Known {
+    /// True when a block of these bytes, and zeros to its end, is what is known of it. Looks at every byte.
+    pub fn is_of(self, block: &[u8]) -> bool {
+        match self {
+            Self::Zero => is_zero(block),
+            Self::Data(digest) => Digest::of_block(block) == digest,
+        }
+    }
 }
 
 /// The digests of a restore point, resolved over its chain as QEMU resolves reads.
@@ -103,5 +125,16 @@ mod tests {
         // `printf '' | b3sum` starts so.
         assert_eq!(Digest::of(b"").to_string(), "af1349b9f5f9a1a6a0404dea36dcc949");
         assert_eq!(Digest::of_zero_block(), Digest::of(&vec![0; 65536]));
+    }
+
+    #[test]
+    fn a_last_block_is_digested_with_zeros_to_its_end() {
+        for len in [0, 1, 512, 65535, 65536] {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
+            let padded = [&*bytes, &vec![0; 65536 - len]].concat();
+            assert_eq!(Digest::of_block(&bytes), Digest::of(&padded), "{len}");
+            assert!(Known::Data(Digest::of(&padded)).is_of(&bytes) && Known::Zero.is_of(&bytes) == (len == 0), "{len}");
+            assert!(!Known::Data(Digest::of(b"another")).is_of(&bytes), "{len}");
+        }
     }
 }

@@ -24,8 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The longest chain that is read or grown. 256 files are open at once for one disk of a restore, a quarter of the usual
-/// limit of 1024 open files.
+/// The longest chain that is read or grown. For one disk of a restore 512 files are open at once, images and digests: half of
+/// the usual limit of 1024 open files.
 pub const CHAIN_DEPTH_MAX: usize = sendense_qcow2::chain::DEPTH_MAX;
 
 /// The format name that a QCOW2 header gives its backing file.

@@ -141,6 +141,12 @@ fn kind_of(kind: block::Kind) -> Kind {
     }
 }
 
+/// True for failures to read an image that say "these bytes are wrong", not "they could not be read".
+pub(crate) const fn says_wrong_bytes(kind: block::Kind) -> bool {
+    use block::Kind;
+    matches!(kind, Kind::Corrupt | Kind::Invalid | Kind::OutOfRange | Kind::Unsupported)
+}
+
 impl From<block::Error> for Error {
     fn from(error: block::Error) -> Self {
         Self { kind: kind_of(error.kind), context: "move blocks".into(), source: Some(Box::new(error)) }

@@ -7,7 +7,7 @@
 //! ```text
 //! Repository::open -> recover
 //!   begin_draft -> begin_disk (a BlockSink) -> seal -> publish        a point exists when its manifest has its name
-//!   open_disk (ReadAt + AllocationMap)   open_digests (DigestMap)     list   verify
+//!   open_disk (ReadAt + AllocationMap)   open_digests (DigestMap)   open_compared (both)   list   verify
 //!   plan_delete -> execute_delete   plan_merge -> execute_merge   plan_move -> execute_move
 //! ```
 //!
@@ -17,6 +17,7 @@
 pub mod capacity;
 pub mod catalog_copy;
 pub mod chain;
+pub mod compared;
 mod crashsafe;
 pub mod delete;
 pub mod detached;
@@ -51,6 +52,7 @@ pub mod verify;
 pub use capacity::{Bounds, Storage};
 pub use catalog_copy::CatalogCopy;
 pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
+pub use compared::ComparedDisk;
 pub use delete::DeletePlan;
 pub use detached::{Detached, Words};
 pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Recall, Resumed, Sealed};

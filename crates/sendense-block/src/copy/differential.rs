@@ -10,7 +10,7 @@ use super::feed::{Chunk, Feed, Windows};
 use super::{Mode, Options, Progress, Stop, add, run_lanes};
 use crate::cancel::Cancel;
 use crate::device::{Disk, Target};
-use crate::digest::{Digest, DigestMap, Known, is_zero};
+use crate::digest::{DigestMap, Known};
 use crate::error::{Error, Kind, Result};
 use crate::extent::Extent;
 use crate::units::{BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset};
@@ -293,9 +293,8 @@ fn known(chunk: &Chunk, index: BlockIndex) -> Known {
 /// What has to be done for a block to be what is known of it.
 fn act(block: &[u8], known: Known) -> Act {
     match known {
-        Known::Zero if is_zero(block) => Act::Keep,
+        known if known.is_of(block) => Act::Keep,
         Known::Zero => Act::Zero,
-        Known::Data(digest) if Digest::of(block) == digest => Act::Keep,
         Known::Data(_) => Act::Write,
     }
 }

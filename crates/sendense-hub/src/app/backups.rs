@@ -10,7 +10,9 @@ use sendense_api::{
     VerifyBackup,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupId, BackupStatus, DiskNumber, Problem, ProblemCode, SourceKind, VerifyDepth};
+use sendense_types::{
+    BackupId, BackupStatus, DiskNumber, Problem, ProblemCode, SourceKind, TaskKind, TaskState, VerifyDepth,
+};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -89,6 +91,26 @@ impl App {
             aside: true,
         };
         self.make_task(caller, Work::Verify(work), catalog::TaskSubject::Backup(row.backup_id)).await
+    }
+
+    /// Checks a point in which damage was met, with all that it builds on; gives the task that does it.
+    pub(crate) async fn verify_damaged(&self, id: &BackupId) -> Result<Task> {
+        for state in [TaskState::Pending, TaskState::Running] {
+            let filter = catalog::TaskFilter {
+                kind: Some(TaskKind::Verify),
+                state: Some(state),
+                subject_id: Some(id.as_str().to_owned()),
+                ..catalog::TaskFilter::default()
+            };
+            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
+            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+            let does_it = |row: &catalog::Task| matches!(Work::read(&row.request), Ok(Work::Verify(work)) if work.deep && !work.own_files_only);
+            if let Some(row) = rows.into_iter().find(does_it) {
+                return Ok(self.task_out(row));
+            }
+        }
+        let caller = Caller { identity: "restore".to_owned(), role: Role::Operator };
+        self.verify_backup(&caller, id, VerifyBackup { deep: true, own_files_only: false }).await
     }
 
     /// Restores one disk of a point, or all of it, to a target.

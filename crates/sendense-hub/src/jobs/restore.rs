@@ -1,16 +1,17 @@
-//! Restoring one disk of a point.
+//! Restoring one disk of a point, or all of it.
 
 use super::handle::Handle;
 use super::work::{RestoreWork, Work};
+use super::{damage, restore_vm};
 use crate::app::repositories::refuse_known_folder;
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
 use crate::maintenance::Use;
 use crate::restore::{Job, LANES, Onto, check_uri, remove_parts, restore_file, restore_nbd, restore_onto};
 use sendense_api::{RestoreTarget, VmdkSubformat};
-use sendense_block::{Cancel, ReadAt};
-use sendense_repo::room;
-use sendense_types::{Problem, ProblemCode};
+use sendense_block::{Cancel, DigestMap, ReadAt};
+use sendense_repo::{ComparedDisk, room};
+use sendense_types::{DiskNumber, Problem, ProblemCode};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,8 +98,19 @@ pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -
     }
 }
 
-/// Restores the disk.
+/// Restores what is asked for. Where damage is met nothing is restored, and the point is looked at.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
+    let restored = match work.target {
+        RestoreTarget::Vm { .. } => restore_vm::run(core, handle, work.clone()).await,
+        RestoreTarget::File { .. } | RestoreTarget::Nbd { .. } => one_disk(core, handle, work.clone()).await,
+    };
+    if matches!(&restored, Err(problem) if problem.code == ProblemCode::Corrupt) {
+        damage::look_closer(core, handle, &work.backup_id).await;
+    }
+    restored
+}
+
+async fn one_disk(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
     let repository = core.repositories.by_id(core, &work.repository_id, Use::Read).await?;
     if let RestoreTarget::File { path, .. } = &work.target {
         // Somebody may have made one there while the restore waited.
@@ -107,88 +119,91 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWor
     let (core, handle) = (core.clone(), handle.clone());
     let disk_id = work.disk_id.ok_or_else(|| invalid("a disk is required"))?;
     blocking(move || {
-        let who = handle.task_id.as_str();
         let disk = repository
-            .open_disk(&work.vm_context_id, &work.backup_id, disk_id, who)
+            .open_compared(&work.vm_context_id, &work.backup_id, disk_id, handle.task_id.as_str())
             .map_err(|error| of_repo(&error))?;
-        let (size, images) = (disk.size(), disk.links().len());
-        handle.info(format!("disk {} has {} and is read through {} images", disk_id, size, images));
-        let share = core.budget.take(LANES);
-        let name = format!("disk {} of {}", disk_id, work.backup_id);
         let disk = Arc::new(disk);
-        let job = Job { name: &name, disk, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
-        let _room = match takes_room(&core, &work.target) {
-            Some(path) => {
-                let needed = room::needed_bytes(&job.disk, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
-                let folder = path.parent().unwrap_or(&path);
-                Some(core.rooms.take(&name, needed, folder, &handle.task_id, &handle.progress)?)
-            }
-            None => None,
-        };
-        let mut difference = None;
-        let place = match &work.target {
-            RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
-                let path = same_place(&core, Path::new(path))?;
-                let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
-                if is_device && !*force {
-                    return Err(forced(&path));
-                }
-                if is_device || *onto {
-                    let digests = match *onto {
-                        true => Some(
-                            repository
-                                .open_digests(&work.vm_context_id, &work.backup_id, disk_id, who)
-                                .map_err(|error| of_repo(&error))?,
-                        ),
-                        false => None,
-                    };
-                    let why = format!("{name}, by {who}. Restore onto it again: what is right already is left alone.");
-                    let digests = digests.as_ref().map(|digests| digests as &dyn sendense_block::DigestMap);
-                    let onto = Onto { path: &path, roots: &core.roots, digests, resize: *resize, why: &why };
-                    difference = restore_onto(&job, &onto)?;
-                } else {
-                    let subformat = subformat.unwrap_or_default();
-                    let (hub, part_of, task_id) = (core.clone(), path.clone(), handle.task_id.clone());
-                    handle.on_abandon(move |handle| {
-                        hub.rooms.give_back(&task_id);
-                        if let Err(problem) = remove_parts(&part_of, &task_id) {
-                            handle.warn(format!("the unfinished file could not be removed: {}", problem.details));
-                        }
-                    });
-                    restore_file(&job, &path, *format, subformat, *overwrite, &handle.task_id)?;
-                }
-                path.display().to_string()
-            }
-            RestoreTarget::Nbd { uri } => {
-                let uri = check_uri(uri, &core.roots)?;
-                let place = uri.to_string();
-                restore_nbd(&job, uri)?;
-                place
-            }
-            RestoreTarget::Vm { .. } => return Err(invalid("a machine takes all disks")),
-        };
-        let written = handle.progress.snapshot().stored;
-        let restored = format!("disk {} ({}) is restored to {place}", disk_id, size);
-        Ok(match difference {
-            None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
-            Some(found) => serde_json::json!({
-                "summary": format!(
-                    "{restored}: {} differed, {} were written and {} made zero{}",
-                    found.differing,
-                    found.written,
-                    found.zeroed,
-                    match found.unreadable.0 {
-                        0 => String::new(),
-                        _ => format!("; {} could not be read before, look after the disk", found.unreadable),
-                    },
-                ),
-                "compared_bytes": found.compared.0,
-                "differing_bytes": found.differing.0,
-                "written_bytes": found.written.0,
-                "zeroed_bytes": found.zeroed.0,
-                "unreadable_bytes": found.unreadable.0,
-            }),
-        })
+        write(&core, &handle, &work, disk_id, &disk).map_err(|problem| damage::told(&disk, problem))
     })
     .await?
+}
+
+fn write(
+    core: &Arc<Core>,
+    handle: &Handle,
+    work: &RestoreWork,
+    disk_id: DiskNumber,
+    disk: &Arc<ComparedDisk>,
+) -> Result<serde_json::Value> {
+    let who = handle.task_id.as_str();
+    let (size, images) = (disk.size(), disk.chain().links().len());
+    handle.info(format!("disk {} has {} and is read through {} images", disk_id, size, images));
+    let share = core.budget.take(LANES);
+    let name = disk.name();
+    let (lanes, progress, cancel) = (share.lanes(), &handle.progress, &handle.cancel);
+    let job = Job { name, disk: disk.clone(), lanes, progress, cancel };
+    let _room = match takes_room(core, &work.target) {
+        Some(path) => {
+            let needed = room::needed_bytes(disk, name, cancel).map_err(|error| of_repo(&error))?;
+            let folder = path.parent().unwrap_or(&path);
+            Some(core.rooms.take(name, needed, folder, &handle.task_id, progress)?)
+        }
+        None => None,
+    };
+    let mut difference = None;
+    let place = match &work.target {
+        RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {
+            let path = same_place(core, Path::new(path))?;
+            let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            if is_device && !*force {
+                return Err(forced(&path));
+            }
+            if is_device || *onto {
+                let why = format!("{name}, by {who}. Restore onto it again: what is right already is left alone.");
+                let digests = onto.then_some(&**disk as &dyn DigestMap);
+                let onto = Onto { path: &path, roots: &core.roots, digests, resize: *resize, why: &why };
+                difference = restore_onto(&job, &onto)?;
+            } else {
+                let subformat = subformat.unwrap_or_default();
+                let (hub, part_of, task_id) = (core.clone(), path.clone(), handle.task_id.clone());
+                handle.on_abandon(move |handle| {
+                    hub.rooms.give_back(&task_id);
+                    if let Err(problem) = remove_parts(&part_of, &task_id) {
+                        handle.warn(format!("the unfinished file could not be removed: {}", problem.details));
+                    }
+                });
+                restore_file(&job, &path, *format, subformat, *overwrite, &handle.task_id)?;
+            }
+            path.display().to_string()
+        }
+        RestoreTarget::Nbd { uri } => {
+            let uri = check_uri(uri, &core.roots)?;
+            let place = uri.to_string();
+            restore_nbd(&job, uri)?;
+            place
+        }
+        RestoreTarget::Vm { .. } => return Err(invalid("a machine takes all disks")),
+    };
+    let written = handle.progress.snapshot().stored;
+    let restored = format!("disk {} ({}) is restored to {place}", disk_id, size);
+    Ok(match difference {
+        None => serde_json::json!({ "summary": restored, "written_bytes": written.0 }),
+        Some(found) => serde_json::json!({
+            "summary": format!(
+                "{restored}: {} differed, {} were written and {} made zero{}",
+                found.differing,
+                found.written,
+                found.zeroed,
+                match found.unreadable.0 {
+                    0 => String::new(),
+                    _ => format!("; {} could not be read before, look after the disk", found.unreadable),
+                },
+            ),
+            "compared_bytes": found.compared.0,
+            "differing_bytes": found.differing.0,
+            "written_bytes": found.written.0,
+            "zeroed_bytes": found.zeroed.0,
+            "unreadable_bytes": found.unreadable.0,
+        }),
+    })
 }

@@ -3,6 +3,7 @@
 //! What lives here: what is asked for, the point as this hub reads it, and what is told at the end. What does not: the steps
 //! ([`sendense_node::restore`]).
 
+use super::damage;
 use super::handle::Handle;
 use super::work::RestoreWork;
 use crate::app::vms;
@@ -11,13 +12,14 @@ use crate::fault::{Result, invalid, of_repo, of_restore};
 use crate::nodes;
 use crate::nodes::source::RemoteSource;
 use crate::restore::{LANES, documents};
+use parking_lot::Mutex;
 use sendense_api::RestoreTarget;
 use sendense_block::{DigestMap, Disk};
 use sendense_node::restore::{self, Assignment, DiskAssignment, NewMachine, Point, Restored, To};
-use sendense_repo::Repository;
 use sendense_repo::manifest::{self, Manifest};
+use sendense_repo::{ComparedDisk, Repository};
 use sendense_source::{Source, VmRef};
-use sendense_types::DiskNumber;
+use sendense_types::{DiskNumber, Problem};
 use std::sync::Arc;
 
 /// Who does it.
@@ -49,10 +51,10 @@ pub(super) async fn run(
         let assignment = assignment(&handle, &manifest, &work, existing)?;
         let restored = match &by {
             By::Hub(source) => {
-                let point = Here { handle: &handle, repository: &repository, work: &work };
+                let point = Here { handle: &handle, repository: &repository, work: &work, opened: Mutex::default() };
                 let (progress, cancel) = (&handle.progress, &handle.cancel);
                 restore::run(&assignment, &**source, &point, &core.journal, &core.budget, progress, cancel)
-                    .map_err(|error| of_restore(&error))
+                    .map_err(|error| point.told(of_restore(&error)))
             }
             By::Node(node) => {
                 let lease_seconds = core.limits.node_lease_seconds;
@@ -131,17 +133,36 @@ struct Here<'a> {
     handle: &'a Handle,
     repository: &'a Repository,
     work: &'a RestoreWork,
+    /// The disk that is restored: one after the other is.
+    opened: Mutex<Option<(DiskNumber, Arc<ComparedDisk>)>>,
+}
+
+impl Here<'_> {
+    fn open(&self, number: DiskNumber) -> sendense_block::Result<Arc<ComparedDisk>> {
+        let mut opened = self.opened.lock();
+        if let Some((_, disk)) = opened.as_ref().filter(|(open, _)| *open == number) {
+            return Ok(disk.clone());
+        }
+        let (work, who) = (self.work, self.handle.task_id.as_str());
+        let disk = self.repository.open_compared(&work.vm_context_id, &work.backup_id, number, who)?;
+        Ok(opened.insert((number, Arc::new(disk))).1.clone())
+    }
+
+    fn told(&self, problem: Problem) -> Problem {
+        match &*self.opened.lock() {
+            Some((_, disk)) => damage::told(disk, problem),
+            None => problem,
+        }
+    }
 }
 
 impl Point for Here<'_> {
     fn disk(&self, number: DiskNumber) -> sendense_block::Result<Arc<dyn Disk>> {
-        let (work, who) = (self.work, self.handle.task_id.as_str());
-        Ok(Arc::new(self.repository.open_disk(&work.vm_context_id, &work.backup_id, number, who)?))
+        Ok(self.open(number)?)
     }
 
     fn digests(&self, number: DiskNumber) -> sendense_block::Result<Arc<dyn DigestMap>> {
-        let (work, who) = (self.work, self.handle.task_id.as_str());
-        Ok(Arc::new(self.repository.open_digests(&work.vm_context_id, &work.backup_id, number, who)?))
+        Ok(self.open(number)?)
     }
 
     fn note(&self, message: &str) {

@@ -3,6 +3,7 @@
 //! Invariant: everything that will be made is in the journal before the first file is, and defining the machine is the
 //! last step; on any failure before it, or after a crash, the source takes it all away again.
 
+use super::damage;
 use super::handle::Handle;
 use super::restore::same_place;
 use super::restore_remote::{self, By};
@@ -11,7 +12,7 @@ use crate::app::repositories::refuse_inside;
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, invalid, of_planning, of_repo, of_source};
 use crate::maintenance::Use;
-use crate::restore::{Job, LANES, documents};
+use crate::restore::{LANES, documents};
 use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
 use sendense_repo::extract::{Format, How, Owner, extract};
@@ -133,12 +134,11 @@ fn make(
     let mut needed = 0_u64;
     let mut chains = Vec::with_capacity(manifest.disks.len());
     for disk in &manifest.disks {
-        let name = format!("disk {} of {}", disk.disk_id, work.backup_id);
-        let chain = repository.open_disk(&work.vm_context_id, &work.backup_id, disk.disk_id, who);
+        let chain = repository.open_compared(&work.vm_context_id, &work.backup_id, disk.disk_id, who);
         let chain = Arc::new(chain.map_err(|error| of_repo(&error))?);
-        let bytes = room::needed_bytes(&chain, &name, &handle.cancel).map_err(|error| of_repo(&error))?;
+        let bytes = room::needed_bytes(&chain, chain.name(), &handle.cancel).map_err(|error| of_repo(&error))?;
         needed = needed.saturating_add(bytes);
-        chains.push((disk, name, chain));
+        chains.push((disk, chain));
     }
     let _room = match planned.disks.first().and_then(|disk| disk.parent()) {
         Some(folder) => {
@@ -147,14 +147,12 @@ fn make(
         }
         None => None,
     };
-    for ((disk, name, chain), path) in chains.into_iter().zip(&planned.disks) {
+    for ((disk, chain), path) in chains.into_iter().zip(&planned.disks) {
         let share = core.budget.take(LANES);
-        let job =
-            Job { name: &name, disk: chain, lanes: share.lanes(), progress: &handle.progress, cancel: &handle.cancel };
-        let (lanes, owner) = (job.lanes, Owner::OfFolder);
-        let how = How { format, lanes, suffix: who, disk_name: job.name, overwrite: false, owner, is_last: false };
-        extract(&job.disk, path, how, job.progress, job.cancel)
-            .map_err(|error| crate::restore::target_problem(path, &error))?;
+        let (lanes, disk_name, owner) = (share.lanes(), chain.name(), Owner::OfFolder);
+        let how = How { format, lanes, suffix: who, disk_name, overwrite: false, owner, is_last: false };
+        extract(&chain, path, how, &handle.progress, &handle.cancel)
+            .map_err(|error| damage::told(&chain, crate::restore::target_problem(path, &error)))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));
     }
     let door = source.target().ok_or_else(|| invalid("the source takes no machines"))?;

@@ -4,14 +4,13 @@ use super::handle::{Handle, Stop};
 use super::queue::Needs;
 use super::report::Reporter;
 use super::work::{BackupWork, Work};
-use super::{abandon, backup, import, migrate, restore, restore_vm, verify};
+use super::{abandon, backup, import, migrate, restore, verify};
 use crate::app::App;
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::hooks::{self, Ending};
 use crate::reconcile;
 use crate::verification;
-use sendense_api::RestoreTarget;
 use sendense_catalog::{Completed, Conflict, Error, Heartbeat, LogLevel, Task, TaskClaim};
 use sendense_types::{Problem, ProblemCode, TaskKind, TaskState, Timestamp};
 use std::sync::Arc;
@@ -202,9 +201,6 @@ async fn judge(core: &Arc<Core>, task: &Task, work: &BackupWork) {
 async fn job(core: Arc<Core>, handle: Arc<Handle>, claim: TaskClaim, work: Work) -> Result<Done> {
     match work {
         Work::Backup(work) => backup::run(&core, &handle, &claim, work).await,
-        Work::Restore(work) if matches!(work.target, RestoreTarget::Vm { .. }) => {
-            restore_vm::run(&core, &handle, work).await.map(Done::Other)
-        }
         Work::Restore(work) => restore::run(&core, &handle, work).await.map(Done::Other),
         Work::Migrate(work) => migrate::run(&core, &handle, work).await.map(Done::Other),
         Work::Verify(work) => verify::run(&core, &handle, work).await.map(Done::Other),

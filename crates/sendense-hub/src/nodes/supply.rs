@@ -20,7 +20,7 @@ use sendense_node::remote::batch;
 use sendense_node::remote::digests::{WINDOW_BLOCKS, encode};
 use sendense_node::remote::message::{Answer, Fault, HELD_BLOCKS_MAX, READ_BLOCKS_MAX, words};
 use sendense_node::restore::DiskAssignment;
-use sendense_repo::{ChainReader, PointDigests, Repository};
+use sendense_repo::{ComparedDisk, Repository};
 use sendense_types::{BackupId, DiskNumber, Problem, ProblemCode, VmContextId};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -53,8 +53,8 @@ pub(super) struct Supply {
 /// A disk that the node may read.
 struct Supplied {
     number: DiskNumber,
-    chain: ChainReader,
-    digests: PointDigests,
+    /// Its bytes are not compared here: the node does that, which must not believe what came over the line either.
+    disk: ComparedDisk,
 }
 
 /// What the job's thread is told.
@@ -76,9 +76,8 @@ impl Supply {
         events: mpsc::Sender<Event>,
     ) -> Result<Self> {
         let open = |disk: &DiskAssignment| {
-            let chain = repository.open_disk(vm, backup, disk.number, who).map_err(|error| of_repo(&error))?;
-            let digests = repository.open_digests(vm, backup, disk.number, who).map_err(|error| of_repo(&error))?;
-            Ok(Supplied { number: disk.number, chain, digests })
+            let opened = repository.open_compared(vm, backup, disk.number, who).map_err(|error| of_repo(&error))?;
+            Ok(Supplied { number: disk.number, disk: opened })
         };
         Ok(Self {
             disks: RwLock::new(Some(disks.iter().map(open).collect::<Result<_>>()?)),
@@ -197,7 +196,7 @@ impl Supply {
         let disks = self.disks()?;
         let count = u64::from(count).min(WINDOW_BLOCKS) as usize;
         let mut known = vec![Known::Zero; count];
-        let read = find(&disks, disk)?.digests.known(BlockIndex(first), &mut known);
+        let read = find(&disks, disk)?.disk.known(BlockIndex(first), &mut known);
         read.map_err(|error| self.failed("read the point's digests", &error))?;
         Ok(encode(&known))
     }
@@ -205,7 +204,7 @@ impl Supply {
     /// Where the point holds data next. Blocks.
     pub fn next_data(&self, disk: DiskNumber, from: u64, end: u64) -> Result<Option<u64>> {
         let disks = self.disks()?;
-        let found = find(&disks, disk)?.digests.next_data(BlockIndex(from), BlockIndex(end));
+        let found = find(&disks, disk)?.disk.next_data(BlockIndex(from), BlockIndex(end));
         Ok(found.map_err(|error| self.failed("read the point's digests", &error))?.map(|block| block.0))
     }
 
@@ -217,17 +216,13 @@ impl Supply {
         if !is_on_disk || end - from > HELD_BLOCKS_MAX {
             return Err(invalid(format!("blocks {from} to {end} are not on the disk, or too many")));
         }
-        let last = ByteOffset((end * BLOCK_BYTES).min(disk.chain.size().0));
+        let last = ByteOffset((end * BLOCK_BYTES).min(disk.disk.size().0));
         let within = Extent::between(BlockIndex(from).offset(), last);
-        let map = disk.chain.allocation(within);
+        let map = disk.disk.allocation(within);
         let map = map.map_err(|error| self.failed("look what the point holds", &error))?;
         let data: ExtentSet =
             map.iter().filter(|mapped| mapped.content == Content::Data).map(|mapped| mapped.extent).collect();
-        let mut data = data.to_blocks(ByteOffset(end * BLOCK_BYTES));
-        // Also what the chain does not hold and should: it is read like the rest, and found not to be what was backed up.
-        let lost =
-            disk.digests_beside(&data, from, end).map_err(|error| self.failed("read the point's digests", &error))?;
-        lost.into_iter().for_each(|block| data.insert(Extent::block(block)));
+        let data = data.to_blocks(ByteOffset(end * BLOCK_BYTES));
         Ok(data.as_slice().iter().map(|run| (run.start().0 / BLOCK_BYTES, run.len().0 / BLOCK_BYTES)).collect())
     }
 
@@ -252,27 +247,12 @@ fn find(disks: &[Supplied], number: DiskNumber) -> Result<&Supplied> {
 
 impl Supplied {
     fn blocks(&self) -> u64 {
-        block_count(self.chain.size())
-    }
-
-    /// Blocks whose digests are known and that are not among these.
-    fn digests_beside(&self, held: &ExtentSet, from: u64, end: u64) -> sendense_block::Result<Vec<BlockIndex>> {
-        let mut beside = Vec::new();
-        let gaps = held.gaps(Extent::between(BlockIndex(from).offset(), BlockIndex(end).offset()));
-        for gap in gaps.as_slice() {
-            let end = BlockIndex(gap.end().0 / BLOCK_BYTES);
-            let mut from = BlockIndex(gap.start().0 / BLOCK_BYTES);
-            while let Some(block) = self.digests.next_data(from, end)? {
-                beside.push(block);
-                from = BlockIndex(block.0 + 1);
-            }
-        }
-        Ok(beside)
+        block_count(self.disk.size())
     }
 
     fn batch(&self, first: BlockIndex, count: usize) -> sendense_block::Result<Vec<u8>> {
         let mut known = vec![Known::Zero; count];
-        self.digests.known(first, &mut known)?;
+        self.disk.known(first, &mut known)?;
         let (mut batch, mut frame, mut block) = (Vec::new(), Vec::new(), vec![0; BLOCK]);
         let mut encoder = None;
         for (index, known) in (first.0..).map(BlockIndex).zip(known) {
@@ -286,7 +266,7 @@ impl Supplied {
                 batch::append(&mut batch, &Block { index, digest, payload: Payload::Zero });
                 continue;
             };
-            if self.chain.read_frame(index, &mut frame)? && frame.len() <= Encoder::FRAME_BYTES_MAX {
+            if self.disk.chain().read_frame(index, &mut frame)? && frame.len() <= Encoder::FRAME_BYTES_MAX {
                 batch::append(&mut batch, &Block { index, digest, payload: Payload::Zstd(&frame) });
                 continue;
             }
@@ -307,9 +287,9 @@ impl Supplied {
 
     /// A block, what lies beyond the disk's end as zeros.
     fn read_block(&self, index: BlockIndex, block: &mut [u8]) -> sendense_block::Result<()> {
-        let there = self.chain.size().0.saturating_sub(index.offset().0).min(BLOCK_BYTES) as usize;
+        let there = self.disk.size().0.saturating_sub(index.offset().0).min(BLOCK_BYTES) as usize;
         let (data, beyond) = block.split_at_mut(there);
         beyond.fill(0);
-        self.chain.read_at(index.offset(), data)
+        self.disk.chain().read_at(index.offset(), data)
     }
 }

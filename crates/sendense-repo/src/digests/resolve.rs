@@ -129,6 +129,22 @@ impl ChainDigests {
         Ok(count)
     }
 
+    /// Which layer says what a block holds, 0 being the point's own; `None` where none does.
+    pub(crate) fn told_by(&self, block: BlockIndex) -> Result<Option<usize>> {
+        let (number, at) = (block.0 / GROUP_BLOCKS, (block.0 % GROUP_BLOCKS) as usize);
+        let mut group = Group::default();
+        for (layer, told) in self.layers.iter().zip(0..) {
+            if block.0 >= layer.digests.blocks() {
+                return Ok(None);
+            }
+            let held = layer.digests.group(number, &mut group).map_err(|error| layer.blame(error))?;
+            if held && group.states().nth(at).is_some_and(|state| state != State::Absent) {
+                return Ok(Some(told));
+            }
+        }
+        Ok(None)
+    }
+
     /// True when some image of the chain may hold data in the group.
     fn may_hold_data(&self, group: u64) -> Result<bool> {
         for layer in &self.layers {

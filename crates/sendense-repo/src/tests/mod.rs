@@ -1,5 +1,6 @@
 //! Proofs about the whole repository: what it survives, and that it gives back every byte.
 
+mod compared;
 mod damage;
 mod faults;
 mod fencing;

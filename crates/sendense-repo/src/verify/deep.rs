@@ -2,7 +2,7 @@
 
 use super::{Check, Finding, work};
 use crate::digests::{GROUP_BLOCKS, Group, Layer, State, says_damaged};
-use crate::error::{Kind, Result};
+use crate::error::{Kind, Result, says_wrong_bytes};
 use crate::manifest::Disk;
 use crate::repository::Repository;
 use sendense_block::{self as block, BLOCK_BYTES, BlockIndex, ByteLen, Digest, Extent};
@@ -149,11 +149,10 @@ fn lies_in(image: &Image, index: u64) -> block::Result<Extent> {
 }
 
 fn tell(check: &Check<'_>, error: &block::Error, finding: Finding, of: Extent) {
-    match error.kind {
-        block::Kind::Corrupt | block::Kind::Invalid | block::Kind::OutOfRange | block::Kind::Unsupported => {
-            check.damaged(finding);
-            check.lost(of);
-        }
-        _ => check.unreadable(finding),
+    if says_wrong_bytes(error.kind) {
+        check.damaged(finding);
+        check.lost(of);
+    } else {
+        check.unreadable(finding);
     }
 }

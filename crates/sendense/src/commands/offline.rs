@@ -160,17 +160,16 @@ fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: For
     let repository = open(path)?;
     let vm = repository.find(id)?;
     let number = which_disk(&repository, &vm, id, disk)?;
-    let chain = repository.open_disk(&vm, id, number, WHO)?;
+    let point = repository.open_compared(&vm, id, number, WHO)?;
     let format = match format {
         Format::Raw => extract::Format::Raw,
         Format::Qcow2 => extract::Format::Qcow2,
     };
     let lanes = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let suffix = format!("sendense-{}", std::process::id());
-    let disk_name = format!("disk {number} of {id}");
-    let (suffix, disk_name, owner) = (&*suffix, &*disk_name, Owner::Us);
+    let (suffix, disk_name, owner) = (&*suffix, point.name(), Owner::Us);
     let how = How { format, lanes, suffix, disk_name, overwrite: false, owner, is_last: true };
-    extract(&chain, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
+    extract(&point, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
     say(format!("restored disk {number} of {id} to {}", to.display()));
     Ok(0)
 }

@@ -8,6 +8,7 @@ mod appliance;
 mod backpressure;
 mod bad_day;
 mod chains;
+mod damaged;
 mod databases;
 mod demos;
 mod disk;

@@ -10,31 +10,32 @@ use std::path::Path;
 const BLOCK: usize = 65536;
 
 /// A disk of noise: each of its blocks lies in the image as it is.
-fn noise(path: &Path, blocks: usize, random: &mut Random) -> Disk {
+pub fn noise(path: &Path, blocks: usize, random: &mut Random) -> Disk {
     let mut disk = Disk::create(path, blocks * BLOCK, random);
     let bytes: Vec<u8> = (0..blocks * BLOCK / 8).flat_map(|_| random.next().to_le_bytes()).collect();
     write(&mut disk, 0, &bytes);
     disk
 }
 
-fn write(disk: &mut Disk, at: usize, bytes: &[u8]) {
+/// The guest writes.
+pub fn write(disk: &mut Disk, at: usize, bytes: &[u8]) {
     File::options().write(true).open(&disk.path).unwrap().write_all_at(bytes, at as u64).unwrap();
     disk.bytes[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 /// Flips a bit of a block of a disk where it lies in an image.
-fn rot(image: &Path, block: &[u8]) {
+pub fn rot(image: &Path, block: &[u8]) {
     let stored = fs::read(image).unwrap();
     let at = stored.windows(BLOCK).step_by(512).position(|part| part == block).expect("the block lies as it is") * 512;
     let file = File::options().read(true).write(true).open(image).unwrap();
     file.write_all_at(&[block[777] ^ 4], (at + 777) as u64).unwrap();
 }
 
-fn shown(hub: &Hub, backup: &Value) -> Value {
+pub fn shown(hub: &Hub, backup: &Value) -> Value {
     hub.json(&["backup", "show", field(backup, "backup_id")])["backup"].clone()
 }
 
-fn id(backup: &Value) -> &str {
+pub fn id(backup: &Value) -> &str {
     field(backup, "backup_id")
 }
 
