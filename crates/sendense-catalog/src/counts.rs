@@ -63,23 +63,27 @@ impl BackupChanges {
     }
 }
 
-/// A task of this kind has left a state (if it had one) and is in another. The last step of a transaction.
-pub(crate) async fn task_became(tx: &Tx, kind: &str, from: Option<&str>, to: &str) -> Result<()> {
-    use entity::task_counts::{Column, Entity, Model};
+/// A task of this kind has left a state and is in another. The last step of a transaction.
+pub(crate) async fn task_became(tx: &Tx, kind: &str, from: &str, to: &str) -> Result<()> {
     let mut changes = BTreeMap::from([(to, 1)]);
-    if let Some(from) = from {
-        *changes.entry(from).or_default() -= 1;
-    }
+    *changes.entry(from).or_default() -= 1;
     for (state, change) in changes {
-        if change == 0 {
-            continue;
-        }
-        let row = Model { kind: kind.to_owned(), state: state.to_owned(), tasks: change };
-        let add = OnConflict::columns([Column::Kind, Column::State])
-            .value(Column::Tasks, Expr::col((Entity, Column::Tasks)).add(change))
-            .to_owned();
-        Entity::insert(row.into_active_model()).on_conflict(add).exec_without_returning(&**tx).await?;
+        tasks_came(tx, kind, state, change).await?;
     }
+    Ok(())
+}
+
+/// So many tasks of this kind are in a state now that were not. The last step of a transaction.
+pub(crate) async fn tasks_came(tx: &Tx, kind: &str, state: &str, change: i64) -> Result<()> {
+    use entity::task_counts::{Column, Entity, Model};
+    if change == 0 {
+        return Ok(());
+    }
+    let row = Model { kind: kind.to_owned(), state: state.to_owned(), tasks: change };
+    let add = OnConflict::columns([Column::Kind, Column::State])
+        .value(Column::Tasks, Expr::col((Entity, Column::Tasks)).add(change))
+        .to_owned();
+    Entity::insert(row.into_active_model()).on_conflict(add).exec_without_returning(&**tx).await?;
     Ok(())
 }
 

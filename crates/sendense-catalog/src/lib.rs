@@ -45,7 +45,7 @@ pub use backup::{
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
 pub use essentials::{Counts, ESSENTIALS_VERSION, Essentials};
-pub use execution::{Execution, ExecutionVm, Executions, NewExecution};
+pub use execution::{Begun, Execution, ExecutionVm, Executions, NewExecution};
 pub use hub::{Hub, HubLease, Hubs};
 pub use journal::{Artefact, Journal, NewArtefact};
 pub use lease::{Lease, Leases};
@@ -59,7 +59,9 @@ pub use source::{NewSource, Source, SourceChange, Sources};
 pub use space::{KEPT_DAYS, Space, SpaceSample};
 pub use task::{Heartbeat, LogLevel, LogLine, NewLogLine, NewTask, Task, TaskClaim, TaskFilter, TaskSubject, Tasks};
 pub use token::{NewToken, Token, TokenRole, Tokens};
-pub use vm::{DiscoveredDisk, DiscoveredVm, Discovery, KnownDisk, KnownVm, TAGS_MAX, VmContext, VmDisk, VmFilter, Vms};
+pub use vm::{
+    DiscoveredDisk, DiscoveredVm, Discovery, KnownDisk, KnownVm, SeenVm, TAGS_MAX, VmContext, VmDisk, VmFilter, Vms,
+};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 use std::sync::Arc;

@@ -22,9 +22,11 @@ const CALL_BUCKETS_S: [f64; 7] = [0.005, 0.02, 0.05, 0.2, 1.0, 10.0, 120.0];
 const CALL_SECONDS: &str = "sendense_http_request_seconds";
 
 /// Upper ends of the buckets of passes over the schedules: from an idle one to where the next one is due.
-const PASS_BUCKETS_S: [f64; 7] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 2.0];
+const PASS_BUCKETS_S: [f64; 11] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0];
 /// The histogram of passes.
 const PASS_SECONDS: &str = "sendense_schedule_pass_seconds";
+/// The histogram of what of a pass was reading and deciding.
+const DECIDE_SECONDS: &str = "sendense_schedule_decide_seconds";
 
 /// How often recorded durations are put into their buckets. Until then each is kept by itself, so this bounds memory on a hub
 /// that nobody scrapes.
@@ -39,10 +41,12 @@ fn handle() -> Option<&'static PrometheusHandle> {
     let handle = RECORDER.get_or_init(|| {
         let calls = Matcher::Full(CALL_SECONDS.to_owned());
         let passes = Matcher::Full(PASS_SECONDS.to_owned());
+        let decisions = Matcher::Full(DECIDE_SECONDS.to_owned());
         let builder = PrometheusBuilder::new()
             .set_buckets(&DURATION_BUCKETS_S)
             .and_then(|builder| builder.set_buckets_for_metric(calls, &CALL_BUCKETS_S))
-            .and_then(|builder| builder.set_buckets_for_metric(passes, &PASS_BUCKETS_S));
+            .and_then(|builder| builder.set_buckets_for_metric(passes, &PASS_BUCKETS_S))
+            .and_then(|builder| builder.set_buckets_for_metric(decisions, &PASS_BUCKETS_S));
         match builder.and_then(PrometheusBuilder::install_recorder) {
             Ok(handle) => {
                 describe();
@@ -62,6 +66,7 @@ fn describe() {
     describe_counter!("sendense_tasks_ended_total", "Tasks that ended, by kind and state");
     describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
     describe_histogram!(PASS_SECONDS, "How long a look at all schedules took, with what it began");
+    describe_histogram!(DECIDE_SECONDS, "How long of it the hub read and decided, before and between what it wrote");
     describe_counter!("sendense_backup_read_bytes_total", "Bytes read from sources");
     describe_counter!("sendense_backup_stored_bytes_total", "Bytes stored in repositories");
     describe_counter!("sendense_tracking_wrong_total", "Disks whose change tracking an audit found wrong");
@@ -96,9 +101,10 @@ pub(crate) fn call_answered(method: &'static str, route: String, status: u16, to
     histogram!(CALL_SECONDS, "route" => route).record(took.as_secs_f64());
 }
 
-/// The schedules were looked through, and what was due was begun.
-pub(crate) fn schedules_passed(took: Duration) {
+/// The schedules were looked through, and what was due was begun; so long of it was reading and deciding.
+pub(crate) fn schedules_passed(took: Duration, deciding: Duration) {
     histogram!(PASS_SECONDS).record(took.as_secs_f64());
+    histogram!(DECIDE_SECONDS).record(deciding.as_secs_f64());
 }
 
 /// A task has ended.

@@ -139,7 +139,13 @@ impl Backups<'_> {
     /// source it is reached;
     /// [`Error::NotFound`] for the machine or the repository; [`Conflict::Exists`] for an id that is known.
     pub async fn begin(&self, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
-        self.0.write(|tx| async move { begin_in(&tx, new, now).await }).await
+        let begin = |tx: Tx| async move {
+            let (mut begun, counted) = begin_all_in(&tx, std::slice::from_ref(new), now).await?;
+            let begun = begun.pop().expect("one was asked for")?;
+            counted.write(&tx).await?;
+            Ok(begun)
+        };
+        self.0.write(begin).await
     }
 
     /// Sets a pending backup to running; its task was claimed before.
@@ -324,8 +330,55 @@ impl Backups<'_> {
     }
 }
 
-/// Begins a backup within a transaction that does more. See [`Backups::begin`].
-pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result<(Backup, Task)> {
+/// What [`begin_all_in`] has begun, as counters know it.
+#[must_use = "counters are written last"]
+pub(crate) struct Counted {
+    backups: BackupChanges,
+    tasks: i64,
+}
+
+impl Counted {
+    /// Writes it. The last step of a transaction.
+    pub async fn write(self, tx: &Tx) -> Result<()> {
+        self.backups.write(tx).await?;
+        task::count_new_in(tx, TaskKind::Backup, self.tasks).await
+    }
+}
+
+/// Begins backups within a transaction that does more; see [`Backups::begin`]. What stands in the way of one is told in its place and
+/// leaves the others alone.
+pub(crate) async fn begin_all_in(
+    tx: &Tx,
+    new: &[NewBackup],
+    now: Timestamp,
+) -> Result<(Vec<Result<(Backup, Task)>>, Counted)> {
+    let mut counted = Counted { backups: BackupChanges::default(), tasks: 0 };
+    // Machines are locked by id, so that two transactions do not wait for each other.
+    let mut places: Vec<usize> = (0..new.len()).collect();
+    places.sort_by_key(|place| &new[*place].vm_context_id);
+    let mut begun = Vec::new();
+    for place in places {
+        let new = &new[place];
+        let told = match may_begin(tx, new).await {
+            Ok(vm) => {
+                let (backup, task) = insert_begun(tx, new, &vm, now).await?;
+                let (status, kind) = (backup.status.as_str(), backup.backup_type.as_str());
+                counted.backups.add(new.repository_id.as_str(), status, kind);
+                counted.tasks += 1;
+                Ok((backup, task))
+            }
+            // Nothing was written, so that the transaction may go on.
+            Err(error @ (Error::NotFound { .. } | Error::Conflict(_))) => Err(error),
+            Err(error) => return Err(error),
+        };
+        begun.push((place, told));
+    }
+    begun.sort_by_key(|(place, _)| *place);
+    Ok((begun.into_iter().map(|(_, told)| told).collect(), counted))
+}
+
+/// The machine of a backup that may begin, locked. Only reads.
+async fn may_begin(tx: &Tx, new: &NewBackup) -> Result<entity::vm_contexts::Model> {
     let (vm, same) = lock_machine(tx, &new.vm_context_id).await?;
     let repository = entity::repositories::Entity::find_by_id(new.repository_id.as_str()).one(&**tx).await?;
     repository.ok_or_else(|| Error::not_found(Noun::Repository, &new.repository_id))?;
@@ -333,14 +386,20 @@ pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result
         .filter(entity::backups::Column::ActiveVmContextId.is_in(same))
         .one(&**tx)
         .await?;
-    if let Some(active) = active {
-        return Err(row::active_conflict(&active)?.into());
+    match active {
+        Some(active) => Err(row::active_conflict(&active)?.into()),
+        None => Ok(vm),
     }
-    let backup = pending(new, &vm, now)?;
+}
+
+async fn insert_begun(
+    tx: &Tx,
+    new: &NewBackup,
+    vm: &entity::vm_contexts::Model,
+    now: Timestamp,
+) -> Result<(Backup, Task)> {
+    let backup = pending(new, vm, now)?;
     insert(tx, &backup).await?;
-    let mut changes = BackupChanges::default();
-    changes.add(new.repository_id.as_str(), backup.status.as_str(), backup.backup_type.as_str());
-    changes.write(tx).await?;
     let task = NewTask {
         task_id: new.task_id.clone(),
         kind: TaskKind::Backup,
@@ -348,8 +407,7 @@ pub(crate) async fn begin_in(tx: &Tx, new: &NewBackup, now: Timestamp) -> Result
         request: new.request.clone(),
         created_by: new.created_by.clone(),
     };
-    let task = task::create_in(tx, &task, now).await?;
-    Ok((backup, task))
+    Ok((backup, task::insert_in(tx, &task, now).await?))
 }
 
 fn pending(new: &NewBackup, vm: &entity::vm_contexts::Model, now: Timestamp) -> Result<Backup> {

@@ -6,13 +6,16 @@
 use super::{Backup, Backups, row};
 use crate::error::{Error, Noun, Result};
 use crate::{Page, counts, entity, value};
-use sea_orm::sea_query::{Expr, Order, Query};
+use sea_orm::sea_query::{Expr, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
-use sendense_types::{BackupId, BackupStatus, BackupType, RepositoryId, VmContextId};
+use sendense_types::{BackupId, BackupStatus, BackupType, RepositoryId, Timestamp, VmContextId};
 use std::collections::{BTreeSet, HashMap};
 
 /// So many rows are skipped in less time than it takes to ask for the number of rows first.
 const NEAR: u64 = 1000;
+
+/// Machines that one statement names: far below the 32,766 values that SQLite binds.
+const VMS_AT_ONCE: usize = 1000;
 
 /// Which backups; what is `None` does not restrict. All are combined with AND.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,9 +59,7 @@ impl Backups<'_> {
 
     /// The newest completed point of each of these machines, in any repository; machines without one are left out.
     pub async fn newest_of_vms(&self, vms: &[VmContextId]) -> Result<HashMap<VmContextId, Backup>> {
-        let completed =
-            Expr::col((entity::backups::Entity, entity::backups::Column::Status)).eq(BackupStatus::Completed.as_str());
-        self.newest_where(vms, Some(completed)).await
+        self.newest_where(vms, Some(is_completed())).await
     }
 
     /// The newest backup of each of these machines, in whatever state; machines without one are left out.
@@ -66,23 +67,61 @@ impl Backups<'_> {
         self.newest_where(vms, None).await
     }
 
-    async fn newest_where(&self, vms: &[VmContextId], only: Option<Expr>) -> Result<HashMap<VmContextId, Backup>> {
-        use entity::backups::{Column, Entity};
-        let mut newest = Query::select();
-        newest
-            .column((Entity, Column::BackupId))
-            .from(Entity)
-            .and_where(
-                Expr::col((Entity, Column::VmContextId))
-                    .equals((entity::vm_contexts::Entity, entity::vm_contexts::Column::VmContextId)),
-            )
-            .and_where_option(only)
-            .order_by((Entity, Column::CreatedAt), Order::Desc)
-            .order_by((Entity, Column::BackupId), Order::Desc)
-            .limit(1);
-        let newest = newest.to_owned();
+    /// When the newest completed point of each of these machines was made, in any repository; machines without one are left out.
+    pub async fn newest_times_of_vms(&self, vms: &[VmContextId]) -> Result<HashMap<VmContextId, Timestamp>> {
+        use entity::backups::Column;
+        use entity::vm_contexts::{Column as VmColumn, Entity as Machines};
+        let newest = newest_of(Column::CreatedAt, Some(is_completed()));
         let mut found = HashMap::new();
-        for chunk in vms.chunks(1000) {
+        for chunk in vms.chunks(VMS_AT_ONCE) {
+            let times: Vec<(String, Option<value::Ts>)> = Machines::find()
+                .select_only()
+                .column(VmColumn::VmContextId)
+                .expr_as(Expr::SubQuery(None, Box::new(newest.clone().into())), "newest")
+                .filter(VmColumn::VmContextId.is_in(chunk.iter().map(VmContextId::as_str)))
+                .into_tuple()
+                .all(self.0.pool())
+                .await?;
+            for (vm, made) in times {
+                if let Some(made) = made {
+                    found.insert(value::read("vm_context_id", &vm)?, made.into());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many completed points of a machine in a repository are newer than its newest full of all its disks, which is looked for among
+    /// the newest `most`; `None` where it is not among them.
+    pub async fn points_since_full(
+        &self,
+        vm: &VmContextId,
+        repository: &RepositoryId,
+        most: u64,
+    ) -> Result<Option<u64>> {
+        use entity::backups::{Column, Entity};
+        let newest: Vec<(String, bool)> = Entity::find()
+            .select_only()
+            .columns([Column::BackupType, Column::Partial])
+            .filter(Column::VmContextId.eq(vm.as_str()))
+            .filter(Column::RepositoryId.eq(repository.as_str()))
+            .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::BackupId)
+            .limit(most)
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        // Points of some disks only are no full of the machine.
+        let is_full = |(kind, partial): &(String, bool)| kind == BackupType::Full.as_str() && !partial;
+        Ok(newest.iter().position(is_full).map(|place| place as u64))
+    }
+
+    async fn newest_where(&self, vms: &[VmContextId], only: Option<Expr>) -> Result<HashMap<VmContextId, Backup>> {
+        use entity::backups::Column;
+        let newest = newest_of(Column::BackupId, only);
+        let mut found = HashMap::new();
+        for chunk in vms.chunks(VMS_AT_ONCE) {
             let ids: Vec<Option<String>> = entity::vm_contexts::Entity::find()
                 .select_only()
                 .expr_as(Expr::SubQuery(None, Box::new(newest.clone().into())), "newest")
@@ -98,10 +137,36 @@ impl Backups<'_> {
         Ok(found)
     }
 
+    /// Backups of these ids with their disks, newest first; those that are not there are left out.
+    pub async fn of_ids(&self, ids: &[BackupId]) -> Result<Vec<Backup>> {
+        self.by_ids(&ids.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>()).await
+    }
+
     /// Backups of these ids with their disks, newest first.
     pub(super) async fn by_ids(&self, ids: &[String]) -> Result<Vec<Backup>> {
         by_ids_in(self.0.pool(), ids).await
     }
+}
+
+/// A column of the newest backup of the machine that the statement around it is at.
+fn newest_of(column: entity::backups::Column, only: Option<Expr>) -> SelectStatement {
+    use entity::backups::{Column, Entity};
+    let is_its = Expr::col((Entity, Column::VmContextId))
+        .equals((entity::vm_contexts::Entity, entity::vm_contexts::Column::VmContextId));
+    let mut newest = Query::select();
+    newest
+        .column((Entity, column))
+        .from(Entity)
+        .and_where(is_its)
+        .and_where_option(only)
+        .order_by((Entity, Column::CreatedAt), Order::Desc)
+        .order_by((Entity, Column::BackupId), Order::Desc)
+        .limit(1);
+    newest
+}
+
+fn is_completed() -> Expr {
+    Expr::col((entity::backups::Entity, entity::backups::Column::Status)).eq(BackupStatus::Completed.as_str())
 }
 
 async fn list_in(db: &impl ConnectionTrait, filter: &BackupFilter, page: Page) -> Result<(Vec<Backup>, u64)> {
@@ -303,6 +368,11 @@ mod tests {
             "SELECT task_id FROM tasks WHERE state = 'pending' ORDER BY created_at, task_id",
             "SELECT task_id FROM tasks WHERE subject_id = 'a' ORDER BY created_at DESC, task_id DESC",
             "SELECT * FROM tokens WHERE hash = x'00' AND revoked_at IS NULL",
+            "SELECT * FROM execution_vms WHERE execution_id = 'a' AND outcome = 'running' \
+             ORDER BY turn, vm_name, vm_context_id",
+            "SELECT * FROM execution_vms WHERE execution_id = 'a' AND outcome = 'waiting' \
+             AND (not_before IS NULL OR not_before <= 1) ORDER BY turn, vm_name, vm_context_id LIMIT 9",
+            "SELECT outcome, COUNT(vm_context_id) FROM execution_vms WHERE execution_id = 'a' GROUP BY outcome",
             "SELECT * FROM journal WHERE done_at IS NULL ORDER BY created_at, artefact_id",
         ] {
             let plan = plan(&catalog, Statement::from_string(DbBackend::Sqlite, sql)).await;

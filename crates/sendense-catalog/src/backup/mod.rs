@@ -17,7 +17,7 @@ mod verify;
 
 pub use chain::{Chain, TokenInUse};
 pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
-pub(crate) use life::{begin_in, lock_vm};
+pub(crate) use life::{begin_all_in, lock_vm};
 pub use list::BackupFilter;
 pub(crate) use row::active_conflict;
 pub use verify::{Lost, MadeBy, Unproved, Verification, Verified};

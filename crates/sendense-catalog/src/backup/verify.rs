@@ -120,6 +120,11 @@ impl Unproved<'_> {
         }
     }
 
+    /// Whether no point can be meant.
+    fn is_none(&self) -> bool {
+        matches!(self.made_by, MadeBy::AnyOf([]))
+    }
+
     fn points(&self) -> Select<entity::backups::Entity> {
         use entity::backups::{Column, Entity};
         let points = Entity::find()
@@ -202,6 +207,9 @@ impl Backups<'_> {
     /// that.
     pub async fn longest_unproved(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<(Backup, Timestamp)>> {
         use entity::backups::{Column, Model};
+        if which.is_none() {
+            return Ok(Vec::new());
+        }
         let column = which.column();
         let proof = |row: &Model| match which.depth {
             VerifyDepth::AtRest => row.verified_at,
@@ -224,6 +232,9 @@ impl Backups<'_> {
     /// The machines that have such points, each with the time of the oldest proof, or end, of these.
     pub async fn unproved_machines(&self, which: &Unproved<'_>) -> Result<BTreeMap<VmContextId, Timestamp>> {
         use entity::backups::Column;
+        if which.is_none() {
+            return Ok(BTreeMap::new());
+        }
         let oldest = async |points: Select<entity::backups::Entity>, column: Column| {
             let points = points.select_only().column(Column::VmContextId).column_as(column.min(), "since");
             points.group_by(Column::VmContextId).into_tuple::<(String, Option<Ts>)>().all(self.0.pool()).await

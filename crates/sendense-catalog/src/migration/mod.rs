@@ -22,6 +22,7 @@ mod m0020_deep_proof;
 mod m0021_turns;
 mod m0022_generations;
 mod m0023_time_to_open;
+mod m0024_looks;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0021_turns::Migration),
             Box::new(m0022_generations::Migration),
             Box::new(m0023_time_to_open::Migration),
+            Box::new(m0024_looks::Migration),
         ]
     }
 }

@@ -7,7 +7,7 @@ use crate::tx::Tx;
 use crate::{counts, entity, value};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QuerySelect};
-use sendense_types::{Problem, TaskId, TaskState, Timestamp};
+use sendense_types::{Problem, TaskId, TaskKind, TaskState, Timestamp};
 use serde_json::Value;
 
 /// Longest error text kept, in bytes: a message with its chain. Longer ones are logs.
@@ -160,8 +160,20 @@ pub(crate) async fn cancel_waiting_in(tx: &Tx, task_id: &TaskId) -> Result<bool>
     Ok(true)
 }
 
-/// Inserts a pending task in a caller's transaction.
-pub(crate) async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<Task> {
+/// Makes a pending task in a caller's transaction.
+async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<Task> {
+    let task = insert_in(tx, new, now).await?;
+    count_new_in(tx, new.kind, 1).await?;
+    Ok(task)
+}
+
+/// Counts pending tasks that were inserted in a caller's transaction. The last step of it.
+pub(crate) async fn count_new_in(tx: &Tx, kind: TaskKind, count: i64) -> Result<()> {
+    counts::tasks_came(tx, kind.as_str(), TaskState::Pending.as_str(), count).await
+}
+
+/// Inserts a pending task in a caller's transaction, which counts it at its end.
+pub(crate) async fn insert_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<Task> {
     let row = entity::tasks::Model {
         task_id: new.task_id.as_str().to_owned(),
         kind: new.kind.as_str().to_owned(),
@@ -190,7 +202,6 @@ pub(crate) async fn create_in(tx: &Tx, new: &NewTask, now: Timestamp) -> Result<
     entity::tasks::Entity::insert(row.clone().into_active_model()).exec_without_returning(&**tx).await.map_err(
         |error| Error::from(error).or_conflict(|| Conflict::Exists { what: Noun::Task, id: new.task_id.to_string() }),
     )?;
-    counts::task_became(tx, &row.kind, None, &row.state).await?;
     row.try_into()
 }
 
@@ -250,7 +261,7 @@ pub(crate) async fn finish_in(
         ..Default::default()
     };
     update(tx, claim.task_id.as_str(), set).await?;
-    counts::task_became(tx, &row.kind, Some(&before), &row.state).await?;
+    counts::task_became(tx, &row.kind, &before, &row.state).await?;
     row.try_into()
 }
 
@@ -299,7 +310,7 @@ async fn take(
     if done.rows_affected != 1 {
         return Err(Conflict::LeaseLost { what: Noun::Task, id: row.task_id }.into());
     }
-    counts::task_became(tx, &row.kind, Some(&before), &row.state).await?;
+    counts::task_became(tx, &row.kind, &before, &row.state).await?;
     row.try_into()
 }
 

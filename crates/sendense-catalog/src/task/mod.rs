@@ -18,7 +18,9 @@ mod list;
 mod log;
 
 pub use claim::{Heartbeat, TaskClaim};
-pub(crate) use claim::{cancel_waiting_in, create_in, error_text, finish_in, heartbeat_in, require_claim};
+pub(crate) use claim::{
+    cancel_waiting_in, count_new_in, error_text, finish_in, heartbeat_in, insert_in, require_claim,
+};
 pub use list::TaskFilter;
 pub use log::{LogLevel, LogLine, NewLogLine};
 

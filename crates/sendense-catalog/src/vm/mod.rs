@@ -1,14 +1,16 @@
 //! Machines and their disks: what is known, how it is looked up.
 //!
-//! What lives here: rows and lookups; `discover` binds what a source tells to what is known. What does not: sources
-//! themselves. Names are not unique. Invariant: a disk number is bound to one binding and never given to another.
+//! What lives here: rows and lookups; `discover` binds what a source tells to what is known, `seen` is what policies choose by. What
+//! does not: sources themselves. Names are not unique. Invariant: a disk number is bound to one binding and never given to another.
 
 mod discover;
 mod list;
+mod seen;
 mod tags;
 
 pub use discover::{DiscoveredDisk, DiscoveredVm, Discovery};
 pub use list::VmFilter;
+pub use seen::SeenVm;
 pub use tags::TAGS_MAX;
 
 use crate::error::{Error, Noun, Result};
@@ -195,10 +197,13 @@ impl TryFrom<entity::vm_disks::Model> for VmDisk {
 /// The rows of the machine of a row: a hypervisor may be registered twice, by its own name and behind a node, say.
 pub(crate) fn same_machine(row: &entity::vm_contexts::Model) -> Select<entity::vm_contexts::Entity> {
     use entity::vm_contexts::{Column, Entity};
-    // The uuids of other kinds are made of paths, which several hypervisors may have.
-    let is_worldwide = [SourceKind::Vsphere, SourceKind::Libvirt].iter().any(|kind| row.kind == kind.as_str());
-    match is_worldwide {
+    match is_worldwide(&row.kind) {
         true => Entity::find().filter(Column::Kind.eq(&row.kind)).filter(Column::InstanceUuid.eq(&row.instance_uuid)),
         false => Entity::find_by_id(row.vm_context_id.as_str()),
     }
+}
+
+/// Whether a machine of this kind has its uuid wherever it is. Those of other kinds are made of paths, which several hypervisors may have.
+fn is_worldwide(kind: &str) -> bool {
+    [SourceKind::Vsphere, SourceKind::Libvirt].iter().any(|one| one.as_str() == kind)
 }

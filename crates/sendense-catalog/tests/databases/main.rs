@@ -53,12 +53,13 @@ suite! {
     sources: names_are_unique_and_exact, a_source_goes_and_its_points_stay, a_repository_in_use_stays;
     vms: numbers_of_disks_stay, machines_vanish_and_return, names_are_compared_exactly, what_is_told_twice_is_refused,
         an_imported_machine_is_bound, a_machine_that_is_a_mere_name_is_bound_at_its_path_only, lists_are_paged,
-        tags_stay_with_a_machine, a_machine_that_gives_way_leaves_its_tags, of_eight_that_hang_tags_at_once_none_is_lost;
+        tags_stay_with_a_machine, a_machine_that_gives_way_leaves_its_tags, of_eight_that_hang_tags_at_once_none_is_lost,
+        policies_see_what_lists_tell;
     tasks: two_hundred_tasks_are_claimed_once_each, a_late_holder_is_fenced_off, tasks_of_dead_hubs_are_found,
         a_cancel_reaches_the_holder, logs_are_bounded_and_lose_nothing, tasks_are_listed, old_tasks_are_forgotten;
     backups: a_backup_lives_from_begin_to_deletion, of_eight_that_begin_one_wins, a_machine_of_two_sources_is_one,
         a_failed_backup_frees_the_machine, steps_out_of_order_are_refused, a_plan_is_checked, what_keeps_a_point_is_told, filters_are_combined,
-        a_list_agrees_with_its_number_while_points_come_and_go;
+        a_list_agrees_with_its_number_while_points_come_and_go, what_a_turn_is_decided_by_agrees_with_lists;
     chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
         a_new_disk_begins_a_chain, a_merged_point_leaves_its_successor, moved_points_take_along_what_is_known_of_them;
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,
@@ -66,7 +67,9 @@ suite! {
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,
         of_eight_hubs_one_carries_an_occurrence_out, an_execution_of_a_dead_hub_is_taken_over,
         of_eight_people_that_ask_at_once_one_is_heard, a_machine_is_begun_once,
-        only_what_waits_is_left_out, old_executions_are_forgotten;
+        only_what_waits_is_left_out, old_executions_are_forgotten,
+        a_look_reads_what_runs_and_whose_turn_is_next, each_schedule_tells_what_ended_last,
+        what_stands_in_the_way_of_one_machine_leaves_the_others_alone;
     verify: what_was_found_is_kept_with_the_point, what_was_found_of_files_that_were_replaced_is_not_kept, a_failed_attempt_is_no_point_to_verify,
         the_oldest_proof_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;

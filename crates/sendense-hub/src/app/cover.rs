@@ -4,7 +4,6 @@ use super::App;
 use super::selector::Selector;
 use crate::fault::{OrProblem, Result};
 use sendense_api::PolicyRules;
-use sendense_catalog as catalog;
 use sendense_catalog::VmContext;
 use sendense_types::{PolicyId, Timestamp};
 use std::collections::BTreeMap;
@@ -17,23 +16,10 @@ impl App {
     /// does one that runs: its machines may still have their turns, and what the one before it missed stays missed.
     pub(super) async fn cover(&self) -> Result<Cover> {
         let mut over: BTreeMap<PolicyId, Timestamp> = BTreeMap::new();
-        let mut offset = 0;
-        loop {
-            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
-            let (schedules, _) = self.core.catalog.schedules().list(page).await.or_problem()?;
-            offset += schedules.len() as u64;
-            let is_last = (schedules.len() as u64) < catalog::Page::LIMIT_MAX;
-            for schedule in schedules.iter().filter(|schedule| schedule.enabled) {
-                let ended = self.core.catalog.executions().last_ended(&schedule.schedule_id).await.or_problem()?;
-                // A schedule may have been given another policy since.
-                if let Some(ended) = ended {
-                    let last = over.entry(ended.policy_id).or_insert(ended.due);
-                    *last = ended.due.max(*last);
-                }
-            }
-            if is_last {
-                break;
-            }
+        for ended in self.core.catalog.executions().last_ended().await.or_problem()? {
+            // A schedule may have been given another policy since.
+            let last = over.entry(ended.policy_id).or_insert(ended.due);
+            *last = ended.due.max(*last);
         }
         let policies = self.all_policies().await?.into_iter();
         Ok(Cover(policies.map(|(row, rules)| (row.name.into(), rules, over.get(&row.policy_id).copied())).collect()))

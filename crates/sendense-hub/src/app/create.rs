@@ -7,8 +7,9 @@ use crate::maintenance::{self, Use};
 use sendense_api::{Backup, CreateBackup, Role};
 use sendense_catalog as catalog;
 use sendense_types::{
-    BackupId, BackupType, ExecutionId, OnTrackingLoss, Problem, ProblemCode, RecoveryId, SourceId, TaskId,
+    BackupId, BackupType, ExecutionId, OnTrackingLoss, Problem, ProblemCode, RecoveryId, SourceId, TaskId, VmContextId,
 };
+use std::collections::HashMap;
 
 /// Tags of one backup, their keys' and values' length: words for people and selectors, not a store.
 const TAGS_MAX: usize = 64;
@@ -21,19 +22,56 @@ impl App {
         self.begin_backup(caller, new).await
     }
 
-    /// Accepts the backup of a machine that waits in an execution, and notes it there, both or neither.
-    pub(crate) async fn create_backup_in(
+    /// Accepts backups of machines that wait in an execution, all like `asked`, and notes each there, both or neither. Of each machine it
+    /// is told, in its place, how it is noted now, or why its backup cannot begin; of those at the end that may not wait now, nothing.
+    ///
+    /// # Errors
+    /// What stands in the way of all of them: none has begun then.
+    pub(crate) async fn create_backups_in(
         &self,
         caller: &Caller,
-        asked: CreateBackup,
+        asked: &CreateBackup,
+        vms: &[(VmContextId, BackupType)],
         execution_id: &ExecutionId,
-    ) -> Result<catalog::ExecutionVm> {
-        let new = self.new_backup(caller, asked).await?;
+    ) -> Result<Vec<Result<catalog::ExecutionVm>>> {
+        let repository = self.repository_asked(&asked.repository_id).await?;
+        maintenance::check(&repository, Use::Write)?;
+        let room = usize::try_from(self.free_to_wait().await?).unwrap_or(usize::MAX);
+        self.refuse_when_no_space(&repository).await?;
+        let vms = &vms[..room.min(vms.len())];
+        let ids: Vec<VmContextId> = vms.iter().map(|(id, _)| id.clone()).collect();
+        let known = self.core.catalog.vms().of_ids(&ids).await.or_problem()?;
+        let known: HashMap<&VmContextId, &catalog::VmContext> =
+            known.iter().map(|vm| (&vm.vm_context_id, vm)).collect();
+        let (mut told, mut new) = (Vec::new(), Vec::new());
+        for (id, backup_type) in vms {
+            let asked = CreateBackup { vm_context_id: Some(id.clone()), backup_type: *backup_type, ..asked.clone() };
+            let made = match known.get(id) {
+                Some(vm) => new_backup_of(caller, (*vm).clone(), repository.clone(), asked),
+                None => Err(Problem::new(ProblemCode::VmNotFound, "VM not found", id.to_string())),
+            };
+            told.push(made.map(|one| new.push(one)));
+        }
         let (executions, now) = (self.core.catalog.executions(), self.core.now());
-        let begun = executions.begin_backup(execution_id, &self.core.lease, &new, now).await;
-        let (row, task, vm) = begun.map_err(already_running)?;
-        self.begun(caller, &row, &task).await;
-        Ok(vm)
+        let begun = match new.is_empty() {
+            true => Vec::new(),
+            false => executions.begin_backups(execution_id, &self.core.lease, &new, now).await.or_problem()?,
+        };
+        let mut begun = begun.into_iter();
+        let mut noted = Vec::new();
+        for told in told {
+            noted.push(match told {
+                Err(problem) => Err(problem),
+                Ok(()) => match begun.next().expect("each that was asked for is told of") {
+                    Ok((row, task, vm)) => {
+                        self.begun(caller, &row, &task).await;
+                        Ok(vm)
+                    }
+                    Err(error) => Err(already_running(error)),
+                },
+            });
+        }
+        Ok(noted)
     }
 
     /// What a request comes to, once it is known that it can be met.
@@ -46,14 +84,10 @@ impl App {
         if let Some(policy) = &mut asked.policy_id {
             self.policy_by_id(policy).await?;
         }
-        let source_id = source_of(&vm)?;
-        if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
-            return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
-        }
-        let (_, partial) = choose_disks(&vm, asked.disk_id, &asked.exclude_disks)?;
+        let new = new_backup_of(caller, vm, repository.clone(), asked)?;
         self.refuse_when_full().await?;
         self.refuse_when_no_space(&repository).await?;
-        new_backup(caller, Of { vm, source_id, repository, partial, recovery_id: None }, asked)
+        Ok(new)
     }
 
     /// Puts the id of a policy in the place of its name: what the policy says of its points is found by that. A word that no policy
@@ -161,6 +195,21 @@ struct Of {
     partial: bool,
     /// What this recovery has written, and not what the machine holds.
     recovery_id: Option<RecoveryId>,
+}
+
+/// The rows of a backup of what a machine holds now, if it can be backed up.
+fn new_backup_of(
+    caller: &Caller,
+    vm: catalog::VmContext,
+    repository: catalog::Repository,
+    asked: CreateBackup,
+) -> Result<catalog::NewBackup> {
+    let source_id = source_of(&vm)?;
+    if let Some(reason) = vms::Facts::read(&vm.facts).unsupported {
+        return Err(Problem::new(ProblemCode::Conflict, "the VM cannot be backed up", reason));
+    }
+    let (_, partial) = choose_disks(&vm, asked.disk_id, &asked.exclude_disks)?;
+    new_backup(caller, Of { vm, source_id, repository, partial, recovery_id: None }, asked)
 }
 
 /// The rows of a backup.

@@ -10,7 +10,7 @@ use sendense_api::{
     ListQuery, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneFate, PruneQuery, PruneVm, Retention, Role,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupStatus, BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
+use sendense_types::{BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
 
 /// Patterns and sources of one policy: who needs more needs another policy.
 const WORDS_MAX: usize = 1000;
@@ -169,18 +169,11 @@ impl App {
     /// What the next backup of a machine is asked to be: a full once so many points stand in the chain.
     pub(crate) async fn next_type(&self, rules: &PolicyRules, vm: &VmContextId) -> Result<BackupType> {
         let Some(every) = rules.full_every else { return Ok(BackupType::Incremental) };
-        let filter = catalog::BackupFilter {
-            vm_context_id: Some(vm.clone()),
-            repository_id: Some(repository_of(rules)?),
-            status: Some(BackupStatus::Completed),
-            ..catalog::BackupFilter::default()
-        };
-        let page = catalog::Page { limit: every.into(), offset: 0 };
-        let (points, _) = self.core.catalog.backups().list(&filter, page).await.or_problem()?;
-        // Points of some disks only are no full of the machine.
-        let since_full = points.iter().position(|point| point.backup_type == BackupType::Full && !point.partial);
+        let repository_id = repository_of(rules)?;
+        let backups = self.core.catalog.backups();
+        let since_full = backups.points_since_full(vm, &repository_id, every.into()).await.or_problem()?;
         Ok(match since_full {
-            Some(since_full) if (since_full as u64) + 1 < u64::from(every) => BackupType::Incremental,
+            Some(since_full) if since_full + 1 < u64::from(every) => BackupType::Incremental,
             _ => BackupType::Full,
         })
     }

@@ -1,6 +1,7 @@
 //! Schedules and their executions: what they say, what will be, what was.
 
 use super::policies::rules_of;
+use super::selector::Selector;
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result, internal, invalid};
 use crate::schedule::{
@@ -112,7 +113,8 @@ impl App {
         caller.require(Role::Operator)?;
         let row = self.core.catalog.schedules().find(id_or_name).await.or_problem()?;
         let now = self.core.now();
-        let execution = self.begin_execution(&row, now, Some(caller.identity.clone()), None).await;
+        let new = self.execution_of(&row, now, Some(caller.identity.clone()), None).await?;
+        let execution = self.begin_execution(&new).await;
         let execution = execution.map_err(|problem| match problem.code {
             ProblemCode::Conflict => Problem { message: "an execution of the schedule runs".to_owned(), ..problem },
             _ => problem,
@@ -123,30 +125,36 @@ impl App {
         self.get_execution(&execution.execution_id).await
     }
 
-    /// Begins an execution with the machines that the policy means now.
-    pub(crate) async fn begin_execution(
+    /// An execution of the machines that the policy means now, in the order of their turns. Nothing is begun yet.
+    pub(crate) async fn execution_of(
         &self,
         row: &catalog::Schedule,
         due: Timestamp,
         triggered_by: Option<String>,
         reason: Option<String>,
-    ) -> Result<catalog::Execution> {
+    ) -> Result<catalog::NewExecution> {
         let policy = self.core.catalog.policies().find(row.policy_id.as_str()).await.or_problem()?;
         let rules = rules_of(&policy)?;
-        let (vms, _) = self.machines_of(&rules).await?;
-        let vms = self.in_turn(&rules, vms).await?;
-        let vanished = self.vanished_words(&rules).await?;
+        let all = self.core.catalog.vms().seen().await.or_problem()?;
+        let mut selector = Selector::new(&rules);
+        let chosen = all.iter().filter(|vm| vm.vanished_at.is_none() && selector.means(*vm)).collect();
+        let vms = self.in_turn(&rules, chosen).await?;
+        let vanished = self.vanished_words(&all, &rules).await?;
         let reason = [reason, vanished].into_iter().flatten().reduce(|all, one| format!("{all}; {one}"));
-        let new = catalog::NewExecution {
+        Ok(catalog::NewExecution {
             execution_id: ExecutionId::generate(),
             schedule_id: row.schedule_id.clone(),
             policy_id: policy.policy_id,
             due,
             triggered_by,
             reason,
-            vms: vms.into_iter().map(|vm| (vm.vm_context_id, vm.vm_name)).collect(),
-        };
-        self.core.catalog.executions().begin(&new, &self.core.lease, self.core.now()).await.or_problem()
+            vms: vms.into_iter().map(|vm| (vm.vm_context_id.clone(), vm.vm_name.clone())).collect(),
+        })
+    }
+
+    /// Begins it.
+    pub(crate) async fn begin_execution(&self, new: &catalog::NewExecution) -> Result<catalog::Execution> {
+        self.core.catalog.executions().begin(new, &self.core.lease, self.core.now()).await.or_problem()
     }
 
     /// Executions of a schedule, newest first.

@@ -3,8 +3,32 @@
 //! Pure. Invariant: what is excluded is never meant, whatever else says so.
 
 use sendense_api::PolicyRules;
-use sendense_catalog::VmContext;
+use sendense_catalog::{SeenVm, VmContext};
+use sendense_types::{SourceId, Tag};
 use std::collections::BTreeSet;
+
+/// What a machine is chosen by.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'v> {
+    name: &'v str,
+    source_id: Option<&'v SourceId>,
+    folder: Option<&'v str>,
+    tags: &'v BTreeSet<Tag>,
+}
+
+impl<'v> From<&'v VmContext> for Seen<'v> {
+    fn from(vm: &'v VmContext) -> Self {
+        let (name, folder) = (vm.vm_name.as_str(), vm.folder.as_deref());
+        Self { name, source_id: vm.source_id.as_ref(), folder, tags: &vm.tags }
+    }
+}
+
+impl<'v> From<&'v SeenVm> for Seen<'v> {
+    fn from(vm: &'v SeenVm) -> Self {
+        let (name, folder) = (vm.vm_name.as_str(), vm.folder.as_deref());
+        Self { name, source_id: vm.source_id.as_ref(), folder, tags: &vm.tags }
+    }
+}
 
 /// The choice of one policy, and what of it has found a machine.
 pub(super) struct Selector<'a> {
@@ -18,13 +42,13 @@ impl<'a> Selector<'a> {
     }
 
     /// True when the policy means the machine. One without a source cannot be backed up and is never meant.
-    pub fn means(&mut self, vm: &VmContext) -> bool {
-        let rules = self.rules;
-        let Some(source_id) = &vm.source_id else { return false };
+    pub fn means<'v>(&mut self, vm: impl Into<Seen<'v>>) -> bool {
+        let (rules, vm) = (self.rules, vm.into());
+        let Some(source_id) = vm.source_id else { return false };
         if !rules.sources.is_empty() && !rules.sources.iter().any(|source| source == source_id.as_str()) {
             return false;
         }
-        let (name, folder) = (vm.vm_name.as_str(), vm.folder.as_deref());
+        let (name, folder) = (vm.name, vm.folder);
         let lies_in = |wanted: &String| folder.is_some_and(|folder| is_in(folder, wanted));
         // Each is asked for by itself, so that what is told of a tag does not hang on names.
         let by_name = self.note(rules.vms.iter().filter(|pattern| matches(pattern, name)).map(String::clone));
@@ -68,6 +92,10 @@ fn is_in(folder: &str, wanted: &str) -> bool {
 /// True when a name matches a pattern in which `*` stands for any characters and `?` for one. Takes time in proportion to both
 /// lengths at the worst.
 pub(super) fn matches(pattern: &str, name: &str) -> bool {
+    // A list of names is the usual one, and may be long.
+    if !pattern.contains(['*', '?']) {
+        return pattern == name;
+    }
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut of) = (0, 0);
     // Where the last star stood, and up to where it has eaten.

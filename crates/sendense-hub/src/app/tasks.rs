@@ -109,11 +109,17 @@ impl App {
     /// Fails with `busy` when as many tasks wait as may. Two callers at once may pass it together: the bound is there
     /// to keep the table and the night short, and one or two more do not hurt.
     pub(super) async fn refuse_when_full(&self) -> Result<()> {
+        self.free_to_wait().await.map(drop)
+    }
+
+    /// How many more tasks may wait; fails as [`App::refuse_when_full`] when none may.
+    pub(super) async fn free_to_wait(&self) -> Result<u64> {
         let waiting = catalog::TaskFilter { state: Some(TaskState::Pending), ..Default::default() };
         let one = catalog::Page { limit: 1, offset: 0 };
         let (_, total) = self.core.catalog.tasks().list(&waiting, one).await.or_problem()?;
-        if total < self.core.limits.pending_max as u64 {
-            return Ok(());
+        let free = (self.core.limits.pending_max as u64).saturating_sub(total);
+        if free > 0 {
+            return Ok(free);
         }
         let details = format!("{total} tasks wait for a free place; at most {} may", self.core.limits.pending_max);
         Err(Problem::new(ProblemCode::Busy, "too many tasks wait", details))

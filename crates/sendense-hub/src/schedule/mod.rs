@@ -1,8 +1,8 @@
 //! Schedules: when work is due, and what is done when the moment was missed. Pure: (schedule, history, now) -> decision.
 //!
 //! What lives here: occurrences ([`When`]), windows ([`Window`]), the decision ([`decide()`]) and the look ahead ([`preview`]).
-//! What does not: the wall clock (`now` is passed in). Only the `keep`
-//! module knows the catalog: it acts on what the others decide.
+//! What does not: the wall clock (`now` is passed in). Only `keep` and
+//! `carry` know the catalog: they act on what the others decide, of schedules and (`fate`) of the machines of an execution.
 //!
 //! ```text
 //! occurrence ---- jitter ----> begins ---- late? ----> run | skip: missed
@@ -14,7 +14,9 @@
 //!
 //! Invariant: of all occurrences up to now at most one is run, the newest; the others were handled before or are missed.
 
+mod carry;
 mod decide;
+mod fate;
 mod keep;
 #[cfg(test)]
 mod tests;

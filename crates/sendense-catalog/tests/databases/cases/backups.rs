@@ -313,3 +313,32 @@ pub async fn a_list_agrees_with_its_number_while_points_come_and_go(db: TestDb) 
     };
     tokio::join!(writer, reader);
 }
+
+pub async fn what_a_turn_is_decided_by_agrees_with_lists(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let backups = world.catalog.backups();
+    let (vm, other) = (&world.vms[0], &world.vms[1]);
+    let full = world.point(vm, None, 2, at(10)).await;
+    let second = world.point(vm, Some(&full), 2, at(20)).await;
+    let third = world.point(vm, Some(&second), 2, at(30)).await;
+    let elsewhere = world.point(other, None, 1, at(40)).await;
+    // A failed attempt, though newer, is no point.
+    let failed = world.running(&world.new_backup(vm, BackupType::Full), at(50)).await;
+    let problem = Problem::new(ProblemCode::NoSpace, "no space", "");
+    backups.finish_failed(&failed, &problem, at(51)).await.expect("fail");
+
+    let since = async |vm, most| backups.points_since_full(vm, &world.repository_id, most).await.expect("look");
+    assert_eq!((since(vm, 9).await, since(vm, 3).await, since(vm, 2).await), (Some(2), Some(2), None));
+    assert_eq!((since(other, 9).await, since(&world.vms[2], 9).await), (Some(0), None));
+    assert_eq!(backups.points_since_full(vm, &id("repo-x"), 9).await.expect("look"), None);
+
+    let times = backups.newest_times_of_vms(&world.vms).await.expect("look");
+    let newest = backups.newest_of_vms(&world.vms).await.expect("look");
+    assert_eq!(newest.len(), 2);
+    let expected = newest.iter().map(|(vm, point)| (vm.clone(), point.created_at)).collect();
+    assert_eq!(times, expected);
+    let found = backups.of_ids(&[full.clone(), id("bk-x"), elsewhere.clone(), third]).await.expect("look up");
+    assert_eq!(found.len(), 3);
+    assert_eq!(found.first(), Some(&backups.get(&elsewhere).await.expect("get")), "newest first");
+    assert_eq!(found.last(), Some(&backups.get(&full).await.expect("get")));
+}

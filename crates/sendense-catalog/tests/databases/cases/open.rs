@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 18] = [
+const MIGRATIONS: [&str; 19] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -26,6 +26,7 @@ const MIGRATIONS: [&str; 18] = [
     "m0021_turns",
     "m0022_generations",
     "m0023_time_to_open",
+    "m0024_looks",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

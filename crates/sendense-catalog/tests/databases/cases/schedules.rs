@@ -37,6 +37,17 @@ fn is_wrong_state(error: &Error) -> bool {
     matches!(error, Error::Conflict(Conflict::WrongState { .. }))
 }
 
+async fn begin_one(
+    catalog: &Catalog,
+    execution_id: &ExecutionId,
+    hub: &HubLease,
+    new: &NewBackup,
+    now: Timestamp,
+) -> Result<Begun> {
+    let begun = catalog.executions().begin_backups(execution_id, hub, std::slice::from_ref(new), now).await?;
+    begun.into_iter().next().expect("one was asked for")
+}
+
 pub async fn policies_are_kept_while_schedules_need_them(db: TestDb) {
     let catalog = db.open().await;
     let (policies, schedules) = (catalog.policies(), catalog.schedules());
@@ -108,10 +119,13 @@ pub async fn an_occurrence_is_handled_once(db: TestDb) {
         reason: Some("no space".to_owned()),
         ..vms[0].clone()
     };
-    executions.set_vm(&begun.execution_id, &hub, &failed).await.expect("set");
+    executions.set_vms(&begun.execution_id, &hub, std::slice::from_ref(&failed)).await.expect("set");
     assert_eq!(executions.get(&begun.execution_id).await.expect("get").1[0], failed);
-    let stranger = ExecutionVm { vm_context_id: id("vm-x"), ..failed };
-    assert_eq!(executions.set_vm(&begun.execution_id, &hub, &stranger).await.expect_err("none").kind(), Kind::NotFound);
+    let stranger = ExecutionVm { vm_context_id: id("vm-x"), ..failed.clone() };
+    let waits = ExecutionVm { outcome: VmOutcome::Waiting, ..failed.clone() };
+    let strange = executions.set_vms(&begun.execution_id, &hub, &[waits, stranger]).await.expect_err("none");
+    assert_eq!(strange.kind(), Kind::NotFound);
+    assert_eq!(executions.get(&begun.execution_id).await.expect("get").1[0], failed, "of all or of none");
     assert_eq!(executions.running().await.expect("running"), std::slice::from_ref(&begun));
     let id_1 = &begun.execution_id;
     let no_end = executions.finish(id_1, &hub, ExecutionState::Running, None, at(300)).await.expect_err("no end");
@@ -180,7 +194,7 @@ pub async fn an_execution_of_a_dead_hub_is_taken_over(db: TestDb) {
     assert_eq!(taken.hub, second);
     // The first was only stopped for a while: it changes nothing any more.
     let (_, vms) = executions.get(&begun.execution_id).await.expect("get");
-    let lost = executions.set_vm(&begun.execution_id, &first, &vms[0]).await.expect_err("lost");
+    let lost = executions.set_vms(&begun.execution_id, &first, &vms[..1]).await.expect_err("lost");
     assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
     let end = ExecutionState::Completed;
     let lost = executions.finish(&begun.execution_id, &first, end, None, at(162)).await.expect_err("lost");
@@ -231,7 +245,7 @@ pub async fn a_machine_is_begun_once(db: TestDb) {
     for _ in 0..8 {
         let (catalog, hub, execution_id) = (catalog.clone(), first.clone(), execution_id.clone());
         let new = world.new_backup(&world.vms[0], BackupType::Incremental);
-        begins.spawn(async move { catalog.executions().begin_backup(&execution_id, &hub, &new, at(101)).await });
+        begins.spawn(async move { begin_one(&catalog, &execution_id, &hub, &new, at(101)).await });
     }
     let (won, lost): (Vec<_>, Vec<_>) = begins.join_all().await.into_iter().partition(Result::is_ok);
     assert_eq!((won.len(), lost.len()), (1, 7));
@@ -245,19 +259,19 @@ pub async fn a_machine_is_begun_once(db: TestDb) {
     // A hub that is only stopped for a while, and followed meanwhile, begins nothing any more.
     executions.take_over(&execution_id, &second, at(161)).await.expect("its lease is out");
     let late = world.new_backup(&world.vms[1], BackupType::Incremental);
-    let lost = executions.begin_backup(&execution_id, &first, &late, at(162)).await.expect_err("lost");
+    let lost = begin_one(catalog, &execution_id, &first, &late, at(162)).await.expect_err("lost");
     assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
     assert_eq!(catalog.backups().get(&late.backup_id).await.expect_err("none was made").kind(), Kind::NotFound);
 
     // What stands in the way of the backup leaves the machine waiting.
     let by_hand = world.new_backup(&world.vms[1], BackupType::Full);
     catalog.backups().begin(&by_hand, at(163)).await.expect("begin");
-    let busy = executions.begin_backup(&execution_id, &second, &late, at(164)).await.expect_err("busy");
+    let busy = begin_one(catalog, &execution_id, &second, &late, at(164)).await.expect_err("busy");
     assert!(matches!(&busy, Error::Conflict(Conflict::BackupActive { .. })), "{busy:?}");
     let (_, vms) = executions.get(&execution_id).await.expect("get");
     assert_eq!((vms[1].outcome, vms[1].attempts, &vms[1].backup_id), (VmOutcome::Waiting, 0, &None));
     let stranger = NewBackup { vm_context_id: id("vm-x"), ..late };
-    let unknown = executions.begin_backup(&execution_id, &second, &stranger, at(165)).await.expect_err("unknown");
+    let unknown = begin_one(catalog, &execution_id, &second, &stranger, at(165)).await.expect_err("unknown");
     assert_eq!(unknown.kind(), Kind::NotFound);
 }
 
@@ -274,7 +288,7 @@ pub async fn only_what_waits_is_left_out(db: TestDb) {
     let mut begun = Vec::new();
     for vm in &world.vms {
         let new = world.new_backup(vm, BackupType::Full);
-        begun.push(executions.begin_backup(&execution_id, &hub, &new, at(101)).await.expect("begin"));
+        begun.push(begin_one(catalog, &execution_id, &hub, &new, at(101)).await.expect("begin"));
     }
     let too_late = |vm: &ExecutionVm| ExecutionVm { reason: Some("too late".to_owned()), ..vm.clone() };
 
@@ -328,10 +342,148 @@ pub async fn old_executions_are_forgotten(db: TestDb) {
     assert_eq!(forget(9_000, 3, 1).await, 1);
     assert_eq!(forget(9_000, 3, 9).await, 1);
     assert_eq!(left().await, ["exec-6", "exec-5", "exec-4"]);
-    let last = executions.last_ended(&schedule.schedule_id).await.expect("look").expect("one has ended");
-    assert_eq!(last.execution_id, id("exec-5"), "the newest runs");
+    let last = executions.last_ended().await.expect("look");
+    let last: Vec<_> = last.iter().map(|one| one.execution_id.as_str()).collect();
+    assert_eq!(last, ["exec-5"], "the newest runs");
     // What runs is not forgotten, however old it is.
     assert_eq!(forget(9_000, 0, 9).await, 2);
     assert_eq!(left().await, ["exec-6"]);
     assert_eq!(executions.get(&id("exec-6")).await.expect("get").1.len(), 2, "and its machines are there");
+}
+
+pub async fn each_schedule_tells_what_ended_last(db: TestDb) {
+    let catalog = db.open().await;
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let executions = catalog.executions();
+    for number in 0..4 {
+        let (schedule_id, text) = (id(&format!("sch-{number}")), name(&format!("number{number}")));
+        let new = NewSchedule { schedule_id, name: text, ..nightly(&gold) };
+        let schedule = catalog.schedules().create(&new, at(0)).await.expect("create");
+        // The last one has no execution that ended, and the one before it is disabled afterwards.
+        for turn in 1..=if number == 3 { 0 } else { number + 1 } {
+            let due = at(100 * i64::from(turn));
+            let new = occurrence(&schedule, &format!("exec-{number}-{turn}"), due);
+            let begun = executions.begin(&new, &hub, due).await.expect("begin");
+            executions.finish(&begun.execution_id, &hub, ExecutionState::Failed, None, due).await.expect("finish");
+        }
+        let skipped = occurrence(&schedule, &format!("exec-{number}-skipped"), at(1000));
+        executions.skip(&skipped, &hub, at(1000)).await.expect("skip");
+        if number == 2 {
+            let off = NewSchedule { enabled: false, ..new };
+            catalog.schedules().replace(&off, at(1001)).await.expect("disable");
+        }
+    }
+    let mut last: Vec<_> = executions.last_ended().await.expect("look");
+    last.sort_by(|a, b| a.schedule_id.cmp(&b.schedule_id));
+    let last: Vec<_> = last.iter().map(|one| one.execution_id.as_str()).collect();
+    assert_eq!(last, ["exec-0-1", "exec-1-2"]);
+}
+
+pub async fn a_look_reads_what_runs_and_whose_turn_is_next(db: TestDb) {
+    let catalog = db.open().await;
+    let hub = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(&catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(0)).await.expect("create");
+    let executions = catalog.executions();
+    let vms = (0..6).rev().map(|number| (id(&format!("vm-{number}")), name(&format!("name{number}")))).collect();
+    let new = NewExecution { vms, ..occurrence(&schedule, "exec-1", at(100)) };
+    let execution_id = executions.begin(&new, &hub, at(100)).await.expect("begin").execution_id;
+    let other = NewSchedule { schedule_id: id("sch-2"), name: name("other"), ..nightly(&gold) };
+    let other = catalog.schedules().create(&other, at(0)).await.expect("create");
+    executions.begin(&occurrence(&other, "exec-2", at(100)), &hub, at(100)).await.expect("begin");
+
+    let (_, all) = executions.get(&execution_id).await.expect("get");
+    let set = |place: usize, outcome, not_before: Option<i64>, reason: Option<&str>| ExecutionVm {
+        outcome,
+        not_before: not_before.map(at),
+        reason: reason.map(str::to_owned),
+        ..all[place].clone()
+    };
+    let noted = [
+        set(0, VmOutcome::Running, None, None),
+        set(1, VmOutcome::Completed, None, None),
+        set(2, VmOutcome::Waiting, Some(150), Some("busy")),
+        set(4, VmOutcome::Waiting, Some(120), None),
+    ];
+    executions.set_vms(&execution_id, &hub, &noted).await.expect("set");
+    let names = |vms: Vec<ExecutionVm>| vms.into_iter().map(|vm| vm.vm_name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(executions.vms_running(&execution_id).await.expect("running")), ["name5"]);
+    let due = async |now, limit| names(executions.vms_due(&execution_id, at(now), limit).await.expect("due"));
+    assert_eq!(due(119, 9).await, ["name2", "name0"]);
+    assert_eq!(due(120, 9).await, ["name2", "name1", "name0"], "in that very moment, in its turn");
+    assert_eq!(due(150, 2).await, ["name3", "name2"]);
+    let counted = async || executions.outcomes(&execution_id).await.expect("count").into_iter().collect::<Vec<_>>();
+    let (waiting, running, completed) = (VmOutcome::Waiting, VmOutcome::Running, VmOutcome::Completed);
+    assert_eq!(counted().await, [(waiting, 4), (running, 1), (completed, 1)]);
+
+    // Those that are due, and no other.
+    let put_off = executions.put_off_due(&execution_id, &hub, at(120), at(180), "the repository is offline").await;
+    assert_eq!(put_off.expect("put off"), 3);
+    assert_eq!(due(149, 9).await, Vec::<String>::new());
+    assert_eq!(due(150, 9).await, ["name3"]);
+    let (_, vms) = executions.get(&execution_id).await.expect("get");
+    let told: Vec<_> = vms.iter().map(|vm| vm.reason.as_deref()).collect();
+    let offline = Some("the repository is offline");
+    assert_eq!(told, [None, None, Some("busy"), offline, offline, offline]);
+
+    // All that wait, whatever for; each is told of what.
+    let why = |waited_for: Option<&str>| format!("too late: {}", waited_for.unwrap_or("no place"));
+    assert_eq!(executions.leave_out_waiting(&execution_id, &hub, &why).await.expect("leave out"), 4);
+    assert_eq!(executions.leave_out_waiting(&execution_id, &hub, &why).await.expect("none waits"), 0);
+    assert_eq!(counted().await, [(running, 1), (completed, 1), (VmOutcome::Skipped, 4)]);
+    let (_, vms) = executions.get(&execution_id).await.expect("get");
+    let told: Vec<_> = vms.iter().map(|vm| vm.reason.as_deref()).collect();
+    let offline = Some("too late: the repository is offline");
+    assert_eq!(told, [None, None, Some("too late: busy"), offline, offline, offline]);
+    assert_eq!(
+        executions.outcomes(&id("exec-2")).await.expect("count").into_iter().collect::<Vec<_>>(),
+        [(waiting, 2)]
+    );
+
+    let later = catalog.hubs().acquire(&id("hub-1"), at(9_000), at(200)).await.expect("acquire");
+    let lost = executions.put_off_due(&execution_id, &later, at(200), at(260), "x").await.expect_err("not its own");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+    let lost = executions.leave_out_waiting(&execution_id, &later, &why).await.expect_err("not its own");
+    assert!(matches!(&lost, Error::Conflict(Conflict::LeaseLost { .. })), "{lost:?}");
+}
+
+pub async fn what_stands_in_the_way_of_one_machine_leaves_the_others_alone(db: TestDb) {
+    let world = World::new(db.open().await, 4).await;
+    let catalog = &world.catalog;
+    let executions = catalog.executions();
+    let hub = catalog.hubs().acquire(&id("hub-a"), at(9_000), at(0)).await.expect("acquire");
+    let gold = policy(catalog, "gold").await;
+    let schedule = catalog.schedules().create(&nightly(&gold), at(10)).await.expect("create");
+    let named = |(number, vm): (usize, &VmContextId)| (vm.clone(), name(&format!("vm{number}")));
+    let vms = world.vms.iter().enumerate().map(named).collect();
+    let new = NewExecution { vms, ..occurrence(&schedule, "exec-1", at(100)) };
+    let execution_id = executions.begin(&new, &hub, at(100)).await.expect("begin").execution_id;
+    let by_hand = world.new_backup(&world.vms[1], BackupType::Full);
+    catalog.backups().begin(&by_hand, at(100)).await.expect("begin");
+
+    // Asked for against the order of their ids.
+    let asked: Vec<NewBackup> =
+        [2, 1, 0].map(|place| world.new_backup(&world.vms[place], BackupType::Incremental)).into();
+    let told = executions.begin_backups(&execution_id, &hub, &asked, at(101)).await.expect("begin");
+    let begun: Vec<Option<&BackupId>> = told.iter().map(|one| Some(&one.as_ref().ok()?.0.backup_id)).collect();
+    assert_eq!(begun, [Some(&asked[0].backup_id), None, Some(&asked[2].backup_id)]);
+    assert!(matches!(&told[1], Err(Error::Conflict(Conflict::BackupActive { .. }))), "{:?}", told[1]);
+    let outcomes = async || {
+        let (_, vms) = executions.get(&execution_id).await.expect("get");
+        vms.into_iter().map(|vm| vm.outcome).collect::<Vec<_>>()
+    };
+    use VmOutcome::{Running, Waiting};
+    assert_eq!(outcomes().await, [Running, Waiting, Running, Waiting]);
+    // Lists tell numbers by counters.
+    let pending = TaskFilter { state: Some(TaskState::Pending), ..TaskFilter::default() };
+    assert_eq!(catalog.tasks().list(&pending, Page::default()).await.expect("list").1, 3);
+    let pending = BackupFilter { status: Some(BackupStatus::Pending), ..BackupFilter::default() };
+    assert_eq!(catalog.backups().list(&pending, Page::default()).await.expect("list").1, 3);
+
+    // One that runs already is a sign that somebody else is at it: nothing is begun at all.
+    let again: Vec<NewBackup> = [3, 2].map(|place| world.new_backup(&world.vms[place], BackupType::Full)).into();
+    let met = executions.begin_backups(&execution_id, &hub, &again, at(102)).await.expect_err("one does not wait");
+    assert!(is_wrong_state(&met), "{met:?}");
+    assert_eq!(outcomes().await, [Running, Waiting, Running, Waiting]);
 }

@@ -251,3 +251,47 @@ pub async fn of_eight_that_hang_tags_at_once_none_is_lost(db: TestDb) {
     }
     assert_eq!(world.catalog.vms().get(&world.vms[0]).await.expect("get").tags.len(), 8);
 }
+
+pub async fn policies_see_what_lists_tell(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let (vms, backups) = (world.catalog.vms(), world.catalog.backups());
+    vms.change_tags(&world.vms[1], &tags(["prod", "db"]), &BTreeSet::new()).await.expect("hang");
+    // One is gone, one has lost a disk, and one is known from its points only.
+    let left = [machine("vm0", 2), machine("vm1", 1)];
+    vms.upsert_discovered(&world.source_id, &left, at(10)).await.expect("discover");
+    let known = known_vm("vm-old", "Old", 1);
+    let old = point_of(&known, &world.repository_id, "bk-old", None, at(9));
+    backups.adopt(&known, &old, at(9)).await.expect("adopt");
+
+    let (listed, _) = vms.list(&VmFilter::default(), Page::default()).await.expect("list");
+    let seen = vms.seen().await.expect("look");
+    let expected: Vec<SeenVm> = listed
+        .iter()
+        .cloned()
+        .map(|vm| SeenVm {
+            vm_context_id: vm.vm_context_id,
+            source_id: vm.source_id,
+            kind: vm.kind,
+            instance_uuid: vm.instance_uuid,
+            vm_name: vm.vm_name,
+            folder: vm.folder,
+            tags: vm.tags,
+            last_seen_at: vm.last_seen_at,
+            vanished_at: vm.vanished_at,
+        })
+        .collect();
+    assert_eq!(seen, expected, "in one order, too");
+    assert_eq!(seen.len(), 4);
+    assert_eq!(seen.iter().filter(|vm| vm.vanished_at.is_some()).count(), 1);
+    assert_eq!(seen.iter().find(|vm| vm.vm_name.as_str() == "vm1").expect("there").tags, tags(["db", "prod"]));
+
+    let bytes = vms.disk_bytes().await.expect("add up");
+    for vm in &listed {
+        let disks = vm.disks.iter().filter(|disk| disk.present).map(|disk| disk.capacity_bytes);
+        assert_eq!(bytes.get(&vm.vm_context_id).copied().unwrap_or(0), disks.sum::<u64>(), "{}", vm.vm_name);
+    }
+    let strangers = [world.vms[1].clone(), id("vm-x"), world.vms[0].clone()];
+    let mut found = vms.of_ids(&strangers).await.expect("look up");
+    found.sort_by(|a, b| a.vm_name.as_str().cmp(b.vm_name.as_str()));
+    assert_eq!(found, [vms.get(&world.vms[0]).await.expect("get"), vms.get(&world.vms[1]).await.expect("get")]);
+}

@@ -6,26 +6,29 @@
 //!                    ^---------'  to be tried again
 //! ```
 //!
-//! What lives here: whole transactions. What does not: what is backed up, and when it is tried again. Invariants: an
-//! occurrence has one row, made in the transaction that notes it as handled; only the hub that holds an execution changes it,
+//! What lives here: whole transactions; those over the machines of one in `vms`. What does not: what is backed up, and when it is
+//! tried again. Invariants: an occurrence has one row, made in the transaction that notes it as handled; only the hub that holds an execution changes it,
 //! and one whose hub is dead is taken over; a machine begins to run in the transaction that makes its backup, so that neither a
 //! crash nor a hub that was only stopped for a while begins one twice.
 
-use crate::backup::{Backup, NewBackup, begin_in};
+mod vms;
+
+pub use vms::Begun;
+
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::hub::HubLease;
-use crate::task::{Task, cancel_waiting_in};
 use crate::tx::Tx;
 use crate::{Catalog, Page, entity, schedule, value};
+use sea_orm::sea_query::{Expr, Order, Query};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, ExprTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 use sendense_types::{
     BackupId, ExecutionId, ExecutionState, Name, PolicyId, ScheduleId, Timestamp, VmContextId, VmOutcome,
 };
+use vms::{NAMED_AT_ONCE, REASON_BYTES_MAX, in_turn};
 
-/// Longest reason kept, in bytes; longer ones are logs.
-const REASON_BYTES_MAX: usize = 1000;
 /// Rows in one statement: each has nine values, and SQLite binds 32,766 at the most.
 const ROWS_AT_ONCE: usize = 500;
 
@@ -142,13 +145,8 @@ impl Executions<'_> {
         use entity::execution_vms::{Column, Entity};
         let row = entity::executions::Entity::find_by_id(execution_id.as_str()).one(self.0.pool()).await?;
         let row = row.ok_or_else(|| Error::not_found(Noun::Execution, execution_id))?;
-        let vms = Entity::find()
-            .filter(Column::ExecutionId.eq(execution_id.as_str()))
-            .order_by_asc(Column::Turn)
-            .order_by_asc(Column::VmName)
-            .order_by_asc(Column::VmContextId)
-            .all(self.0.pool())
-            .await?;
+        let vms = Entity::find().filter(Column::ExecutionId.eq(execution_id.as_str()));
+        let vms = in_turn(vms).all(self.0.pool()).await?;
         Ok((row.try_into()?, vms.into_iter().map(TryInto::try_into).collect::<Result<_>>()?))
     }
 
@@ -167,19 +165,35 @@ impl Executions<'_> {
         Ok((rows.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, total))
     }
 
-    /// The newest of a schedule that was carried out and has ended.
-    pub async fn last_ended(&self, schedule_id: &ScheduleId) -> Result<Option<Execution>> {
+    /// Of each enabled schedule the newest that was carried out and has ended.
+    pub async fn last_ended(&self) -> Result<Vec<Execution>> {
         use entity::executions::{Column, Entity};
+        use entity::schedules;
         let open = [ExecutionState::Running, ExecutionState::Skipped].map(|state| state.as_str());
-        let row = Entity::find()
-            .filter(Column::ScheduleId.eq(schedule_id.as_str()))
-            .filter(Column::State.is_not_in(open))
-            .order_by_desc(Column::StartedAt)
-            .order_by_desc(Column::ExecutionId)
-            .limit(1)
-            .one(self.0.pool())
+        let its = Expr::col((Entity, Column::ScheduleId)).equals((schedules::Entity, schedules::Column::ScheduleId));
+        let mut newest = Query::select();
+        newest
+            .column((Entity, Column::ExecutionId))
+            .from(Entity)
+            .and_where(its)
+            .and_where(Expr::col((Entity, Column::State)).is_not_in(open))
+            .order_by((Entity, Column::StartedAt), Order::Desc)
+            .order_by((Entity, Column::ExecutionId), Order::Desc)
+            .limit(1);
+        let ids: Vec<Option<String>> = schedules::Entity::find()
+            .select_only()
+            .expr_as(Expr::SubQuery(None, Box::new(newest.into())), "newest")
+            .filter(schedules::Column::Enabled.eq(true))
+            .into_tuple()
+            .all(self.0.pool())
             .await?;
-        row.map(TryInto::try_into).transpose()
+        let ids: Vec<String> = ids.into_iter().flatten().collect();
+        let mut found = Vec::new();
+        for part in ids.chunks(NAMED_AT_ONCE) {
+            let rows = Entity::find().filter(Column::ExecutionId.is_in(part.iter().map(String::as_str)));
+            found.extend(rows.all(self.0.pool()).await?);
+        }
+        found.into_iter().map(TryInto::try_into).collect()
     }
 
     /// Forgets executions of a schedule that ended before `before`, but never its newest `newest`, with what became of their machines:
@@ -277,80 +291,6 @@ impl Executions<'_> {
             .await
     }
 
-    /// Begins the backup of a machine that waits: the backup, its task and the machine's note at once.
-    ///
-    /// # Errors
-    /// As [`Executions::set_vm`] and [`Backups::begin`](crate::Backups::begin); [`Conflict::WrongState`] when the machine does
-    /// not wait.
-    pub async fn begin_backup(
-        &self,
-        execution_id: &ExecutionId,
-        hub: &HubLease,
-        new: &NewBackup,
-        now: Timestamp,
-    ) -> Result<(Backup, Task, ExecutionVm)> {
-        use entity::execution_vms::{Column, Entity};
-        self.0
-            .write(|tx| async move {
-                held(&tx, execution_id, hub).await?;
-                // Under the lock of the execution: whoever changes a machine of it has that first.
-                let is_it = Column::ExecutionId.eq(execution_id.as_str());
-                let is_it = Entity::find().filter(is_it).filter(Column::VmContextId.eq(new.vm_context_id.as_str()));
-                let row = is_it.one(&*tx).await?.ok_or_else(|| Error::not_found(Noun::Vm, &new.vm_context_id))?;
-                let vm = ExecutionVm::try_from(row)?;
-                if vm.outcome != VmOutcome::Waiting {
-                    let (id, state) = (vm.vm_context_id.to_string(), vm.outcome.to_string());
-                    return Err(Conflict::WrongState { what: Noun::Vm, id, state }.into());
-                }
-                let (backup, task) = begin_in(&tx, new, now).await?;
-                let vm = ExecutionVm {
-                    outcome: VmOutcome::Running,
-                    backup_id: Some(backup.backup_id.clone()),
-                    attempts: vm.attempts.saturating_add(1),
-                    not_before: None,
-                    ..vm
-                };
-                write_vm(&tx, execution_id, &vm).await?;
-                Ok((backup, task, vm))
-            })
-            .await
-    }
-
-    /// Notes where a machine stands.
-    ///
-    /// # Errors
-    /// [`Conflict::LeaseLost`] when another hub carries the execution out; [`Conflict::WrongState`] when it has ended.
-    pub async fn set_vm(&self, execution_id: &ExecutionId, hub: &HubLease, vm: &ExecutionVm) -> Result<()> {
-        self.0
-            .write(|tx| async move {
-                held(&tx, execution_id, hub).await?;
-                write_vm(&tx, execution_id, vm).await
-            })
-            .await
-    }
-
-    /// Asks to stop the backup of a machine that waits at this very moment, and notes why, both or neither. False when it has begun
-    /// meanwhile, or has ended.
-    ///
-    /// # Errors
-    /// As [`Executions::set_vm`].
-    pub async fn cancel_waiting(&self, execution_id: &ExecutionId, hub: &HubLease, vm: &ExecutionVm) -> Result<bool> {
-        let Some(backup_id) = &vm.backup_id else { return Ok(false) };
-        self.0
-            .write(|tx| async move {
-                held(&tx, execution_id, hub).await?;
-                let backup = entity::backups::Entity::find_by_id(backup_id.as_str()).one(&*tx).await?;
-                let task_id = value::read_opt("task_id", backup.and_then(|row| row.task_id).as_deref())?;
-                let Some(task_id) = task_id else { return Ok(false) };
-                let was_waiting = cancel_waiting_in(&tx, &task_id).await?;
-                if was_waiting {
-                    write_vm(&tx, execution_id, vm).await?;
-                }
-                Ok(was_waiting)
-            })
-            .await
-    }
-
     /// Ends one.
     ///
     /// # Errors
@@ -399,24 +339,6 @@ async fn held(tx: &Tx, execution_id: &ExecutionId, hub: &HubLease) -> Result<ent
         return Err(Conflict::WrongState { what: Noun::Execution, id, state: row.state }.into());
     }
     Ok(row)
-}
-
-async fn write_vm(tx: &Tx, execution_id: &ExecutionId, vm: &ExecutionVm) -> Result<()> {
-    use entity::execution_vms::{ActiveModel, Column, Entity};
-    let set = ActiveModel {
-        outcome: Set(vm.outcome.as_str().to_owned()),
-        backup_id: Set(vm.backup_id.as_ref().map(|id| id.as_str().to_owned())),
-        attempts: Set(value::store_u32("attempts", vm.attempts)?),
-        not_before: Set(vm.not_before.map(Into::into)),
-        reason: Set(vm.reason.as_deref().map(|text| value::trim_text(text, REASON_BYTES_MAX))),
-        ..Default::default()
-    };
-    let of_execution = Entity::update_many().set(set).filter(Column::ExecutionId.eq(execution_id.as_str()));
-    let done = of_execution.filter(Column::VmContextId.eq(vm.vm_context_id.as_str())).exec(&**tx).await?;
-    match done.rows_affected {
-        1 => Ok(()),
-        _ => Err(Error::not_found(Noun::Vm, &vm.vm_context_id)),
-    }
 }
 
 async fn running_in(tx: &Tx, schedule_id: &ScheduleId) -> Result<Option<entity::executions::Model>> {
