@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 fn restore_targets_are_told_by_their_kind() {
     let read = |text: &str| serde_json::from_str::<RestoreBackup>(text).unwrap().target;
     assert_eq!(read(r#"{"target": {"kind": "file", "path": "/x"}}"#), RestoreTarget::raw_file("/x"));
+    let damaged = |text: &str| serde_json::from_str::<RestoreBackup>(text).unwrap().allow_damaged;
+    assert!(!damaged(r#"{"target": {"kind": "nbd", "uri": "nbd://x"}}"#), "nobody gets what is damaged unasked");
+    assert!(damaged(r#"{"target": {"kind": "nbd", "uri": "nbd://x"}, "allow_damaged": true}"#));
     let onto = r#"{"target": {"kind": "file", "path": "/dev/x", "onto": true, "force": true, "resize": true}}"#;
     let RestoreTarget::File { onto: true, force: true, resize: true, overwrite: false, .. } = read(onto) else {
         panic!("{onto}")

@@ -52,7 +52,7 @@ pub mod verify;
 pub use capacity::{Bounds, Storage};
 pub use catalog_copy::CatalogCopy;
 pub use chain::{CHAIN_DEPTH_MAX, ChainReader, Link, PointDigests};
-pub use compared::ComparedDisk;
+pub use compared::{ComparedDisk, Damage, OnDamage};
 pub use delete::DeletePlan;
 pub use detached::{Detached, Words};
 pub use draft::{DiskDraft, DiskFacts, DiskSpec, Draft, DraftSpec, PointFacts, Recall, Resumed, Sealed};

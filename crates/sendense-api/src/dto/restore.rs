@@ -15,6 +15,11 @@ pub struct RestoreBackup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u32>)]
     pub disk_id: Option<DiskNumber>,
+    /// Restore also what is damaged, as far as it can be read; otherwise damage ends the restore. Blocks that are not what was
+    /// backed up are written as they are read, those that cannot be read or decoded as zeros, and the task's summary and log tell
+    /// how many and which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_damaged: bool,
 }
 
 /// Where the bytes of a restore go.

@@ -135,6 +135,7 @@ impl App {
                 _ => None,
             },
             target,
+            allow_damaged: asked.allow_damaged,
         };
         refuse_when_no_space(&self.core, &work).await?;
         self.make_task(caller, Work::Restore(work), catalog::TaskSubject::Backup(row.backup_id)).await

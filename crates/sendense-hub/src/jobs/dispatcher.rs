@@ -172,6 +172,7 @@ mod tests {
                 disk_id: None,
                 source_id: None,
                 target: RestoreTarget::Nbd { uri: "nbd://host".to_owned() },
+                allow_damaged: false,
             }),
             Work::Migrate(MigrateWork {
                 recovery_id: RecoveryId::generate(),

@@ -9,7 +9,7 @@
 
 mod abandon;
 pub(crate) mod backup;
-mod damage;
+pub(crate) mod damage;
 pub(crate) mod dispatcher;
 pub(crate) mod handle;
 pub(crate) mod import;

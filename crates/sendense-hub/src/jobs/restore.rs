@@ -1,8 +1,9 @@
 //! Restoring one disk of a point, or all of it.
 
+use super::damage::{self, Passed};
 use super::handle::Handle;
+use super::restore_vm;
 use super::work::{RestoreWork, Work};
-use super::{damage, restore_vm};
 use crate::app::repositories::refuse_known_folder;
 use crate::core::{Core, blocking};
 use crate::fault::{Result, invalid, of_repo};
@@ -98,13 +99,13 @@ pub(crate) async fn refuse_when_no_space(core: &Arc<Core>, work: &RestoreWork) -
     }
 }
 
-/// Restores what is asked for. Where damage is met nothing is restored, and the point is looked at.
+/// Restores what is asked for. Where damage is met the point is looked at.
 pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> Result<serde_json::Value> {
     let restored = match work.target {
         RestoreTarget::Vm { .. } => restore_vm::run(core, handle, work.clone()).await,
         RestoreTarget::File { .. } | RestoreTarget::Nbd { .. } => one_disk(core, handle, work.clone()).await,
     };
-    if matches!(&restored, Err(problem) if problem.code == ProblemCode::Corrupt) {
+    if damage::was_met(&restored) {
         damage::look_closer(core, handle, &work.backup_id).await;
     }
     restored
@@ -120,10 +121,11 @@ async fn one_disk(core: &Arc<Core>, handle: &Arc<Handle>, work: RestoreWork) -> 
     let disk_id = work.disk_id.ok_or_else(|| invalid("a disk is required"))?;
     blocking(move || {
         let disk = repository
-            .open_compared(&work.vm_context_id, &work.backup_id, disk_id, handle.task_id.as_str())
+            .open_compared(&work.vm_context_id, &work.backup_id, disk_id, handle.task_id.as_str(), work.on_damage())
             .map_err(|error| of_repo(&error))?;
         let disk = Arc::new(disk);
-        write(&core, &handle, &work, disk_id, &disk).map_err(|problem| damage::told(&disk, problem))
+        let written = write(&core, &handle, &work, disk_id, &disk).map_err(|problem| damage::told(&disk, problem))?;
+        Ok(damage::with_what_passed(&handle, written, &[Passed::of(&disk)]))
     })
     .await?
 }

@@ -3,7 +3,7 @@
 //! What lives here: what is asked for, the point as this hub reads it, and what is told at the end. What does not: the steps
 //! ([`sendense_node::restore`]).
 
-use super::damage;
+use super::damage::{self, Passed};
 use super::handle::Handle;
 use super::work::RestoreWork;
 use crate::app::vms;
@@ -51,15 +51,18 @@ pub(super) async fn run(
         let assignment = assignment(&handle, &manifest, &work, existing)?;
         let restored = match &by {
             By::Hub(source) => {
-                let point = Here { handle: &handle, repository: &repository, work: &work, opened: Mutex::default() };
+                let opened = Mutex::default();
+                let point = Here { handle: &handle, repository: &repository, work: &work, opened };
                 let (progress, cancel) = (&handle.progress, &handle.cancel);
                 restore::run(&assignment, &**source, &point, &core.journal, &core.budget, progress, cancel)
                     .map_err(|error| point.told(of_restore(&error)))
+                    .map(|restored| (restored, point.passed()))
             }
             By::Node(node) => {
                 let lease_seconds = core.limits.node_lease_seconds;
+                let (vm, on_damage) = (&work.vm_context_id, work.on_damage());
                 let restored =
-                    nodes::restore::run(node, &repository, &work.vm_context_id, &assignment, &handle, lease_seconds);
+                    nodes::restore::run(node, &repository, vm, &assignment, on_damage, &handle, lease_seconds);
                 if let (Err(_), Some(source_id)) = (&restored, &work.source_id) {
                     // What a node could not take away is in its own journal; reason to see what is left.
                     handle.look_after(source_id.clone());
@@ -67,7 +70,8 @@ pub(super) async fn run(
                 restored
             }
         };
-        Ok(told(&handle, &work, &assignment, restored?))
+        let (restored, passed) = restored?;
+        Ok(damage::with_what_passed(&handle, told(&handle, &work, &assignment, restored), &passed))
     })
     .await?
 }
@@ -133,26 +137,44 @@ struct Here<'a> {
     handle: &'a Handle,
     repository: &'a Repository,
     work: &'a RestoreWork,
-    /// The disk that is restored: one after the other is.
-    opened: Mutex<Option<(DiskNumber, Arc<ComparedDisk>)>>,
+    opened: Mutex<Opened>,
+}
+
+/// The disks of a point, which are restored one after the other.
+#[derive(Default)]
+struct Opened {
+    now: Option<(DiskNumber, Arc<ComparedDisk>)>,
+    /// Of those before.
+    passed: Vec<Passed>,
 }
 
 impl Here<'_> {
     fn open(&self, number: DiskNumber) -> sendense_block::Result<Arc<ComparedDisk>> {
         let mut opened = self.opened.lock();
-        if let Some((_, disk)) = opened.as_ref().filter(|(open, _)| *open == number) {
+        if let Some((_, disk)) = opened.now.as_ref().filter(|(open, _)| *open == number) {
             return Ok(disk.clone());
         }
+        let before = opened.now.take().map(|(_, disk)| Passed::of(&disk));
+        opened.passed.extend(before);
         let (work, who) = (self.work, self.handle.task_id.as_str());
-        let disk = self.repository.open_compared(&work.vm_context_id, &work.backup_id, number, who)?;
-        Ok(opened.insert((number, Arc::new(disk))).1.clone())
+        let (vm, backup) = (&work.vm_context_id, &work.backup_id);
+        let disk = Arc::new(self.repository.open_compared(vm, backup, number, who, work.on_damage())?);
+        opened.now = Some((number, disk.clone()));
+        Ok(disk)
     }
 
     fn told(&self, problem: Problem) -> Problem {
-        match &*self.opened.lock() {
+        match &self.opened.lock().now {
             Some((_, disk)) => damage::told(disk, problem),
             None => problem,
         }
+    }
+
+    /// What was written of all disks though it is damaged.
+    fn passed(self) -> Vec<Passed> {
+        let Opened { now, mut passed } = self.opened.into_inner();
+        passed.extend(now.map(|(_, disk)| Passed::of(&disk)));
+        passed
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: everything that will be made is in the journal before the first file is, and defining the machine is the
 //! last step; on any failure before it, or after a crash, the source takes it all away again.
 
-use super::damage;
+use super::damage::{self, Passed};
 use super::handle::Handle;
 use super::restore::same_place;
 use super::restore_remote::{self, By};
@@ -134,7 +134,7 @@ fn make(
     let mut needed = 0_u64;
     let mut chains = Vec::with_capacity(manifest.disks.len());
     for disk in &manifest.disks {
-        let chain = repository.open_compared(&work.vm_context_id, &work.backup_id, disk.disk_id, who);
+        let chain = repository.open_compared(&work.vm_context_id, &work.backup_id, disk.disk_id, who, work.on_damage());
         let chain = Arc::new(chain.map_err(|error| of_repo(&error))?);
         let bytes = room::needed_bytes(&chain, chain.name(), &handle.cancel).map_err(|error| of_repo(&error))?;
         needed = needed.saturating_add(bytes);
@@ -147,6 +147,7 @@ fn make(
         }
         None => None,
     };
+    let mut passed = Vec::with_capacity(chains.len());
     for ((disk, chain), path) in chains.into_iter().zip(&planned.disks) {
         let share = core.budget.take(LANES);
         let (lanes, disk_name, owner) = (share.lanes(), chain.name(), Owner::OfFolder);
@@ -154,6 +155,7 @@ fn make(
         extract(&chain, path, how, &handle.progress, &handle.cancel)
             .map_err(|error| damage::told(&chain, crate::restore::target_problem(path, &error)))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));
+        passed.push(Passed::of(&chain));
     }
     let door = source.target().ok_or_else(|| invalid("the source takes no machines"))?;
     door.finish(planned, &handle.cancel).map_err(|error| of_source(&error))?;
@@ -165,13 +167,14 @@ fn make(
         planned.vm.instance_uuid,
         planned.disks.len()
     );
-    Ok(serde_json::json!({
+    let made = serde_json::json!({
         "summary": summary,
         "written_bytes": written.0,
         "vm_name": planned.vm.name,
         "instance_uuid": planned.vm.instance_uuid,
         "notes": planned.notes,
-    }))
+    });
+    Ok(damage::with_what_passed(handle, made, &passed))
 }
 
 /// What an extraction to this file may leave beside it when it dies.

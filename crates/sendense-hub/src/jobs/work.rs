@@ -6,6 +6,7 @@ use super::queue::Needs;
 use crate::fault::{Result, internal};
 use crate::maintenance::Use;
 use sendense_api::{ImageFormat, RestoreTarget};
+use sendense_repo::OnDamage;
 use sendense_types::{
     BackupId, BackupType, Compression, DiskNumber, OnTrackingLoss, RecoveryId, RepositoryId, SourceId, TaskKind,
     VmContextId,
@@ -78,6 +79,16 @@ pub(crate) struct RestoreWork {
     #[serde(default)]
     pub source_id: Option<SourceId>,
     pub target: RestoreTarget,
+    /// Also what is damaged.
+    #[serde(default)]
+    pub allow_damaged: bool,
+}
+
+impl RestoreWork {
+    /// What damage of the point does to it.
+    pub fn on_damage(&self) -> OnDamage {
+        if self.allow_damaged { OnDamage::Pass } else { OnDamage::Fail }
+    }
 }
 
 /// A recovered machine to move.

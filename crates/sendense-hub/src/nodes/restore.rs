@@ -8,11 +8,12 @@
 use super::source::RemoteSource;
 use super::supply::{Event, Supply};
 use crate::fault::{Result, of_block, of_restore};
+use crate::jobs::damage::Passed;
 use crate::jobs::handle::{Handle, Stop};
 use sendense_node::remote::message::{Answer, Fault, OrderId, Work, words};
 use sendense_node::remote::restore::RestoreOrder;
 use sendense_node::restore::{Assignment, Error, Restored, To};
-use sendense_repo::Repository;
+use sendense_repo::{OnDamage, Repository};
 use sendense_types::{BackupId, Problem, ProblemCode, VmContextId};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -27,18 +28,21 @@ const LETTING_GO_PATIENCE: Duration = Duration::from_secs(540);
 /// Notes of a machine: one per device that is not as it was.
 const NOTES_MAX: usize = 256;
 
-/// Has a node restore a point. Blocks until the node has ended, is not heard any more, or the hub ends.
+/// Has a node restore a point; tells what was lent of it though it is damaged. Blocks until the node has ended, is not heard any more,
+/// or the hub ends.
 pub(crate) fn run(
     remote: &RemoteSource,
     repository: &Repository,
     vm: &VmContextId,
     assignment: &Assignment,
+    on_damage: OnDamage,
     handle: &Handle,
     lease_seconds: u32,
-) -> Result<Restored> {
+) -> Result<(Restored, Vec<Passed>)> {
     let (events, heard) = mpsc::channel();
     let (backup, disks): (&BackupId, _) = (&assignment.backup_id, &assignment.disks);
-    let supply = Arc::new(Supply::open(repository, (vm, backup), disks, handle.task_id.as_str(), events)?);
+    let who = handle.task_id.as_str();
+    let supply = Arc::new(Supply::open(repository, (vm, backup), disks, on_damage, who, events)?);
     let order = RestoreOrder {
         task_id: assignment.task_id.clone(),
         backup_id: backup.clone(),
@@ -51,8 +55,8 @@ pub(crate) fn run(
     let lease = Duration::from_secs(lease_seconds.into());
     let ended = Follow { remote, id: &id, supply: &supply, to: &assignment.to, handle, lease }.run(&heard);
     remote.end(&id);
-    supply.close();
-    outcome(ended?, assignment)
+    let passed = supply.close();
+    Ok((outcome(ended?, assignment)?, passed))
 }
 
 /// What following a restore needs.

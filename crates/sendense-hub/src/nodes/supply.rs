@@ -8,6 +8,7 @@
 
 use super::run::over;
 use crate::fault::{Result, invalid, of_block, of_repo};
+use crate::jobs::damage::Passed;
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use sendense_block::codec::{Encoder, Level};
 use sendense_block::copy::Snapshot;
@@ -20,7 +21,7 @@ use sendense_node::remote::batch;
 use sendense_node::remote::digests::{WINDOW_BLOCKS, encode};
 use sendense_node::remote::message::{Answer, Fault, HELD_BLOCKS_MAX, READ_BLOCKS_MAX, words};
 use sendense_node::restore::DiskAssignment;
-use sendense_repo::{ComparedDisk, Repository};
+use sendense_repo::{ComparedDisk, OnDamage, Repository};
 use sendense_types::{BackupId, DiskNumber, Problem, ProblemCode, VmContextId};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -53,8 +54,8 @@ pub(super) struct Supply {
 /// A disk that the node may read.
 struct Supplied {
     number: DiskNumber,
-    /// Its bytes are not compared here: the node does that, which must not believe what came over the line either.
     disk: ComparedDisk,
+    on_damage: OnDamage,
 }
 
 /// What the job's thread is told.
@@ -72,12 +73,13 @@ impl Supply {
         repository: &Repository,
         (vm, backup): (&VmContextId, &BackupId),
         disks: &[DiskAssignment],
+        on_damage: OnDamage,
         who: &str,
         events: mpsc::Sender<Event>,
     ) -> Result<Self> {
         let open = |disk: &DiskAssignment| {
-            let opened = repository.open_compared(vm, backup, disk.number, who).map_err(|error| of_repo(&error))?;
-            Ok(Supplied { number: disk.number, disk: opened })
+            let opened = repository.open_compared(vm, backup, disk.number, who, on_damage);
+            Ok(Supplied { number: disk.number, disk: opened.map_err(|error| of_repo(&error))?, on_damage })
         };
         Ok(Self {
             disks: RwLock::new(Some(disks.iter().map(open).collect::<Result<_>>()?)),
@@ -134,10 +136,11 @@ impl Supply {
         RwLockReadGuard::try_map(self.disks.read(), Option::as_ref).map_err(|_| over())
     }
 
-    /// Waits for what is being read; from then on nothing is.
-    pub fn close(&self) {
+    /// Waits for what is being read; from then on nothing is. Tells what was read though it is damaged.
+    pub fn close(&self) -> Vec<Passed> {
         self.is_over.store(true, Ordering::SeqCst);
-        self.disks.write().take();
+        let disks = self.disks.write().take();
+        disks.unwrap_or_default().iter().map(|disk| Passed::of(&disk.disk)).collect()
     }
 
     /// Why the point could not be read, where that was so.
@@ -253,6 +256,9 @@ impl Supplied {
     fn batch(&self, first: BlockIndex, count: usize) -> sendense_block::Result<Vec<u8>> {
         let mut known = vec![Known::Zero; count];
         self.disk.known(first, &mut known)?;
+        // The node compares, which must not believe what came over the line either. Of damaged blocks that are wanted all the same
+        // it is told the digests of what they are now.
+        let compares = self.on_damage == OnDamage::Pass;
         let (mut batch, mut frame, mut block) = (Vec::new(), Vec::new(), vec![0; BLOCK]);
         let mut encoder = None;
         for (index, known) in (first.0..).map(BlockIndex).zip(known) {
@@ -266,7 +272,8 @@ impl Supplied {
                 batch::append(&mut batch, &Block { index, digest, payload: Payload::Zero });
                 continue;
             };
-            if self.disk.chain().read_frame(index, &mut frame)? && frame.len() <= Encoder::FRAME_BYTES_MAX {
+            if !compares && self.disk.chain().read_frame(index, &mut frame)? && frame.len() <= Encoder::FRAME_BYTES_MAX
+            {
                 batch::append(&mut batch, &Block { index, digest, payload: Payload::Zstd(&frame) });
                 continue;
             }
@@ -290,6 +297,9 @@ impl Supplied {
         let there = self.disk.size().0.saturating_sub(index.offset().0).min(BLOCK_BYTES) as usize;
         let (data, beyond) = block.split_at_mut(there);
         beyond.fill(0);
-        self.disk.chain().read_at(index.offset(), data)
+        match self.on_damage {
+            OnDamage::Fail => self.disk.chain().read_at(index.offset(), data),
+            OnDamage::Pass => self.disk.read_at(index.offset(), data),
+        }
     }
 }

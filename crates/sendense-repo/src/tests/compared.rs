@@ -1,12 +1,14 @@
 //! A disk that is compared as it is read: it gives what was backed up, or an error that names the block; and nothing else.
 
-use crate::compared::ComparedDisk;
+use crate::compared::{ComparedDisk, Damage, Given, OnDamage};
 use crate::extract::{Format, How, Owner, extract};
 use crate::layout;
 use crate::repository::Repository;
 use crate::testing::world::{self, Point};
 use crate::testing::{Dice, now};
-use sendense_block::copy::Progress;
+use sendense_block::backend::Memory;
+use sendense_block::codec::Level;
+use sendense_block::copy::{self, Differential, Options, Progress, Restore};
 use sendense_block::error::chain;
 use sendense_block::{
     AllocationMap, BlockIndex, ByteLen, ByteOffset, Cancel, Content, DigestMap, Extent, Kind, Known, ReadAt,
@@ -52,7 +54,13 @@ impl House {
 
     fn open(&self, point: usize) -> crate::Result<ComparedDisk> {
         let point = &self.points[point];
-        self.repository.open_compared(&point.vm, &point.id, DISK, "test")
+        self.repository.open_compared(&point.vm, &point.id, DISK, "test", OnDamage::Fail)
+    }
+
+    /// The same, for whoever needs what is left of it.
+    fn open_all_the_same(&self, point: usize) -> ComparedDisk {
+        let point = &self.points[point];
+        self.repository.open_compared(&point.vm, &point.id, DISK, "test", OnDamage::Pass).unwrap()
     }
 
     fn bytes(&self, point: usize) -> &[u8] {
@@ -155,7 +163,7 @@ fn what_is_sound_is_given_in_whatever_parts_it_is_asked_for() {
                 .collect();
             assert_eq!(data(&disk, within), wanted.as_slice(), "{within}");
         }
-        assert_eq!(disk.damage(), None);
+        assert_eq!(disk.failure(), None);
     }
 }
 
@@ -185,7 +193,7 @@ fn rots(image: usize, block: usize, hurt: [bool; 3]) {
             start + BLOCK,
             house.file(image)
         );
-        assert_eq!((error.kind, disk.damage()), (Kind::Corrupt, Some(told.clone())));
+        assert_eq!((error.kind, disk.failure()), (Kind::Corrupt, Some(told.clone())));
         assert!(chain(&error).contains(&told), "{}", chain(&error));
         // All others are given, also by a read that ends where it begins.
         assert!(read(&disk, 0, start).unwrap() == bytes[..start]);
@@ -301,9 +309,136 @@ fn digests_that_rot_are_damage_that_is_told() {
     let disk = house.open(2).unwrap();
     assert_eq!(disk.allocation(Extent::whole(disk.size())).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(read(&disk, 0, 1).unwrap_err().kind, Kind::Corrupt);
-    let told = disk.damage().unwrap();
+    let told = disk.failure().unwrap();
     assert!(told.contains("disk 0 of bk-3") && told.contains("bk-2.digests"), "{told}");
     assert!(restore(&house, 0, Format::Raw).unwrap() == house.bytes(0), "the first point needs them not");
+}
+
+/// What is left is given where somebody needs it, and all that is damaged is told.
+#[track_caller]
+fn passes(house: &House, point: usize, wanted: &[u8], wanted_damage: &[(u64, u64, Given)]) -> Damage {
+    let of = |damage: Damage| -> Vec<(u64, u64, Given)> {
+        let blocks = |bytes: u64| bytes / BLOCK as u64;
+        damage.ranges().iter().map(|(range, given)| (blocks(range.start().0), blocks(range.len().0), *given)).collect()
+    };
+    // At once, in parts, and as a restore does it: sparsely, and by several at once.
+    let disk = house.open_all_the_same(point);
+    assert!(read(&disk, 0, wanted.len()).unwrap() == wanted);
+    assert_eq!(of(disk.damage()), wanted_damage);
+    let disk = house.open_all_the_same(point);
+    for at in (0..wanted.len()).step_by(50_000) {
+        let len = 50_000.min(wanted.len() - at);
+        assert!(read(&disk, at, len).unwrap() == wanted[at..at + len]);
+    }
+    assert_eq!(of(disk.damage()), wanted_damage);
+    let disk = house.open_all_the_same(point);
+    let target = Memory::from_bytes(vec![0; wanted.len()]);
+    let options = Options { lanes: 3, request_bytes: 3 * BLOCK, level: Level::Off };
+    let (name, progress, cancel) = ("disk 0", &Progress::default(), &Cancel::new());
+    let job = Restore { name, disk: &disk, target: &target, target_is_zero: true, options, progress, cancel };
+    copy::restore(&job).unwrap();
+    assert!(target.to_bytes() == wanted);
+    assert_eq!((of(disk.damage()), disk.failure()), (wanted_damage.to_vec(), None));
+    // Onto what exists, which is compared with what is left.
+    let disk = house.open_all_the_same(point);
+    let target = Memory::from_bytes(vec![0xee; wanted.len()]);
+    let job = Differential { name, disk: &disk, digests: &disk, target: &target, options, progress, cancel };
+    copy::differential(&job).unwrap();
+    assert!(target.to_bytes() == wanted);
+    assert_eq!(of(disk.damage()), wanted_damage);
+    disk.damage()
+}
+
+#[test]
+fn what_is_sound_is_given_as_it_is_where_damage_is_allowed() {
+    let house = House::new();
+    for point in 0..3 {
+        assert!(passes(&house, point, house.bytes(point), &[]).is_empty());
+    }
+}
+
+#[test]
+fn what_rotted_is_given_as_it_is_where_that_is_wanted() {
+    let house = House::new();
+    house.rot(0, 4);
+    house.rot(1, 1);
+    house.rot(0, 7);
+    let mut wanted = house.bytes(2).to_vec();
+    // The bit that flipped in each.
+    [1, 4].into_iter().for_each(|block| wanted[block * BLOCK + 777] ^= 4);
+    let damage = passes(&house, 2, &wanted, &[(1, 1, Given::AsRead), (4, 1, Given::AsRead)]);
+    assert_eq!((damage.blocks(), damage.is_more()), (2, false));
+}
+
+#[test]
+fn what_cannot_be_decoded_is_zeros_and_what_is_known_to_be_zero_too() {
+    let house = House::new();
+    // Block 6 is text of the first point's: a frame.
+    let disk = house.open(0).unwrap();
+    let mut frame = Vec::new();
+    assert!(disk.chain().read_frame(BlockIndex(6), &mut frame).unwrap());
+    let image = std::fs::read(house.image(0)).unwrap();
+    let at = image.windows(frame.len()).position(|part| part == frame).unwrap();
+    flip(&house.image(0), at as u64, 0);
+    // A block that the image has lost reads as what lies below: nothing.
+    forget(&house.image(0), 4);
+    // A zero that the third point's has lost would show the first one's text.
+    forget(&house.image(2), 3);
+    let mut wanted = house.bytes(2).to_vec();
+    wanted[4 * BLOCK..5 * BLOCK].fill(0);
+    wanted[6 * BLOCK..7 * BLOCK].fill(0);
+    passes(&house, 2, &wanted, &[(4, 1, Given::AsRead), (6, 1, Given::Zeros)]);
+}
+
+#[test]
+fn where_the_digests_are_damaged_nothing_is_proved_and_all_is_given() {
+    let house = House::new();
+    let digests = house.image(1).with_extension("digests");
+    let blocks = house.bytes(2).len().div_ceil(BLOCK) as u64;
+    // A group, the header, or all of it.
+    flip(&digests, 64 + 2048 + 3, 1);
+    passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
+    flip(&digests, 3, 1);
+    passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
+    std::fs::remove_file(&digests).unwrap();
+    passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
+    assert!(house.open(2).is_err());
+}
+
+#[test]
+fn a_table_that_is_lost_costs_its_blocks_and_no_others() {
+    let house = House::new();
+    // The L1 entry of the second image leads nowhere: of all blocks it is the only one that holds block 1.
+    let number =
+        |at: u64| u64::from_be_bytes(std::fs::read(house.image(1)).unwrap()[at as usize..][..8].try_into().unwrap());
+    let l1 = number(40);
+    let file = std::fs::File::options().write(true).open(house.image(1)).unwrap();
+    file.write_all_at(&0x8000_0fff_ffff_0000_u64.to_be_bytes(), l1).unwrap();
+    let told = restore(&house, 2, Format::Raw).unwrap_err();
+    assert!(told.contains("disk 0"), "{told}");
+    let disk = house.open_all_the_same(2);
+    let bytes = read(&disk, 0, house.bytes(2).len()).unwrap();
+    for (block, (read, wanted)) in bytes.chunks(BLOCK).zip(house.bytes(2).chunks(BLOCK)).enumerate() {
+        // The third image holds these itself, so they are not looked for below.
+        let is_whole = [3, 7, 8].contains(&block) || wanted.iter().all(|byte| *byte == 0);
+        assert!(read == wanted || !is_whole && read.iter().all(|byte| *byte == 0), "block {block}");
+    }
+    assert_eq!(disk.damage().blocks_given(Given::Zeros), 4, "blocks 0, 1, 4 and 6");
+}
+
+/// A repository that is away has lost nothing: its blocks are no zeros.
+#[test]
+fn what_is_away_is_not_taken_for_damage() {
+    let house = House::new();
+    let disk = house.open_all_the_same(2);
+    assert!(disk.passes_over(Kind::Io) && disk.passes_over(Kind::Corrupt));
+    assert!([Kind::Unavailable, Kind::Cancelled, Kind::Denied].iter().all(|kind| !disk.passes_over(*kind)));
+    let root = house.folder.path().join("repository");
+    std::fs::rename(&root, root.with_extension("elsewhere")).unwrap();
+    assert!(!disk.passes_over(Kind::Io));
+    std::fs::rename(root.with_extension("elsewhere"), &root).unwrap();
+    assert!(disk.passes_over(Kind::Io));
+    assert!(!house.open(2).unwrap().passes_over(Kind::Corrupt));
 }
 
 /// Merged points have one image for both, with the digests of both.

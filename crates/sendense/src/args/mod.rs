@@ -294,6 +294,9 @@ pub enum RestoreCommand {
         /// The file's format.
         #[arg(long, value_enum, default_value_t = RestoreFormat::Raw)]
         format: RestoreFormat,
+        /// Restore damaged blocks too, as they can be read, or as zeros; the end tells how many there were.
+        #[arg(long)]
+        allow_damaged: bool,
         /// Wait for the end and show progress.
         #[arg(long)]
         wait: bool,
@@ -347,6 +350,9 @@ pub enum RestoreCommand {
         /// Keep UUID and MAC addresses, for a VM that is gone.
         #[arg(long)]
         keep_identity: bool,
+        /// Restore damaged blocks too, as they can be read, or as zeros; the end tells how many there were.
+        #[arg(long)]
+        allow_damaged: bool,
         /// Wait for the end and show progress.
         #[arg(long)]
         wait: bool,
@@ -456,6 +462,9 @@ pub enum OfflineCommand {
         /// The file's format.
         #[arg(long, value_enum, default_value_t = Format::Raw)]
         format: Format,
+        /// Restore damaged blocks too, as they can be read, or as zeros; the end tells which they are.
+        #[arg(long)]
+        allow_damaged: bool,
     },
     /// Serve the disks of every restore point over NBD, read-only, until Ctrl-C.
     Export {

@@ -7,10 +7,11 @@ use crate::tables;
 use anyhow::{Context as _, Result, bail};
 use sendense_block::Cancel;
 use sendense_block::copy::Progress;
-use sendense_repo::Repository;
+use sendense_repo::compared::Given;
 use sendense_repo::extract::{self, How, Owner, extract};
 use sendense_repo::manifest::Manifest;
 use sendense_repo::verify::{Depth, Options, Progress as VerifyProgress, Report, Scope};
+use sendense_repo::{OnDamage, Repository};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use serde_json::json as value;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,9 @@ pub fn run(command: OfflineCommand, as_json: bool) -> Result<u8> {
     match command {
         OfflineCommand::List { repo_path } => list(&repo_path, as_json),
         OfflineCommand::Verify { repo_path, backup_id, deep } => verify(&repo_path, backup_id, deep, as_json),
-        OfflineCommand::Restore { repo_path, backup_id, disk, to, format } => {
-            restore(&repo_path, &backup_id, disk, &to, format)
+        OfflineCommand::Restore { repo_path, backup_id, disk, to, format, allow_damaged } => {
+            let on_damage = if allow_damaged { OnDamage::Pass } else { OnDamage::Fail };
+            restore(&repo_path, &backup_id, disk, &to, format, on_damage)
         }
         OfflineCommand::Export { repo_path, socket } => super::offline_export::run(&repo_path, socket, as_json),
     }
@@ -156,11 +158,18 @@ fn report_json(id: &BackupId, report: &Report) -> serde_json::Value {
     })
 }
 
-fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: Format) -> Result<u8> {
+fn restore(
+    path: &Path,
+    id: &BackupId,
+    disk: Option<u32>,
+    to: &Path,
+    format: Format,
+    on_damage: OnDamage,
+) -> Result<u8> {
     let repository = open(path)?;
     let vm = repository.find(id)?;
     let number = which_disk(&repository, &vm, id, disk)?;
-    let point = repository.open_compared(&vm, id, number, WHO)?;
+    let point = repository.open_compared(&vm, id, number, WHO, on_damage)?;
     let format = match format {
         Format::Raw => extract::Format::Raw,
         Format::Qcow2 => extract::Format::Qcow2,
@@ -170,7 +179,20 @@ fn restore(path: &Path, id: &BackupId, disk: Option<u32>, to: &Path, format: For
     let (suffix, disk_name, owner) = (&*suffix, point.name(), Owner::Us);
     let how = How { format, lanes, suffix, disk_name, overwrite: false, owner, is_last: true };
     extract(&point, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
+    let damage = point.damage();
+    for (range, given) in damage.ranges() {
+        let written = match given {
+            Given::AsRead => "not what was backed up, and written as they were read",
+            Given::Zeros => "not to be read or decoded, and written as zeros",
+            Given::Unproved => "without a sound digest, and written as they were read",
+        };
+        say(format!("warning: bytes {range} are {written}"));
+    }
     say(format!("restored disk {number} of {id} to {}", to.display()));
+    if !damage.is_empty() {
+        let more = if damage.is_more() { "more than " } else { "" };
+        say(format!("WARNING: {more}{} blocks of it are damaged", damage.blocks()));
+    }
     Ok(0)
 }
 

@@ -14,9 +14,9 @@ use std::path::Path;
 /// Runs the command.
 pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
     match command {
-        RestoreCommand::Disk { backup_id, disk, to, onto, resize, force, format, wait } => {
+        RestoreCommand::Disk { backup_id, disk, to, onto, resize, force, format, allow_damaged, wait } => {
             let (target, to) = disk_target(to, onto, resize, force, format)?;
-            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
+            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber), allow_damaged };
             restore(context, backup_id, body, to, wait).await
         }
         RestoreCommand::Vm {
@@ -35,6 +35,7 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
             format,
             networks,
             keep_identity,
+            allow_damaged,
             wait,
         } => {
             let source_id = match (source.or(vsphere), libvirt) {
@@ -68,7 +69,7 @@ pub async fn run(context: &Context, command: RestoreCommand) -> Result<u8> {
                 folder,
                 cluster,
             };
-            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber) };
+            let body = RestoreBackup { target, disk_id: disk.map(DiskNumber), allow_damaged };
             restore(context, backup_id, body, name, wait).await
         }
     }

@@ -227,9 +227,9 @@ fn a_restore_behind_a_node_goes_on_over_a_line_that_breaks_and_ends_with_the_lea
 #[test]
 fn a_block_that_rotted_in_the_repository_makes_no_machine_behind_a_node() {
     let lab = Lab::new();
-    let site = Site::new(&lab);
+    let mut site = Site::new(&lab);
     // Noise is stored as it is, so it can be found.
-    let noise = &site.model[0][(4 << 20) + 100_000..][..64];
+    let noise = &site.model[0][(4 << 20) + 100_000..][..64].to_vec();
     let mut rotted = 0;
     for name in tree(&site.dir.path().join("repo")).iter().filter(|name| name.ends_with(".qcow2")) {
         let path = site.dir.path().join("repo").join(name);
@@ -244,6 +244,16 @@ fn a_block_that_rotted_in_the_repository_makes_no_machine_behind_a_node() {
     let failed = site.ends(&task, "failed");
     assert_eq!(field(&failed["error"], "code"), "corrupt", "{failed:#}");
     site.is_gone("rotten");
+
+    // What is left of it, where that is said: into a new machine, and onto the one that it is of.
+    let restore = ["restore", "vm", &site.point, "--vsphere", "vc", "--wait", "--allow-damaged"];
+    let task = site.hub.json(&[&restore[..], &["--name", "left"]].concat());
+    assert!(field(&task["task"], "summary").contains("WARNING: 1 blocks are damaged"), "{task:#}");
+    site.model[0][(4 << 20) + 100_000] ^= 0xff;
+    site.is_whole("left");
+    let task = site.hub.json(&[&restore[..], &["--onto", "web", "--force"]].concat());
+    assert!(field(&task["task"], "summary").contains("65536 bytes differed"), "{task:#}");
+    assert!(field(&task["task"], "summary").contains("WARNING: 1 blocks are damaged"), "{task:#}");
 }
 
 #[test]

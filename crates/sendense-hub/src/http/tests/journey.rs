@@ -107,7 +107,7 @@ async fn a_disk_goes_in_and_comes_back() {
     assert_eq!((verify.state, verify.error), (TaskState::Completed, None));
 
     let target = RestoreTarget::raw_file(path("restored.raw"));
-    let request = RestoreBackup { target, disk_id: None };
+    let request = RestoreBackup { target, disk_id: None, allow_damaged: false };
     // With every place for streams taken, waiting goes on by asking.
     let mut streams = Vec::new();
     while let Ok(stream) = client.events().await {

@@ -180,7 +180,8 @@ async fn a_restore_and_a_verification_that_run_are_cancelled() {
     assert_eq!((task.state, task.error), (TaskState::Completed, None));
 
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "memory", &["64M", "wdelay=3600"]).await;
-    let request = RestoreBackup { target: RestoreTarget::Nbd { uri: stuck.uri.clone() }, disk_id: None };
+    let request =
+        RestoreBackup { target: RestoreTarget::Nbd { uri: stuck.uri.clone() }, disk_id: None, allow_damaged: false };
     let restore = house.client.restore_backup(&backup.backup_id, &request).await.unwrap();
     let is_at_work = async || {
         let task = house.client.get_task(&restore.task_id).await.unwrap();

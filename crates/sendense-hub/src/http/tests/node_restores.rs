@@ -71,7 +71,7 @@ impl Restores {
             folder: None,
             cluster: None,
         };
-        RestoreBackup { target, disk_id: None }
+        RestoreBackup { target, disk_id: None, allow_damaged: false }
     }
 
     /// Asks for a restore, and gives what the node is told.
