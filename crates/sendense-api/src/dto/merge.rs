@@ -106,6 +106,10 @@ pub struct MoveVm {
     /// Move although policies that back the VM up name another repository, in which their next backup will be a full.
     #[serde(default)]
     pub leave_policies: bool,
+    /// The most bytes to copy, or to read back, in a second, at least 1048576. Left out: as much as the disks give.
+    #[schema(minimum = 1_048_576)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second_max: Option<u64>,
 }
 
 /// Whether to move or to show the plan.

@@ -8,7 +8,7 @@ use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::moving::refuse_recovered;
 use crate::jobs::work::{MoveWork, Work};
 use crate::maintenance::Use;
-use sendense_api::{ChainMove, MoveQuery, MoveVm, MovedBackup, Role};
+use sendense_api::{BYTES_PER_SECOND_MIN, ChainMove, MoveQuery, MoveVm, MovedBackup, Role};
 use sendense_catalog as catalog;
 use sendense_repo::Kind;
 use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId, TaskKind, TaskState, VmContextId};
@@ -17,6 +17,9 @@ impl App {
     /// Moves all points of a machine from one repository to another, or shows what that would take.
     pub async fn move_chain(&self, caller: &Caller, vm: &str, request: MoveVm, how: MoveQuery) -> Result<ChainMove> {
         caller.require(Role::Admin)?;
+        if request.bytes_per_second_max.is_some_and(|most| most < BYTES_PER_SECOND_MIN) {
+            return Err(invalid(format!("bytes_per_second_max is at least {BYTES_PER_SECOND_MIN}")));
+        }
         let vm = vms::find(&self.core, vm).await?;
         let to = self.repository(&request.to_repository_id).await?;
         let from = self.moved_from(&vm, request.repository_id.as_deref(), &to.repository_id).await?;
@@ -65,6 +68,7 @@ impl App {
                 vm_name: vm.vm_name.to_string(),
                 repository_id: from_id.clone(),
                 to_repository_id: to_id.clone(),
+                bytes_per_second_max: request.bytes_per_second_max,
             };
             let subject = catalog::TaskSubject::Repository(from_id.clone());
             Some(self.make_task(caller, Work::Move(work), subject).await?.task_id)

@@ -206,6 +206,7 @@ mod tests {
                 vm_name: "web".to_owned(),
                 repository_id: repository_id.clone(),
                 to_repository_id: RepositoryId::generate(),
+                bytes_per_second_max: None,
             }),
             Work::Import(ImportWork { repository_id }),
         ]
@@ -227,7 +228,9 @@ mod tests {
             assert!(each(&elsewhere).iter().all(|work| !limits.holds_back(work)), "of another repository");
             let (vm_context_id, vm_name) = ("vm-1".parse().unwrap(), "web".to_owned());
             let (repository_id, to_repository_id) = (elsewhere.clone(), here.clone());
-            let here_too = Work::Move(MoveWork { vm_context_id, vm_name, repository_id, to_repository_id });
+            let bytes_per_second_max = None;
+            let here_too =
+                Work::Move(MoveWork { vm_context_id, vm_name, repository_id, to_repository_id, bytes_per_second_max });
             assert_eq!(limits.holds_back(&here_too), mode != &RepositoryMode::Normal, "both ends of a move count");
         }
         expect_test::expect![[r#"

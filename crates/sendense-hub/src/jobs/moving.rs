@@ -113,13 +113,7 @@ pub(crate) async fn run(
         // Whatever it has left, in either.
         [from, to].into_iter().for_each(|id| core.repositories.look_again(id));
     }
-    let name = |id: RepositoryId| async move {
-        match core.catalog.repositories().get(&id).await {
-            Ok(row) => row.name.to_string(),
-            Err(_) => id.to_string(),
-        }
-    };
-    let names = (name(from.clone()).await, name(to.clone()).await);
+    let names = (name(core, from).await, name(core, to).await);
     let mut summary = format!("the points of {} lie in {} now", work.vm_name, names.1);
     let (points, bytes) = match moved? {
         Outcome::Settled => (None, None),
@@ -171,8 +165,10 @@ async fn go(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: &Mo
     let ids: Vec<BackupId> = plan.ids().into_iter().collect();
     refuse_recovered(core, &ids)?;
     handle.info(format!("{} points, {} bytes, are copied and read back", ids.len(), plan.bytes()));
-    let options = Options { ends, threads: THREADS, patience: PATIENCE, humble: true, bytes_per_second: None };
+    let bytes_per_second = work.bytes_per_second_max;
+    let options = Options { ends, threads: THREADS, patience: PATIENCE, humble: true, bytes_per_second };
     let (progress, cancel) = (handle.measure_verify(), handle.cancel.clone());
+    let stopped = cancel.clone();
     let hub = core.clone();
     let make_way = async {
         loop {
@@ -185,7 +181,25 @@ async fn go(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: &Mo
         done = done => done?,
         never = make_way => never,
     };
-    done.map(Outcome::Done).map_err(|error| of_repo(&error))
+    match done {
+        Ok(done) => Ok(Outcome::Done(done)),
+        // Until it is committed nothing was written but there.
+        Err(error) if error.kind == Kind::NoSpace && !stopped.is_committed() => {
+            let (from, to) = (name(core, &work.repository_id).await, name(core, &work.to_repository_id).await);
+            let why = sendense_block::error::chain(&error);
+            let details = format!("{why}; the points stay in {from}: make room for {to}, and ask for the move again");
+            Err(Problem::new(ProblemCode::NoSpace, format!("no space in repository {to}"), details))
+        }
+        Err(error) => Err(of_repo(&error)),
+    }
+}
+
+/// What people call a repository.
+async fn name(core: &Core, id: &RepositoryId) -> String {
+    match core.catalog.repositories().get(id).await {
+        Ok(row) => row.name.to_string(),
+        Err(_) => id.to_string(),
+    }
 }
 
 /// A recovery runs on a point, also one that is not served now, which claims nothing in the repository.

@@ -147,6 +147,9 @@ pub(crate) struct MoveWork {
     pub repository_id: RepositoryId,
     /// Where they go.
     pub to_repository_id: RepositoryId,
+    /// The most bytes to copy, or to read back, in a second.
+    #[serde(default)]
+    pub bytes_per_second_max: Option<u64>,
 }
 
 /// A repository to read.

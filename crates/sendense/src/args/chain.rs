@@ -45,6 +45,9 @@ pub enum ChainCommand {
         /// Move although policies that back the machine up name another repository, where their next point will be a full.
         #[arg(long)]
         leave_policies: bool,
+        /// The most that it copies, or reads back, in a second (`50MB`, `400Mbit`). Left out: as much as the disks give.
+        #[arg(long, value_name = "RATE", value_parser = super::node::rate)]
+        bandwidth: Option<u64>,
         /// Only show what would be done.
         #[arg(long, visible_alias = "plan")]
         dry_run: bool,

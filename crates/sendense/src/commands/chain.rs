@@ -23,8 +23,9 @@ pub async fn run(context: &Context, command: ChainCommand) -> Result<u8> {
             let how = ConsolidateQuery { disk_id: disk, repository_id: repo, keep, full, dry_run: true };
             consolidate(context, &vm, how, Go { dry_run, yes, no_wait }).await
         }
-        ChainCommand::Move { vm, to, repo, leave_policies, dry_run, yes, no_wait } => {
-            let request = MoveVm { to_repository_id: to, repository_id: repo, leave_policies };
+        ChainCommand::Move { vm, to, repo, leave_policies, bandwidth, dry_run, yes, no_wait } => {
+            let (to_repository_id, repository_id, bytes_per_second_max) = (to, repo, bandwidth);
+            let request = MoveVm { to_repository_id, repository_id, leave_policies, bytes_per_second_max };
             move_all(context, &vm, request, Go { dry_run, yes, no_wait }).await
         }
     }

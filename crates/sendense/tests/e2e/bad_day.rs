@@ -10,18 +10,32 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// A small tmpfs; unmounted when dropped.
+/// A small file system; unmounted when dropped.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Mounting needs root; without it the test cannot be made and says so.
+    /// A tmpfs.
     pub fn mount(at: &Path, size: &str) -> Self {
+        Self::mounted(at, &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+    }
+
+    /// An ext4 on a disk of its own: a file beside the folder, which takes what is written to it.
+    pub fn ext4(at: &Path, bytes: u64) -> Self {
+        let image = at.with_extension("ext4");
+        fs::File::create_new(&image).unwrap().set_len(bytes).unwrap();
+        tool("e2fsprogs", "mkfs.ext4", &["-q", "-F", "-m", "0", path(&image)]);
+        let disk = Self::mounted(at, &["-o", "loop", path(&image)]);
+        fs::remove_dir(at.join("lost+found")).unwrap();
+        disk
+    }
+
+    /// Mounting needs root; without it the test cannot be made and says so.
+    fn mounted(at: &Path, how: &[&str]) -> Self {
         fs::create_dir_all(at).unwrap();
-        let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs", path(at)]).output().unwrap();
+        let mounted = Command::new("mount").args(how).arg(at).output().unwrap();
         assert!(
             mounted.status.success(),
-            "this test mounts a small tmpfs and must run as root: {}",
+            "this test mounts a small file system and must run as root: {}",
             String::from_utf8_lossy(&mounted.stderr)
         );
         Self(at.to_owned())

@@ -331,7 +331,12 @@ pub fn tree(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
+        let entries = match std::fs::read_dir(&next) {
+            // One that a hub removes in this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && next != folder => continue,
+            entries => entries.unwrap(),
+        };
+        for entry in entries.map(Result::unwrap) {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
             }

@@ -6,13 +6,19 @@ use crate::hub::{Hub, PATIENCE, field, path, tool, tree};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A machine of so many bytes with a full and two incrementals in `main`, and an empty repository `second`.
-fn set_up(hub: &Hub, dir: &Path, size: usize, random: &mut Random) -> (Disk, Vec<(String, Vec<u8>)>) {
+/// A machine of so many bytes with a full and two incrementals in `main`, and an empty repository `second` in a folder.
+pub fn set_up(
+    hub: &Hub,
+    dir: &Path,
+    second: &Path,
+    size: usize,
+    random: &mut Random,
+) -> (Disk, Vec<(String, Vec<u8>)>) {
     let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), size, random);
     disk.fill_with_noise(random);
     hub.set_up_images(dir);
-    std::fs::create_dir_all(dir.join("second")).unwrap();
-    hub.ok(&["repo", "add", "local", "--name", "second", "--path", path(&dir.join("second"))]);
+    std::fs::create_dir_all(second).unwrap();
+    hub.ok(&["repo", "add", "local", "--name", "second", "--path", path(second)]);
     let mut known = Vec::new();
     for _ in 0..3 {
         disk.write_somewhere(200_000, random);
@@ -22,12 +28,12 @@ fn set_up(hub: &Hub, dir: &Path, size: usize, random: &mut Random) -> (Disk, Vec
 }
 
 /// What lies in a repository of machines.
-fn machines_in(repository: &Path) -> Vec<String> {
+pub fn machines_in(repository: &Path) -> Vec<String> {
     tree(repository).into_iter().filter(|file| !file.starts_with(".sendense")).collect()
 }
 
 /// Each point, as other people's program reads it: sound, and byte for byte what it was.
-fn check(repository: &Path, known: &[(String, Vec<u8>)]) {
+pub fn check(repository: &Path, known: &[(String, Vec<u8>)]) {
     for (id, bytes) in known {
         let image = tree(repository).into_iter().find(|file| file.ends_with(&format!("{id}.qcow2")));
         let image = repository.join(image.unwrap_or_else(|| panic!("{id} is not in {}", repository.display())));
@@ -45,7 +51,7 @@ fn a_chain_moves_and_the_next_backup_goes_on_in_its_new_place() {
     let dir = dir.path();
     let mut random = Random::new(71);
     let hub = Hub::start(dir);
-    let (mut disk, mut known) = set_up(&hub, dir, 3 << 20, &mut random);
+    let (mut disk, mut known) = set_up(&hub, dir, &dir.join("second"), 3 << 20, &mut random);
     hub.ok(&["backup", "protect", &known[0].0]);
     check(&dir.join("repo"), &known);
 
@@ -93,7 +99,7 @@ fn a_hub_that_is_killed_in_a_move_goes_on_with_it() {
     let mut random = Random::new(72);
     let mut hub = Hub::start(dir);
     // Half a second of copying and reading back, at the least.
-    let (mut disk, mut known) = set_up(&hub, dir, 64 << 20, &mut random);
+    let (mut disk, mut known) = set_up(&hub, dir, &dir.join("second"), 64 << 20, &mut random);
     let folders = [dir.join("repo"), dir.join("second")];
     let under_way = |of: &Path| tree(of).into_iter().any(|file| file.ends_with(".move-in/plan.json"));
     let (mut at, mut caught) = (0, 0);
@@ -148,7 +154,7 @@ fn a_move_that_is_cancelled_leaves_nothing_and_one_whose_hub_ends_goes_on() {
     let dir = dir.path();
     let mut random = Random::new(73);
     let mut hub = Hub::start(dir);
-    let (_, known) = set_up(&hub, dir, 64 << 20, &mut random);
+    let (_, known) = set_up(&hub, dir, &dir.join("second"), 64 << 20, &mut random);
     let (from, to) = (dir.join("repo"), dir.join("second"));
     let begin = |hub: &Hub| {
         let task_id = hub.ok(&["chain", "move", "web", "--to", "second", "--yes", "--no-wait"]).trim().to_owned();
