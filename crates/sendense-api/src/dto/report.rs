@@ -12,6 +12,9 @@ pub struct ReconcileQuery {
     /// Only look: nothing is repaired.
     #[param(required = false)]
     pub dry_run: bool,
+    /// Give moves up whose other repository is lost for good: not in the catalog, or not there. What lies here is this repository's then.
+    #[param(required = false)]
+    pub forget_moves: bool,
 }
 
 /// What was out of order in a repository when it was looked through, and what was done about it.

@@ -32,7 +32,7 @@ impl App {
         }
     }
 
-    async fn delete_point(&self, row: catalog::Backup, query: DeleteQuery, by: String) -> Result<Deletion> {
+    pub(crate) async fn delete_point(&self, row: catalog::Backup, query: DeleteQuery, by: String) -> Result<Deletion> {
         let wanted = if query.dry_run { Use::Read } else { Use::Write };
         let repository = self.core.repositories.by_id(&self.core, &row.repository_id, wanted).await?;
         let extent = if query.cascade { Extent::Cascade } else { Extent::Named };

@@ -224,7 +224,14 @@ impl App {
     ) -> Result<RepositoryReport> {
         caller.require(Role::Admin)?;
         let row = self.repository(id_or_name).await?;
-        let doing = if how.dry_run { Doing::Look } else { Doing::Repair };
+        let doing = match (how.dry_run, how.forget_moves) {
+            (true, false) => Doing::Look,
+            (false, false) => Doing::Repair,
+            (false, true) => Doing::Forget,
+            (true, true) => {
+                return Err(invalid("dry_run changes nothing, and forget_moves gives something up: say one"));
+            }
+        };
         let (core, by) = (self.core.clone(), caller.identity.clone());
         self.to_the_end(async move { reconcile::check(&core, &row.repository_id, &by, doing, CHECK_PATIENCE).await })
             .await

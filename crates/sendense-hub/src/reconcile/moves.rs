@@ -1,18 +1,20 @@
 //! Moves that were cut off and that no task goes on with: settled as the two repositories say.
 //!
 //! Invariant: nothing is decided here. The target goes forward with what has come to it; the source is told by the target, for which
-//! both must be this hub's; one that the catalog does not know any more, nor any other that says the same, is not waited for.
+//! both must be this hub's. A catalog that was made anew knows both by other names, and may know one of them only later: so one that is
+//! not found is waited for until a person says that it is lost.
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
 use crate::jobs::moving::Books;
 use crate::jobs::work::Work;
 use crate::maintenance::Use;
+use crate::reconcile::points::Doing;
 use sendense_catalog as catalog;
 use sendense_repo::Repository;
 use sendense_repo::moving::Ends;
 use sendense_repo::recover::Report;
-use sendense_types::{RepositoryId, TaskKind, TaskState, VmContextId};
+use sendense_types::{Problem, ProblemCode, RepositoryId, TaskKind, TaskState, VmContextId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::runtime::Handle as Runtime;
@@ -40,11 +42,17 @@ pub(crate) async fn under_way(core: &Core, id: &RepositoryId) -> Result<BTreeSet
 }
 
 /// Settles what a look at a repository has met. What cannot be settled now is logged, and met again by the next look.
-pub(super) async fn settle(core: &Arc<Core>, id: &RepositoryId, repository: &Repository, report: &Report) {
+pub(super) async fn settle(
+    core: &Arc<Core>,
+    id: &RepositoryId,
+    repository: &Repository,
+    report: &Report,
+    doing: Doing,
+) {
     for vm in &report.unmoved {
         tracing::info!(repository_id = %id, vm_id = %vm, "copies of a move that was cut off removed");
     }
-    let tell = |vm: &VmContextId, problem: &sendense_types::Problem| {
+    let tell = |vm: &VmContextId, problem: &Problem| {
         tracing::warn!(repository_id = %id, vm_id = %vm, error = %problem.message, details = %problem.details,
             "a move that was cut off is not settled yet");
     };
@@ -58,7 +66,7 @@ pub(super) async fn settle(core: &Arc<Core>, id: &RepositoryId, repository: &Rep
     let came = report.arriving.iter().chain(&report.arrived).map(|(vm, from)| (vm, from.clone(), id.to_string()));
     let left = report.leaving.iter().map(|(vm, to)| (vm, id.to_string(), to.clone()));
     for (vm, from, to) in came.chain(left) {
-        match both(core, vm, &from, &to).await {
+        match both(core, vm, &from, &to, doing).await {
             Ok(()) => tracing::info!(vm_id = %vm, from, to, "a move that was cut off is settled"),
             Err(problem) => tell(vm, &problem),
         }
@@ -70,12 +78,29 @@ fn books(core: &Arc<Core>, vm: &VmContextId, to: &RepositoryId) -> Books {
 }
 
 /// Lets the two agree.
-async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str) -> Result<()> {
-    let (mut source, mut target) = (known(core, from).await?, known(core, to).await?);
+async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str, doing: Doing) -> Result<()> {
+    let is_lost = |problem: &Problem| {
+        let is_away = [ProblemCode::RepositoryUnavailable, ProblemCode::RepositoryNotFound].contains(&problem.code);
+        doing == Doing::Forget && is_away
+    };
+    let or_lost = |found: Result<Option<(RepositoryId, Repository)>>| match found {
+        Err(problem) if is_lost(&problem) => Ok(None),
+        found => found,
+    };
+    let (mut source, mut target) = (or_lost(known(core, from).await)?, or_lost(known(core, to).await)?);
     match (&source, &target) {
-        (Some(here), None) => target = other_end(core, vm, here, true).await?,
-        (None, Some(here)) => source = other_end(core, vm, here, false).await?,
+        (Some(here), None) => target = other_end(core, vm, here, true, is_lost).await?,
+        (None, Some(here)) => source = other_end(core, vm, here, false, is_lost).await?,
         _ => {}
+    }
+    let lacking = match (&source, &target) {
+        (Some(_), None) => to,
+        (None, Some(_)) => from,
+        _ => "",
+    };
+    if !lacking.is_empty() && doing != Doing::Forget {
+        let details = format!("{lacking} is not in the catalog: add it, or say that it is lost with forget_moves");
+        return Err(Problem::new(ProblemCode::Conflict, "the other repository of a move is not known", details));
     }
     let (of, now) = (vm.clone(), core.now());
     match (source, target) {
@@ -98,11 +123,15 @@ async fn other_end(
     vm: &VmContextId,
     here: &(RepositoryId, Repository),
     is_source: bool,
+    is_lost: impl Fn(&Problem) -> bool,
 ) -> Result<Option<(RepositoryId, Repository)>> {
     let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
     let (rows, _) = core.catalog.repositories().list(page).await.or_problem()?;
     for row in rows.into_iter().filter(|row| row.repository_id != here.0) {
-        let other = core.repositories.by_id(core, &row.repository_id, Use::GoOn).await?;
+        let other = match core.repositories.by_id(core, &row.repository_id, Use::GoOn).await {
+            Err(problem) if is_lost(&problem) => continue,
+            opened => opened?,
+        };
         let (of, this, that) = (vm.clone(), here.1.clone(), other.clone());
         let is_it =
             blocking(move || if is_source { this.has_moved_to(&of, &that) } else { that.has_moved_to(&of, &this) });

@@ -93,6 +93,8 @@ pub(crate) async fn repository(core: &Arc<Core>, id: &RepositoryId, patience: Du
 pub(crate) enum Doing {
     Look,
     Repair,
+    /// The same, and moves are given up whose other repository is lost for good: a person says so.
+    Forget,
 }
 
 /// Looks through a repository, judges, and does what the judgement says. The second part of the answer is a part of it that could
@@ -104,7 +106,7 @@ pub(crate) async fn look(
     doing: Doing,
 ) -> Result<(Looked, Result<()>)> {
     let id = &row.repository_id;
-    let wanted = if doing == Doing::Repair { Use::Write } else { Use::Read };
+    let wanted = if doing == Doing::Look { Use::Read } else { Use::Write };
     let repository = core.repositories.by_id(core, id, wanted).await?;
     let mut facts = gather(core, id, &repository, since).await?;
     let mut findings = plan(&facts);
@@ -113,7 +115,7 @@ pub(crate) async fn look(
         return Ok((looked, Ok(())));
     }
     let repairs: Vec<Repair> = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
-    let report = mend(core, id, &repository, &repairs).await?;
+    let report = mend(core, id, &repository, &repairs, doing).await?;
     let left: Vec<&str> = report.problems.iter().filter_map(|(path, _)| path.to_str()).collect();
     let is_left = |of: &BackupId| left.iter().any(|path| path.contains(of.as_str()));
     if repairs.iter().any(Repair::is_in_folder) {
@@ -258,7 +260,13 @@ async fn ended_mounts(core: &Core, id: &RepositoryId) -> Result<Vec<(MountId, St
 }
 
 /// Takes back the drafts of the plan and finishes what was begun.
-async fn mend(core: &Arc<Core>, id: &RepositoryId, repository: &Repository, repairs: &[Repair]) -> Result<Report> {
+async fn mend(
+    core: &Arc<Core>,
+    id: &RepositoryId,
+    repository: &Repository,
+    repairs: &[Repair],
+    doing: Doing,
+) -> Result<Report> {
     let undo = repairs.iter().filter_map(|repair| match repair {
         Repair::UndoDraft(vm, draft) => Some((vm.clone(), draft.clone())),
         _ => None,
@@ -267,7 +275,7 @@ async fn mend(core: &Arc<Core>, id: &RepositoryId, repository: &Repository, repa
     let (mended, now) = (repository.clone(), core.now());
     let report = blocking(move || mended.recover(&planned, now)).await?.or_problem()?;
     tell(id, &report);
-    moves::settle(core, id, repository, &report).await;
+    moves::settle(core, id, repository, &report, doing).await;
     Ok(report)
 }
 

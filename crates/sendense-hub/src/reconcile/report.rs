@@ -84,7 +84,7 @@ pub(super) async fn look_through(
         let beyond = dry_runs_beyond(&kept(core, id).await?, DRY_RUNS_MAX - 1);
         core.catalog.reports().forget(id, &beyond).await.or_problem()?;
     }
-    let is_left = doing == Doing::Repair && looked.is_left();
+    let is_left = doing != Doing::Look && looked.is_left();
     if (half.is_err() || is_left)
         && let Some(last) = kept(core, id).await?.first()
         && says_the_same(&last.body, &body)

@@ -322,6 +322,16 @@ impl Repository {
         }
         if matches!(come, Arrival::Decided(_)) {
             arrive(target, vm, record, now, ledger)?;
+        } else if left.is_some() {
+            // Books that were made anew may have met the points here first. Those that went there since are nowhere.
+            let _turn = target.ownership()?.turn(now())?;
+            let mut there = record.ids();
+            for id in record.ids() {
+                if !is_published(target, vm, &id)? {
+                    there.remove(&id);
+                }
+            }
+            ledger.switch(&there)?;
         }
         // Without the mark it was done before, and what lies here has come since.
         if left.is_some() {

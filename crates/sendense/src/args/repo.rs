@@ -40,6 +40,9 @@ pub enum RepoCommand {
         /// Only look.
         #[arg(long)]
         dry_run: bool,
+        /// Give moves up whose other repository is lost for good: what lies here is this repository's then.
+        #[arg(long, conflicts_with = "dry_run")]
+        forget_moves: bool,
     },
     /// Show what was out of order in a repository, as looked at by hand, at starts and each day.
     Reports {

@@ -81,8 +81,8 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                 line(format!("repository {} was changed", repository.name));
             }
         }
-        RepoCommand::Check { repo, dry_run } => {
-            let report = client.reconcile_repository(&repo, &ReconcileQuery { dry_run }).await?;
+        RepoCommand::Check { repo, dry_run, forget_moves } => {
+            let report = client.reconcile_repository(&repo, &ReconcileQuery { dry_run, forget_moves }).await?;
             if context.json {
                 json(&ReportReply::new(report))?;
             } else if report.findings_total == 0 {

@@ -1,35 +1,40 @@
 //! A machine's points go to another repository: planned, refused, done, and settled after whatever cut it off.
 
 use super::house::{House, until};
+use crate::{HubConfig, RunningHub};
 use sendense_api::{
-    ClientError, CreateExport, DeleteQuery, ListQuery, MoveQuery, MoveVm, PolicyRules, Task, TaskFilter,
+    Client, ClientError, ClientOptions, CreateExport, CreateRepository, DeleteQuery, FindingKind, ListQuery, MoveQuery,
+    MoveVm, PolicyRules, ReconcileQuery, RepositoryConfig, RepositoryReport, Task, TaskFilter,
 };
 use sendense_repo::layout;
 use sendense_repo::testing::stage::{Act, Script};
-use sendense_types::{BackupId, BackupType, SourceKind, TaskKind, TaskState};
+use sendense_types::{BackupId, BackupType, RepositoryKind, SourceKind, TaskKind, TaskState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// While it is shut no image is removed below a folder.
+/// While it is shut no image is removed below a folder, or no point that has come gets its name.
 #[derive(Default)]
 struct Gate {
     below: std::sync::Mutex<PathBuf>,
     is_shut: AtomicBool,
+    at_names: AtomicBool,
 }
 
 impl Script for Gate {
     fn before(&self, act: &Act<'_>) -> io::Result<()> {
-        match act {
-            Act::RemoveFile(path)
-                if self.is_shut.load(Ordering::SeqCst)
-                    && path.starts_with(&*self.below.lock().unwrap())
-                    && path.extension().is_some_and(|extension| extension == "qcow2") =>
-            {
-                Err(io::Error::from_raw_os_error(5))
+        let ends = |path: &Path, with: &str| path.extension().is_some_and(|extension| extension == with);
+        let is_stuck = match act {
+            Act::RemoveFile(path) if !self.at_names.load(Ordering::SeqCst) => {
+                path.starts_with(&*self.below.lock().unwrap()) && ends(path, "qcow2")
             }
-            _ => Ok(()),
+            Act::CreateFile(path, _) if self.at_names.load(Ordering::SeqCst) => ends(path, "naming"),
+            _ => false,
+        };
+        match is_stuck && self.is_shut.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => Ok(()),
         }
     }
 
@@ -142,6 +147,8 @@ async fn what_is_in_the_way_of_a_move_is_said() {
     let told = refused(&house, &vm, &to("one")).await;
     assert_eq!(told.0, "invalid_input", "{told:?}");
     assert_eq!(refused(&house, &vm, &to("none")).await.0, "repository_not_found");
+    let slow = MoveVm { bytes_per_second_max: Some((1 << 20) - 1), ..to("two") };
+    assert_eq!(refused(&house, &vm, &slow).await.0, "invalid_input");
     assert_eq!(refused(&house, "nobody", &to("two")).await.0, "vm_not_found");
     let from_two = MoveVm { repository_id: Some("two".to_owned()), ..to("one") };
     assert_eq!(refused(&house, &vm, &from_two).await.0, "backup_not_found");
@@ -228,5 +235,134 @@ async fn a_machine_has_one_move_at_a_time() {
     assert_eq!(findings(&house).await, [""; 0]);
     let running = TaskFilter { kind: Some(TaskKind::Move), state: Some(TaskState::Running), ..TaskFilter::default() };
     assert!(house.client.list_tasks(&running).await.unwrap().items.is_empty());
+    house.fixture.hub.shutdown().await;
+}
+
+/// A hub of another deployment beside the folder of the first one, which is gone.
+async fn made_anew(folder: &Path, name: &str) -> (RunningHub, Client) {
+    let mut config = HubConfig::new(folder.join(name));
+    config.listen.set_port(0);
+    config.allow_paths.push(folder.to_owned());
+    let hub = crate::Hub::start(config).await.unwrap();
+    let token = std::fs::read_to_string(hub.admin_token_path()).unwrap().trim().to_owned();
+    let client = Client::new(ClientOptions::new(hub.url()).with_token(token)).unwrap();
+    (hub, client)
+}
+
+async fn take_in(client: &Client, folder: &Path, name: &str) {
+    let repository = CreateRepository {
+        name: name.to_owned(),
+        kind: RepositoryKind::Local,
+        config: RepositoryConfig { path: folder.join(name).to_string_lossy().into_owned() },
+        compression: None,
+        running_tasks_max: None,
+    };
+    client.create_repository(&repository).await.unwrap();
+    let task = client.import_repository(name).await.unwrap();
+    let task = client.wait_for_task(&task.task_id, |_| {}).await.unwrap();
+    assert!(task.error.is_none(), "{task:?}");
+}
+
+async fn looked(client: &Client, name: &str, forget_moves: bool) -> RepositoryReport {
+    client.reconcile_repository(name, &ReconcileQuery { dry_run: false, forget_moves }).await.unwrap()
+}
+
+fn unsettled(report: &RepositoryReport) -> usize {
+    let left =
+        |finding: &&sendense_api::ReportFinding| finding.kind == FindingKind::MoveUnfinished && !finding.repaired;
+    report.findings.iter().filter(left).count()
+}
+
+/// A move that was cut off, before the points had their names or before the old place was empty, whose hub is then lost.
+async fn cut_off_for_good(at_names: bool) -> (tempfile::TempDir, String, [BackupId; 2]) {
+    let gate = Arc::new(Gate::default());
+    gate.at_names.store(at_names, Ordering::SeqCst);
+    let (house, vm, ids) = with_two_points(Some(gate.clone())).await;
+    gate.is_shut.store(true, Ordering::SeqCst);
+    let task = move_to(&house, &vm, "two").await;
+    assert_eq!(task.error.is_some(), at_names, "{task:?}");
+    let crate::http::tests::Fixture { hub, folder, .. } = house.fixture;
+    hub.shutdown().await;
+    (folder, vm, ids)
+}
+
+fn lies_in(folder: &Path, name: &str, vm: &str) -> bool {
+    folder.join(name).join(layout::vm_dir(&vm.parse().unwrap())).exists()
+}
+
+/// The catalog is made anew from the repositories, one after the other, in the middle of a move: both have other names now. The first
+/// one waits for the second, whichever it is, and the points are in one place then, and in the books.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_that_is_made_anew_finds_the_other_end_of_a_move() {
+    for (at_names, order) in
+        [(true, ["one", "two"]), (true, ["two", "one"]), (false, ["one", "two"]), (false, ["two", "one"])]
+    {
+        let told = format!("at names: {at_names}, {order:?}");
+        let (folder, vm, ids) = cut_off_for_good(at_names).await;
+        let (hub, client) = made_anew(folder.path(), "anew").await;
+        take_in(&client, folder.path(), order[0]).await;
+        assert_eq!(unsettled(&looked(&client, order[0], false).await), 1, "nothing is given up; {told}");
+        assert!(lies_in(folder.path(), "one", &vm) && lies_in(folder.path(), "two", &vm), "{told}");
+        take_in(&client, folder.path(), order[1]).await;
+        until("the move is settled", async || !lies_in(folder.path(), "one", &vm)).await;
+        for name in ["one", "two"] {
+            assert_eq!(unsettled(&looked(&client, name, false).await), 0, "{told}");
+        }
+        let two = client.get_repository("two").await.unwrap().repository_id;
+        for id in &ids {
+            let row = client.get_backup(id).await.unwrap();
+            assert_eq!(row.repository_id, two, "{told}");
+            let verified = client.verify_backup(id, &Default::default()).await.unwrap();
+            let task = client.wait_for_task(&verified.task_id, |_| {}).await.unwrap();
+            assert!(task.error.is_none(), "{told}: {task:?}");
+        }
+        for name in ["one", "two"] {
+            let report = looked(&client, name, false).await;
+            assert_eq!(report.findings_total, 0, "{told}: {report:?}");
+        }
+        hub.shutdown().await;
+    }
+}
+
+/// The other repository is lost with the catalog. A person says so, and what is left is a repository like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_whose_other_end_is_lost_is_given_up_by_a_person() {
+    for left in ["one", "two"] {
+        let (folder, vm, ids) = cut_off_for_good(false).await;
+        let lost = if left == "one" { "two" } else { "one" };
+        std::fs::remove_dir_all(folder.path().join(lost)).unwrap();
+        let (hub, client) = made_anew(folder.path(), "anew").await;
+        take_in(&client, folder.path(), left).await;
+        assert_eq!(unsettled(&looked(&client, left, false).await), 1);
+        assert_eq!(unsettled(&looked(&client, left, true).await), 0);
+        // What was on its way out of the old one goes its way.
+        looked(&client, left, false).await;
+        let report = looked(&client, left, false).await;
+        assert_eq!(report.findings_total, 0, "{report:?}");
+        assert!(lies_in(folder.path(), left, &vm));
+        // In the old one the newest had gone already.
+        assert_eq!(client.get_backup(&ids[0]).await.unwrap().vm_context_id.as_str(), vm);
+        hub.shutdown().await;
+    }
+}
+
+/// Whoever wants to delete or prune points that go to another repository in that moment is told so, and the books keep them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn points_that_went_over_meanwhile_are_not_forgotten() {
+    let (house, vm, ids) = with_two_points(None).await;
+    let app = house.fixture.hub.app().clone();
+    let row = app.core.catalog.backups().get(&ids[1]).await.unwrap();
+    assert!(move_to(&house, &vm, "two").await.error.is_none());
+    // Its row was read before the move, and all else comes after.
+    let query = DeleteQuery { cascade: true, ..DeleteQuery::default() };
+    let refused = app.delete_point(row, query, "test".to_owned()).await.unwrap_err();
+    assert_eq!(
+        (refused.code.as_str(), refused.message.as_str()),
+        ("conflict", "the point is elsewhere"),
+        "{refused:?}"
+    );
+    assert!(refused.details.contains("was moved to another repository"), "{refused:?}");
+    assert_eq!(lie_in(&house, &ids).await, ["two", "two"]);
+    assert_eq!(findings(&house).await, [""; 0]);
     house.fixture.hub.shutdown().await;
 }

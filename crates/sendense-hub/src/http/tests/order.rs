@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-const DRY: ReconcileQuery = ReconcileQuery { dry_run: true };
-const REPAIR: ReconcileQuery = ReconcileQuery { dry_run: false };
+const DRY: ReconcileQuery = ReconcileQuery { dry_run: true, forget_moves: false };
+const REPAIR: ReconcileQuery = ReconcileQuery { dry_run: false, forget_moves: false };
 
 impl House {
     async fn chain(&self, name: &str, points: usize) -> Vec<BackupId> {
