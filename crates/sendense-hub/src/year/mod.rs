@@ -1,8 +1,9 @@
 //! A simulated year: the real hub, with its scheduler, jobs, retention, merging and start-up, on a clock that is passed, over guests
-//! whose disks change, grow, shrink and vanish, with points deleted at random and a process that dies at any step.
+//! whose disks change, grow, shrink and vanish, with points deleted, and machines moved to another repository and back, at random, and a
+//! process that dies at any step.
 //!
-//! What is proved at the end: every point that is listed gives back exactly what the guest had when it was made; the repository and
-//! the catalog list the same points; and the repository holds not one file that these points do not name.
+//! What is proved at the end: every point that is listed gives back exactly what the guest had when it was made; the repositories and
+//! the catalog list the same points, each in one place; and a repository holds not one file that its points do not name.
 //!
 //! What lives here: the run and the final check. [`guests`] are the machines and what they had, [`kill`] the faults, [`play`] the days.
 //! The seed decides what happens; how tasks that run side by side interleave is the machine's.
@@ -13,8 +14,9 @@ mod guests;
 mod kill;
 mod play;
 
-use play::{Play, Scale};
+use play::{Model, Play, REPOSITORIES, Scale};
 use sendense_repo::{Repository, layout};
+use sendense_types::BackupId;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -42,10 +44,21 @@ async fn every_point_of_a_year_gives_back_what_was_there() {
     let (tally, points) = (play.tally().clone(), play.points().await);
     println!("{tally}; {} points are left", points.len());
     play.check_retention(&points);
+    let known: BTreeSet<_> =
+        points.iter().map(|point| (play.name_of(&point.repository_id), point.backup_id.clone())).collect();
     let (folder, model) = play.end().await;
 
-    let root = folder.path().join("repo");
-    let repository = Repository::open_read_only(&root).unwrap();
+    let mut listed = BTreeSet::new();
+    for name in REPOSITORIES {
+        listed.extend(check(&folder.path().join(name), &model).into_iter().map(|id| (name, id)));
+    }
+    assert_eq!(listed, known, "the repositories and the catalog list the same points");
+    assert!(tally.backups > 0 && tally.deaths > 0 && tally.moves > 0, "{tally}");
+}
+
+/// Every point of a repository is what was backed up, and nothing else lies there; gives the points.
+fn check(root: &Path, model: &Model) -> BTreeSet<BackupId> {
+    let repository = Repository::open_read_only(root).unwrap();
     let mut wanted = BTreeSet::from([PathBuf::from(layout::OWNER_FILE), PathBuf::from(layout::OWNER_LOCK_FILE)]);
     let mut listed = BTreeSet::new();
     for vm in repository.vms().unwrap() {
@@ -66,12 +79,10 @@ async fn every_point_of_a_year_gives_back_what_was_there() {
             listed.insert(point.backup_id);
         }
     }
-    let known: BTreeSet<_> = points.iter().map(|point| point.backup_id.clone()).collect();
-    assert_eq!(listed, known, "the repository and the catalog list the same points");
-    let found = tree(&root);
+    let found = tree(root);
     let (more, less): (Vec<_>, Vec<_>) = (found.difference(&wanted).collect(), wanted.difference(&found).collect());
     assert!(more.is_empty() && less.is_empty(), "left behind: {more:?}; missing: {less:?}");
-    assert!(tally.backups > 0 && tally.deaths > 0, "{tally}");
+    listed
 }
 
 /// Every file and folder below a folder, but for the copies of the catalog and the spare room.

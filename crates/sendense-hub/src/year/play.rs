@@ -1,11 +1,12 @@
-//! The days: guests live, schedules come due, points are made, merged and deleted, and the hub dies and starts again.
+//! The days: guests live, schedules come due, points are made, merged, deleted and moved, and the hub dies and starts again.
 
 use super::guests::{Fingerprint, Guests};
 use super::kill::{Fate, Fault};
 use crate::core::Core;
 use crate::{Caller, Error, Hub, HubConfig, RunningHub};
 use sendense_api::{
-    CreateRepository, CreateSource, DeleteQuery, PolicyRules, RepositoryConfig, Retention, Role, ScheduleRules,
+    CreateRepository, CreateSource, DeleteQuery, MoveQuery, MoveVm, PolicyRules, RepositoryConfig, Retention, Role,
+    ScheduleRules,
 };
 use sendense_catalog::{Backup, BackupFilter, Page};
 use sendense_repo::testing::Dice;
@@ -20,6 +21,11 @@ use std::time::{Duration, Instant};
 /// 2027-01-15T08:00:00Z.
 const BEGIN_MICROS: i64 = 1_800_000_000_000_000;
 const HOUR: i64 = 3600;
+/// The repository that policies name, and the one that machines are moved to now and then; each in a folder of its name.
+pub(super) const REPOSITORIES: [&str; 2] = ["main", "other"];
+/// Steps among which a fault is: as many as a night has, and a move of some points.
+const NIGHT_STEPS: u64 = 1500;
+const MOVE_STEPS: u64 = 200;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(5);
 /// Looks in a row that find nothing to do: a prune comes after the execution, and a merge after the prune.
@@ -42,12 +48,16 @@ pub(super) struct Tally {
     pub deaths: u64,
     pub faults: u64,
     pub deletions: u64,
+    pub moves: u64,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backups, deaths, faults, deletions } = self;
-        write!(f, "{backups} backups, {deletions} deletions by hand, {deaths} deaths, {faults} other faults")
+        let Self { backups, deaths, faults, deletions, moves } = self;
+        write!(
+            f,
+            "{backups} backups, {deletions} deletions by hand, {moves} moves, {deaths} deaths, {faults} other faults"
+        )
     }
 }
 
@@ -62,7 +72,7 @@ pub(super) struct Play {
     model: Model,
     hub: Option<RunningHub>,
     fate: Arc<Fate>,
-    repository: Option<RepositoryId>,
+    repositories: Vec<RepositoryId>,
     tally: Tally,
 }
 
@@ -131,7 +141,7 @@ impl Play {
             model: Model::new(),
             hub: None,
             fate,
-            repository: None,
+            repositories: Vec::new(),
             tally: Tally::default(),
         };
         play.start().await;
@@ -142,15 +152,17 @@ impl Play {
     async fn set_up(&mut self) {
         let (app, caller) = (self.hub().app().clone(), caller());
         let path = |name: &str| self.folder.path().join(name).to_string_lossy().into_owned();
-        let repository = CreateRepository {
-            name: "main".to_owned(),
-            kind: RepositoryKind::Local,
-            config: RepositoryConfig { path: path("repo") },
-            compression: None,
-            running_tasks_max: Some(8),
-        };
-        let made = app.create_repository(&caller, repository).await.unwrap();
-        self.repository = Some(made.repository_id);
+        for name in REPOSITORIES {
+            let repository = CreateRepository {
+                name: name.to_owned(),
+                kind: RepositoryKind::Local,
+                config: RepositoryConfig { path: path(name) },
+                compression: None,
+                running_tasks_max: Some(8),
+            };
+            let made = app.create_repository(&caller, repository).await.unwrap();
+            self.repositories.push(made.repository_id);
+        }
         let source = serde_json::json!({
             "name": "images", "kind": SourceKind::Image, "address": path("vms"), "running_tasks_max": 8,
         });
@@ -213,13 +225,13 @@ impl Play {
         self.tally.deaths += 1;
     }
 
-    /// A day: guests live, at one o'clock all are backed up, then somebody deletes something.
+    /// A day: guests live, at one o'clock all are backed up, then somebody deletes something, and moves a machine.
     pub async fn day(&mut self, calm: bool) {
         self.guests.live(&mut self.dice, calm);
         let found = self.hub().app().discover_source(&caller(), "images").await;
         found.unwrap_or_else(|problem| panic!("{problem:?}"));
         if !calm {
-            self.arm();
+            self.arm(NIGHT_STEPS);
         }
         let due = self.next_night();
         let wait = due.seconds_since(self.clock.now());
@@ -230,10 +242,13 @@ impl Play {
         if !calm && self.dice.below(3) == 0 {
             self.delete_something().await;
         }
+        if !calm && self.dice.below(2) == 0 {
+            self.move_something(due).await;
+        }
     }
 
-    fn arm(&mut self) {
-        let steps = self.dice.roll() % 1500;
+    fn arm(&mut self, within: u64) {
+        let steps = self.dice.roll() % within;
         match self.dice.below(10) {
             0..3 => self.fate.arm(steps, Fault::Death),
             3 => self.fate.arm(steps, Fault::Failure),
@@ -282,7 +297,7 @@ impl Play {
         let Ok(running) = core.catalog.executions().running().await else { return Busy::Works };
         let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
         let Ok((schedules, _)) = core.catalog.schedules().list(page).await else { return Busy::Works };
-        let is_recovered = self.repository.as_ref().is_none_or(|id| core.repositories.is_recovered(id));
+        let is_recovered = self.repositories.iter().all(|id| core.repositories.is_recovered(id));
         if core.running.count() > 0 || !pending.is_empty() || !is_recovered {
             return Busy::Works;
         }
@@ -331,11 +346,48 @@ impl Play {
         }
     }
 
-    /// After calm days no machine that is there has more points than its policy keeps. A point with a disk that its successor does
+    /// All points of a machine go to the other repository, and mostly back again. Where policies put its next point there are points then
+    /// in both, and neither takes what is in the other.
+    async fn move_something(&mut self, due: Timestamp) {
+        let points = self.points().await;
+        if points.is_empty() {
+            return;
+        }
+        let point = &points[self.dice.below(points.len())];
+        let mut from = self.repositories.iter().position(|id| *id == point.repository_id).unwrap();
+        for _ in 0..=self.dice.below(4).min(1) {
+            self.arm(MOVE_STEPS);
+            let request = MoveVm {
+                to_repository_id: REPOSITORIES[1 - from].to_owned(),
+                repository_id: Some(REPOSITORIES[from].to_owned()),
+                leave_policies: true,
+                bytes_per_second_max: None,
+            };
+            let now = MoveQuery { dry_run: false };
+            match self.hub().app().move_chain(&caller(), point.vm_context_id.as_str(), request, now).await {
+                Ok(_) => self.tally.moves += 1,
+                // Points there already, or what an earlier move has not settled; or the process dies.
+                Err(problem) => {
+                    let is_refused = [ProblemCode::Conflict, ProblemCode::BackupNotFound].contains(&problem.code);
+                    assert!(is_refused || self.fate.is_dead(), "{problem:?}");
+                }
+            }
+            self.work(due).await;
+            self.fate.disarm();
+            from = 1 - from;
+        }
+    }
+
+    /// The name of a repository.
+    pub fn name_of(&self, id: &RepositoryId) -> &'static str {
+        REPOSITORIES[self.repositories.iter().position(|known| known == id).unwrap()]
+    }
+
+    /// After calm days no machine that is there has more points than its policy keeps, where the policy puts them. A point with a disk that its successor does
     /// not have cannot be merged into that, and stays.
     pub fn check_retention(&self, points: &[Backup]) {
         let mut machines: BTreeMap<&str, Vec<&Backup>> = BTreeMap::new();
-        for point in points {
+        for point in points.iter().filter(|point| self.name_of(&point.repository_id) == REPOSITORIES[0]) {
             machines.entry(point.vm_name.as_str()).or_default().push(point);
         }
         for (name, mut points) in machines.into_iter().filter(|(name, _)| self.guests.is_there(name)) {
