@@ -149,13 +149,22 @@ async fn go(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClaim, work: &Mo
     let books = Arc::new(books);
     let known = points_of(core, &work.vm_context_id).await?;
     core.running.make_way(&known).await;
+    let is_taken_over = core.catalog.tasks().get(&claim.task_id).await.or_problem()?.attempts > 1;
     let begun = {
         let (source, target, vm, ends, books) =
             (source.clone(), target.clone(), work.vm_context_id.clone(), ends.clone(), books.clone());
         blocking(move || -> sendense_repo::Result<Option<MovePlan>> {
             match source.finish_move(&vm, &target, &ends, &*books)? {
                 Finished::Moved => Ok(None),
-                Finished::NotBegun => source.plan_move(&vm, &target).map(Some),
+                Finished::NotBegun => match source.plan_move(&vm, &target) {
+                    // An earlier life had done all of it, and died before it could say so.
+                    Err(error)
+                        if error.kind == Kind::NotFound && is_taken_over && !target.list(&vm)?.points.is_empty() =>
+                    {
+                        Ok(None)
+                    }
+                    planned => planned.map(Some),
+                },
             }
         })
         .await?
