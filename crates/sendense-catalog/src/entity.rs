@@ -186,6 +186,8 @@ backups = "backups" {
     generation: i32,
     #[serde(default)]
     verify_open_ms: Option<i64>,
+    #[serde(default)]
+    unproved_since: Option<Ts>,
 }}
 
 entity! { /// What damage has cost, by point and disk.

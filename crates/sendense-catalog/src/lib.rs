@@ -41,7 +41,7 @@ mod vm;
 
 pub use backup::{
     Backup, BackupDisk, BackupFilter, BackupPlan, Backups, Chain, Completed, DiskProgress, Lost, MadeBy, NewBackup,
-    Progress, TokenInUse, Unproved, Verification, Verified,
+    Oldest, Progress, TokenInUse, Unproved, Verification, Verified,
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
 pub use essentials::{Counts, ESSENTIALS_VERSION, Essentials};

@@ -122,8 +122,8 @@ pub struct Limits {
     /// Of a million blocks that change tracking calls unchanged, those that are read and compared all the same (and 64 of a
     /// disk at the least); 0 believes it.
     pub audit_per_million: u32,
-    /// A point that nobody has verified for so many days is verified by itself; 0 leaves that to people. A month finds what
-    /// rots before the points are gone that could still replace it.
+    /// A point that nobody has verified for so many days is verified by itself, and the first time a day after it was made; 0 leaves
+    /// that to people. A month finds what rots before the points are gone that could still replace it.
     pub verify_after_days: u32,
     /// Whether that decodes every block, too.
     pub verify_deep: bool,

@@ -2,10 +2,12 @@
 
 use super::{Backup, Backups, delete, life};
 use crate::counts::BackupChanges;
+use crate::entity;
 use crate::entity::backups::{ActiveModel, Model};
 use crate::error::{Conflict, Error, Noun, Result};
-use crate::{entity, value};
-use sea_orm::{ActiveValue::Set, EntityTrait};
+use crate::tx::Tx;
+use crate::value::{self, Ts};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 use sendense_types::{BackupId, BackupStatus, Timestamp, VerifyDepth, VerifyState};
 use std::collections::BTreeSet;
 
@@ -38,12 +40,15 @@ impl Backups<'_> {
                     let (what, id) = (Noun::Backup, row.backup_id);
                     return Err(Conflict::WrongState { what, id, state: row.status }.into());
                 }
-                life::replace_disks(&tx, &row, successor.parent_backup_id.as_ref(), &successor.disks).await?;
-                let other = match going {
-                    Some(going) => Some(entity::backups::Entity::find_by_id(going.as_str()).one(&*tx).await?),
-                    None => None,
+                // Whose bytes became its own. One that is gone was written down before.
+                let others: Vec<Model> = match going {
+                    Some(going) => {
+                        entity::backups::Entity::find_by_id(going.as_str()).one(&*tx).await?.into_iter().collect()
+                    }
+                    None => all_below(&tx, &row).await?,
                 };
-                let proof = proof(&row, other);
+                life::replace_disks(&tx, &row, successor.parent_backup_id.as_ref(), &successor.disks).await?;
+                let proof = proof(&row, &others);
                 let set = entity::backups::ActiveModel {
                     backup_type: Set(successor.backup_type.as_str().to_owned()),
                     parent_backup_id: Set(successor.parent_backup_id.as_ref().map(|id| id.as_str().to_owned())),
@@ -62,36 +67,56 @@ impl Backups<'_> {
     }
 }
 
-/// What is known of a point that took over what others held: no more than of them. Parts of their files may have become its own
-/// without having been read. `other` is the one that goes; none where it is gone already, and nothing at all where none goes.
-fn proof(row: &Model, other: Option<Option<Model>>) -> ActiveModel {
-    let is_sound = |row: &Model| row.verify_state.as_deref() == Some(VerifyState::Sound.as_str());
-    // What is said of a damaged one stays until somebody looks again. Where the other is gone this was written before.
-    if !is_sound(row) || other.as_ref().is_some_and(Option::is_none) {
+/// The points that a point stands on.
+async fn all_below(tx: &Tx, row: &Model) -> Result<Vec<Model>> {
+    use entity::backup_disks::{Column, Entity};
+    let links: Vec<(String, Option<String>)> = Entity::find()
+        .select_only()
+        .column(Column::BackupId)
+        .column(Column::ParentBackupId)
+        .filter(Column::VmContextId.eq(&row.vm_context_id))
+        .filter(Column::RepositoryId.eq(&row.repository_id))
+        .into_tuple()
+        .all(&**tx)
+        .await?;
+    let below = super::verify::reached(&links, &row.backup_id);
+    let others = below.into_iter().filter(|id| *id != row.backup_id);
+    Ok(entity::backups::Entity::find().filter(entity::backups::Column::BackupId.is_in(others)).all(&**tx).await?)
+}
+
+/// What is known of a point that took over what others held: no more than of them, and looked at no later. Parts of their files may
+/// have become its own without having been read.
+fn proof(row: &Model, others: &[Model]) -> ActiveModel {
+    let is = |row: &Model, state: VerifyState| row.verify_state.as_deref() == Some(state.as_str());
+    // What is said of a damaged one stays until somebody looks again.
+    if others.is_empty() || is(row, VerifyState::Corrupt) || is(row, VerifyState::Affected) {
         return ActiveModel::default();
     }
-    let Some(other) = other.flatten().filter(|other| is_sound(other)) else {
+    let all = || others.iter().chain([row]);
+    // Looked at as long ago as the oldest of the bytes was. What nobody looked at counts since it waits for that: then all of it has
+    // its turn when the other part has, and the largest image of a chain is not read again with each point that it takes over.
+    let oldest = |look: fn(&Model) -> Option<Ts>| {
+        all().any(|row| look(row).is_some()).then(|| all().filter_map(|row| look(row).or(row.unproved_since)).min())
+    };
+    let looks = ActiveModel {
+        // Its chain is another one now.
+        verify_open_ms: Set(None),
+        verified_at: Set(oldest(|row| row.verified_at).flatten()),
+        deep_verified_at: Set(oldest(|row| row.deep_verified_at).flatten()),
+        unproved_since: Set(all().filter_map(|row| row.unproved_since).min()),
+        ..Default::default()
+    };
+    if !all().all(|row| is(row, VerifyState::Sound)) {
         return ActiveModel {
             verify_state: Set(None),
             verify_depth: Set(None),
-            verified_at: Set(None),
             verify_bytes: Set(None),
             verify_ms: Set(None),
-            verify_open_ms: Set(None),
             verify_finding: Set(None),
-            deep_verified_at: Set(None),
-            ..Default::default()
+            ..looks
         };
-    };
-    let deep = VerifyDepth::Deep.as_str();
-    let both = |row: &Model| row.verify_depth.as_deref() == Some(deep);
-    let depth = if both(row) && both(&other) { VerifyDepth::Deep } else { VerifyDepth::AtRest };
-    ActiveModel {
-        verify_depth: Set(Some(depth.as_str().to_owned())),
-        // Its chain is another one now.
-        verify_open_ms: Set(None),
-        verified_at: Set(row.verified_at.min(other.verified_at)),
-        deep_verified_at: Set(row.deep_verified_at.min(other.deep_verified_at)),
-        ..Default::default()
     }
+    let deep = all().all(|row| row.verify_depth.as_deref() == Some(VerifyDepth::Deep.as_str()));
+    let depth = if deep { VerifyDepth::Deep } else { VerifyDepth::AtRest };
+    ActiveModel { verify_depth: Set(Some(depth.as_str().to_owned())), ..looks }
 }

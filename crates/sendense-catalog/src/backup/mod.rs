@@ -20,7 +20,7 @@ pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
 pub(crate) use life::{begin_all_in, lock_vm};
 pub use list::BackupFilter;
 pub(crate) use row::active_conflict;
-pub use verify::{Lost, MadeBy, Unproved, Verification, Verified};
+pub use verify::{Lost, MadeBy, Oldest, Unproved, Verification, Verified};
 
 use crate::Catalog;
 use sendense_types::{

@@ -3,7 +3,7 @@
 use super::{Backup, BackupDisk, Verification};
 use crate::error::{Conflict, Error, Result};
 use crate::{entity, task, value};
-use sendense_types::{BackupId, DiskNumber, RepositoryId, TrackingAudit, TrackingToken, VmContextId};
+use sendense_types::{BackupId, BackupStatus, DiskNumber, RepositoryId, TrackingAudit, TrackingToken, VmContextId};
 use std::collections::BTreeMap;
 
 /// The longest note that is kept, in bytes: a few sentences with names in them.
@@ -144,6 +144,10 @@ pub(super) fn store(backup: &Backup) -> Result<entity::backups::Model> {
         deep_verified_at: verification.deep_at,
         generation: 0,
         verify_open_ms: verification.open_ms,
+        unproved_since: match backup.status {
+            BackupStatus::Completed => Some(backup.completed_at.unwrap_or(backup.created_at).into()),
+            _ => None,
+        },
     })
 }
 

@@ -2,6 +2,11 @@
 //!
 //! What lives here: keeping that, and finding the points whose proof is the oldest. What does not: which points need what is lost,
 //! which only their digests tell. Invariant: the blocks that are lost are kept for exactly the points that are corrupt.
+//!
+//! How long a point is unproved is not told by when it was made, for its bytes may be older: a merge gives it those of another one.
+//! `verified_at` and `deep_verified_at` are as old as the look at the oldest of its bytes, and `unproved_since`, which counts where
+//! nobody looked, as these bytes themselves ([`super::merge`]). A new point of a machine of which none was ever looked at waits since
+//! the others do ([`waits_since`]). So no retention and no merge makes anything look younger than it is.
 
 use super::{Backup, Backups};
 use crate::entity;
@@ -110,6 +115,17 @@ pub struct Unproved<'a> {
     pub depth: VerifyDepth,
     /// Looks that are older count for nothing.
     pub before: Timestamp,
+    /// A point that nobody ever looked at counts where it waits for that for longer than since this.
+    pub waiting_before: Timestamp,
+}
+
+/// A machine's points that want to be looked at: how old the oldest of both sorts are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Oldest {
+    /// The oldest look at a point.
+    pub looked_at: Option<Timestamp>,
+    /// Since when one waits that nobody ever looked at.
+    pub waits_since: Option<Timestamp>,
 }
 
 impl Unproved<'_> {
@@ -142,8 +158,8 @@ impl Unproved<'_> {
 
     /// Those that were never looked at.
     fn never(&self) -> Select<entity::backups::Entity> {
-        let made = entity::backups::Column::CompletedAt.lt(Ts::from(self.before));
-        self.points().filter(self.column().is_null()).filter(made)
+        let waits = entity::backups::Column::UnprovedSince.lt(Ts::from(self.waiting_before));
+        self.points().filter(self.column().is_null()).filter(waits)
     }
 
     /// Those that were looked at too long ago.
@@ -203,24 +219,25 @@ impl Backups<'_> {
         Ok(damaged)
     }
 
-    /// Points that nobody has looked at since `before`, those whose proof, or else whose end, is the oldest first; with the time of
-    /// that.
+    /// Points that nobody has looked at for so long, those whose look, or else whose waiting for one, is the oldest first; with the
+    /// time of that.
     pub async fn longest_unproved(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<(Backup, Timestamp)>> {
         use entity::backups::{Column, Model};
         if which.is_none() {
             return Ok(Vec::new());
         }
         let column = which.column();
-        let proof = |row: &Model| match which.depth {
+        let look = |row: &Model| match which.depth {
             VerifyDepth::AtRest => row.verified_at,
             VerifyDepth::Deep => row.deep_verified_at,
         };
-        let never = which.never().order_by_asc(Column::CompletedAt).limit(limit).all(self.0.pool());
+        let never = which.never().order_by_asc(Column::UnprovedSince).order_by_asc(Column::CompletedAt);
+        let never = never.limit(limit).all(self.0.pool());
         let long_ago = which.long_ago().order_by_asc(column).limit(limit).all(self.0.pool());
         let (mut rows, long_ago) = tokio::try_join!(never, long_ago)?;
         rows.extend(long_ago);
-        let since = |row: &Model| proof(row).or(row.completed_at).unwrap_or(row.created_at);
-        rows.sort_by(|a, b| (since(a), &a.backup_id).cmp(&(since(b), &b.backup_id)));
+        let since = |row: &Model| look(row).or(row.unproved_since).unwrap_or(row.created_at);
+        rows.sort_by(|a, b| (since(a), a.completed_at, &a.backup_id).cmp(&(since(b), b.completed_at, &b.backup_id)));
         rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         let told = rows.into_iter().map(|row| {
             let since = since(&row).into();
@@ -229,8 +246,8 @@ impl Backups<'_> {
         told.collect()
     }
 
-    /// The machines that have such points, each with the time of the oldest proof, or end, of these.
-    pub async fn unproved_machines(&self, which: &Unproved<'_>) -> Result<BTreeMap<VmContextId, Timestamp>> {
+    /// The machines that have such points.
+    pub async fn unproved_machines(&self, which: &Unproved<'_>) -> Result<BTreeMap<VmContextId, Oldest>> {
         use entity::backups::Column;
         if which.is_none() {
             return Ok(BTreeMap::new());
@@ -239,14 +256,14 @@ impl Backups<'_> {
             let points = points.select_only().column(Column::VmContextId).column_as(column.min(), "since");
             points.group_by(Column::VmContextId).into_tuple::<(String, Option<Ts>)>().all(self.0.pool()).await
         };
-        let never = oldest(which.never(), Column::CompletedAt);
+        let never = oldest(which.never(), Column::UnprovedSince);
         let (never, long_ago) = tokio::try_join!(never, oldest(which.long_ago(), which.column()))?;
-        let mut machines = BTreeMap::new();
-        for (vm, since) in never.iter().chain(&long_ago) {
-            let Some(since) = since else { continue };
-            let since = Timestamp::from(*since);
-            let known = machines.entry(value::read("vm_context_id", vm)?).or_insert(since);
-            *known = since.min(*known);
+        let mut machines = BTreeMap::<VmContextId, Oldest>::new();
+        for (vm, since) in &never {
+            machines.entry(value::read("vm_context_id", vm)?).or_default().waits_since = since.map(Into::into);
+        }
+        for (vm, since) in &long_ago {
+            machines.entry(value::read("vm_context_id", vm)?).or_default().looked_at = since.map(Into::into);
         }
         Ok(machines)
     }
@@ -268,17 +285,7 @@ impl Backups<'_> {
             .into_tuple()
             .all(self.0.pool())
             .await?;
-        let mut parents = BTreeMap::<&str, Vec<&str>>::new();
-        for (child, parent) in &links {
-            parents.entry(child).or_default().extend(parent.as_deref());
-        }
-        let mut found = BTreeSet::from([id.as_str()]);
-        let mut open = vec![id.as_str()];
-        while let Some(at) = open.pop() {
-            let below = parents.get(at).into_iter().flatten();
-            open.extend(below.copied().filter(|parent| found.insert(parent)).collect::<Vec<_>>());
-        }
-        let ids: Vec<String> = found.into_iter().map(str::to_owned).collect();
+        let ids: Vec<String> = reached(&links, id.as_str()).into_iter().map(str::to_owned).collect();
         self.by_ids(&ids).await
     }
 
@@ -293,6 +300,41 @@ impl Backups<'_> {
             .one(self.0.pool())
             .await?;
         row.map(|row| super::row::read(row, Vec::new())).transpose()
+    }
+}
+
+/// A point and all that it builds on, by the links of each disk from a point to the one below it.
+pub(super) fn reached<'a>(links: &'a [(String, Option<String>)], id: &'a str) -> BTreeSet<&'a str> {
+    let mut parents = BTreeMap::<&str, Vec<&str>>::new();
+    for (child, parent) in links {
+        parents.entry(child).or_default().extend(parent.as_deref());
+    }
+    let mut found = BTreeSet::from([id]);
+    let mut open = vec![id];
+    while let Some(at) = open.pop() {
+        let below = parents.get(at).into_iter().flatten();
+        open.extend(below.copied().filter(|parent| found.insert(parent)).collect::<Vec<_>>());
+    }
+    found
+}
+
+/// Since when a point waits for a look that is made now. Where nobody ever looked at one of the machine's points, it takes over since
+/// when these do: they may all go before the first of them is due.
+pub(super) async fn waits_since(tx: &Tx, row: &entity::backups::Model, now: Timestamp) -> Result<Ts> {
+    use entity::backups::{Column, Entity};
+    let others: Option<(Option<Ts>, Option<Ts>)> = Entity::find()
+        .select_only()
+        .column_as(Column::VerifiedAt.max(), "looked_at")
+        .column_as(Column::UnprovedSince.min(), "waits_since")
+        .filter(Column::VmContextId.eq(&row.vm_context_id))
+        .filter(Column::RepositoryId.eq(&row.repository_id))
+        .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
+        .into_tuple()
+        .one(&**tx)
+        .await?;
+    match others {
+        Some((None, Some(since))) => Ok(std::cmp::min(since, now.into())),
+        _ => Ok(now.into()),
     }
 }
 

@@ -23,6 +23,7 @@ mod m0021_turns;
 mod m0022_generations;
 mod m0023_time_to_open;
 mod m0024_looks;
+mod m0026_unproved_since;
 mod table;
 
 use sea_orm_migration::prelude::*;
@@ -52,6 +53,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0022_generations::Migration),
             Box::new(m0023_time_to_open::Migration),
             Box::new(m0024_looks::Migration),
+            Box::new(m0026_unproved_since::Migration),
         ]
     }
 }

@@ -156,3 +156,11 @@ pub async fn index(
     }
     manager.create_index(index.take()).await
 }
+
+/// Removes an index unless it is gone.
+pub async fn drop_index(manager: &SchemaManager<'_>, table: &'static str, name: &'static str) -> Result<(), DbErr> {
+    if !manager.has_index(table, name).await? {
+        return Ok(());
+    }
+    manager.drop_index(Index::drop().name(name).table(table).to_owned()).await
+}

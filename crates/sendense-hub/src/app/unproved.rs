@@ -7,13 +7,12 @@ use super::App;
 use crate::fault::{OrProblem, Result};
 use crate::verification::{rules, sayings};
 use sendense_catalog as catalog;
-use sendense_catalog::Unproved;
 use sendense_types::{PolicyId, Timestamp, VmContextId};
 use std::collections::BTreeMap;
 
 const DAY_SECONDS: i64 = 86_400;
-/// How late a look may be: a quarter of what the rule says, two days at the least. A point that could not be read is tried again after
-/// one.
+/// How late a look may be, the first one too: a quarter of what the rule says, two days at the least. A point that could not be read is
+/// tried again after one.
 const LATE_PART: i64 = 4;
 const LATE_DAYS_MIN: i64 = 2;
 /// Machines that are named.
@@ -36,15 +35,12 @@ impl App {
         let mut overdue = BTreeMap::<VmContextId, Timestamp>::new();
         for repository in &repositories {
             for rule in &rules {
-                let days = i64::from(rule.days);
-                let which = Unproved {
-                    repository_id: &repository.repository_id,
-                    made_by: rule.whose,
-                    depth: rule.depth,
-                    before: now.plus_seconds(-(days + late_days(rule.days)) * DAY_SECONDS),
-                };
-                for (vm, since) in self.core.catalog.backups().unproved_machines(&which).await.or_problem()? {
-                    let due = since.plus_seconds(days * DAY_SECONDS);
+                let which = rule.due(&repository.repository_id, now, late_days(rule.days));
+                for (vm, oldest) in self.core.catalog.backups().unproved_machines(&which).await.or_problem()? {
+                    let looked_at = oldest.looked_at.map(|at| (at, rule.days));
+                    let waits = oldest.waits_since.map(|since| (since, rule.first_days()));
+                    let due = |(since, days): (Timestamp, u32)| since.plus_seconds(i64::from(days) * DAY_SECONDS);
+                    let Some(due) = looked_at.into_iter().chain(waits).map(due).min() else { continue };
                     let first = overdue.entry(vm).or_insert(due);
                     *first = due.min(*first);
                 }

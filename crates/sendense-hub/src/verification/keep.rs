@@ -1,5 +1,9 @@
 //! Verifies what nobody has looked at for long, the oldest proof first, one point at a time and beside everything else.
 //!
+//! A point is due a day after it was made, and then whenever its last look is as old as its rule says. Only its own files are read:
+//! what it stands on has its own turns. A point that took over the bytes of another one in a merge is due when the older ones of its
+//! bytes are, so that each byte is read about once in the time of the rule, whatever retention leaves of the points that it was in.
+//!
 //! Invariant: one runs at a time in this hub. It takes no task's place, waits for none (a hub that is never idle would prove nothing),
 //! keeps to its pace, and makes way for a deletion and a merge. A point that could not be verified is passed over for a day, so that
 //! it does not stand before all others.
@@ -12,7 +16,7 @@ use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{PolicyRules, PolicyVerification, Role};
 use sendense_catalog::{Backup, MadeBy, Page, Policy, TaskFilter, Unproved};
-use sendense_types::{BackupId, PolicyId, TaskKind, TaskState, Timestamp, VerifyDepth};
+use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -48,6 +52,29 @@ pub(crate) struct Rule<'a> {
     pub days: u32,
 }
 
+/// A point is looked at for the first time so many days after it was made, whatever the rule: what was never read back is proved least
+/// of all, and many go before the rule's time is over.
+const FIRST_DAYS: u32 = 1;
+
+impl Rule<'_> {
+    /// After how many days the first look at a point is due.
+    pub fn first_days(&self) -> u32 {
+        self.days.min(FIRST_DAYS)
+    }
+
+    /// The points of a repository that are due by the rule, and have been for so many days.
+    pub fn due<'a>(&'a self, repository_id: &'a RepositoryId, now: Timestamp, late_days: i64) -> Unproved<'a> {
+        let before = |days: u32| now.plus_seconds(-(i64::from(days) + late_days) * DAY_SECONDS);
+        Unproved {
+            repository_id,
+            made_by: self.whose,
+            depth: self.depth,
+            before: before(self.days),
+            waiting_before: before(self.first_days()),
+        }
+    }
+}
+
 /// Policies that say how often their points are verified, by what they say: those that say the same are asked for together, so
 /// that the queries of a look are as many as what is said, not as the policies.
 pub(crate) fn sayings(policies: &[(Policy, PolicyRules)]) -> BTreeMap<PolicyVerification, Vec<PolicyId>> {
@@ -78,10 +105,11 @@ pub(crate) fn rules<'a>(
     rules
 }
 
-async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<()> {
+/// Begins to verify the point that is due for the longest, and tells which; none where one is verified, or none is due.
+pub(crate) async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<Option<BackupId>> {
     let core = &app.core;
     if core.running.is_at_work_aside() || waits_aside(app).await? {
-        return Ok(());
+        return Ok(None);
     }
     let now = core.now();
     tried.retain(|_, at| now.seconds_since(*at).abs() < DAY_SECONDS as f64);
@@ -98,25 +126,21 @@ async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<()>
             continue;
         }
         for rule in &rules {
-            let which = Unproved {
-                repository_id: id,
-                made_by: rule.whose,
-                depth: rule.depth,
-                before: now.plus_seconds(-i64::from(rule.days) * DAY_SECONDS),
-            };
-            let found = untried(app, &which, tried).await?;
+            let found = untried(app, &rule.due(id, now, 0), tried).await?;
             let found = found.map(|(point, since)| (since, point, rule.depth));
             // The first of two that are as old stays.
             oldest = oldest.into_iter().chain(found).min_by_key(|(since, _, _)| *since);
         }
     }
-    let Some((_, point, depth)) = oldest else { return Ok(()) };
+    let Some((_, point, depth)) = oldest else { return Ok(None) };
     if tried.len() >= TRIED_MAX {
-        return Ok(());
+        return Ok(None);
     }
-    tried.insert(point.backup_id.clone(), now);
+    let id = point.backup_id.clone();
+    tried.insert(id.clone(), now);
     let caller = Caller { identity: "verification".to_owned(), role: Role::Operator };
-    app.verify_aside(&caller, point, depth).await.map(drop)
+    app.verify_aside(&caller, point, depth).await?;
+    Ok(Some(id))
 }
 
 /// Whether a verification of this kind waits to be begun.

@@ -17,5 +17,7 @@ mod keep;
 pub(crate) mod lost;
 mod record;
 
+#[cfg(test)]
+pub(crate) use keep::look;
 pub(crate) use keep::{keep, rules, sayings};
 pub(crate) use record::{judge_new_point, record};

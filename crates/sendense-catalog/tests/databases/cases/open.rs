@@ -7,7 +7,7 @@ use sendense_catalog::*;
 use sendense_types::*;
 use std::time::Duration;
 
-const MIGRATIONS: [&str; 19] = [
+const MIGRATIONS: [&str; 20] = [
     "m0001_initial",
     "m0002_counts",
     "m0003_holds",
@@ -27,6 +27,7 @@ const MIGRATIONS: [&str; 19] = [
     "m0022_generations",
     "m0023_time_to_open",
     "m0024_looks",
+    "m0026_unproved_since",
 ];
 
 async fn migrations(url: &str) -> Vec<String> {

@@ -4,6 +4,7 @@ use crate::fixture::*;
 use crate::support::TestDb;
 use sendense_catalog::*;
 use sendense_types::*;
+use std::collections::BTreeMap;
 
 fn sound(seconds: i64) -> Option<Verification> {
     Some(Verification {
@@ -82,11 +83,7 @@ pub async fn what_was_found_of_files_that_were_replaced_is_not_kept(db: TestDb) 
     let child = world.point(&world.vms[0], Some(&full), 1, at(20)).await;
     let looked_at = backups.generations(&[full.clone(), child.clone(), id("bk-gone")]).await.expect("generations");
     assert_eq!(looked_at, [(full.clone(), 0), (child.clone(), 0)].into());
-    let mut successor = backups.get(&child).await.expect("child");
-    (successor.backup_type, successor.parent_backup_id) = (BackupType::Full, None);
-    for disk in &mut successor.disks {
-        (disk.backup_type, disk.parent_backup_id) = (BackupType::Full, None);
-    }
+    let successor = standing_alone(&backups, &child).await;
     backups.merged(&successor, &full, at(30)).await.expect("merge");
     let of = |mark: Verified| Verified { generation: looked_at.get(&mark.backup_id).copied(), ..mark };
     let lost: Lost = [(DiskNumber(0), vec![(7, 1)])].into();
@@ -116,7 +113,8 @@ pub async fn a_failed_attempt_is_no_point_to_verify(db: TestDb) {
 }
 
 fn any(repository_id: &RepositoryId) -> Unproved<'_> {
-    Unproved { repository_id, made_by: MadeBy::NoneOf(&[]), depth: VerifyDepth::AtRest, before: at(1000) }
+    let (depth, before) = (VerifyDepth::AtRest, at(1000));
+    Unproved { repository_id, made_by: MadeBy::NoneOf(&[]), depth, before, waiting_before: before }
 }
 
 pub async fn a_deep_proof_outlasts_looks_at_rest(db: TestDb) {
@@ -180,9 +178,11 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     for number in 0..5 {
         // Each ends one second after it began.
         points.push(world.point(&world.vms[0], points.last(), 1, at(10 * number)).await);
+        // So that no other one waits since this one does.
+        backups.set_verified(&[said(&points[0], sound(1))]).await.expect("set");
     }
     let oldest = async |before: i64, limit: u64| {
-        let which = Unproved { before: at(before), ..any(&world.repository_id) };
+        let which = Unproved { before: at(before), waiting_before: at(before), ..any(&world.repository_id) };
         let found = backups.longest_unproved(&which, limit).await.expect("find");
         let position = |point: &Backup| points.iter().position(|id| *id == point.backup_id).expect("known");
         found.iter().map(|(point, _)| position(point)).collect::<Vec<_>>()
@@ -194,15 +194,116 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     assert_eq!(oldest(1000, 10).await, [3, 1, 2, 0, 4]);
     assert_eq!(oldest(35, 10).await, [3, 1, 2]);
     let machines = async |before: i64| {
-        let which = Unproved { before: at(before), ..any(&world.repository_id) };
+        let which = Unproved { before: at(before), waiting_before: at(before), ..any(&world.repository_id) };
         backups.unproved_machines(&which).await.expect("machines")
     };
     let vm = &world.vms[0];
-    assert_eq!(machines(1000).await, [(vm.clone(), at(5))].into(), "the oldest of all, however it is known");
+    let of = |looked_at, waits_since| [(vm.clone(), Oldest { looked_at, waits_since })].into();
+    assert_eq!(machines(1000).await, of(Some(at(5)), Some(at(11))), "the oldest of both sorts");
     set_all(&backups, &points, 900).await;
-    assert_eq!((machines(1000).await, machines(900).await), ([(vm.clone(), at(900))].into(), [].into()));
+    assert_eq!((machines(1000).await, machines(900).await), (of(Some(at(900)), None), [].into()));
+    // Who waits for a first look has a time of its own.
+    let sixth = world.point(&world.vms[0], points.last(), 1, at(950)).await;
+    for (before, waiting_before, expected) in [(0, 960, true), (960, 0, false)] {
+        let which = Unproved { before: at(before), waiting_before: at(waiting_before), ..any(&world.repository_id) };
+        let found = backups.longest_unproved(&which, 10).await.expect("find");
+        assert_eq!(found.iter().any(|(point, _)| point.backup_id == sixth), expected);
+    }
     let elsewhere = backups.longest_unproved(&any(&id("repo-none")), 10).await.expect("find");
     assert_eq!(elsewhere, []);
+}
+
+/// As a merge leaves it: it stands on nothing any more.
+async fn standing_alone(backups: &Backups<'_>, id: &BackupId) -> Backup {
+    let mut point = backups.get(id).await.expect("get");
+    (point.backup_type, point.parent_backup_id) = (BackupType::Full, None);
+    for disk in &mut point.disks {
+        (disk.backup_type, disk.parent_backup_id) = (BackupType::Full, None);
+    }
+    point
+}
+
+/// Of each point how long it is unproved at rest, and deep.
+async fn unproved(world: &World) -> BTreeMap<BackupId, (Timestamp, Timestamp)> {
+    let backups = world.catalog.backups();
+    let since = async |depth| {
+        let which = Unproved { depth, ..any(&world.repository_id) };
+        let found = backups.longest_unproved(&which, 10).await.expect("find");
+        found.into_iter().map(|(point, since)| (point.backup_id, since)).collect::<BTreeMap<_, _>>()
+    };
+    let deep = since(VerifyDepth::Deep).await;
+    since(VerifyDepth::AtRest).await.into_iter().map(|(id, at_rest)| (id.clone(), (at_rest, deep[&id]))).collect()
+}
+
+/// Retention lets each point go before it is of age, and its bytes go on in the next one: these are as old as ever.
+pub async fn what_a_point_took_over_is_no_younger_in_it(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (backups, vm) = (world.catalog.backups(), &world.vms[0]);
+    let mut oldest = world.point(vm, None, 1, at(10)).await;
+    // Never looked at: as old as they are. The next point of such a machine waits since then, too.
+    for seconds in [20, 30] {
+        let next = world.point(vm, Some(&oldest), 1, at(seconds)).await;
+        let same = (at(11), at(11));
+        assert_eq!(unproved(&world).await, [(oldest.clone(), same), (next.clone(), same)].into());
+        backups.merged(&standing_alone(&backups, &next).await, &oldest, at(seconds + 5)).await.expect("merge");
+        assert_eq!(unproved(&world).await, [(next.clone(), same)].into());
+        oldest = next;
+    }
+    // Looked at: as old as the look is, although nothing is said of the successor.
+    let at_rest = sound(100).map(|found| Verification { depth: Some(VerifyDepth::AtRest), ..found });
+    backups.set_verified(&[said(&oldest, at_rest)]).await.expect("set");
+    let next = world.point(vm, Some(&oldest), 1, at(200)).await;
+    assert_eq!(unproved(&world).await[&next], (at(201), at(201)), "one was looked at: it waits for its own");
+    for again in [300, 301] {
+        backups.merged(&standing_alone(&backups, &next).await, &oldest, at(again)).await.expect("merge");
+        assert_eq!(backups.get(&next).await.expect("get").verification, None, "not all of it was looked at");
+        assert_eq!(unproved(&world).await, [(next.clone(), (at(100), at(11)))].into());
+    }
+    // Not before its turn, as one would that nobody ever looked at.
+    let which = Unproved { before: at(0), ..any(&world.repository_id) };
+    assert_eq!(backups.longest_unproved(&which, 10).await.expect("find"), []);
+    backups.set_verified(&[said(&next, sound(400))]).await.expect("set");
+    assert_eq!(unproved(&world).await, [(next, (at(400), at(400)))].into());
+}
+
+/// All points of a machine go before the first of them is due: it waits since the first one did all the same.
+pub async fn a_machine_that_nobody_looked_at_waits_since_its_first_point(db: TestDb) {
+    let world = World::new(db.open().await, 2).await;
+    let backups = world.catalog.backups();
+    let mut points = Vec::new();
+    for seconds in [10, 20, 30, 40] {
+        points.push(world.point(&world.vms[0], None, 1, at(seconds)).await);
+        if points.len() > 2 {
+            backups.delete(&[points.remove(0)], at(seconds + 2)).await.expect("delete");
+        }
+    }
+    let other = world.point(&world.vms[1], None, 1, at(50)).await;
+    let known = unproved(&world).await;
+    assert_eq!((known.len(), known[&points[0]].0, known[&points[1]].0), (3, at(11), at(11)));
+    assert_eq!(known[&other].0, at(51), "of another machine");
+    backups.set_verified(&[said(&points[1], sound(60))]).await.expect("set");
+    let next = world.point(&world.vms[0], None, 1, at(70)).await;
+    assert_eq!(unproved(&world).await[&next].0, at(71));
+}
+
+/// A point that became a full holds bytes of all that it stood on.
+pub async fn a_point_that_became_a_full_is_proved_as_its_chain_was(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (backups, vm) = (world.catalog.backups(), &world.vms[0]);
+    let full = world.point(vm, None, 1, at(10)).await;
+    let middle = world.point(vm, Some(&full), 1, at(20)).await;
+    let newest = world.point(vm, Some(&middle), 1, at(30)).await;
+    let at_rest = sound(200).map(|found| Verification { depth: Some(VerifyDepth::AtRest), ..found });
+    backups
+        .set_verified(&[said(&full, sound(100)), said(&middle, at_rest), said(&newest, sound(300))])
+        .await
+        .expect("set");
+    for again in [400, 401] {
+        backups.became_full(&standing_alone(&backups, &newest).await, at(again)).await.expect("full");
+        let found = backups.get(&newest).await.expect("get").verification.expect("proved");
+        assert_eq!((found.state, found.depth, found.at), (VerifyState::Sound, Some(VerifyDepth::AtRest), at(100)));
+        assert_eq!(unproved(&world).await[&newest], (at(100), at(11)));
+    }
 }
 
 async fn set_all(backups: &Backups<'_>, points: &[BackupId], seconds: i64) {

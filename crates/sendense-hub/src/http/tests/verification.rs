@@ -1,14 +1,17 @@
 //! Verification by a clock that is set: what nobody has looked at for a month is looked at, and nothing has to wait for it.
 
 use super::house::{House, Stuck, until};
+use crate::HubConfig;
+use crate::verification::look;
 use parking_lot::{Condvar, Mutex};
 use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter};
 use sendense_catalog::{Lost, Verification, Verified};
 use sendense_repo::testing::stage::{Act, Script};
 use sendense_types::{
-    BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp, VerifyDepth,
-    VerifyState,
+    BackupId, BackupStatus, BackupType, Clock, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp,
+    VerifyDepth, VerifyState,
 };
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const DAY: i64 = 86_400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
+async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
     let given = clock.clone();
     let house = House::new(move |config| {
@@ -33,11 +36,10 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
         backup.backup_id
     };
     let first = back_up().await;
-    clock.advance_seconds(5 * DAY);
-    let second = back_up().await;
     let stands = async |id| house.client.get_backup(id).await.unwrap();
-    clock.advance_seconds(26 * DAY);
+    clock.advance_seconds(DAY + 60);
     until("the first is verified", async || stands(&first).await.verify_state.is_some()).await;
+    let second = back_up().await;
     let found = stands(&first).await;
     assert_eq!((found.verify_state, found.verify_depth), (Some(VerifyState::Sound), Some(VerifyDepth::Deep)));
     assert!(found.verify_speed_bps.is_some_and(|speed| speed > 0), "{found:?}");
@@ -46,7 +48,7 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
         let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
         house.client.list_tasks(&filter).await.unwrap().items
     };
-    assert_eq!(stands(&second).await.verify_state, None, "its month is not over");
+    assert_eq!(stands(&second).await.verify_state, None, "its day is not over");
     let made = tasks().await;
     assert_eq!(made.len(), 1, "{made:?}");
     assert_eq!(made[0].requested_by.as_deref(), Some("verification"));
@@ -55,18 +57,123 @@ async fn what_nobody_has_looked_at_for_a_month_is_verified_oldest_first() {
     let image = house.path(&format!("one/{vm}/disk-0/{second}.qcow2"));
     let file = std::fs::File::options().write(true).open(image).unwrap();
     file.write_all_at(&[1], file.metadata().unwrap().len() - 1).unwrap();
-    clock.advance_seconds(6 * DAY);
+    clock.advance_seconds(DAY + 60);
     until("the second is verified", async || stands(&second).await.verify_state.is_some()).await;
     let found = stands(&second).await;
     assert_eq!(found.verify_state, Some(VerifyState::Corrupt), "{found:?}");
-    assert!(found.verify_finding.is_some_and(|finding| !finding.is_empty()));
+    assert!(found.verify_finding.as_deref().is_some_and(|finding| !finding.is_empty()));
     let made = tasks().await;
     let task = house.client.wait_for_task(&made[0].task_id, |_| {}).await.unwrap();
     assert!(task.error.is_some_and(|error| error.message.contains("is damaged")), "{made:?}");
     let log = house.client.task_log(&made[0].task_id, &ListQuery::default()).await.unwrap();
     assert!(log.items.iter().any(|line| line.message.contains(&format!("{second}.qcow2"))), "{:?}", log.items);
-    assert_eq!(stands(&first).await.verify_state, Some(VerifyState::Sound));
+    let before = stands(&first).await;
+    assert_eq!(before.verify_state, Some(VerifyState::Sound));
+    assert_eq!(made.len(), 2, "{made:?}");
+    // A month after its look, and before that of the other one, the first has its turn again.
+    clock.advance_seconds(29 * DAY);
+    until("the first is verified again", async || stands(&first).await.verified_at > before.verified_at).await;
+    assert_eq!(stands(&second).await.verified_at, found.verified_at);
     house.fixture.hub.shutdown().await;
+}
+
+fn noise(seed: u64) -> Vec<u8> {
+    let numbers = (0..1_u64 << 17).map(|number| number.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    numbers.flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// A machine that is backed up each day and keeps three points; what is older is merged.
+struct Daily {
+    house: House,
+    clock: Arc<ManualClock>,
+    vm: String,
+    points: Vec<BackupId>,
+}
+
+impl Daily {
+    async fn new(configure: impl FnOnce(&mut HubConfig)) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+        let given = clock.clone();
+        let house = House::new(move |config| {
+            config.clock = given;
+            configure(config);
+        })
+        .await;
+        house.disk("web", noise(0));
+        let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+        Self { house, clock, vm, points: Vec::new() }
+    }
+
+    async fn next(&mut self, day: u64) {
+        let client = &self.house.client;
+        self.clock.advance_seconds(DAY + 60);
+        std::fs::write(self.house.fixture.folder.path().join("vms/web/disk0.raw"), noise(day)).unwrap();
+        let kind = if self.points.is_empty() { BackupType::Full } else { BackupType::Incremental };
+        let backup = self.house.start_as(&self.vm, "one", kind, None).await.unwrap();
+        let task = client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        self.points.push(backup.backup_id);
+        if self.points.len() > 3 {
+            let merge = client.merge_backup(&self.points.remove(0), &MergeQuery::default()).await.unwrap();
+            let task = client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+            assert!(task.error.is_none(), "{task:?}");
+        }
+    }
+}
+
+/// Retention lets every point go within days, and merges give its bytes to the next one: all of them are looked at all the same, and no
+/// more often than the rule says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_days_only_is_proved() {
+    let mut daily = Daily::new(|_| {}).await;
+    let (mut tried, mut looks_at_the_first) = (HashMap::new(), 0);
+    for day in 0..40 {
+        daily.next(day).await;
+        let app = daily.house.fixture.hub.app();
+        // The hub looks, too, each ten seconds.
+        let is_idle = async || {
+            let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+            let tasks = daily.house.client.list_tasks(&filter).await.unwrap().items;
+            tasks.iter().all(|task| task.state.is_final()) && !app.core.running.is_at_work_aside()
+        };
+        loop {
+            let point = look(app, &mut tried).await.unwrap();
+            if point.is_none() && is_idle().await {
+                break;
+            }
+            looks_at_the_first += u32::from(point.as_ref() == Some(&daily.points[0]));
+            until("it was looked at", is_idle).await;
+        }
+        let vm = daily.house.client.get_vm(&daily.vm).await.unwrap();
+        assert_eq!(vm.proof_overdue_since, None, "day {day}");
+        let now = daily.clock.now();
+        // A day after it was made, and from then on: neither a new point nor a merge takes the proof back.
+        let proved =
+            vm.last_proved.map(|proved| (proved.backup_id, now.seconds_since(proved.proved_at) < 31.5 * DAY as f64));
+        // The second waits since the first does, for nobody had looked at that when it was made.
+        let expected = match day {
+            0 => None,
+            1 => daily.points.last(),
+            _ => daily.points.iter().nth_back(1),
+        };
+        assert_eq!(proved, expected.map(|point| (point.clone(), true)), "day {day}");
+    }
+    assert!(looks_at_the_first <= 3, "it has the most bytes: {looks_at_the_first} in 40 days");
+    daily.house.fixture.hub.shutdown().await;
+}
+
+/// Where nobody gets to look, that is told, although no point is ever older than three days.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_days_only_and_never_proved_is_told() {
+    // A look at one point takes a quarter of an hour, and makes way for each merge.
+    let mut daily = Daily::new(|config| config.limits.verify_bytes_per_second = 1 << 10).await;
+    let mut told = Vec::new();
+    for day in 0..11 {
+        daily.next(day).await;
+        told.push(daily.house.client.get_vm(&daily.vm).await.unwrap().proof_overdue_since.is_some());
+    }
+    assert_eq!(told, [[false; 8].as_slice(), &[true; 3]].concat(), "due after a day, and a week late");
+    daily.house.fixture.hub.shutdown().await;
 }
 
 /// Points that nobody gets to look at are told of, by the machine, until somebody has.
@@ -96,18 +203,21 @@ async fn proofs_that_are_overdue_are_told() {
     };
     let well = (CheckStatus::Ok, "every point was verified when it should have been".to_owned(), None);
     assert_eq!(told().await, well);
-    // Due after thirty days, and a week late.
-    clock.advance_seconds(36 * DAY);
-    assert_eq!(told().await, well);
-    clock.advance_seconds(2 * DAY);
-    let due = made.plus_seconds(30 * DAY);
-    let (status, detail, since) = told().await;
-    assert_eq!((status, since), (CheckStatus::Degraded, Some(due)), "{detail}");
-    assert!(detail.ends_with(&format!(": web since {due}")), "{detail}");
+    // First due after a day, and a week late.
+    let late = async |due: Timestamp| {
+        assert_eq!(told().await, well);
+        clock.advance_seconds(2 * DAY);
+        let (status, detail, since) = told().await;
+        assert_eq!((status, since), (CheckStatus::Degraded, Some(due)), "{detail}");
+        assert!(detail.ends_with(&format!(": web since {due}")), "{detail}");
+    };
+    clock.advance_seconds(7 * DAY);
+    late(made.plus_seconds(DAY)).await;
+    let looked_at = house.fixture.hub.app().core.now();
     let found = Verification {
         state: VerifyState::Sound,
         depth: Some(VerifyDepth::AtRest),
-        at: house.fixture.hub.app().core.now(),
+        at: looked_at,
         bytes: 1,
         took_ms: 1,
         open_ms: None,
@@ -116,7 +226,9 @@ async fn proofs_that_are_overdue_are_told() {
     let backup_id = backup.backup_id;
     let mark = Verified { backup_id, verification: Some(found), lost: Lost::new(), generation: None };
     house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
-    assert_eq!(told().await, well);
+    // And then thirty days after that look.
+    clock.advance_seconds(36 * DAY);
+    late(looked_at.plus_seconds(30 * DAY)).await;
     house.fixture.hub.shutdown().await;
 }
 
@@ -308,7 +420,7 @@ async fn a_busy_hub_verifies_beside_its_work() {
     let slow = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     let other = house.machine("other", SourceKind::Nbd, stuck.uri.clone()).await;
     // What moves nothing for four hours would be ended.
-    clock.advance_seconds(30 * DAY - 600);
+    clock.advance_seconds(DAY - 600);
     let runs = house.start(&slow, "two").await.unwrap();
     house.until_running(&runs.backup_id).await;
     let waits = house.start(&other, "two").await.unwrap();
@@ -356,13 +468,13 @@ async fn a_policy_says_how_often_its_points_are_looked_at() {
         let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
         house.client.list_tasks(&filter).await.unwrap().total
     };
+    // The first look is the one that serves for both.
+    clock.advance_seconds(2 * DAY);
+    until("it is decoded", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
     clock.advance_seconds(8 * DAY);
     until("it is looked at", async || depth(&by_policy).await == Some(VerifyDepth::AtRest)).await;
     clock.advance_seconds(23 * DAY);
-    until("it is decoded", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
-    // The look that comes next is at rest again: the deep proof holds for a month.
-    clock.advance_seconds(8 * DAY);
-    until("it is looked at again", async || depth(&by_policy).await == Some(VerifyDepth::AtRest)).await;
+    until("it is decoded again", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
     assert_eq!((looks().await, depth(&by_hand).await), (3, None), "nobody asked for the other one");
     house.fixture.hub.shutdown().await;
 }
