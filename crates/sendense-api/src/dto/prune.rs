@@ -15,6 +15,11 @@ pub struct PruneVm {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     pub repository_id: Option<String>,
+    /// By the retention of this policy (id or name), in its repository, and as it prunes: other policies' points are left to them. Then
+    /// nothing else is said here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub policy_id: Option<String>,
     /// So many of the newest points.
     #[schema(required = false)]
     pub keep_last: u32,

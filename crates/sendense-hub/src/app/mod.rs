@@ -5,6 +5,7 @@
 //! that takes longer than a call becomes a task.
 
 mod backups;
+mod beside;
 mod chain;
 mod consolidate;
 mod cover;

@@ -1,5 +1,6 @@
 //! Policies: what they say, which machines they mean, what they would do.
 
+use super::beside::Beside;
 use super::in_force::{self, in_force};
 use super::prune::policy as keeping;
 use super::selector::{Selector, parts};
@@ -91,10 +92,11 @@ impl App {
             freed_bytes: 0,
             chains_ended: 0,
         };
+        let beside = self.beside(&rules).await?;
         for vm in vms {
             let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
             let how = PruneQuery { dry_run: true, plan_id: None };
-            let prune = self.prune_by(&rules, &vm, how, "plan").await?;
+            let prune = self.prune_beside(&rules, &beside, &vm, how, "plan").await?;
             let merged = prune.as_ref().map_or(0, |prune| merged_by(&rules, prune));
             if let Some(prune) = &prune {
                 plan.deleted += prune.deleted;
@@ -125,8 +127,9 @@ impl App {
         let (app, by) = (self.clone(), caller.identity.clone());
         self.to_the_end(async move {
             let mut prunes = Vec::new();
+            let beside = app.beside(&rules).await?;
             for vm in app.machines_of(&rules).await?.0 {
-                prunes.extend(app.prune_by(&rules, &vm, how.clone(), &by).await?);
+                prunes.extend(app.prune_beside(&rules, &beside, &vm, how.clone(), &by).await?);
             }
             Ok(prunes)
         })
@@ -141,10 +144,21 @@ impl App {
         how: PruneQuery,
         by: &str,
     ) -> Result<Option<Prune>> {
+        self.prune_beside(rules, &self.beside(rules).await?, vm, how, by).await
+    }
+
+    async fn prune_beside(
+        &self,
+        rules: &PolicyRules,
+        beside: &Beside,
+        vm: &catalog::VmContext,
+        how: PruneQuery,
+        by: &str,
+    ) -> Result<Option<Prune>> {
         let Some(retention) = &rules.retention else { return Ok(None) };
         let keep = keeping(&as_prune(retention))?;
         let only = Some(repository_of(rules)?);
-        self.prune_now(vm.clone(), keep, only, how, by.to_owned()).await.map(Some)
+        self.prune_now(vm.clone(), keep, Some(beside), only, how, by.to_owned()).await.map(Some)
     }
 
     /// The machines that a policy means, by name, and the patterns, tags and folders that none matches. Those that no discovery sees any more
@@ -205,7 +219,7 @@ impl App {
         Ok(all)
     }
 
-    async fn policy_rows(&self) -> Result<Vec<catalog::Policy>> {
+    pub(super) async fn policy_rows(&self) -> Result<Vec<catalog::Policy>> {
         let mut all = Vec::new();
         loop {
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: all.len() as u64 };
@@ -292,9 +306,10 @@ pub(crate) fn merges(rules: &PolicyRules) -> bool {
     rules.full_every.is_none()
 }
 
-fn as_prune(retention: &Retention) -> PruneVm {
+pub(super) fn as_prune(retention: &Retention) -> PruneVm {
     PruneVm {
         repository_id: None,
+        policy_id: None,
         keep_last: retention.keep_last,
         keep_hourly: retention.keep_hourly,
         keep_daily: retention.keep_daily,

@@ -1,8 +1,10 @@
 //! Pruning a machine's backups: judged and planned first, shown or done, each repository by itself.
 //!
-//! What lives here: from rows to a plan of `sendense_repo::retention` and its execution. What does not: the rules. Invariant:
-//! what is deleted is what the plan that is answered says; a caller who saw a plan can say which, and gets that or nothing.
+//! What lives here: from rows to a plan of `sendense_repo::retention` and its execution. What does not: the rules, and whose points
+//! they judge ([`super::beside`]). Invariant: what is deleted is what the plan that is answered says; a caller who saw a plan can say
+//! which, and gets that or nothing.
 
+use super::beside::Beside;
 use super::delete::refused;
 use super::{App, Caller, vms};
 use crate::core::blocking;
@@ -11,7 +13,7 @@ use crate::maintenance::Use;
 use sendense_api::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup, Role};
 use sendense_catalog as catalog;
 use sendense_repo::delete::Extent;
-use sendense_repo::retention::{Coverage, Fate, Keep, Point, Policy, PrunePlan, State, judge, time_zone};
+use sendense_repo::retention::{Coverage, Fate, Keep, Point, Policy, PrunePlan, State, time_zone};
 use sendense_repo::{Hold, Repository};
 use sendense_types::{BackupId, BackupStatus, Problem, ProblemCode, RepositoryId, VerifyState, VmContextId};
 use sha2::{Digest, Sha256};
@@ -33,12 +35,17 @@ struct Place {
     repository: Repository,
     plan: PrunePlan,
     rows: Rows,
+    /// Why points stay that it is not for the rules alone to judge.
+    left: BTreeMap<BackupId, String>,
 }
 
 impl App {
     /// Deletes the points of a machine that no rule keeps, or shows what would go; says of the others why they stay.
     pub async fn prune_vm(&self, caller: &Caller, vm: &str, asked: PruneVm, how: PruneQuery) -> Result<Prune> {
         caller.require(Role::Admin)?;
+        if let Some(policy_id) = &asked.policy_id {
+            return self.prune_vm_of_policy(caller, vm, policy_id, &asked, how).await;
+        }
         let policy = policy(&asked)?;
         let vm = vms::find(&self.core, vm).await?;
         let only = match &asked.repository_id {
@@ -46,13 +53,33 @@ impl App {
             None => None,
         };
         let (app, by) = (self.clone(), caller.identity.clone());
-        self.to_the_end(async move { app.prune_now(vm, policy, only, how, by).await }).await
+        self.to_the_end(async move { app.prune_now(vm, policy, None, only, how, by).await }).await
+    }
+
+    /// One machine, just as its policy prunes it.
+    async fn prune_vm_of_policy(
+        &self,
+        caller: &Caller,
+        vm: &str,
+        policy_id: &str,
+        asked: &PruneVm,
+        how: PruneQuery,
+    ) -> Result<Prune> {
+        if *asked != (PruneVm { policy_id: asked.policy_id.clone(), ..PruneVm::default() }) {
+            return Err(invalid("policy_id says by which rules and where; leave out all else"));
+        }
+        let rules = self.get_policy(policy_id).await?.rules;
+        let vm = vms::find(&self.core, vm).await?;
+        let (app, by) = (self.clone(), caller.identity.clone());
+        let pruned = self.to_the_end(async move { app.prune_by(&rules, &vm, how, &by).await }).await?;
+        pruned.ok_or_else(|| invalid("the policy has no retention: it keeps every point"))
     }
 
     pub(super) async fn prune_now(
         &self,
         vm: catalog::VmContext,
         policy: Policy,
+        beside: Option<&Beside>,
         only: Option<RepositoryId>,
         how: PruneQuery,
         by: String,
@@ -60,7 +87,7 @@ impl App {
         let mut places = Vec::new();
         let wanted = if how.dry_run { Use::Read } else { Use::Write };
         for repository_id in self.repositories_of(&vm.vm_context_id, only).await? {
-            places.push(self.plan_in(&vm.vm_context_id, repository_id, &policy, wanted).await?);
+            places.push(self.plan_in(&vm, repository_id, &policy, beside, wanted).await?);
         }
         let pruned = describe(&vm, &places, how.dry_run);
         if how.plan_id.is_some_and(|expected| expected != pruned.plan_id) {
@@ -78,23 +105,26 @@ impl App {
     /// Makes the plan for one repository.
     async fn plan_in(
         &self,
-        vm: &VmContextId,
+        vm: &catalog::VmContext,
         repository_id: RepositoryId,
         policy: &Policy,
+        beside: Option<&Beside>,
         wanted: Use,
     ) -> Result<Place> {
+        let others = beside.map(|beside| beside.of(vm, &repository_id)).unwrap_or_default();
+        let vm = &vm.vm_context_id;
         let repository = self.core.repositories.by_id(&self.core, &repository_id, wanted).await?;
         let rows = self.points_in(vm, &repository_id).await?;
         let (reader, of) = (repository.clone(), vm.clone());
         let holds = blocking(move || reader.holds(&of)).await?.or_problem()?;
-        let points: Vec<Point> = rows.values().map(|row| point(row, holds.get(&row.backup_id))).collect();
-        let verdicts = judge(&points, policy, self.core.now());
+        let points = rows.values().map(|row| (row.policy_id.as_deref(), point(row, holds.get(&row.backup_id))));
+        let (verdicts, left) = others.judge(&points.collect::<Vec<_>>(), policy, self.core.now());
         // Also by recoveries that are not served now, which claim nothing in the repository.
         let held = |id: &BackupId| self.core.recoveries.holding(std::slice::from_ref(id));
         let busy = rows.keys().filter_map(|id| Some((id.clone(), format!("recovery {} runs on it", held(id)?.0))));
         let (planner, of, busy) = (repository.clone(), vm.clone(), busy.collect());
         let plan = blocking(move || planner.plan_prune(&of, &verdicts, &busy)).await?.or_problem()?;
-        Ok(Place { repository_id, repository, plan, rows })
+        Ok(Place { repository_id, repository, plan, rows, left })
     }
 
     /// Deletes what a plan says, files before rows. When a point of it was taken into use since, nothing is deleted.
@@ -179,7 +209,7 @@ fn describe(vm: &catalog::VmContext, places: &[Place], dry_run: bool) -> Prune {
     for place in places {
         for entry in &place.plan.entries {
             let row = place.rows.get(&entry.backup_id);
-            let fate = fate(&entry.fate);
+            let fate = fate_of(&entry.fate);
             if fate == PruneFate::Delete {
                 pruned.deleted += 1;
                 pruned.freed_bytes = pruned.freed_bytes.saturating_add(entry.bytes);
@@ -193,7 +223,10 @@ fn describe(vm: &catalog::VmContext, places: &[Place], dry_run: bool) -> Prune {
                 completed_at: row.map(counted_at),
                 bytes_stored: entry.bytes,
                 fate,
-                reason: entry.fate.to_string(),
+                reason: match (&entry.fate, place.left.get(&entry.backup_id)) {
+                    (Fate::Stays(_), Some(why)) => why.clone(),
+                    (fate, _) => fate.to_string(),
+                },
             });
         }
     }
@@ -247,7 +280,7 @@ fn point(row: &catalog::Backup, hold: Option<&Hold>) -> Point {
     }
 }
 
-fn fate(fate: &Fate) -> PruneFate {
+fn fate_of(fate: &Fate) -> PruneFate {
     match fate {
         Fate::Goes => PruneFate::Delete,
         Fate::Stays(_) => PruneFate::Keep,

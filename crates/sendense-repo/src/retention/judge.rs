@@ -79,6 +79,8 @@ pub enum Reason {
     },
     /// It is younger than the policy lets points go, until then.
     Young(Timestamp),
+    /// It is not for these rules to judge.
+    NotJudged,
 }
 
 impl fmt::Display for Reason {
@@ -90,6 +92,7 @@ impl fmt::Display for Reason {
             Self::NewestAttempt => write!(f, "damaged, but nothing good is newer"),
             Self::Damaged { rule, number, count } => write!(f, "damaged; were it good: {rule} {number} of {count}"),
             Self::Young(until) => write!(f, "younger than the minimum age until {until}"),
+            Self::NotJudged => write!(f, "not judged by these rules"),
         }
     }
 }

@@ -147,19 +147,7 @@ async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Res
 
 /// Carries out the plan of one machine.
 async fn prune_one(context: &Context, policy: &str, plan: &Prune) -> Result<Prune> {
-    let rules = context.client.get_policy(policy).await?.rules;
-    let retention = rules.retention.unwrap_or_default();
-    let request = sendense_api::PruneVm {
-        repository_id: Some(rules.repository_id),
-        keep_last: retention.keep_last,
-        keep_hourly: retention.keep_hourly,
-        keep_daily: retention.keep_daily,
-        keep_weekly: retention.keep_weekly,
-        keep_monthly: retention.keep_monthly,
-        keep_yearly: retention.keep_yearly,
-        time_zone: retention.time_zone,
-        minimum_age_seconds: retention.minimum_age_seconds,
-    };
+    let request = sendense_api::PruneVm { policy_id: Some(policy.to_owned()), ..Default::default() };
     let how = PruneQuery { dry_run: false, plan_id: Some(plan.plan_id.clone()) };
     Ok(context.client.prune_vm(plan.vm_context_id.as_str(), &request, &how).await?)
 }

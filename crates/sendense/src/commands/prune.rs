@@ -13,6 +13,7 @@ use sendense_api::{Prune, PruneQuery, PruneVm};
 pub async fn run(context: &Context, args: PruneArgs) -> Result<u8> {
     let client = &context.client;
     let request = PruneVm {
+        policy_id: None,
         repository_id: args.repo,
         keep_last: args.keeping.keep_last.unwrap_or(0),
         keep_hourly: args.keeping.keep_hourly.unwrap_or(0),

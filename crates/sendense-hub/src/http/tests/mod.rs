@@ -15,6 +15,7 @@ mod node_calls;
 mod node_restores;
 mod nodes;
 mod order;
+mod policies;
 mod schedules;
 mod space;
 mod stuck;

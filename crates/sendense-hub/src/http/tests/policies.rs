@@ -1,0 +1,58 @@
+//! What several policies say of one machine.
+
+use super::house::House;
+use sendense_api::{PruneQuery, PruneVm};
+use sendense_types::{BackupId, SourceKind};
+use serde_json::{Value, json};
+
+/// Makes a policy.
+async fn policy(house: &House, name: &str, rest: Value) {
+    let mut rules = json!({"name": name, "vms": ["*"], "repository_id": "one"});
+    rules.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    let answer = house.fixture.json("POST", "/api/v1/policies", &rules.to_string()).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+}
+
+/// A full, made for a policy.
+async fn point(house: &House, vm: &str, policy: Option<&str>) -> BackupId {
+    let asked = json!({"vm_context_id": vm, "repository_id": "one", "backup_type": "full", "policy_id": policy});
+    let answer = house.fixture.json("POST", "/api/v1/backups", &asked.to_string()).await;
+    let id: BackupId = answer.body["backup"]["backup_id"].as_str().unwrap().parse().unwrap();
+    let task = house.client.get_backup(&id).await.unwrap().task_id.unwrap();
+    let task = house.client.wait_for_task(&task, |_| {}).await.unwrap();
+    assert!(task.error.is_none(), "{task:?}");
+    id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_deletes_no_point_of_another_one() {
+    let house = House::new(|_| ()).await;
+    house.disk("web", vec![7; 1 << 20]);
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    policy(&house, "daily", json!({"retention": {"keep_last": 1}})).await;
+    policy(&house, "monthly", json!({"retention": {"keep_last": 2}})).await;
+    let mut points = Vec::new();
+    for by in [None, Some("monthly"), Some("monthly"), Some("daily"), Some("daily")] {
+        points.push(point(&house, &vm, by).await);
+    }
+    // One that was made by hand goes when no policy keeps it: of what is theirs or nobody's it is the third for both.
+    let going = [points[0].clone(), points[3].clone()];
+    let plan = house.fixture.json("GET", "/api/v1/policies/daily/plan", "").await;
+    assert_eq!(plan.body["plan"]["deleted"], 2, "{plan:?}");
+    let show = PruneQuery { dry_run: true, plan_id: None };
+    let shown = house.client.prune_policy("daily", &show).await.unwrap().remove(0);
+    let reason = |id: &BackupId| shown.backups.iter().find(|it| it.backup_id == *id).unwrap().reason.clone();
+    assert_eq!(reason(&points[1]), "policy monthly made it, and judges it");
+    assert_eq!(reason(&points[4]), "keep-last 1 of 1");
+    // What is shown of the policy is what goes of one machine, by that plan.
+    let asked = PruneVm { policy_id: Some("daily".to_owned()), ..PruneVm::default() };
+    let how = PruneQuery { dry_run: false, plan_id: Some(shown.plan_id) };
+    let pruned = house.client.prune_vm(&vm, &asked, &how).await.unwrap();
+    assert_eq!((pruned.deleted, pruned.kept), (2, 3));
+    for id in &points {
+        assert_eq!(house.client.get_backup(id).await.is_err(), going.contains(id), "{id}");
+    }
+    let both = PruneVm { keep_last: 1, ..asked };
+    assert!(house.client.prune_vm(&vm, &both, &show).await.is_err(), "one or the other");
+    house.fixture.hub.shutdown().await;
+}
