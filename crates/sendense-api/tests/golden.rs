@@ -526,6 +526,7 @@ fn vm() -> Vm {
         proof_overdue_since: Some(at(8)),
         protection_state: ProtectionState::Protected,
         policies: vec!["gold".to_owned()],
+        unscheduled: false,
         overdue_since: None,
         change_tracking: false,
         no_change_tracking: Some("it has snapshots".to_owned()),
@@ -606,6 +607,7 @@ fn a_discovery_lists_vms() {
                   "policies": [
                     "gold"
                   ],
+                  "unscheduled": false,
                   "overdue_since": null,
                   "change_tracking": false,
                   "no_change_tracking": "it has snapshots",

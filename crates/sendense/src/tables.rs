@@ -5,8 +5,8 @@ use crate::plain::plain;
 use comfy_table::presets;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement};
 use sendense_api::{
-    Backup, CatalogCopy, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProvedBackup, Prune,
-    Recovery, Source, Task, Token, Vm,
+    Backup, CatalogCopy, CbtAudit, Chain, Deletion, Export, NbdOptions, Node, NodeStatus, ProtectionState,
+    ProvedBackup, Prune, Recovery, Source, Task, Token, Vm,
 };
 use sendense_types::{Tag, VerifyDepth, VerifyState};
 use std::collections::HashSet;
@@ -379,6 +379,7 @@ pub fn vms(vms: &[Vm]) -> Table {
             if vm.change_tracking { "yes" } else { "no" }.into(),
             match vm.overdue_since {
                 Some(_) => "overdue".to_owned(),
+                None if vm.unscheduled && vm.protection_state == ProtectionState::Protected => "unscheduled".to_owned(),
                 None => protection.as_ref().and_then(|word| word.as_str()).unwrap_or("-").to_owned(),
             },
             if vm.policies.is_empty() { "-".to_owned() } else { vm.policies.join(" ") },

@@ -102,8 +102,11 @@ pub struct Vm {
     /// The policies that mean it, by name. Without one nothing backs it up by itself.
     #[serde(default)]
     pub policies: Vec<String>,
-    /// When it should have had a newer point: the last occurrence of a schedule that carries one of its policies out, is over, and
-    /// after which it has none. Null when it is not overdue, and while it has no point at all.
+    /// True when policies mean it and no schedule that is enabled carries one of them out: nothing backs it up by itself either.
+    #[serde(default)]
+    pub unscheduled: bool,
+    /// When it should have had a newer point: the last occurrence, by the timetable of a schedule that carries one of its policies out
+    /// and whatever became of it, after which it has none. Null when it is not overdue, and while it has no point at all.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub overdue_since: Option<Timestamp>,

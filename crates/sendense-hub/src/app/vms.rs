@@ -134,7 +134,7 @@ struct Wanted {
 impl Wanted {
     fn means(self, vm: &Vm) -> bool {
         // One that has gone cannot be protected any more; a policy that misses it says so.
-        let is_bare = vm.policies.is_empty() || vm.protection_state == ProtectionState::Unprotected;
+        let is_bare = vm.policies.is_empty() || vm.unscheduled || vm.protection_state == ProtectionState::Unprotected;
         self.overdue && vm.overdue_since.is_some() || self.unprotected && is_bare && !vm.missing
     }
 }
@@ -260,8 +260,13 @@ impl App {
         let vms = rows.into_iter().map(|row| {
             let point = points.get(&row.vm_context_id);
             let newest = Newest { attempt: attempts.remove(&row.vm_context_id), has_point: point.is_some() };
-            let (policies, overdue_since) = cover.of(&row, point.map(|point| point.created_at));
-            Vm { policies, overdue_since, ..wire::vm(row, &newest) }
+            let covered = cover.of(&row, point.map(|point| point.created_at));
+            Vm {
+                policies: covered.policies,
+                unscheduled: covered.unscheduled,
+                overdue_since: covered.overdue_since,
+                ..wire::vm(row, &newest)
+            }
         });
         Ok(vms.collect())
     }

@@ -217,6 +217,7 @@ pub(crate) fn vm(row: sendense_catalog::VmContext, newest: &super::vms::Newest) 
         proof_overdue_since: None,
         protection_state: newest.protection(),
         policies: Vec::new(),
+        unscheduled: false,
         overdue_since: None,
         change_tracking: facts.change_tracking,
         no_change_tracking: facts.no_change_tracking,

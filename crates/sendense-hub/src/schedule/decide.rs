@@ -121,6 +121,11 @@ impl Schedule {
         self.window.as_ref().is_none_or(|window| window.is_open(at))
     }
 
+    /// The newest occurrence that should have begun up to a moment, whatever became of it.
+    pub fn newest_due(&self, until: Timestamp) -> Option<Timestamp> {
+        self.newest_begun(self.since, until)
+    }
+
     /// The newest occurrence whose beginning has come. Steps back over one that is put off still.
     fn newest_begun(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let mut until = now;

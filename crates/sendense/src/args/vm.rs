@@ -16,7 +16,7 @@ pub enum VmCommand {
         /// Only those that should have had a newer point by their policies' schedules.
         #[arg(long)]
         overdue: bool,
-        /// Only those that no policy means, or of which no point can be restored; with --overdue, of both sorts.
+        /// Only those that no policy means or no schedule backs up, or of which no point can be restored; with --overdue, of both sorts.
         #[arg(long)]
         unprotected: bool,
     },

@@ -378,6 +378,59 @@ async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
     house.fixture.hub.shutdown().await;
 }
 
+/// A machine has a point and gets no other one: nothing carries its policy out, or what does never may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_that_no_schedule_backs_up_and_those_that_none_ever_can_are_told() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    for name in ["bare", "late", "shut"] {
+        house.disk(name, vec![7; 1 << 16]);
+    }
+    let machines = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    for vm in &machines {
+        let backup = house.start(vm, "two").await.unwrap();
+        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    }
+    let window = json!({"from": "22:00", "until": "23:00"});
+    for (path, body) in [
+        ("policies", json!({"name": "bare", "vms": ["bare"], "repository_id": "two"})),
+        ("policies", json!({"name": "late", "vms": ["late"], "repository_id": "two"})),
+        ("policies", json!({"name": "shut", "vms": ["shut"], "repository_id": "two"})),
+        ("schedules", json!({"name": "late", "policy_id": "late", "cron": "0 9 * * *"})),
+        ("schedules", json!({"name": "shut", "policy_id": "shut", "cron": "0 9 * * *", "window": window})),
+        ("schedules/late/disable", json!({})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    let vms = async |query: &str| {
+        let list = house.fixture.call("GET", &format!("/api/v1/vms?{query}"), Some(Role::Viewer)).await;
+        let of = |vm: &Value| {
+            let since = vm["overdue_since"].as_str().map(str::to_owned);
+            (vm["vm_name"].as_str().unwrap().to_owned(), vm["unscheduled"].as_bool().unwrap(), since)
+        };
+        list.body["vms"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    let told =
+        |name: &str, unscheduled: bool, since: Option<&str>| (name.to_owned(), unscheduled, since.map(str::to_owned));
+    let bare = [told("bare", true, None), told("late", true, None)];
+    assert_eq!(vms("").await, [bare.as_slice(), &[told("shut", false, None)]].concat());
+    assert_eq!(vms("unprotected=true").await, bare);
+    assert_eq!(vms("overdue=true").await, []);
+    // The occurrence is left out, for its window is shut.
+    clock.advance_seconds(HOUR);
+    let executions = ended(&house.fixture, "shut", 1).await;
+    assert_eq!(due(&executions), [("2027-01-15T09:00:00Z", "skipped")], "{executions:#?}");
+    clock.advance_seconds(HOUR);
+    assert_eq!(vms("overdue=true").await, [told("shut", false, Some("2027-01-15T09:00:00Z"))]);
+    // What is enabled backs it up.
+    let on = house.fixture.call("POST", "/api/v1/schedules/late/enable", Some(Role::Admin)).await;
+    assert!(on.status.is_success(), "{on:?}");
+    assert_eq!(vms("unprotected=true").await, [told("bare", true, None)]);
+    house.fixture.hub.shutdown().await;
+}
+
 /// What failed and may pass is tried again after pauses that grow, and not for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_whose_source_does_not_answer_is_tried_again_four_times() {
