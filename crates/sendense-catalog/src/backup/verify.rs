@@ -288,19 +288,6 @@ impl Backups<'_> {
         let ids: Vec<String> = reached(&links, id.as_str()).into_iter().map(str::to_owned).collect();
         self.by_ids(&ids).await
     }
-
-    /// The newest point of a machine that a verification called sound.
-    pub async fn newest_sound(&self, vm: &VmContextId) -> Result<Option<Backup>> {
-        use entity::backups::{Column, Entity};
-        let row = Entity::find()
-            .filter(Column::VmContextId.eq(vm.as_str()))
-            .filter(Column::VerifyState.eq(VerifyState::Sound.as_str()))
-            .order_by_desc(Column::CreatedAt)
-            .order_by_desc(Column::BackupId)
-            .one(self.0.pool())
-            .await?;
-        row.map(|row| super::row::read(row, Vec::new())).transpose()
-    }
 }
 
 /// A point and all that it builds on, by the links of each disk from a point to the one below it.

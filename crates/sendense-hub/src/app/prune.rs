@@ -172,9 +172,13 @@ impl App {
         Ok(rows.into_iter().map(|row| (row.backup_id.clone(), row)).collect())
     }
 
-    /// The points of a machine. One that is deleted meanwhile may hide another from a later page; that one then stays, for
+    /// The points of a machine, newest first. One that is deleted meanwhile may hide another from a later page; that one then stays, for
     /// nobody has judged it.
-    async fn completed(&self, vm: &VmContextId, in_repository: Option<RepositoryId>) -> Result<Vec<catalog::Backup>> {
+    pub(super) async fn completed(
+        &self,
+        vm: &VmContextId,
+        in_repository: Option<RepositoryId>,
+    ) -> Result<Vec<catalog::Backup>> {
         let filter = catalog::BackupFilter {
             vm_context_id: Some(vm.clone()),
             repository_id: in_repository,

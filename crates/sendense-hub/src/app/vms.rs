@@ -6,9 +6,11 @@ use crate::fault::{OrProblem, Result};
 use sendense_api::{ChangeTags, Page, ProtectionState, ProvedBackup, Role, Vm, VmFilter};
 use sendense_catalog as catalog;
 use sendense_source::model::{DiscoveredDisk, DiscoveredVm, Network};
-use sendense_types::{BackupStatus, Problem, ProblemCode, SourceKind, Tag, VerifyDepth, VmContextId};
+use sendense_types::{
+    BackupId, BackupStatus, Problem, ProblemCode, SourceKind, Tag, VerifyDepth, VerifyState, VmContextId,
+};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ids named when a name is ambiguous: enough to choose from, short enough to read.
 const IDS_NAMED_MAX: usize = 20;
@@ -160,12 +162,42 @@ pub(crate) async fn find(core: &Core, id_or_name: &str) -> Result<catalog::VmCon
     })
 }
 
-/// What is proved of a point with all that it builds on; nothing where one of these was not looked at.
+/// The newest point that is proved good with all that it builds on, of the points of a machine, newest first.
+fn last_proved(points: &[catalog::Backup]) -> Option<ProvedBackup> {
+    let by_id: BTreeMap<&BackupId, &catalog::Backup> = points.iter().map(|point| (&point.backup_id, point)).collect();
+    points.iter().find_map(|point| {
+        let chain = chain_of(point, &by_id)?;
+        proved(point, &chain, points.first())
+    })
+}
+
+/// A point and all that it builds on; nothing where one of these is not known.
+fn chain_of<'a>(
+    point: &'a catalog::Backup,
+    by_id: &BTreeMap<&'a BackupId, &'a catalog::Backup>,
+) -> Option<Vec<&'a catalog::Backup>> {
+    let (mut chain, mut seen) = (vec![point], BTreeSet::from([&point.backup_id]));
+    let mut at = 0;
+    while let Some(above) = chain.get(at) {
+        at += 1;
+        for parent in above.disks.iter().filter_map(|disk| disk.parent_backup_id.as_ref()) {
+            if seen.insert(parent) {
+                chain.push(by_id.get(parent)?);
+            }
+        }
+    }
+    Some(chain)
+}
+
+/// What is proved of a point with all that it builds on; nothing where it is not sound, or one of these was not looked at.
 fn proved(
     point: &catalog::Backup,
-    chain: &[catalog::Backup],
+    chain: &[&catalog::Backup],
     newest: Option<&catalog::Backup>,
 ) -> Option<ProvedBackup> {
+    if point.verification.as_ref()?.state != VerifyState::Sound {
+        return None;
+    }
     let found: Option<Vec<_>> = chain.iter().map(|point| point.verification.as_ref()).collect();
     let found = found?;
     // A corrupt one was decoded block by block, and the point needs nothing of what it has lost, or it would not be sound. Of
@@ -225,7 +257,7 @@ impl App {
     /// One machine, by its id or name.
     pub async fn get_vm(&self, id_or_name: &str) -> Result<Vm> {
         let row = find(&self.core, id_or_name).await?;
-        let proved = self.last_proved(&row.vm_context_id).await?;
+        let proved = last_proved(&self.completed(&row.vm_context_id, None).await?);
         let vm = self.vms_out(vec![row]).await?.pop();
         let vm = vm.ok_or_else(|| Problem::new(ProblemCode::VmNotFound, "VM not found", ""))?;
         let proof_overdue_since = self.overdue_proofs().await?.get(&vm.vm_context_id).copied();
@@ -240,15 +272,6 @@ impl App {
         let tags: Vec<&str> = row.tags.iter().map(Tag::as_str).collect();
         tracing::info!(vm_context_id = %id, tags = tags.join(" "), by = %caller.identity, "tags changed");
         self.get_vm(id.as_str()).await
-    }
-
-    /// The newest point of a machine of which all was found to be as it was written, with all that it builds on.
-    async fn last_proved(&self, vm: &VmContextId) -> Result<Option<ProvedBackup>> {
-        let backups = self.core.catalog.backups();
-        let Some(point) = backups.newest_sound(vm).await.or_problem()? else { return Ok(None) };
-        let chain = backups.with_all_below(&point.backup_id).await.or_problem()?;
-        let newest = backups.newest_of_vms(std::slice::from_ref(vm)).await.or_problem()?;
-        Ok(proved(&point, &chain, newest.get(vm)))
     }
 
     /// Rows with their newest backups.

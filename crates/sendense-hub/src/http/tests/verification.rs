@@ -176,6 +176,34 @@ async fn what_is_kept_for_days_only_and_never_proved_is_told() {
     daily.house.fixture.hub.shutdown().await;
 }
 
+/// The newest point that is sound may stand on one that nobody looked at; the one below it is proved all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_point_that_is_proved_with_all_below_it_is_told() {
+    let house = House::new(|_| {}).await;
+    house.disk("web", vec![7; 1 << 20]);
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let mut points = Vec::new();
+    for backup_type in [BackupType::Full, BackupType::Incremental, BackupType::Incremental] {
+        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
+        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        points.push(backup.backup_id);
+    }
+    let at = house.fixture.hub.app().core.now();
+    let look = async |backup_id: &BackupId, state| {
+        let (depth, bytes, took_ms) = (Some(VerifyDepth::AtRest), 1, 1);
+        let verification = Some(Verification { state, depth, at, bytes, took_ms, open_ms: None, finding: None });
+        let mark = Verified { backup_id: backup_id.clone(), verification, lost: Lost::new(), generation: None };
+        house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+        let vm = house.client.get_vm(&vm).await.unwrap();
+        vm.last_proved.map(|proved| (proved.backup_id, proved.is_newest))
+    };
+    assert_eq!(look(&points[2], VerifyState::Sound).await, None);
+    assert_eq!(look(&points[0], VerifyState::Sound).await, Some((points[0].clone(), false)));
+    assert_eq!(look(&points[1], VerifyState::Affected).await, Some((points[2].clone(), true)), "it needs nothing lost");
+    assert_eq!(look(&points[2], VerifyState::Affected).await, Some((points[0].clone(), false)));
+    house.fixture.hub.shutdown().await;
+}
+
 /// Points that nobody gets to look at are told of, by the machine, until somebody has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proofs_that_are_overdue_are_told() {
