@@ -7,6 +7,9 @@ use sendense_api::{
     ScheduleRules, VanishedVm,
 };
 
+/// Machines that a sentence names: enough to see what it is about, short enough to read.
+const NAMED_MAX: usize = 20;
+
 /// Policies.
 pub fn policies(policies: &[Policy]) -> Table {
     let mut table = Table::new(&["POLICY", "VMS", "REPOSITORY", "FULL EVERY", "KEEP"], &[3]);
@@ -96,7 +99,23 @@ fn after(days: u32) -> String {
 pub fn told(plan: &PolicyPlan) -> Vec<String> {
     let unmatched = plan.unmatched.iter().map(|pattern| format!("no VM matches {pattern}"));
     let vanished = plan.vanished.iter().map(vanished);
-    unmatched.chain(vanished).chain([retained(plan)]).chain(chains_ended(plan)).collect()
+    unmatched.chain(vanished).chain(no_longer(plan)).chain([retained(plan)]).chain(chains_ended(plan)).collect()
+}
+
+/// Which machines a policy would not mean any more, and which of them no other one means.
+fn no_longer(plan: &PolicyPlan) -> Vec<String> {
+    let names = |bare: bool| {
+        let of = plan.no_longer.iter().filter(|vm| !bare || vm.policies.is_empty());
+        let names: Vec<&str> = of.map(|vm| vm.vm_name.as_str()).collect();
+        let more = names.len().saturating_sub(NAMED_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (names.len(), format!("{}{more}", names[..names.len().min(NAMED_MAX)].join(", ")))
+    };
+    let ((all, of_all), (bare, of_bare)) = (names(false), names(true));
+    let all = (all > 0).then(|| format!("{all} VMs would not be meant any more: {of_all}"));
+    let bare =
+        (bare > 0).then(|| format!("{bare} of them no other policy means, nothing would back them up: {of_bare}"));
+    all.into_iter().chain(bare).collect()
 }
 
 /// How many chains the next points would end, if any.
@@ -128,6 +147,9 @@ pub fn vanished(vm: &VanishedVm) -> String {
 
 /// What retention would do, in a sentence.
 fn retained(plan: &PolicyPlan) -> String {
+    if let Some(why) = &plan.not_judged {
+        return format!("{} VMs; what retention would do is not known: {why}", plan.vms.len());
+    }
     let merged = if plan.merged > 0 {
         format!(", and merge {} into later ones (they can be restored no more then)", plan.merged)
     } else {

@@ -210,6 +210,12 @@ pub struct PolicyPlan {
     /// VMs that it means and that their sources do not have any more, by name. Their points stay until somebody deletes them.
     #[serde(default)]
     pub vanished: Vec<VanishedVm>,
+    /// VMs that the policy of this name means as it is saved, and would not mean any more, by name.
+    #[serde(default)]
+    pub no_longer: Vec<NoLongerMeant>,
+    /// Why nobody can tell what its retention would do: the repository is not in use, or cannot be reached. Then no VM has a `prune`.
+    #[serde(default)]
+    pub not_judged: Option<String>,
     /// Points that its retention would delete now.
     pub deleted: u64,
     /// Points that would be merged into later ones after backups: no rule keeps them, and what they hold is needed.
@@ -220,6 +226,18 @@ pub struct PolicyPlan {
     pub freed_bytes: u64,
     /// Chains that the next backups would make too long: each ends with a full, made beside the backups, one after another.
     pub chains_ended: u64,
+}
+
+/// A VM that a policy would not mean any more. Its points stay, for no rules judge them then but those of other policies that mean it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NoLongerMeant {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// Other policies that mean it, by name. Without one nothing backs it up by itself.
+    pub policies: Vec<String>,
 }
 
 /// A VM that a policy means, that has points, and that no discovery finds any more.

@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 pub(crate) struct Beside {
     /// The one that prunes; none where it is not saved yet.
     own: Option<String>,
+    /// What it says as it is saved.
+    saved: Option<PolicyRules>,
     others: Vec<Other>,
 }
 
@@ -49,6 +51,7 @@ impl App {
             let policy_id = row.policy_id.to_string();
             if row.name.as_str() == rules.name {
                 beside.own = Some(policy_id);
+                beside.saved = rules_of(&row).ok();
                 continue;
             }
             beside.others.push(Other { policy_id, name: row.name.to_string(), rules: rules_of(&row).ok() });
@@ -58,6 +61,18 @@ impl App {
 }
 
 impl Beside {
+    /// What the policy says that is about to say something else.
+    pub(super) fn saved(&self) -> Option<&PolicyRules> {
+        self.saved.as_ref()
+    }
+
+    /// The names of the others that mean a machine, wherever they put its points.
+    pub(super) fn meaning(&self, vm: &VmContext) -> Vec<String> {
+        let means = |rules: &PolicyRules| Selector::new(rules).means(vm);
+        let others = self.others.iter().filter(|other| other.rules.as_ref().is_some_and(means));
+        others.map(|other| other.name.clone()).collect()
+    }
+
     /// Who has a say in the points of a machine in a repository.
     pub(super) fn of(&self, vm: &VmContext, repository_id: &RepositoryId) -> Having<'_> {
         let say = |other: &Other| match &other.rules {

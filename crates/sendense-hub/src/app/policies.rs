@@ -8,10 +8,12 @@ use super::{App, Caller, consolidate};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use sendense_api::{
-    ListQuery, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneFate, PruneQuery, PruneVm, Retention, Role,
+    ListQuery, NoLongerMeant, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneFate, PruneQuery, PruneVm,
+    Retention, Role,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupType, Name, PolicyId, RepositoryId, SourceId, VmContextId};
+use sendense_types::{BackupType, Name, PolicyId, ProblemCode, RepositoryId, SourceId, VmContextId};
+use std::collections::BTreeSet;
 
 /// Patterns and sources of one policy: who needs more needs another policy.
 const WORDS_MAX: usize = 1000;
@@ -86,6 +88,8 @@ impl App {
             vms: Vec::new(),
             unmatched,
             vanished: self.vanished_of(&rules).await?,
+            no_longer: Vec::new(),
+            not_judged: None,
             deleted: 0,
             merged: 0,
             kept: 0,
@@ -93,10 +97,22 @@ impl App {
             chains_ended: 0,
         };
         let beside = self.beside(&rules).await?;
+        plan.no_longer = self.no_longer(&rules, &beside, &vms).await?;
         for vm in vms {
             let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
-            let how = PruneQuery { dry_run: true, plan_id: None };
-            let prune = self.prune_beside(&rules, &beside, &vm, how, "plan").await?;
+            let prune = match &plan.not_judged {
+                Some(_) => None,
+                None => {
+                    let how = PruneQuery { dry_run: true, plan_id: None };
+                    match self.prune_beside(&rules, &beside, &vm, how, "plan").await {
+                        Err(problem) if is_of_the_repository(problem.code) => {
+                            plan.not_judged = Some(format!("{}: {}", problem.message, problem.details));
+                            None
+                        }
+                        told => told?,
+                    }
+                }
+            };
             let merged = prune.as_ref().map_or(0, |prune| merged_by(&rules, prune));
             if let Some(prune) = &prune {
                 plan.deleted += prune.deleted;
@@ -111,7 +127,32 @@ impl App {
             let (vm_context_id, vm_name) = (vm.vm_context_id, vm.vm_name.into());
             plan.vms.push(PlannedVm { vm_context_id, vm_name, next_type, chain_points, ends_chain, merged, prune });
         }
+        if plan.not_judged.is_some() {
+            // What was told of those before it would read as all there is.
+            (plan.deleted, plan.merged, plan.kept, plan.freed_bytes) = (0, 0, 0, 0);
+            for vm in &mut plan.vms {
+                (vm.prune, vm.merged) = (None, 0);
+            }
+        }
         Ok(plan)
+    }
+
+    /// The machines that a policy means as it is saved and would not mean by these rules, by name.
+    async fn no_longer(
+        &self,
+        rules: &PolicyRules,
+        beside: &Beside,
+        meant: &[catalog::VmContext],
+    ) -> Result<Vec<NoLongerMeant>> {
+        let Some(saved) = beside.saved().filter(|saved| *saved != rules) else { return Ok(Vec::new()) };
+        let meant: BTreeSet<&VmContextId> = meant.iter().map(|vm| &vm.vm_context_id).collect();
+        let gone = self.machines_of(saved).await?.0.into_iter().filter(|vm| !meant.contains(&vm.vm_context_id));
+        let told = gone.map(|vm| NoLongerMeant {
+            policies: beside.meaning(&vm),
+            vm_context_id: vm.vm_context_id,
+            vm_name: vm.vm_name.into(),
+        });
+        Ok(told.collect())
     }
 
     /// Prunes every machine of a policy by its retention, or shows what would go.
@@ -293,6 +334,12 @@ async fn source_id(core: &Core, id_or_name: &str) -> Result<SourceId> {
 
 fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
     rules.repository_id.parse().map_err(|error: sendense_types::IdError| invalid(error.to_string()))
+}
+
+/// A repository that is drained, offline or away says nothing of what a policy says.
+fn is_of_the_repository(code: ProblemCode) -> bool {
+    use ProblemCode::{RepositoryMaintenance, RepositoryOwned, RepositoryUnavailable};
+    matches!(code, RepositoryMaintenance | RepositoryOwned | RepositoryUnavailable)
 }
 
 /// How many points a policy merges away by and by that a prune leaves: where fulls are made again and again, whole chains go instead.

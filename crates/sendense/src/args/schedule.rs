@@ -23,9 +23,15 @@ pub enum PolicyCommand {
         rename: Option<String>,
         #[command(flatten)]
         rules: PolicyArgs,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Show what such a policy would do now: machines, their next backups, what retention would delete.
     Plan {
+        /// As a change of this policy: which machines it would not mean any more.
+        #[arg(long, value_name = "POLICY")]
+        policy: Option<String>,
         #[command(flatten)]
         rules: PolicyArgs,
     },

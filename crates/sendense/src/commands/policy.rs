@@ -11,6 +11,9 @@ use sendense_api::{
     Limit, ListQuery, Policy, PolicyHooks, PolicyPlan, PolicyRules, PolicyVerification, Prune, PruneQuery, Retention,
 };
 
+/// What who is not asked is told.
+const LOOK_FIRST_AT_POLICY: &str = "look with `policy plan --policy`, then say --yes";
+
 /// Runs the command.
 pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
     let client = &context.client;
@@ -18,15 +21,27 @@ pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
         PolicyCommand::Create { name, rules } => {
             made(context, client.create_policy(&policy_rules(name, rules)).await?)?;
         }
-        PolicyCommand::Update { policy, rename, rules } => {
-            let name = match rename {
-                Some(name) => name,
-                None => client.get_policy(&policy).await?.name,
-            };
-            made(context, client.replace_policy(&policy, &policy_rules(name, rules)).await?)?;
+        PolicyCommand::Update { policy, rename, rules, yes } => {
+            let was = client.get_policy(&policy).await?.name;
+            // By its name: as a change of what is saved.
+            let mut rules = policy_rules(was, rules);
+            let plan = client.plan_policy(&rules).await?;
+            if !context.json {
+                timetables::told(&plan).into_iter().for_each(say);
+            }
+            if !yes && !confirmed(&format!("change policy {}?", rules.name), LOOK_FIRST_AT_POLICY)? {
+                say("nothing was changed");
+                return Ok(0);
+            }
+            rules.name = rename.unwrap_or(rules.name);
+            made(context, client.replace_policy(&policy, &rules).await?)?;
         }
-        PolicyCommand::Plan { rules } => {
-            let plan = client.plan_policy(&policy_rules("planned".to_owned(), rules)).await?;
+        PolicyCommand::Plan { policy, rules } => {
+            let name = match policy {
+                Some(policy) => client.get_policy(&policy).await?.name,
+                None => "planned".to_owned(),
+            };
+            let plan = client.plan_policy(&policy_rules(name, rules)).await?;
             if context.json { json(&PolicyPlanReply::new(plan))? } else { print_plan(&plan) }
         }
         PolicyCommand::Apply { file, dry_run, yes } => {

@@ -112,6 +112,17 @@ fn a_policy_protects_what_matches_also_what_comes_later() {
     assert_eq!(hub.json(&["policy", "list"])["total"], 0);
     hub.ok(&[&["policy", "create", "gold"], &gold[..]].concat());
     hub.fails(4, &[&["policy", "create", "gold"], &gold[..]].concat());
+    // A change is planned, and done after a yes only.
+    let narrower = ["--vm", "web-1", "--repo", "main"];
+    let plan = hub.json(&[&["policy", "plan", "--policy", "gold"], &narrower[..]].concat())["plan"].clone();
+    assert_eq!(plan["no_longer"][0]["vm_name"], "web-2", "{plan:#}");
+    let told = hub.fails(1, &[&["policy", "update", "gold"], &narrower[..]].concat());
+    assert!(told.contains("1 VMs would not be meant any more: web-2") && told.contains("--yes"), "{told}");
+    let meant = || hub.json(&["policy", "show", "gold"])["policy"]["rules"]["vms"].clone();
+    assert_eq!(meant(), serde_json::json!(["*"]));
+    hub.ok(&[&["policy", "update", "gold", "--yes"], &narrower[..]].concat());
+    assert_eq!(meant(), serde_json::json!(["web-1"]));
+    hub.ok(&[&["policy", "update", "gold", "--yes"], &gold[..]].concat());
     hub.fails(3, &["policy", "create", "other", "--vm", "*", "--repo", "none"]);
     hub.fails(
         2,

@@ -1,8 +1,8 @@
 //! What several policies say of one machine.
 
 use super::house::House;
-use sendense_api::{PruneQuery, PruneVm};
-use sendense_types::{BackupId, SourceKind};
+use sendense_api::{PruneQuery, PruneVm, UpdateRepository};
+use sendense_types::{BackupId, RepositoryMode, SourceKind};
 use serde_json::{Value, json};
 
 /// Makes a policy.
@@ -54,5 +54,59 @@ async fn a_policy_deletes_no_point_of_another_one() {
     }
     let both = PruneVm { keep_last: 1, ..asked };
     assert!(house.client.prune_vm(&vm, &both, &show).await.is_err(), "one or the other");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_which_machines_a_change_leaves_out() {
+    let house = House::new(|_| ()).await;
+    for name in ["db", "mail", "web"] {
+        house.disk(name, vec![7; 1 << 16]);
+    }
+    house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    policy(&house, "all", json!({})).await;
+    policy(&house, "other", json!({"vms": ["mail"]})).await;
+    let plan = async |name: &str, rest: Value| {
+        let mut rules = json!({"name": name, "vms": ["*"], "repository_id": "one"});
+        rules.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        let answer = house.fixture.json("POST", "/api/v1/policies/plan", &rules.to_string()).await;
+        assert!(answer.status.is_success(), "{answer:?}");
+        let gone = answer.body["plan"]["no_longer"].as_array().unwrap().iter();
+        gone.map(|vm| (vm["vm_name"].as_str().unwrap().to_owned(), vm["policies"].clone())).collect::<Vec<_>>()
+    };
+    let both = [("db".to_owned(), json!([])), ("mail".to_owned(), json!(["other"]))];
+    assert_eq!(plan("all", json!({"vms": ["web"]})).await, both);
+    assert_eq!(plan("all", json!({"exclude": ["db"]})).await, both[..1]);
+    assert_eq!(plan("all", json!({"full_every": 7})).await, []);
+    assert_eq!(plan("new", json!({"vms": ["web"]})).await, [], "nothing is changed by it");
+    let saved = house.fixture.json("GET", "/api/v1/policies/all/plan", "").await;
+    assert_eq!(saved.body["plan"]["no_longer"], json!([]), "{saved:?}");
+    house.fixture.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_is_told_also_while_the_repository_is_not_in_use() {
+    let house = House::new(|_| ()).await;
+    house.disk("web", vec![7; 1 << 16]);
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    policy(&house, "gold", json!({"retention": {"keep_last": 1}})).await;
+    point(&house, &vm, Some("gold")).await;
+    let plan = async || house.fixture.json("GET", "/api/v1/policies/gold/plan", "").await.body["plan"].clone();
+    let told = async || {
+        let plan = plan().await;
+        (plan["not_judged"].clone(), plan["kept"].as_u64(), plan["vms"][0]["chain_points"].as_u64())
+    };
+    assert_eq!(told().await, (Value::Null, Some(1), Some(1)));
+    for (mode, words) in [
+        (RepositoryMode::Draining, "repository one is draining"),
+        (RepositoryMode::Offline, "repository one is offline"),
+    ] {
+        let change = UpdateRepository { mode: Some(mode), ..Default::default() };
+        house.client.update_repository("one", &change).await.unwrap();
+        let (not_judged, kept, chain_points) = told().await;
+        assert!(not_judged.as_str().is_some_and(|why| why.starts_with(words)), "{not_judged}");
+        assert_eq!((kept, chain_points), (Some(0), Some(1)));
+        assert_eq!(plan().await["vms"][0]["prune"], Value::Null);
+    }
     house.fixture.hub.shutdown().await;
 }
