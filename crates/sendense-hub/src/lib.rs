@@ -35,6 +35,7 @@ mod reconcile;
 mod recoveries;
 mod repositories;
 mod restore;
+mod rounds;
 pub mod schedule;
 mod secrets;
 mod space;

@@ -416,20 +416,10 @@ fn retry_pause(period: Duration, failed: u32) -> Duration {
     if failed < 2 { Duration::ZERO } else { period.saturating_mul(doubled).min(RETRY_MAX.max(period)) }
 }
 
-fn rounds(core: &Core) -> tokio::time::Interval {
-    let mut tick = tokio::time::interval(keep_period(core));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    tick
-}
-
 /// Renews leases until the hub stops, and waits for nothing else: a repository whose lease runs out is another hub's.
 pub(crate) async fn keep_leases(core: Arc<Core>) {
-    let mut tick = rounds(&core);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(keep_period(&core));
+    while rounds.next().await {
         let renewals = core.repositories.all_open().into_iter().map(|(id, repository)| renew(&core, id, repository));
         futures::future::join_all(renewals).await;
     }
@@ -438,12 +428,8 @@ pub(crate) async fn keep_leases(core: Arc<Core>) {
 /// Until the hub stops: tries what is away, so that a folder that is mounted again and a repository whose hub has died are at
 /// work again although nobody asks for them, and follows what other hubs were told of modes and bounds.
 pub(crate) async fn keep_open(core: Arc<Core>) {
-    let mut tick = rounds(&core);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(keep_period(&core));
+    while rounds.next().await {
         look_for_more(&core).await;
     }
 }

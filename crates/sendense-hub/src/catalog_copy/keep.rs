@@ -22,13 +22,8 @@ const AGE_MAX_SECONDS: f64 = 23.5 * 3600.0;
 
 /// Looks until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + FIRST_LOOK, LOOK_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds_after(FIRST_LOOK, LOOK_PERIOD);
+    while rounds.next().await {
         pass(&core).await;
     }
 }

@@ -288,13 +288,8 @@ fn words_of(words: &sendense_repo::Words) -> Result<Vec<u8>> {
 
 /// Until the hub stops: closes what nobody uses, each minute.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(CLEANUP_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => break,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(CLEANUP_PERIOD);
+    while rounds.next().await {
         for id in core.mounts.clean_up().await {
             tracing::info!(mount_id = %id, "nobody used the open point; it is closed");
         }

@@ -64,13 +64,8 @@ pub(crate) async fn at_start(core: &Arc<Core>) {
 
 /// Passes until the hub stops.
 async fn watch(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
+    while rounds.next().await {
         journal::reap_orphans(&core).await;
         hooks::after_orphans(&core).await;
         tasks::end_dead(&core).await;
@@ -80,13 +75,8 @@ async fn watch(core: Arc<Core>) {
 /// Renews the hub's lease until it stops, and waits for nothing else: what a pass takes away may be on a source that hangs, and a hub
 /// whose lease has run out is taken for dead.
 async fn keep_lease(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(core.limits.part_of_lease(6, PASS_PERIOD_MAX));
+    while rounds.next().await {
         tasks::renew_hub(&core).await;
     }
 }

@@ -124,14 +124,9 @@ fn dry_runs_beyond(newest_first: &[Report], max: usize) -> Vec<Timestamp> {
 
 /// Looks through what nobody has looked through for a day, until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(core.limits.upkeep_period);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut rounds = core.rounds(core.limits.upkeep_period);
     let mut tried = HashMap::new();
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while rounds.next().await {
         if let Err(problem) = pass(&core, &mut tried).await {
             tracing::warn!(error = %problem.message, details = %problem.details, "look through repositories");
         }

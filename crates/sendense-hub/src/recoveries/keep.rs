@@ -20,13 +20,8 @@ const LOOK_PERIOD: Duration = Duration::from_secs(10);
 
 /// Passes until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(PASS_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = core.rounds(PASS_PERIOD);
+    while rounds.next().await {
         // Side by side: a repository that does not answer holds up its own recoveries only.
         futures::future::join_all(core.recoveries.all().iter().map(|recovery| pass(&core, recovery))).await;
     }

@@ -80,14 +80,8 @@ impl Told {
 
 /// Looks for machines that policies may mean, so that a new one is protected without anyone's doing.
 pub(crate) async fn rediscover(app: App) {
-    let begin = tokio::time::Instant::now() + DISCOVER_PERIOD;
-    let mut tick = tokio::time::interval_at(begin, DISCOVER_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = app.core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut rounds = app.core.rounds_after(DISCOVER_PERIOD, DISCOVER_PERIOD);
+    while rounds.next().await {
         if let Err(problem) = discover_all(&app).await {
             tracing::warn!(error = %problem.message, details = %problem.details, "look for new machines");
         }

@@ -17,14 +17,9 @@ const NOTE_SECONDS: f64 = 900.0;
 
 /// Looks until the hub stops.
 pub(crate) async fn keep(core: Arc<Core>) {
-    let mut tick = tokio::time::interval(core.limits.upkeep_period);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut rounds = core.rounds(core.limits.upkeep_period);
     let mut noted = HashMap::new();
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while rounds.next().await {
         let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
         let rows = match core.catalog.repositories().list(page).await {
             Ok((rows, _)) => rows,

@@ -31,14 +31,9 @@ const TRIED_MAX: usize = 8640;
 
 /// Looks until the hub stops.
 pub(crate) async fn keep(app: App) {
-    let mut tick = tokio::time::interval(LOOK_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut rounds = app.core.rounds(LOOK_PERIOD);
     let mut tried = HashMap::new();
-    loop {
-        tokio::select! {
-            () = app.core.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while rounds.next().await {
         if let Err(problem) = look(&app, &mut tried).await {
             tracing::warn!(error = %problem.message, details = %problem.details, "look for points to verify");
         }

@@ -195,6 +195,9 @@ async fn a_move_that_is_not_settled_is_settled_by_the_next_look() {
     assert!(told.0 == "conflict" && told.1.contains("unfinished"), "{told:?}");
     let told = findings(&house).await;
     assert_eq!(told, [format!("one: MoveUnfinished {vm}"), format!("two: MoveUnfinished {vm}")]);
+    // Neither repository goes: the other would not know whose the points are.
+    let kept = house.client.delete_repository("one").await.unwrap_err();
+    assert!(format!("{kept:?}").contains("was cut off"), "{kept:?}");
     // The chain goes on meanwhile.
     let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
     assert_eq!(house.client.get_backup(&next).await.unwrap().parent_backup_id, Some(ids[1].clone()));
