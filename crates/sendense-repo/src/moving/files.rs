@@ -5,15 +5,15 @@
 //!
 //! Invariant: a file is taken for copied only after it was read back from the disk and found to be what its manifest says.
 
-use super::{Ledger, MovePlan, Options};
+use super::run::Move;
 use crate::capacity::Reservation;
 use crate::crashsafe::{self, NewFile};
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::manifest::{Disk, Manifest};
 use crate::repository::Repository;
-use crate::verify::{self, Pace, Progress};
-use sendense_block::{ByteLen, ByteOffset, Cancel, Extent, ReadAt, digest};
+use crate::verify::{self, Pace};
+use sendense_block::{ByteLen, ByteOffset, Extent, ReadAt, digest};
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,13 +33,7 @@ fn files_of(vm: &VmContextId, backup: &BackupId, disk: &Disk) -> [(PathBuf, u64)
 
 /// The copying of a move.
 pub(super) struct Copying<'a> {
-    pub source: &'a Repository,
-    pub target: &'a Repository,
-    pub plan: &'a MovePlan,
-    pub options: &'a Options,
-    pub progress: &'a Progress,
-    pub cancel: &'a Cancel,
-    pub ledger: &'a dyn Ledger,
+    pub of: &'a Move<'a>,
     pub pace: &'a Pace,
     /// An earlier life of this move has left copies.
     pub is_resumed: bool,
@@ -48,10 +42,10 @@ pub(super) struct Copying<'a> {
 impl Copying<'_> {
     /// What an earlier life of this move has copied of these points already.
     pub fn copied_bytes(&self, points: &[Manifest]) -> u64 {
-        let vm = &self.plan.vm_context_id;
+        let vm = &self.of.plan.vm_context_id;
         let files = points.iter().flat_map(|point| point.disks.iter().map(|disk| (&point.backup_id, disk)));
         let lens = files.flat_map(|(id, disk)| files_of(vm, id, disk)).map(|(path, bytes)| {
-            let metadata = self.target.at(path).symlink_metadata();
+            let metadata = self.of.target.at(path).symlink_metadata();
             metadata.map_or(0, |metadata| metadata.len().min(bytes))
         });
         lens.fold(0, u64::saturating_add)
@@ -73,11 +67,11 @@ impl Copying<'_> {
     }
 
     fn copy_files(&self, point: &Manifest, reservation: &Reservation) -> Result<()> {
-        let (vm, fs) = (&self.plan.vm_context_id, self.target.fs());
+        let (vm, fs) = (&self.of.plan.vm_context_id, self.of.target.fs());
         for disk in &point.disks {
-            let dir = self.target.at(layout::disk_dir(vm, disk.disk_id));
+            let dir = self.of.target.at(layout::disk_dir(vm, disk.disk_id));
             {
-                let _turn = self.target.ownership()?.turn(self.ledger.now())?;
+                let _turn = self.of.target.ownership()?.turn(self.of.now())?;
                 crashsafe::ensure_dir(fs, &dir)?;
             }
             for (path, bytes) in files_of(vm, &point.backup_id, disk) {
@@ -89,15 +83,15 @@ impl Copying<'_> {
     }
 
     fn copy_file(&self, path: &Path, bytes: u64, reservation: &Reservation) -> Result<()> {
-        let from = self.source.open_file(path, bytes)?;
+        let from = self.of.source.open_file(path, bytes)?;
         let (to, there) = self.open_copy(path, bytes)?;
         // The last piece that is there may be half written.
         let begun = if there == bytes { bytes } else { there - there % COPY_BYTES };
-        self.progress.done_bytes.fetch_add(begun, Ordering::Relaxed);
+        self.of.progress.done_bytes.fetch_add(begun, Ordering::Relaxed);
         let rest = Extent::between(ByteOffset(begun), ByteOffset(bytes));
         let mut buffer = vec![0; COPY_BYTES as usize];
         for piece in rest.pieces(ByteLen(COPY_BYTES)) {
-            self.cancel.check()?;
+            self.of.cancel.check()?;
             let chunk = &mut buffer[..piece.len().0 as usize];
             verify::read(|| from.read_at(piece.start(), chunk))?;
             reservation.spend(piece.len().0)?;
@@ -105,8 +99,8 @@ impl Copying<'_> {
             if piece.start().0 < there || !digest::is_zero(chunk) {
                 to.write_at(piece.start(), chunk)?;
             }
-            self.progress.done_bytes.fetch_add(piece.len().0, Ordering::Relaxed);
-            self.pace.wait(piece.len().0, self.cancel);
+            self.of.progress.done_bytes.fetch_add(piece.len().0, Ordering::Relaxed);
+            self.pace.wait(piece.len().0, self.of.cancel);
         }
         if to.size().0 != bytes {
             to.set_len(ByteLen(bytes))?;
@@ -117,8 +111,8 @@ impl Copying<'_> {
     /// Opens the copy of a file, with as much of it as an earlier life of the move has written. In a turn: a name that another hub
     /// has given since is never opened, and what is written into an open file reaches none.
     fn open_copy(&self, path: &Path, bytes: u64) -> Result<(Arc<dyn NewFile>, u64)> {
-        let _turn = self.target.ownership()?.turn(self.ledger.now())?;
-        let (fs, to) = (self.target.fs(), self.target.at(path));
+        let _turn = self.of.target.ownership()?.turn(self.of.now())?;
+        let (fs, to) = (self.of.target.fs(), self.of.target.at(path));
         match to.symlink_metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((crashsafe::create_file(fs, &to)?, 0)),
             Err(error) => Err(crashsafe::failed("stat", &to, error)),
@@ -132,12 +126,19 @@ impl Copying<'_> {
 
     /// Reads the copies back, every byte.
     fn check(&self, point: &Manifest) -> Result<()> {
-        let vm = &self.plan.vm_context_id;
+        let vm = &self.of.plan.vm_context_id;
         for (path, bytes) in point.disks.iter().flat_map(|disk| files_of(vm, &point.backup_id, disk)) {
             // From the disk and not from memory, where the kernel can let go of what was synced.
-            self.target.open_file(&path, bytes)?.forget(Extent::whole(ByteLen(bytes)));
+            self.of.target.open_file(&path, bytes)?.forget(Extent::whole(ByteLen(bytes)));
         }
-        let report = verify::unnamed(self.target, point, self.options.threads, self.pace, self.progress, self.cancel)?;
+        let report = verify::unnamed(
+            self.of.target,
+            point,
+            self.of.options.threads,
+            self.pace,
+            self.of.progress,
+            self.of.cancel,
+        )?;
         let within = |error: Error| error.within(format!("read the copy of {} back", point.backup_id));
         match (report.error(), report.unreadable.first()) {
             (Some(error), _) => Err(within(error)),
@@ -147,9 +148,9 @@ impl Copying<'_> {
     }
 
     fn remove_files(&self, point: &Manifest) -> Result<()> {
-        let _turn = self.target.ownership()?.turn(self.ledger.now())?;
+        let _turn = self.of.target.ownership()?.turn(self.of.now())?;
         let disks = point.disks.iter().map(|disk| disk.disk_id).collect();
-        remove_files(self.target, &self.plan.vm_context_id, &point.backup_id, &disks)
+        remove_files(self.of.target, &self.of.plan.vm_context_id, &point.backup_id, &disks)
     }
 }
 

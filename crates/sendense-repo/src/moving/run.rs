@@ -46,7 +46,7 @@ impl From<Error> for Failed {
 }
 
 impl Move<'_> {
-    fn now(&self) -> Timestamp {
+    pub fn now(&self) -> Timestamp {
         self.ledger.now()
     }
 
@@ -67,9 +67,7 @@ impl Move<'_> {
         self.progress.done_bytes.store(0, Ordering::Relaxed);
         let is_resumed = settle::is_planned(target, vm, &record)?;
         let pace = Pace::new(self.options.bytes_per_second);
-        let (plan, options) = (self.plan, self.options);
-        let (progress, cancel, ledger) = (self.progress, self.cancel, self.ledger);
-        let copying = Copying { source, target, plan, options, progress, cancel, ledger, pace: &pace, is_resumed };
+        let copying = Copying { of: self, pace: &pace, is_resumed };
         let copied_bytes = if is_resumed { copying.copied_bytes(&points) } else { 0 };
         let reservation = target.capacity().reserve(self.plan.needed_bytes.saturating_sub(copied_bytes))?;
         reservation.resumed(copied_bytes);
@@ -225,10 +223,10 @@ impl Copying<'_> {
     fn run(&self, points: &[Manifest], reservation: &Reservation) -> Result<()> {
         let copy = || {
             points.iter().try_for_each(|point| {
-                self.cancel.check()?;
+                self.of.cancel.check()?;
                 self.copy_point(point, reservation)
             })
         };
-        if self.options.humble { humbly(copy) } else { copy() }
+        if self.of.options.humble { humbly(copy) } else { copy() }
     }
 }
