@@ -1,43 +1,29 @@
 //! Which clusters of a copied image are as they were: those need not be decoded again.
 //!
-//! What lives here: the digests of an old image's clusters, taken while it is copied ([`Read`]), and what they tell once the new one was
+//! What lives here: what is kept of the old image's clusters while it is copied ([`Taken`]), and what they tell once the new one was
 //! read from the disk ([`Changed`]). What does not: copying and reading.
 //!
-//! Invariant: a cluster is called unchanged only where the whole old segment is what its manifest says and the new file's cluster, read
-//! from the disk, has the same digest.
+//! Invariant: a cluster is called unchanged only where the whole old segment is what its manifest says, with what the new file, read
+//! from the disk, has in the places of the clusters that were taken over.
 
 use crate::segments::SegmentHasher;
-use crate::verify::READ_BYTES;
-use parking_lot::Mutex;
 use sendense_block::{BLOCK_BYTES, Digest, Extent};
-use std::collections::BTreeMap;
 
-/// Reads that are remembered, at most: 64 GiB of file, 20 MiB of memory. What lies behind is decoded.
-const READS_MAX: u64 = 1 << 16;
+/// What was taken over of a segment of the old image.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Taken {
+    /// Of each cluster: nothing where it was taken over whole, else its digest.
+    pub clusters: Vec<Option<Digest>>,
+    /// Some of what was not taken over is no zeros.
+    pub is_part: bool,
+}
 
-/// Digests of clusters of the old image, by the number of the read of [`READ_BYTES`] that they lie in.
-#[derive(Default)]
-pub(super) struct Read(Mutex<BTreeMap<u64, Vec<Digest>>>);
-
-impl Read {
-    /// Takes the bytes of one read.
-    pub(super) fn take(&self, number: u64, bytes: &[u8]) {
-        if number < READS_MAX {
-            let clusters = bytes.chunks(BLOCK_BYTES as usize).map(Digest::of).collect();
-            self.0.lock().insert(number, clusters);
-        }
-    }
-
-    /// The clusters of a part of the old file, where all of it was taken and is what `was` says.
-    fn proven(&self, part: Extent, was: Digest) -> Option<Vec<Digest>> {
-        let read = self.0.lock();
-        let numbers = part.start().0 / READ_BYTES..part.end().0.div_ceil(READ_BYTES);
-        let mut clusters = Vec::new();
-        for number in numbers {
-            clusters.extend_from_slice(read.get(&number)?);
-        }
-        (fold(&clusters) == was).then_some(clusters)
-    }
+/// What is known of a segment that was copied.
+pub(super) enum Copied {
+    /// It was not read back yet.
+    Taken(Taken),
+    /// Read from the disk: its digest there, and what is new in it.
+    Checked(Digest, Anew),
 }
 
 /// The digest of a segment.
@@ -59,16 +45,20 @@ pub(super) enum Anew {
 }
 
 impl Anew {
-    /// Compares a segment of the new file with what lay at `part` of the old one, of which the manifest says `was`.
-    pub(super) fn of(read: &Read, part: Extent, was: Digest, new: &[Digest]) -> Self {
-        let Some(old) = read.proven(part, was) else { return Self::All };
+    /// Compares a segment of the new file with the old one, of which the manifest says `was`.
+    pub(super) fn of(taken: &Taken, was: Digest, new: &[Digest]) -> Self {
+        let old = taken.clusters.iter().enumerate().map(|(n, digest)| digest.or_else(|| new.get(n).copied()));
+        let Some(old) = old.collect::<Option<Vec<Digest>>>() else { return Self::All };
+        if fold(&old) != was {
+            return Self::All;
+        }
         let mut bits = vec![0; new.len().div_ceil(64)];
         for (n, cluster) in new.iter().enumerate() {
             if old.get(n) != Some(cluster) {
                 bits[n / 64] |= 1 << (n % 64);
             }
         }
-        Self::Some(bits)
+        if bits.iter().all(|word| *word == 0) { Self::Nothing } else { Self::Some(bits) }
     }
 
     fn meets(&self, first: u64, last: u64) -> bool {
@@ -108,31 +98,34 @@ mod tests {
     use super::*;
     use sendense_block::{ByteLen, ByteOffset};
 
-    const CLUSTER: usize = BLOCK_BYTES as usize;
-
     fn extent(at: u64, len: u64) -> Extent {
         Extent::new(ByteOffset(at), ByteLen(len)).unwrap()
     }
 
     #[test]
     fn only_clusters_of_a_proven_segment_are_as_they_were() {
-        // A segment of two reads, the second of which is short.
-        let old: Vec<u8> = (0..READ_BYTES as usize + 2 * CLUSTER).map(|at| (at / CLUSTER) as u8).collect();
-        let clusters = |bytes: &[u8]| -> Vec<Digest> { bytes.chunks(CLUSTER).map(Digest::of).collect() };
-        let (part, was) = (extent(0, old.len() as u64), fold(&clusters(&old)));
-        let read = Read::default();
-        read.take(0, &old[..READ_BYTES as usize]);
-        assert_eq!(Anew::of(&read, part, was, &clusters(&old)), Anew::All, "half of it was not read");
-        read.take(1, &old[READ_BYTES as usize..]);
-        assert_eq!(Anew::of(&read, part, fold(&[]), &clusters(&old)), Anew::All, "it is not what was written");
+        let digests = |bytes: &[u8]| -> Vec<Digest> { bytes.iter().map(|byte| Digest::of(&[*byte])).collect() };
+        let old = digests(&(0..18).collect::<Vec<u8>>());
+        let was = fold(&old);
+        // The fourth was not taken over, and the new file goes on.
+        let mut taken = Taken { clusters: vec![None; 18], is_part: true };
+        taken.clusters[3] = Some(old[3]);
+        let mut new = [old.clone(), digests(&[99])].concat();
+        new[3] = Digest::of(&[98]);
 
-        // One cluster has changed, and the file has grown by one.
-        let mut new = old;
-        new[3 * CLUSTER + 5] ^= 1;
-        new.extend(vec![9; CLUSTER]);
+        assert_eq!(Anew::of(&taken, fold(&[]), &new), Anew::All, "it is not what was written");
+        assert_eq!(Anew::of(&taken, was, &new[..10]), Anew::All, "half of it was not read");
+        let mut bad = new.clone();
+        bad[7] = Digest::of(&[97]);
+        assert_eq!(Anew::of(&taken, was, &bad), Anew::All, "one that was taken over is another");
+        taken.clusters[4] = Some(Digest::of(&[96]));
+        assert_eq!(Anew::of(&taken, was, &new), Anew::All, "one that was not is another");
+        taken.clusters[4] = Some(old[4]);
+        assert_eq!(Anew::of(&taken, was, &old), Anew::Nothing);
+
         let changed = Changed {
             segment_bytes: 32 * BLOCK_BYTES,
-            segments: vec![Anew::of(&read, part, was, &clusters(&new)), Anew::Nothing, Anew::All],
+            segments: vec![Anew::of(&taken, was, &new), Anew::Nothing, Anew::All],
         };
         let anew: Vec<u64> =
             (0..128).filter(|cluster| changed.meets(extent(cluster * BLOCK_BYTES, BLOCK_BYTES))).collect();

@@ -21,13 +21,14 @@
 //! A **synthetic full** is the same with one difference: the successor gets the blocks of all that it stands on, stands on
 //! nothing afterwards, and no point goes.
 //!
-//! What lives here: the plan, and the order of the steps. [`prepare`] is steps 1 and 2: [`patch`] begins an image as a copy,
+//! What lives here: the plan, and the order of the steps. [`prepare`] is steps 1 and 2: [`patch`] begins an image as a copy, [`copying`] makes it,
 //! [`blocks`] moves blocks into it. [`switch`] is steps 4 and 5.
 //!
 //! Invariant: no file of the two points is touched before all that was written of the new ones was read back and found right.
 
 mod blocks;
 mod clusters;
+mod copying;
 mod intent;
 mod patch;
 mod prepare;

@@ -2,32 +2,32 @@
 //! file system can, else what is needed of it, byte by byte. Whole 4 KiB pieces that nobody needs any more become holes.
 //!
 //! What lives here: which image is copied, whether that is less work than moving every block, what stays of it, and which
-//! segments of the file are as they were ([`Base::untouched`]). What does not: moving the others' blocks, reading back, and what is new in
-//! the other segments ([`super::clusters`]).
+//! segments of the file are as they were ([`Base::untouched`]). What does not: the copying ([`super::copying`]), moving the others' blocks,
+//! and what is new in the other segments ([`super::clusters`]).
 //!
 //! Invariant: the tables of the old image are compared with its manifest before one entry of them is believed, and each entry with
 //! the digests file when it is kept.
 
 use super::blocks::{Layer, Resolved, Stack};
-use super::clusters::{Anew, Changed, Read, fold};
-use crate::capacity::Reservation;
-use crate::crashsafe::NewFile;
+use super::clusters::{Anew, Changed, Copied, Taken, fold};
+use super::copying::{Copying, Reserved};
 use crate::digests::{GROUP_BLOCKS, Group, State};
 use crate::draft::{self, DiskSpec, Over};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
 use crate::segments::{SEGMENTS_MAX, segment_bytes};
-use crate::verify::{Pace, Progress, READ_BYTES, cluster_digests, each, segment_digest};
+use crate::verify::{Pace, Progress, READ_BYTES, each, segment_digest};
+use parking_lot::Mutex;
 use sendense_block::backend::File;
-use sendense_block::{self as block, AllocationMap, BlockIndex, ByteOffset, Cancel, Content, Digest, Extent, ReadAt};
-use sendense_qcow2::{Held, Kept, Part};
-use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use sendense_block::{self as block, BlockIndex, ByteOffset, Cancel, Digest, Extent, ReadAt};
+use sendense_qcow2::{Held, Kept};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Where so much of an image would be dead, it is not copied: one part in four.
 const DEAD_PART: u64 = 4;
-/// Pieces that wait to be copied, at most: 4 GiB of file, 64 KiB of memory.
-const PIECES_MAX: usize = 4096;
+/// What is new is known by clusters so far into a file, 8 MiB of bits at the very most; behind it by segments.
+const PROVEN_BYTES_MAX: u64 = 4 << 40;
 
 /// How the new images of a merge come about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,10 +57,10 @@ pub(super) struct Base<'a> {
     pub layer: &'a Layer,
     pub file: File,
     pub kept: Kept,
-    /// The segments of the file that are not as they were. Behind its end, and in its last one, all are new.
-    touched: BTreeSet<u64>,
-    /// What was read of it to be copied.
-    read: Read,
+    /// The segments of a clone that are not as they were. Behind its end, and in its last one, all are new.
+    pub touched: BTreeSet<u64>,
+    /// What was copied, by segments. A few bytes for each, and a bit for each cluster of those in which something is new.
+    pub copied: Mutex<BTreeMap<u64, Copied>>,
     /// The room is shared: what was not touched was not read.
     pub is_clone: bool,
 }
@@ -70,8 +70,8 @@ impl<'a> Base<'a> {
     pub(super) fn choose(means: Means<'_>, stack: &'a Stack, spec: &DiskSpec, way: Way) -> Result<Option<Self>> {
         let Some((number, layer)) = largest(stack, spec, way) else { return Ok(None) };
         let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
-        let (kept, touched, read) = (Kept::default(), BTreeSet::new(), Read::default());
-        let mut base = Self { number, layer, file, kept, touched, read, is_clone: false };
+        let (kept, touched, copied) = (Kept::default(), BTreeSet::new(), Mutex::default());
+        let mut base = Self { number, layer, file, kept, touched, copied, is_clone: false };
         base.check_tables(means)?;
         let mut stays = Stays::new(stack, number, spec);
         let mut wrong = None;
@@ -109,19 +109,41 @@ impl<'a> Base<'a> {
     }
 
     /// The segment of the file at that number, as long as the file is.
-    fn segment(&self, number: u64, file_bytes: u64) -> Extent {
+    pub(super) fn segment(&self, number: u64, file_bytes: u64) -> Extent {
         let start = number.saturating_mul(self.segment_bytes()).min(file_bytes);
         let end = start.saturating_add(self.segment_bytes()).min(file_bytes);
         Extent::between(ByteOffset(start), ByteOffset(end))
     }
 
-    /// What is new in a segment that is not as it was.
-    fn anew(&self, number: u64, clusters: &[Digest]) -> Anew {
-        let was = usize::try_from(number).ok().and_then(|number| self.layer.link.disk.image.segments.get(number));
-        match was {
-            Some(was) => Anew::of(&self.read, self.segment(number, self.file.size().0), was.0, clusters),
-            None => Anew::All,
+    /// Compares a segment of the new file, as it was read from the disk, with the old one: its digest, and what is new in it.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when the old one is not what its manifest says; [`Kind::Io`] when the copy is not what was copied.
+    pub(super) fn judge(
+        &self,
+        number: u64,
+        taken: Option<&Taken>,
+        clusters: &[Digest],
+        means: Means<'_>,
+    ) -> Result<(Digest, Anew)> {
+        let digest = fold(clusters);
+        if let Some(was) = self.untouched(number).filter(|_| taken.is_none_or(|taken| !taken.is_part)) {
+            if was == digest {
+                return Ok((digest, Anew::Nothing));
+            }
+            // What was read, or what was written?
+            self.check_segment(number, &mut vec![0; READ_BYTES as usize], means)?;
+            let why = format!("segment {number} of the copy of {} is not what was copied", self.layer.path.display());
+            return Err(Error::new(Kind::Io, why));
         }
+        let segments = &self.layer.link.disk.image.segments;
+        let was = usize::try_from(number).ok().and_then(|number| segments.get(number));
+        let is_proven = number.saturating_add(1).saturating_mul(self.segment_bytes()) <= PROVEN_BYTES_MAX;
+        let anew = match (was, taken) {
+            (Some(was), Some(taken)) if is_proven => Anew::of(taken, was.0, clusters),
+            _ => Anew::All,
+        };
+        Ok((digest, anew))
     }
 
     /// Compares a segment of the old file with what its manifest says.
@@ -170,31 +192,24 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// The new disk, over a copy.
+    /// The new disk, over a copy, which gets the name `path` in the repository.
     pub(super) fn begin(
         &mut self,
         means: Means<'_>,
         stack: &Stack,
         spec: DiskSpec,
         reserved: Reserved<'_>,
+        path: &Path,
         begin: impl FnOnce(&draft::Base<'_>, &mut dyn Over, DiskSpec) -> Result<draft::DiskDraft>,
     ) -> Result<draft::DiskDraft> {
         let layer = self.layer;
         let stays = Stays::new(stack, self.number, &spec);
         // The old file is read through a handle of its own, for this one is changed meanwhile.
         let file = means.repository.open_file(&layer.path, layer.link.disk.image.file_bytes)?;
-        let mut copy = Copying { base: self, means, stays, reserved, pieces: Vec::new(), told: 0, read: 0 };
+        let mut copy = Copying::new(self, means, stays, reserved, path);
         let base = draft::Base { image: &layer.image, file: &file, disk: &layer.link.disk };
         begin(&base, &mut copy, spec)
     }
-}
-
-/// What was promised for a disk.
-#[derive(Clone, Copy)]
-pub(super) struct Reserved<'a> {
-    pub reservation: &'a Reservation,
-    /// Room for bytes that a clone shares is in it.
-    pub for_copy: bool,
 }
 
 /// The image that a new one would begin as, by what is known before its tables are read.
@@ -217,7 +232,7 @@ fn can_begin(stack: &Stack, layer: &Layer, spec: &DiskSpec) -> bool {
 }
 
 /// Which blocks of the copied image stay.
-struct Stays<'a> {
+pub(super) struct Stays<'a> {
     stack: &'a Stack,
     base: usize,
     stands_alone: bool,
@@ -231,7 +246,12 @@ impl<'a> Stays<'a> {
         Self { stack, base, stands_alone, group: Group::default(), resolved: Resolved::new() }
     }
 
-    fn look(&mut self, first: BlockIndex, held: &mut [Held], digests: &mut Vec<Option<Digest>>) -> Result<()> {
+    pub(super) fn look(
+        &mut self,
+        first: BlockIndex,
+        held: &mut [Held],
+        digests: &mut Vec<Option<Digest>>,
+    ) -> Result<()> {
         self.stack.resolve(first.0 / GROUP_BLOCKS, &mut self.group, &mut self.resolved)?;
         let layer = &self.stack.layers()[self.base];
         digests.clear();
@@ -266,154 +286,30 @@ impl<'a> Stays<'a> {
     }
 }
 
-/// The copy while it is made.
-struct Copying<'a, 'b> {
-    base: &'a mut Base<'b>,
-    means: Means<'a>,
-    stays: Stays<'a>,
-    reserved: Reserved<'a>,
-    /// To be copied, where the file system cannot share: in rising order, none across two reads.
-    pieces: Vec<Extent>,
-    /// Where the parts that were told end.
-    told: u64,
-    /// How many reads were made.
-    read: u64,
-}
-
-impl Copying<'_, '_> {
-    /// Copies what was told, as far as that is whole reads, or to its end.
-    ///
-    /// All of the old file is read, also what does not stay: its clusters' digests together prove each other.
-    fn flush(&mut self, copy: &dyn NewFile, to_end: bool) -> Result<()> {
-        let until = if to_end { self.told.div_ceil(READ_BYTES) } else { self.told / READ_BYTES };
-        let (means, first, told) = (self.means, self.read, self.told);
-        let (file, read, pieces) = (&self.base.file, &self.base.read, &self.pieces);
-        each(
-            means.cancel,
-            means.threads,
-            until.saturating_sub(first),
-            || vec![0; READ_BYTES as usize],
-            |buffer, at| {
-                let number = first + at;
-                let (start, end) = (number * READ_BYTES, ((number + 1) * READ_BYTES).min(told));
-                let bytes = &mut buffer[..(end - start) as usize];
-                crate::verify::read(|| file.read_at(ByteOffset(start), bytes))?;
-                read.take(number, bytes);
-                let from = pieces.partition_point(|piece| piece.start().0 < start);
-                for piece in pieces[from..].iter().take_while(|piece| piece.start().0 < end) {
-                    let at = (piece.start().0 - start) as usize;
-                    copy.write_at(piece.start(), &bytes[at..at + piece.len().0 as usize])?;
-                }
-                means.progress.done_bytes.fetch_add(end - start, Ordering::Relaxed);
-                means.pace.wait(end - start, means.cancel);
-                Ok(())
-            },
-        )?;
-        self.read = until.max(first);
-        let rest = self.pieces.partition_point(|piece| piece.start().0 < self.read * READ_BYTES);
-        self.pieces.drain(..rest);
-        Ok(())
-    }
-}
-
-impl Over for Copying<'_, '_> {
-    fn stays(&mut self, first: BlockIndex, held: &mut [Held], digests: &mut Vec<Option<Digest>>) -> Result<()> {
-        self.means.cancel.check()?;
-        self.stays.look(first, held, digests)
-    }
-
-    fn begun(&mut self, is_clone: bool) -> Result<()> {
-        self.base.is_clone = is_clone;
-        if is_clone {
-            return Ok(());
-        }
-        // Pieces are whole 4 KiB, of which a frame needs two more at most; no more than the file in any case.
-        let blocks = self.base.kept.raw_blocks + self.base.kept.compressed_blocks;
-        let most =
-            self.base.kept.kept_bytes.saturating_add(blocks.saturating_mul(2 * 4096)).min(self.base.file.size().0);
-        if !self.reserved.for_copy {
-            self.reserved.reservation.grow(most)?;
-        }
-        Ok(())
-    }
-
-    fn part(&mut self, copy: &dyn NewFile, part: Part) -> Result<()> {
-        match part {
-            Part::Live(_) if self.base.is_clone => {}
-            Part::Live(extent) => {
-                self.reserved.reservation.spend(extent.len().0)?;
-                let mut start = extent.start().0;
-                while start < extent.end().0 {
-                    let end = extent.end().0.min((start / READ_BYTES + 1) * READ_BYTES);
-                    self.pieces.push(Extent::between(ByteOffset(start), ByteOffset(end)));
-                    (self.told, start) = (end, end);
-                    if self.pieces.len() >= PIECES_MAX {
-                        self.flush(copy, false)?;
-                    }
-                }
-            }
-            Part::Stale(extent) => {
-                self.means.cancel.check()?;
-                self.told = extent.end().0;
-                // A hole there was one before.
-                for mapped in self.base.file.allocation(extent)? {
-                    if mapped.content == Content::Zero {
-                        continue;
-                    }
-                    let (bytes, extent) = (self.base.segment_bytes(), mapped.extent);
-                    self.base.touched.extend(extent.start().0 / bytes..extent.end().0.div_ceil(bytes));
-                    if self.base.is_clone {
-                        copy.punch(extent)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn all_told(&mut self, copy: &dyn NewFile) -> Result<()> {
-        if self.base.is_clone { Ok(()) } else { self.flush(copy, true) }
-    }
-}
-
-/// Reads the image's segments from the disk: those that are as they were keep their digests, and where they were copied they are
-/// compared with them. Tells what is new in the others.
+/// Reads those of the image's segments from the disk that were not yet; those that a clone left as they were keep their digests, unread.
+/// Tells what is new in the others.
 pub(super) fn segments(means: Means<'_>, base: &Base<'_>, file: &File) -> Result<(Vec<Digest>, Changed)> {
     let count = file.size().0.div_ceil(base.segment_bytes());
-    let found = parking_lot::Mutex::new(vec![None; usize::try_from(count).unwrap_or_default()]);
-    each(
-        means.cancel,
-        means.threads,
-        count,
-        || (vec![0; READ_BYTES as usize], Vec::new()),
-        |(buffer, clusters), segment| {
-            let was = base.untouched(segment);
-            let (digest, anew) = match was {
-                Some(digest) if base.is_clone => (digest, Anew::Nothing),
-                _ => {
-                    clusters.clear();
-                    let range = base.segment(segment, file.size().0);
-                    let told = &|bytes| {
-                        means.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-                        means.pace.wait(bytes, means.cancel);
-                    };
-                    cluster_digests(file, range, buffer, means.cancel, told, &mut |digest| clusters.push(digest))?;
-                    let anew = if was.is_some() { Anew::Nothing } else { base.anew(segment, clusters) };
-                    (fold(clusters), anew)
-                }
-            };
-            if was.is_some_and(|was| was != digest) {
-                // What was read, or what was written?
-                base.check_segment(segment, buffer, means)?;
-                let why =
-                    format!("segment {segment} of the copy of {} is not what was copied", base.layer.path.display());
-                return Err(Error::new(Kind::Io, why));
+    let found = Mutex::new(vec![None; usize::try_from(count).unwrap_or_default()]);
+    let desk = || (vec![0; READ_BYTES as usize], Vec::new());
+    each(means.cancel, means.threads, count, desk, |(buffer, clusters), segment| {
+        let copied = base.copied.lock().remove(&segment);
+        let (digest, anew) = match (copied, base.untouched(segment)) {
+            (Some(Copied::Checked(digest, anew)), _) => (digest, anew),
+            (_, Some(digest)) if base.is_clone => (digest, Anew::Nothing),
+            (copied, _) => {
+                means.digest(file, base.segment(segment, file.size().0), buffer, clusters)?;
+                let taken = match &copied {
+                    Some(Copied::Taken(taken)) => Some(taken),
+                    _ => None,
+                };
+                base.judge(segment, taken, clusters, means)?
             }
-            let at = usize::try_from(segment).expect("segments are counted in memory");
-            found.lock()[at] = Some((digest, anew));
-            Ok(())
-        },
-    )?;
+        };
+        let at = usize::try_from(segment).expect("segments are counted in memory");
+        found.lock()[at] = Some((digest, anew));
+        Ok(())
+    })?;
     let found: Option<Vec<(Digest, Anew)>> = found.into_inner().into_iter().collect();
     let (digests, segments) = found.ok_or_else(|| Error::invalid("a segment was left out"))?.into_iter().unzip();
     Ok((digests, Changed { segment_bytes: base.segment_bytes(), segments }))

@@ -7,7 +7,8 @@
 //! clone left as they were are not read: they keep the digests that they had.
 
 use super::blocks::{Move, Stack};
-use super::patch::{self, Base, Means, Reserved, Way};
+use super::copying::Reserved;
+use super::patch::{self, Base, Means, Way};
 use super::{MergePlan, Options, Pair};
 use crate::capacity::Reservation;
 use crate::chain::Link;
@@ -118,7 +119,8 @@ impl Preparing<'_> {
         let draft = match &mut base {
             Some(base) => {
                 let reserved = Reserved { reservation, for_copy: !shares };
-                base.begin(means, &stack, spec, reserved, |base, over, spec| {
+                let path = self.folder().join(layout::draft_image_name(number));
+                base.begin(means, &stack, spec, reserved, &path, |base, over, spec| {
                     DiskDraft::begin_over(repository.clone(), id, dir, reservation.clone(), spec, base, over)
                 })?
             }

@@ -2,16 +2,20 @@
 
 use crate::error::{Kind, Result};
 use crate::layout;
-use crate::merge::Way;
+use crate::merge::{self, Way};
 use crate::repository::Repository;
+use crate::testing::stage::{Act, Renames, Script, Stage};
 use crate::testing::world::{self, Amnesia, Point, back_up, tree, tree_of};
 use crate::testing::{Dice, now, qemu};
 use crate::verify::{Depth, Progress};
+use parking_lot::Mutex;
 use sendense_block::Cancel;
 use sendense_types::DiskNumber;
 use std::cell::Cell;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MIB: usize = 1 << 20;
 /// Five segments of an image: some in the middle that nothing touches.
@@ -183,4 +187,113 @@ fn rot_in_what_is_copied_is_found() {
     world::merge(&repository, &first).unwrap();
     world::check_bytes(&repository, &second).unwrap();
     world::check_sound(&repository, &second, Depth::Deep).unwrap();
+}
+
+/// A full, and a successor with changes all over it.
+fn scattered(repository: &Repository) -> (Point, Point) {
+    let mut first = Point::full("vm-a", "bk-1", &[&noise(1, DISK_BYTES)]);
+    // Frames: several blocks in a cluster, of which some go.
+    first.disk(0)[100 * MIB..140 * MIB].fill(9);
+    let mut second = first.child("bk-2");
+    for at in (0..DISK_BYTES - MIB).step_by(9 * MIB) {
+        second.disk(0)[at..at + 100_000].fill(7);
+    }
+    for point in [&first, &second] {
+        back_up(repository, point, now()).unwrap();
+    }
+    (first, second)
+}
+
+#[test]
+fn a_copy_with_changes_in_each_segment_is_what_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = world::open(&folder.path().join("repository")).unwrap();
+    let (first, second) = scattered(&repository);
+    world::merge_by(Way::Patch, &repository, &first).unwrap();
+    world::check_bytes(&repository, &second).unwrap();
+    world::check_sound(&repository, &second, Depth::AtRest).unwrap();
+    world::check_sound(&repository, &second, Depth::Deep).unwrap();
+    qemu::check(repository.root(), &[&second]);
+}
+
+/// A disk that takes a merge's new image and has other bytes in one place afterwards.
+struct Liar {
+    at: u64,
+    image: Mutex<Option<(PathBuf, u32)>>,
+}
+
+impl Script for Liar {
+    fn before(&self, _act: &Act<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn after(&self, act: &Act<'_>) {
+        match act {
+            Act::CreateFile(path, number) if path.ends_with(layout::draft_image_name(DiskNumber(0))) => {
+                *self.image.lock() = Some(((*path).to_owned(), *number));
+            }
+            Act::SyncFile(number) => {
+                let mut image = self.image.lock();
+                let Some((path, _)) = image.as_ref().filter(|(_, image)| image == number) else { return };
+                let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+                let mut bytes = [0; 8];
+                file.read_exact_at(&mut bytes, self.at).unwrap();
+                if bytes != [0; 8] {
+                    file.write_all_at(&bytes.map(|byte| !byte), self.at).unwrap();
+                    *image = None;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What was written is believed when it was read back: in a segment that stays as it is, and in one with changes.
+#[test]
+fn a_disk_that_lies_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, make) in [pair, scattered].into_iter().enumerate() {
+        let root = folder.path().join(n.to_string());
+        let (first, second) = make(&world::open(&root).unwrap());
+        let there = tree(&root);
+        let liar = Arc::new(Liar { at: 170 * MIB as u64, image: Mutex::default() });
+        let repository = world::open_on(Stage::sharing(liar.clone(), Renames::AtOnce, false), &root);
+        let error = world::merge_by(Way::Patch, &repository, &first).unwrap_err();
+        assert!(liar.image.lock().is_none(), "it has lied");
+        match n {
+            0 => {
+                let chain = sendense_block::error::chain(&error);
+                assert!(error.kind == Kind::Io && chain.contains("is not what was copied"), "{error:?}");
+            }
+            _ => assert!(matches!(error.kind, Kind::Corrupt { .. }), "{error:?}"),
+        }
+        drop(repository);
+        assert_eq!(tree(&root), there);
+        let repository = world::open(&root).unwrap();
+        world::merge_by(Way::Patch, &repository, &first).unwrap();
+        world::check_bytes(&repository, &second).unwrap();
+    }
+}
+
+/// A limit on a merge is kept, however its image is made.
+#[test]
+fn a_pace_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, (way, clones)) in world::WAYS.into_iter().enumerate() {
+        let repository = world::open_sharing(&folder.path().join(n.to_string()), clones).unwrap();
+        let first = Point::full("vm-a", "bk-1", &[&noise(1, MIB)]);
+        let mut second = first.child("bk-2");
+        second.disk(0)[..65536].fill(7);
+        for point in [&first, &second] {
+            back_up(&repository, point, now()).unwrap();
+        }
+        let plan = repository.plan_merge(&first.vm, &first.id, now()).unwrap();
+        let options = merge::Options { bytes_per_second: Some(MIB as u64), ..world::merging(way, 2) };
+        let began = std::time::Instant::now();
+        repository.execute_merge(&plan, &options, &Progress::default(), &Cancel::new(), now, || Ok(())).unwrap();
+        // Moved, or copied, and read back; a clone's segments are only read.
+        let least = if clones { 1.0 } else { 1.9 };
+        let took = began.elapsed().as_secs_f64();
+        assert!(took >= least, "{way:?}: {took} s");
+    }
 }
