@@ -10,7 +10,7 @@ top=$PWD
 sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
-# all, or words of: raw zstd incremental restore onto export verify merge libvirt vsphere memory files catalog. The rows of the others stay in the table as they are.
+# all, or words of: raw zstd incremental restore onto export verify merge clone libvirt vsphere memory files catalog. The rows of the others stay in the table as they are.
 ONLY=${ONLY:-all}
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
@@ -213,6 +213,15 @@ if wants merge; then
         drop_chain
     done
     row merge ours cp "merging a full into its successor, by copy, read back and checked — \`cp\` of the bytes kept" 1
+fi
+
+if wants clone; then
+    if [ "$(id -u)" = 0 ]; then
+        SENDENSE=$sendense bench/clone.sh > "$work/last.out"
+        mapfile -t -O "${#rows[@]}" rows < "$work/last.out"
+    else
+        say "clone: left out, because mounts need root"
+    fi
 fi
 
 if wants libvirt; then
