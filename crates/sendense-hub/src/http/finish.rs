@@ -36,6 +36,8 @@ pub(super) async fn finish(State(shared): State<Shared>, request: Request, next:
     headers
         .entry(CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    #[cfg(test)]
+    super::tests::contract::assert_promised(&method, route.as_deref(), response.status());
     count(&method, route, response.status().as_u16(), begun_at);
     response
 }

@@ -47,7 +47,10 @@ pub(super) fn base() -> OpenApi {
 const FAILURES: [(&str, &str); 7] = [
     ("400", "A field or parameter is missing, unknown or wrong."),
     ("401", "No token, or one that is not known."),
-    ("403", "The token's role does not allow this."),
+    (
+        "403",
+        "The token's role does not allow this, or the call comes by a name or from a page that the hub does not serve.",
+    ),
     ("404", "There is no such thing."),
     ("413", "The body is too large."),
     ("500", "A fault of the hub's."),
@@ -61,8 +64,15 @@ fn failure_name(status: &str) -> String {
 /// The document with the answers and the security that every call has.
 pub(super) fn complete(mut document: OpenApi) -> OpenApi {
     for (path, item) in &mut document.paths.paths {
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+        let operations = [
+            (false, &mut item.get),
+            (true, &mut item.post),
+            (true, &mut item.put),
+            (true, &mut item.patch),
+            (true, &mut item.delete),
+        ];
+        for (may_have_body, operation) in operations {
+            let Some(operation) = operation else { continue };
             let extensions = operation.extensions.as_ref();
             let role = extensions.and_then(|all| all.get(ROLE_EXTENSION)).and_then(|role| role.as_str());
             let (is_public, is_for_nodes) = (role == Some("none"), role == Some("node"));
@@ -71,13 +81,12 @@ pub(super) fn complete(mut document: OpenApi) -> OpenApi {
             } else if !is_public {
                 operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
             }
-            let has_body = operation.request_body.is_some();
             for (status, _) in FAILURES {
                 let applies = match status {
                     "401" => !is_public,
-                    "403" => !is_public && !is_for_nodes,
                     "404" => path.contains('{'),
-                    "413" => has_body,
+                    // Also one that should be empty.
+                    "413" => may_have_body,
                     _ => true,
                 };
                 let responses = &mut operation.responses.responses;

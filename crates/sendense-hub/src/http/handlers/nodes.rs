@@ -117,6 +117,8 @@ pub(in crate::http) async fn revoke_node(
     request_body(content = String, content_type = "application/octet-stream", description = "A head and what follows."),
     responses(
         (status = 200, description = "The answer, likewise.", body = String, content_type = "application/octet-stream"),
+        (status = 404, description = "The backup or restore that the call is about is not there any more.", body = ProblemBody),
+        (status = 409, description = "It is not this node's, or not in the state that the call is for.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("node"))),
 )]

@@ -92,7 +92,10 @@ pub(in crate::http) async fn update_repository(
 #[utoipa::path(
     get, path = "/repositories/{repository_id}/storage", tag = "repositories",
     params(("repository_id" = String, Path, description = "The repository's id or name.")),
-    responses((status = 200, description = "The space.", body = StorageReply)),
+    responses(
+        (status = 200, description = "The space.", body = StorageReply),
+        (status = 409, description = "The repository is offline.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("viewer"))),
 )]
 pub(in crate::http) async fn repository_storage(
@@ -128,7 +131,10 @@ pub(in crate::http) async fn repository_space(
 #[utoipa::path(
     post, path = "/repositories/{repository_id}/reconcile", tag = "repositories",
     params(("repository_id" = String, Path, description = "The repository's id or name."), ReconcileQuery),
-    responses((status = 200, description = "What was found and done.", body = ReportReply)),
+    responses(
+        (status = 200, description = "What was found and done.", body = ReportReply),
+        (status = 409, description = "The repository's mode does not allow it, or something else goes through it.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("admin"))),
 )]
 pub(in crate::http) async fn reconcile_repository(
@@ -183,7 +189,10 @@ pub(in crate::http) async fn test_repository(
 #[utoipa::path(
     post, path = "/repositories/{repository_id}/import", tag = "repositories",
     params(("repository_id" = String, Path, description = "The repository's id or name.")),
-    responses((status = 202, description = "The task that imports.", body = TaskReply)),
+    responses(
+        (status = 202, description = "The task that imports.", body = TaskReply),
+        (status = 409, description = "The repository is draining or offline.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("admin"))),
 )]
 pub(in crate::http) async fn import_repository(
@@ -202,7 +211,10 @@ pub(in crate::http) async fn import_repository(
 #[utoipa::path(
     post, path = "/repositories/{repository_id}/catalog-copies", tag = "repositories",
     params(("repository_id" = String, Path, description = "The repository's id or name.")),
-    responses((status = 201, description = "The copy that was made.", body = CatalogCopyReply)),
+    responses(
+        (status = 201, description = "The copy that was made.", body = CatalogCopyReply),
+        (status = 409, description = "The repository's mode does not allow it.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("admin"))),
 )]
 pub(in crate::http) async fn copy_catalog(
@@ -221,7 +233,10 @@ pub(in crate::http) async fn copy_catalog(
 #[utoipa::path(
     get, path = "/repositories/{repository_id}/catalog-copies", tag = "repositories",
     params(("repository_id" = String, Path, description = "The repository's id or name.")),
-    responses((status = 200, description = "The copies.", body = CatalogCopiesReply)),
+    responses(
+        (status = 200, description = "The copies.", body = CatalogCopiesReply),
+        (status = 409, description = "The repository is draining or offline.", body = ProblemBody),
+    ),
     extensions(("x-role" = json!("viewer"))),
 )]
 pub(in crate::http) async fn list_catalog_copies(

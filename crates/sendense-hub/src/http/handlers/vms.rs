@@ -6,6 +6,7 @@ use crate::http::extract::{Body, NameOrId, NoBody, Query};
 use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
+use http::StatusCode;
 use sendense_api::reply::{ChainMoveReply, ConsolidationReply, PruneReply, VmListReply, VmReply};
 use sendense_api::{ChangeTags, ConsolidateQuery, MoveQuery, MoveVm, ProblemBody, PruneQuery, PruneVm, VmFilter};
 
@@ -96,7 +97,8 @@ pub(in crate::http) async fn prune_vm(
     post, path = "/vms/{vm_name}/consolidate", tag = "vms",
     params(("vm_name" = String, Path, description = "The VM's name or id."), ConsolidateQuery),
     responses(
-        (status = 200, description = "What is done, or would be, and the task that does it.", body = ConsolidationReply),
+        (status = 200, description = "What would be done, or that nothing is to do.", body = ConsolidationReply),
+        (status = 202, description = "What is done, and the task that does it.", body = ConsolidationReply),
         (status = 404, description = "There is no such VM or repository, or the disk has no backup.", body = ProblemBody),
         (status = 409, description = "Points of it are being merged.", body = ProblemBody),
     ),
@@ -108,8 +110,10 @@ pub(in crate::http) async fn consolidate_chain(
     NameOrId(vm): NameOrId,
     Query(how): Query<ConsolidateQuery>,
     _: NoBody,
-) -> Result<Json<ConsolidationReply>> {
-    Ok(Json(ConsolidationReply::new(app.consolidate_chain(&caller, &vm, how).await?)))
+) -> Result<(StatusCode, Json<ConsolidationReply>)> {
+    let consolidation = app.consolidate_chain(&caller, &vm, how).await?;
+    let status = if consolidation.task_id.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(ConsolidationReply::new(consolidation))))
 }
 
 /// Move a VM's backups to another repository.
@@ -122,7 +126,8 @@ pub(in crate::http) async fn consolidate_chain(
     post, path = "/vms/{vm_name}/move", tag = "vms",
     params(("vm_name" = String, Path, description = "The VM's name or id."), MoveQuery), request_body = MoveVm,
     responses(
-        (status = 200, description = "What is done, or would be, and the task that does it.", body = ChainMoveReply),
+        (status = 200, description = "What would be done.", body = ChainMoveReply),
+        (status = 202, description = "What is done, and the task that does it.", body = ChainMoveReply),
         (status = 404, description = "There is no such VM or repository, or the VM has no backup.", body = ProblemBody),
         (status = 409, description = "Something holds its backups, another move of it is not settled, or a policy goes on elsewhere.",
             body = ProblemBody),
@@ -136,6 +141,8 @@ pub(in crate::http) async fn move_chain(
     NameOrId(vm): NameOrId,
     Query(how): Query<MoveQuery>,
     Body(request): Body<MoveVm>,
-) -> Result<Json<ChainMoveReply>> {
-    Ok(Json(ChainMoveReply::new(app.move_chain(&caller, &vm, request, how).await?)))
+) -> Result<(StatusCode, Json<ChainMoveReply>)> {
+    let moved = app.move_chain(&caller, &vm, request, how).await?;
+    let status = if moved.task_id.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(ChainMoveReply::new(moved))))
 }

@@ -4,8 +4,35 @@ use super::Fixture;
 use crate::http::operations::{Operations, ROLE_EXTENSION};
 use crate::http::{openapi, openapi_document, router};
 use expect_test::expect_file;
+use http::{Method, StatusCode};
 use sendense_api::Role;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
+
+/// The statuses that the document promises, by path and method.
+type Promised = BTreeMap<(String, String), BTreeSet<u16>>;
+
+/// Whatever a test asks, the answer's status is one that the document promises.
+pub(in crate::http) fn assert_promised(method: &Method, route: Option<&str>, status: StatusCode) {
+    static PROMISED: OnceLock<Promised> = OnceLock::new();
+    let promised = PROMISED.get_or_init(|| {
+        let document: serde_json::Value = serde_json::from_str(&openapi_document()).unwrap();
+        let mut promised = Promised::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let statuses = operation["responses"].as_object().unwrap().keys();
+                let statuses = statuses.map(|status| status.parse().unwrap()).collect();
+                promised.insert((path.clone(), method.to_uppercase()), statuses);
+            }
+        }
+        promised
+    });
+    let method = if method == Method::HEAD { Method::GET } else { method.clone() };
+    let Some(route) = route else { return };
+    // What is no call of the API, the web page for one, promises nothing.
+    let Some(statuses) = promised.get(&(route.to_owned(), method.to_string())) else { return };
+    assert!(statuses.contains(&status.as_u16()), "{method} {route} answers {status}, which the document does not say");
+}
 
 #[test]
 fn the_document_is_as_committed() {

@@ -1,6 +1,6 @@
 //! The front door as callers meet it: a hub on an embedded catalog, asked through the router or a real connection.
 
-mod contract;
+pub(super) mod contract;
 mod failures;
 mod gate;
 mod hooks;
