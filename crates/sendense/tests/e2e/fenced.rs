@@ -15,13 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Short, and yet a hub that only has to wait for a processor is not taken for dead.
 const LEASE_SECONDS: &str = "10";
 
-struct Pair {
-    hubs: [Hub; 2],
+pub struct Pair {
+    pub hubs: [Hub; 2],
 }
 
 impl Pair {
     /// Two hubs of one deployment. Sources and repositories are added through the first.
-    fn start(dir: &Path, url: &str) -> Self {
+    pub fn start(dir: &Path, url: &str) -> Self {
         let start = |name: &str| {
             let hub = Hub::launch(dir, name, &["--database-url", url, "--lease-seconds", LEASE_SECONDS]);
             hub.unwrap_or_else(|log| panic!("{log}"))
@@ -40,18 +40,22 @@ impl Pair {
     }
 }
 
-fn id_of(hub: &Hub) -> String {
+pub fn id_of(hub: &Hub) -> String {
     let text = std::fs::read_to_string(hub.data_dir.join("hub.json")).unwrap();
     field(&serde_json::from_str(&text).unwrap(), "hub_id").to_owned()
 }
 
-/// The hub that the repository's owner record names.
 fn owner(dir: &Path) -> String {
-    let text = std::fs::read_to_string(dir.join("repo/.sendense-repository.json")).unwrap();
+    owner_of(&dir.join("repo"))
+}
+
+/// The hub that a repository's owner record names.
+pub fn owner_of(repository: &Path) -> String {
+    let text = std::fs::read_to_string(repository.join(".sendense-repository.json")).unwrap();
     field(&serde_json::from_str(&text).unwrap(), "hub_id").to_owned()
 }
 
-fn until(hubs: [&Hub; 2], what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(hubs: [&Hub; 2], what: &str, mut done: impl FnMut() -> bool) {
     let patience = Instant::now() + PATIENCE;
     while !done() {
         let logs = || hubs.map(Hub::log).join("\n----\n");
@@ -60,7 +64,7 @@ fn until(hubs: [&Hub; 2], what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn is_idle(hub: &Hub) -> bool {
+pub fn is_idle(hub: &Hub) -> bool {
     let at_work = |task: &Value| ["pending", "running"].contains(&field(task, "state"));
     !hub.json(&["task", "list"])["tasks"].as_array().unwrap().iter().any(at_work)
 }
@@ -79,7 +83,7 @@ fn files(dir: &Path) -> Vec<(String, u64)> {
     points.map(|file| (file.clone(), repo.join(file).metadata().unwrap().len())).collect()
 }
 
-fn restores(hub: &Hub, dir: &Path, id: &str, bytes: &[u8]) {
+pub fn restores(hub: &Hub, dir: &Path, id: &str, bytes: &[u8]) {
     let out = dir.join(format!("out-{id}"));
     hub.ok(&["restore", "disk", id, "--disk", "0", "--to", path(&out), "--wait"]);
     assert_holds(&out, bytes);
@@ -126,13 +130,17 @@ fn a_hub_that_was_stopped_in_mid_backup_publishes_nothing() {
     }
 }
 
-/// Stops a hub that is not in the middle of a change of names: there it keeps the repository, stopped or not, and nobody takes it.
-fn pause_between_changes(hub: &Hub, dir: &Path) {
-    let lock = std::fs::File::open(dir.join("repo/.sendense-repository.lock")).unwrap();
+/// Stops a hub that is not in the middle of a change of names in any of these repositories: there it keeps it, stopped or not, and
+/// nobody takes it.
+pub fn pause_between_changes(hub: &Hub, repositories: &[&Path]) {
     let patience = Instant::now() + PATIENCE;
     loop {
         hub.pause();
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let is_free = |repository: &&Path| {
+            let lock = std::fs::File::open(repository.join(".sendense-repository.lock")).unwrap();
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        if repositories.iter().all(is_free) {
             return;
         }
         hub.resume();
@@ -175,7 +183,7 @@ fn a_hub_that_was_stopped_in_a_merge_or_a_deletion_changes_nothing_any_more() {
         away.ok(&["backup", "start", "new", "--repo", "main"]);
         let mut deletion = spawn(away, &["backup", "delete", &points[3].0, "--cascade", "--yes"]);
         std::thread::sleep(Duration::from_millis(delay_ms));
-        pause_between_changes(away, dir);
+        pause_between_changes(away, &[&dir.join("repo")]);
         until(both, "the other hub takes the repository", || owner(dir) == id_of(other));
         until(both, "the other hub puts all in order", || is_idle(other) && is_tidy(dir));
         // The chains go on, on whatever the stopped one left of them.

@@ -30,6 +30,7 @@ mod maintenance;
 mod memory;
 mod merge;
 mod moves;
+mod moves_fenced;
 mod moves_no_room;
 mod nbd;
 mod nodes;
