@@ -31,5 +31,5 @@ hub_args="--running-tasks-max 10" repo_args="--running-tasks-max 10"
 . bench/hub.sh
 sd source update images --running-tasks-max 10 > /dev/null
 sd policy create all --vm '*' --source images --repo main --bandwidth "$BANDWIDTH" > /dev/null
-sd schedule create all --policy all --every 60s > /dev/null
+sd schedule create all --policy all --every 1m > /dev/null
 bench/catalog.py "$url" "$work/hub/admin-token" "$VMS"
