@@ -294,7 +294,7 @@ impl Executions<'_> {
     /// Ends one.
     ///
     /// # Errors
-    /// As [`Executions::set_vm`]; [`Error::Invalid`] for a state that is no end.
+    /// As [`Executions::set_vms`]; [`Error::Invalid`] for a state that is no end.
     pub async fn finish(
         &self,
         execution_id: &ExecutionId,
