@@ -1,8 +1,10 @@
 //! Whose points a policy's rules judge, where several policies mean one machine in one repository.
 //!
-//! A point belongs to the policy that made it, as long as that one means the machine and puts its points into the repository: no other
-//! policy's rules let it go, nor does it take a place of theirs. What belongs to none (it was made by hand, or its policy is gone, or
-//! means the machine no more) is judged by each policy together with its own points, and goes only when none of them keeps it.
+//! A point belongs to the policy that made it, for as long as there is that policy. While it means the machine and puts its points into
+//! the repository, it prunes there itself: no other policy's rules let its points go, nor do they take a place of theirs. When it does so no
+//! more (the machine bears another name, or the policy was changed), whoever prunes judges them, each policy's by that policy's own rules.
+//! What belongs to none (it was made by hand, or its policy is gone) is judged by each policy that means the machine, together with
+//! its own points, and goes only when none of them keeps it.
 //!
 //! Invariant: a policy that cannot be read loses nothing: what it made is left alone.
 
@@ -35,12 +37,21 @@ struct Other {
     rules: Option<PolicyRules>,
 }
 
-/// Those of them that have a say in a machine's points in a repository.
+/// What they have to say of a machine's points in a repository.
 #[derive(Debug, Default)]
 pub(super) struct Having<'a> {
     own: Option<&'a str>,
-    /// By id: the name, and what is kept; `None` for all.
-    others: BTreeMap<&'a str, (&'a str, Option<Policy>)>,
+    /// By id.
+    others: BTreeMap<&'a str, Says<'a>>,
+}
+
+#[derive(Debug)]
+struct Says<'a> {
+    name: &'a str,
+    /// What is kept; `None` for all.
+    keep: Option<Policy>,
+    /// It means the machine now, and names the repository.
+    is_here: bool,
 }
 
 impl App {
@@ -75,18 +86,18 @@ impl Beside {
 
     /// Who has a say in the points of a machine in a repository.
     pub(super) fn of(&self, vm: &VmContext, repository_id: &RepositoryId) -> Having<'_> {
-        let say = |other: &Other| match &other.rules {
-            None => Some(None),
-            Some(rules) => {
-                let is_here = rules.repository_id == repository_id.as_str() && Selector::new(rules).means(vm);
-                // What cannot be understood keeps all, as what says nothing does.
-                let keep = || rules.retention.as_ref().and_then(|retention| keeping(&as_prune(retention)).ok());
-                is_here.then(keep)
-            }
+        let says = |other: &'_ Other| {
+            // What cannot be read is left alone, and what cannot be understood keeps all, as what says nothing does.
+            let rules = other.rules.as_ref();
+            let retention = rules.and_then(|rules| rules.retention.as_ref());
+            let keep = retention.and_then(|retention| keeping(&as_prune(retention)).ok());
+            let is_here = rules
+                .is_none_or(|rules| rules.repository_id == repository_id.as_str() && Selector::new(rules).means(vm));
+            (keep, is_here)
         };
-        let having = self.others.iter().filter_map(|other| {
-            let keep = say(other)?;
-            Some((other.policy_id.as_str(), (other.name.as_str(), keep)))
+        let having = self.others.iter().map(|other| {
+            let (keep, is_here) = says(other);
+            (other.policy_id.as_str(), Says { name: &other.name, keep, is_here })
         });
         Having { own: self.own.as_deref(), others: having.collect() }
     }
@@ -108,14 +119,34 @@ impl Having<'_> {
         };
         let mut verdicts = judge(&of(&|made_by| owner(made_by).is_none()), policy, now);
         let mut left = BTreeMap::new();
-        for (made_by, point) in points {
-            let Some((name, _)) = owner(*made_by).and_then(|id| self.others.get(id)) else { continue };
-            verdicts.insert(point.backup_id.clone(), Verdict::Stays(Reason::NotJudged));
-            left.insert(point.backup_id.clone(), format!("policy {name} made it, and judges it"));
+        for (id, says) in &self.others {
+            let made = of(&|made_by| made_by == Some(id));
+            let kept = match &says.keep {
+                // It does not prune here any more.
+                Some(keep) if !says.is_here => judge(&made, keep, now),
+                _ => BTreeMap::new(),
+            };
+            for point in made {
+                let verdict = kept.get(&point.backup_id).copied().unwrap_or(Verdict::Stays(Reason::NotJudged));
+                match verdict {
+                    Verdict::Goes => {}
+                    Verdict::Stays(Reason::NotJudged) if says.is_here => {
+                        left.insert(point.backup_id.clone(), format!("policy {} made it, and judges it", says.name));
+                    }
+                    Verdict::Stays(Reason::NotJudged) => {
+                        left.insert(point.backup_id.clone(), format!("policy {} made it, and keeps all", says.name));
+                    }
+                    Verdict::Stays(reason) => {
+                        let why = format!("{reason} (policy {}, which made it)", says.name);
+                        left.insert(point.backup_id.clone(), why);
+                    }
+                }
+                verdicts.insert(point.backup_id, verdict);
+            }
         }
-        for (id, (name, keep)) in &self.others {
+        for (id, says) in self.others.iter().filter(|(_, says)| says.is_here) {
             // One that keeps all that it made says nothing of what it did not make.
-            let Some(keep) = keep else { continue };
+            let (name, Some(keep)) = (says.name, &says.keep) else { continue };
             let nobodys =
                 |made_by: Option<&str>| owner(made_by).is_none() && made_by.is_none_or(|by| Some(by) != self.own);
             let with_own = of(&|made_by| nobodys(made_by) || made_by == Some(id));
@@ -151,6 +182,16 @@ mod tests {
 
     /// Points of days, oldest first, each by who made it: what `own` would do with them.
     fn check(others: &[(&'static str, Option<Policy>)], made_by: &[Option<&str>], policy: &Policy, expected: Expect) {
+        check_beside(true, others, made_by, policy, expected);
+    }
+
+    fn check_beside(
+        is_here: bool,
+        others: &[(&'static str, Option<Policy>)],
+        made_by: &[Option<&str>],
+        policy: &Policy,
+        expected: Expect,
+    ) {
         let point = |day: usize| Point {
             backup_id: format!("p{day}").parse().unwrap(),
             completed_at: Timestamp::from_micros(1_800_000_000_000_000).plus_seconds(day as i64 * DAY),
@@ -160,7 +201,8 @@ mod tests {
             coverage: Coverage::Whole,
         };
         let points: Vec<_> = made_by.iter().enumerate().map(|(day, by)| (*by, point(day))).collect();
-        let others = others.iter().map(|(id, keep)| (*id, (*id, keep.clone()))).collect();
+        let says = |(id, keep): &(&'static str, Option<Policy>)| (*id, Says { name: id, keep: keep.clone(), is_here });
+        let others = others.iter().map(says).collect();
         let having = Having { own: Some("own"), others };
         let (verdicts, left) = having.judge(&points, policy, Timestamp::from_micros(1_900_000_000_000_000));
         let told = points.iter().map(|(made_by, point)| {
@@ -196,6 +238,37 @@ mod tests {
             expect![[r#"
                 p0 monthly: policy monthly made it, and judges it
                 p1 own: keep-last 1 of 1
+            "#]],
+        );
+    }
+
+    /// The machine was given another name, or the policy another repository: its rules hold all the same, and another's never do.
+    #[test]
+    fn what_a_policy_made_is_judged_by_its_rules_when_it_prunes_here_no_more() {
+        let made_by = [Some("monthly"), Some("monthly"), Some("own"), Some("monthly"), Some("own"), None];
+        check_beside(
+            false,
+            &[("monthly", Some(last(2)))],
+            &made_by,
+            &last(1),
+            expect![[r#"
+                p0 monthly: goes
+                p1 monthly: keep-last 2 of 2 (policy monthly, which made it)
+                p2 own: goes
+                p3 monthly: keep-last 1 of 2 (policy monthly, which made it)
+                p4 own: goes
+                p5 -: keep-last 1 of 1
+            "#]],
+        );
+        check_beside(
+            false,
+            &[("monthly", None)],
+            &made_by[..3],
+            &last(1),
+            expect![[r#"
+                p0 monthly: policy monthly made it, and keeps all
+                p1 monthly: policy monthly made it, and keeps all
+                p2 own: keep-last 1 of 1
             "#]],
         );
     }

@@ -6,6 +6,7 @@
 
 use super::beside::Beside;
 use super::delete::refused;
+use super::selector::Selector;
 use super::{App, Caller, vms};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
@@ -70,6 +71,9 @@ impl App {
         }
         let rules = self.get_policy(policy_id).await?.rules;
         let vm = vms::find(&self.core, vm).await?;
+        if !Selector::new(&rules).means(&vm) {
+            return Err(invalid("the policy does not mean this machine"));
+        }
         let (app, by) = (self.clone(), caller.identity.clone());
         let pruned = self.to_the_end(async move { app.prune_by(&rules, &vm, how, &by).await }).await?;
         pruned.ok_or_else(|| invalid("the policy has no retention: it keeps every point"))

@@ -1,7 +1,7 @@
 //! What several policies say of one machine.
 
 use super::house::House;
-use sendense_api::{PruneQuery, PruneVm, UpdateRepository};
+use sendense_api::{PruneFate, PruneQuery, PruneVm, UpdateRepository};
 use sendense_types::{BackupId, RepositoryMode, SourceKind};
 use serde_json::{Value, json};
 
@@ -54,6 +54,22 @@ async fn a_policy_deletes_no_point_of_another_one() {
     }
     let both = PruneVm { keep_last: 1, ..asked };
     assert!(house.client.prune_vm(&vm, &both, &show).await.is_err(), "one or the other");
+
+    // One that means the machine no more still says what becomes of the points that it made, and of none else.
+    let rules = json!({"name": "monthly", "vms": ["*"], "exclude": ["web"], "repository_id": "one", "retention": {"keep_last": 1}});
+    let answer = house.fixture.json("PUT", "/api/v1/policies/monthly", &rules.to_string()).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+    let shown = house.client.prune_policy("daily", &show).await.unwrap().remove(0);
+    let told = |id: &BackupId| {
+        let point = shown.backups.iter().find(|it| it.backup_id == *id).unwrap();
+        (point.fate, point.reason.clone())
+    };
+    assert_eq!(told(&points[1]).0, PruneFate::Delete);
+    assert_eq!(told(&points[2]), (PruneFate::Keep, "keep-last 1 of 1 (policy monthly, which made it)".to_owned()));
+    assert_eq!(told(&points[4]), (PruneFate::Keep, "keep-last 1 of 1".to_owned()));
+    let asked = PruneVm { policy_id: Some("monthly".to_owned()), ..PruneVm::default() };
+    let refused = house.client.prune_vm(&vm, &asked, &show).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("does not mean this machine"), "{refused:?}");
     house.fixture.hub.shutdown().await;
 }
 
