@@ -332,6 +332,19 @@ fn is_connection(error: &DbErr) -> bool {
                     | sqlx::Error::WorkerCrashed
             )
         )
+        || matches!(sqlx_error(error), Some(sqlx::Error::Database(error)) if is_of_the_server(&**error))
+}
+
+/// True for what a database says that ends, begins, or has no room for another connection: come again later.
+fn is_of_the_server(error: &dyn sqlx::error::DatabaseError) -> bool {
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        // 1040 too many connections, 1053 shutdown in progress, 1203 too many of this user, 1290 read-only, 1927 connection killed.
+        return matches!(error.number(), 1040 | 1053 | 1203 | 1290 | 1927);
+    }
+    let code = error.code().unwrap_or_default();
+    // PostgreSQL: classes 08 (connection), 53 (resources), 57P (operator intervention).
+    error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some()
+        && (code.starts_with("08") || code.starts_with("53") || code.starts_with("57P"))
 }
 
 /// True for the errors by which a database says "another transaction was in the way, begin again".

@@ -211,6 +211,28 @@ impl<'a> Work<'a> {
             Err(problem) if problem.code == ProblemCode::Busy => self.put_off(&problem).await?,
             // Another hub has the execution now.
             Err(problem) if problem.code == ProblemCode::Conflict => return Err(problem),
+            // Whose fault it was is not said: each alone, so that one that cannot be read ends no other.
+            Err(problem) if problem.code == ProblemCode::Internal && asked.len() > 1 => {
+                tracing::warn!(execution_id = %self.id(), error = %problem.message, details = %problem.details,
+                    "begin backups together; they are begun one by one");
+                for ((vm, _), asked) in vms.iter().zip(&asked) {
+                    let one = std::slice::from_ref(asked);
+                    let told = self.app.create_backups_in(&self.caller, &self.asked(), one, self.id()).await;
+                    match told.map(|mut told| told.pop()) {
+                        Ok(Some(Ok(_))) => begun += 1,
+                        Ok(Some(Err(problem))) => refusals.push(refused(&self.standing, (*vm).clone(), &problem)),
+                        Ok(None) => {}
+                        Err(problem) if problem.code == ProblemCode::Internal => {
+                            refusals.push(refused(&self.standing, (*vm).clone(), &problem));
+                        }
+                        // What holds for all of them is told by the next look.
+                        Err(problem) => {
+                            self.note(&refusals).await?;
+                            return Err(problem);
+                        }
+                    }
+                }
+            }
             Err(problem) => refusals.extend(vms.iter().map(|(vm, _)| refused(&self.standing, (*vm).clone(), &problem))),
         }
         self.note(&refusals).await?;
