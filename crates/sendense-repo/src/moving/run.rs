@@ -69,7 +69,13 @@ impl Move<'_> {
         let pace = Pace::new(self.options.bytes_per_second);
         let copying = Copying { of: self, pace: &pace, is_resumed };
         let copied_bytes = if is_resumed { copying.copied_bytes(&points) } else { 0 };
-        let reservation = target.capacity().reserve(self.plan.needed_bytes.saturating_sub(copied_bytes))?;
+        let reservation = target.capacity().reserve(self.plan.needed_bytes.saturating_sub(copied_bytes));
+        // What an earlier life of it has copied takes room where there is none.
+        let reservation = reservation.inspect_err(|error| {
+            if is_resumed {
+                self.give_up(error)
+            }
+        })?;
         reservation.resumed(copied_bytes);
         let went = self.begin(&record, is_resumed).and_then(|()| copying.run(&points, &reservation));
         let went = went.and_then(|()| self.wait_alone(&here)).and_then(|()| self.lay_down(&record, &reservation));

@@ -400,6 +400,45 @@ fn a_cancelled_move_leaves_nothing_unless_it_goes_on() {
     }
 }
 
+/// What a move that was cut off has copied is taken away when there is no room for the rest.
+#[test]
+fn a_move_that_goes_on_without_room_leaves_nothing() {
+    struct Stopped(Cancel);
+    impl Ledger for Stopped {
+        fn now(&self) -> Timestamp {
+            now()
+        }
+
+        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            self.0.cancel();
+            Ok(())
+        }
+
+        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+            panic!("the points did not go over");
+        }
+
+        fn goes_on(&self) -> bool {
+            true
+        }
+    }
+    let world = World::new();
+    let (source, target) = world.open();
+    let there = [tree(source.root()), tree(target.root())];
+    let plan = source.plan_move(world.vm(), &target).unwrap();
+    let stopped = Stopped(Cancel::new());
+    source.execute_move(&target, &plan, &options(), &Progress::default(), &stopped.0, &stopped).unwrap_err();
+    let image = target.at(layout::image(world.vm(), DiskNumber(0), &world.before.first.id));
+    std::fs::OpenOptions::new().write(true).open(image).unwrap().set_len(70_000).unwrap();
+    assert_ne!(tree(target.root()), there[1]);
+    drop(target);
+    let limited = crate::Options { limit_bytes: Some(300_000), ..world::options() };
+    let target = Repository::open_on(Stage::calm(), &world.folder().join(TARGET), limited, now()).unwrap();
+    let error = go(&source, &target, world.vm(), &Book::default()).unwrap_err();
+    assert_eq!(error.kind, Kind::NoSpace, "{error:?}");
+    assert_eq!([tree(source.root()), tree(target.root())], there);
+}
+
 /// Damage is met before anything is switched, in the source or on the way.
 #[test]
 fn damaged_files_are_not_moved() {
