@@ -193,6 +193,13 @@ impl<'a> Work<'a> {
                 Err(problem) => refusals.push(refused(&self.standing, vm.clone(), &problem)),
             }
         }
+        let begun = self.begin_these(&vms, &mut refusals).await;
+        self.note(&refusals).await?;
+        begun
+    }
+
+    /// Begins backups together, and adds those that cannot be begun to `refusals`.
+    async fn begin_these(&self, vms: &[(&ExecutionVm, BackupType)], refusals: &mut Vec<ExecutionVm>) -> Result<usize> {
         let asked: Vec<(VmContextId, BackupType)> =
             vms.iter().map(|(vm, backup_type)| (vm.vm_context_id.clone(), *backup_type)).collect();
         let told = self.app.create_backups_in(&self.caller, &self.asked(), &asked, self.id()).await;
@@ -212,30 +219,15 @@ impl<'a> Work<'a> {
             // Another hub has the execution now.
             Err(problem) if problem.code == ProblemCode::Conflict => return Err(problem),
             // Whose fault it was is not said: each alone, so that one that cannot be read ends no other.
-            Err(problem) if problem.code == ProblemCode::Internal && asked.len() > 1 => {
+            Err(problem) if problem.code == ProblemCode::Internal && vms.len() > 1 => {
                 tracing::warn!(execution_id = %self.id(), error = %problem.message, details = %problem.details,
                     "begin backups together; they are begun one by one");
-                for ((vm, _), asked) in vms.iter().zip(&asked) {
-                    let one = std::slice::from_ref(asked);
-                    let told = self.app.create_backups_in(&self.caller, &self.asked(), one, self.id()).await;
-                    match told.map(|mut told| told.pop()) {
-                        Ok(Some(Ok(_))) => begun += 1,
-                        Ok(Some(Err(problem))) => refusals.push(refused(&self.standing, (*vm).clone(), &problem)),
-                        Ok(None) => {}
-                        Err(problem) if problem.code == ProblemCode::Internal => {
-                            refusals.push(refused(&self.standing, (*vm).clone(), &problem));
-                        }
-                        // What holds for all of them is told by the next look.
-                        Err(problem) => {
-                            self.note(&refusals).await?;
-                            return Err(problem);
-                        }
-                    }
+                for vm in vms {
+                    begun += Box::pin(self.begin_these(std::slice::from_ref(vm), refusals)).await?;
                 }
             }
             Err(problem) => refusals.extend(vms.iter().map(|(vm, _)| refused(&self.standing, (*vm).clone(), &problem))),
         }
-        self.note(&refusals).await?;
         Ok(begun)
     }
 

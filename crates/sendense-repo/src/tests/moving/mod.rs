@@ -331,28 +331,30 @@ fn nobody_else_has_the_points_meanwhile() {
     assert_eq!(survive(&world.folder(), &world.chain(), &world.before.other, true), Ok(Place::Target));
 }
 
+/// Somebody cancels the move just before the points go over; true when the next start goes on with it.
+struct Stopped(Cancel, bool);
+impl Ledger for Stopped {
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+        self.0.cancel();
+        Ok(())
+    }
+
+    fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
+        panic!("the points did not go over");
+    }
+
+    fn goes_on(&self) -> bool {
+        self.1
+    }
+}
+
 /// Stopped before the points went over it did not happen. When the next start goes on with it, the copies stay and are not made anew.
 #[test]
 fn a_cancelled_move_leaves_nothing_unless_it_goes_on() {
-    struct Stopped(Cancel, bool);
-    impl Ledger for Stopped {
-        fn now(&self) -> Timestamp {
-            now()
-        }
-
-        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
-            self.0.cancel();
-            Ok(())
-        }
-
-        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
-            panic!("the points did not go over");
-        }
-
-        fn goes_on(&self) -> bool {
-            self.1
-        }
-    }
     for goes_on in [false, true] {
         let world = World::new();
         let limited = crate::Options { limit_bytes: Some(1 << 30), ..world::options() };
@@ -403,30 +405,11 @@ fn a_cancelled_move_leaves_nothing_unless_it_goes_on() {
 /// What a move that was cut off has copied is taken away when there is no room for the rest.
 #[test]
 fn a_move_that_goes_on_without_room_leaves_nothing() {
-    struct Stopped(Cancel);
-    impl Ledger for Stopped {
-        fn now(&self) -> Timestamp {
-            now()
-        }
-
-        fn refuse(&self, _: &BTreeSet<BackupId>) -> Result<()> {
-            self.0.cancel();
-            Ok(())
-        }
-
-        fn switch(&self, _: &BTreeSet<BackupId>) -> Result<()> {
-            panic!("the points did not go over");
-        }
-
-        fn goes_on(&self) -> bool {
-            true
-        }
-    }
     let world = World::new();
     let (source, target) = world.open();
     let there = [tree(source.root()), tree(target.root())];
     let plan = source.plan_move(world.vm(), &target).unwrap();
-    let stopped = Stopped(Cancel::new());
+    let stopped = Stopped(Cancel::new(), true);
     source.execute_move(&target, &plan, &options(), &Progress::default(), &stopped.0, &stopped).unwrap_err();
     let image = target.at(layout::image(world.vm(), DiskNumber(0), &world.before.first.id));
     std::fs::OpenOptions::new().write(true).open(image).unwrap().set_len(70_000).unwrap();
