@@ -85,6 +85,28 @@ impl File {
         let _ = rustix::fs::fadvise(&self.file, range.start().0, len, rustix::fs::Advice::DontNeed);
     }
 
+    /// Copies a range of another file to the same place in this one, inside the kernel, which spares two ways through memory; some
+    /// network file systems need not move the bytes at all. Returns how many bytes were copied, from the start: fewer than asked, or none,
+    /// where it cannot be done or something failed. Whoever reads and writes the rest learns why. The same as a write for durability.
+    pub fn take(&self, of: &File, range: Extent) -> ByteLen {
+        let end = range.end().0;
+        let mut at = range.start().0;
+        if !self.grows && end > self.size().0 {
+            return ByteLen(0);
+        }
+        while at < end {
+            let (mut from, mut to) = (at, at);
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX);
+            match rustix::fs::copy_file_range(&of.file, Some(&mut from), &self.file, Some(&mut to), len) {
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => break,
+                Ok(copied) => at += copied as u64,
+            }
+        }
+        self.size.fetch_max(at, Ordering::SeqCst);
+        ByteLen(at - range.start().0)
+    }
+
     /// The open file.
     pub fn as_std(&self) -> &fs::File {
         &self.file
@@ -246,6 +268,26 @@ mod tests {
         let mut byte = [1];
         file.read_at(ByteOffset(2 << 20), &mut byte).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn the_kernel_copies_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = File::open(&dir.path().join("old"), Options::CreateNew).unwrap();
+        let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+        old.write_at(ByteOffset(0), &bytes).unwrap();
+        let new = File::open(&dir.path().join("new"), Options::CreateNew).unwrap();
+        let range = Extent::new(ByteOffset(5000), ByteLen(200_000)).unwrap();
+        assert_eq!(new.take(&old, range), range.len());
+        assert_eq!(new.size(), ByteLen(205_000));
+        let mut got = vec![1; 205_000];
+        new.read_at(ByteOffset(0), &mut got).unwrap();
+        assert!(got[..5000].iter().all(|byte| *byte == 0) && got[5000..] == bytes[5000..205_000]);
+        // As far as there is something; nothing into what was opened for reading, or beyond the end of what does not grow.
+        let beyond = Extent::new(ByteOffset(290_000), ByteLen(20_000)).unwrap();
+        assert_eq!((new.take(&old, beyond), new.size()), (ByteLen(10_000), ByteLen(300_000)));
+        let shut = File::open(&dir.path().join("new"), Options::Read).unwrap();
+        assert_eq!((shut.take(&old, range), shut.take(&old, beyond)), (ByteLen(0), ByteLen(0)));
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub trait NewFile: Storage + AllocationMap {
     fn set_len(&self, len: ByteLen) -> block::Result<()>;
     /// Makes a range below its end read as zeros, and gives its room back where the file system can.
     fn punch(&self, range: Extent) -> block::Result<()>;
+    /// Writes what another file has in a range to the same place, without a way through this process. Returns how much of it was written,
+    /// from the start: less, or nothing, where that cannot be or fails, and whoever then reads and writes it learns why.
+    fn take(&self, of: &File, range: Extent) -> ByteLen;
 }
 
 impl NewFile for File {
@@ -66,6 +69,10 @@ impl NewFile for File {
 
     fn punch(&self, range: Extent) -> block::Result<()> {
         self.zero_range(range)
+    }
+
+    fn take(&self, of: &File, range: Extent) -> ByteLen {
+        File::take(self, of, range)
     }
 }
 

@@ -101,14 +101,21 @@ impl<'a, 'b> Copying<'a, 'b> {
         Ok(())
     }
 
-    /// Copies the pieces of a part of the file. All of the old one is read, and what is not taken over as a whole digested: with what is
-    /// read back of the rest, that proves the old segment.
+    /// Copies the pieces of a part of the file. What is taken over whole need not be looked at, and the kernel copies it; the rest of the old
+    /// one is read, and digested: with what is read back of the new one, that proves the old segment.
     fn copy(&self, copy: &dyn NewFile, range: Extent, buffer: &mut [u8]) -> Result<Taken> {
         let (means, mut taken) = (self.means, Taken::default());
         let from = self.pieces.partition_point(|piece| piece.end().0 <= range.start().0);
         let mut pieces = self.pieces[from..].iter().copied().peekable();
         for chunk in range.pieces(ByteLen(READ_BYTES)) {
             means.cancel.check()?;
+            let is_whole = |piece: &Extent| piece.start() <= chunk.start() && piece.end() >= chunk.end();
+            if pieces.peek().is_some_and(is_whole) && copy.take(&self.base.file, chunk) == chunk.len() {
+                pieces.next_if(|piece| piece.end() == chunk.end());
+                taken.clusters.extend(chunk.pieces(ByteLen(BLOCK_BYTES)).map(|_| None));
+                self.done(chunk);
+                continue;
+            }
             let bytes = &mut buffer[..chunk.len().0 as usize];
             crate::verify::read(|| self.base.file.read_at(chunk.start(), bytes))?;
             let within = |part: Extent| {
@@ -139,10 +146,14 @@ impl<'a, 'b> Copying<'a, 'b> {
                 let is_whole = parts.peek().is_some_and(|part| part.start <= start && part.end >= end);
                 taken.clusters.push((!is_whole).then(|| Digest::of(cluster)));
             }
-            means.progress.done_bytes.fetch_add(chunk.len().0, Ordering::Relaxed);
-            means.pace.wait(chunk.len().0, means.cancel);
+            self.done(chunk);
         }
         Ok(taken)
+    }
+
+    fn done(&self, chunk: Extent) {
+        self.means.progress.done_bytes.fetch_add(chunk.len().0, Ordering::Relaxed);
+        self.means.pace.wait(chunk.len().0, self.means.cancel);
     }
 }
 

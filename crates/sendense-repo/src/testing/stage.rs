@@ -5,6 +5,7 @@
 use crate::crashsafe::{Fs, NewFile, System};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD};
+use sendense_block::backend::File;
 use sendense_block::{self as block, AllocationMap, ByteLen, ByteOffset, Extent, Flush, MappedExtent, ReadAt, WriteAt};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -224,6 +225,19 @@ impl NewFile for StageFile {
 
     fn punch(&self, range: Extent) -> block::Result<()> {
         self.play(Act::Punch(self.number, range.start().0, range.len().0), || self.inner.punch(range))
+    }
+
+    /// A write like any other; what is refused is not taken.
+    fn take(&self, of: &File, range: Extent) -> ByteLen {
+        let mut bytes = vec![0; range.len().0 as usize];
+        let mut taken = ByteLen(0);
+        if of.read_at(range.start(), &mut bytes).is_ok() {
+            let _ = self.play(Act::Write(self.number, range.start().0, &bytes), || {
+                taken = self.inner.take(of, range);
+                Ok(())
+            });
+        }
+        taken
     }
 }
 
