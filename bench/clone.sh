@@ -32,6 +32,7 @@ for fs in "xfs -q -m reflink=1" "btrfs -q"; do
     # shellcheck disable=SC2086 # the options are words
     mkfs.$fs "$work/disk"
     mount -o loop "$work/disk" "$work/at"
+    rm -f "$work/nbd.sock"
     nbdkit -f -U "$work/nbd.sock" --filter=cow pattern "${SIZE_GIB}G" & pids+=("$!")
     for _ in $(seq 200); do [ -S "$work/nbd.sock" ] && break; sleep 0.05; done
     ln -sfn "$work/at" "$work/repo"

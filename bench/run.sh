@@ -57,7 +57,8 @@ say "making a disk of $SIZE_MIB MiB with $DATA_MIB MiB of data"
 disk=$work/vms/web/disk0.raw
 bench/disk.py "$disk" "$SIZE_MIB" "$DATA_MIB"
 # The first touch of memory is several times slower than the second: fill what the runs will need, and free it.
-head -c "$((DATA_MIB * 2))M" /dev/zero > "$work/warm" && rm "$work/warm"
+warm() { head -c "$((DATA_MIB * 2))M" /dev/zero > "$work/warm" && rm "$work/warm"; }
+warm
 . bench/hub.sh
 newest() { sd backup list --vm "$1" --limit 1 --json | jq -r '.backups[0].backup_id'; }
 drop_newest() { sd backup delete "$(newest "$1")" --yes > /dev/null 2>&1; }
@@ -207,8 +208,10 @@ if wants merge; then
         chain
         first=$(sd backup chain web --json | jq -r '.backups[0].backup_id')
         second=$(sd backup chain web --json | jq -r '.backups[1].backup_id')
+        warm
         time_one merge ours "$sendense backup merge $first --yes"
         kept=$(find "$work/repo" -name "$second.*" -path '*/disk-0/*' | tr '\n' ' ')
+        warm
         time_one merge cp "cp --reflink=never $kept $work/out/"; rm "$work/out/$second".*
         drop_chain
     done
