@@ -99,7 +99,17 @@ fn after(days: u32) -> String {
 pub fn told(plan: &PolicyPlan) -> Vec<String> {
     let unmatched = plan.unmatched.iter().map(|pattern| format!("no VM matches {pattern}"));
     let vanished = plan.vanished.iter().map(vanished);
-    unmatched.chain(vanished).chain(no_longer(plan)).chain([retained(plan)]).chain(chains_ended(plan)).collect()
+    let not_judged = plan.vms.iter().filter_map(|vm| Some((vm.vm_name.as_str(), vm.not_judged.as_deref()?)));
+    let retained = [retained(plan)].into_iter().chain(self::not_judged(not_judged.collect()));
+    unmatched.chain(vanished).chain(no_longer(plan)).chain(retained).chain(chains_ended(plan)).collect()
+}
+
+/// Of which machines it is not known what retention would do, and why.
+fn not_judged(vms: Vec<(&str, &str)>) -> Vec<String> {
+    let more = vms.len().saturating_sub(NAMED_MAX);
+    let more = (more > 0).then(|| format!("the same is true of {more} more VMs, for reasons of their own"));
+    let told = |(name, why)| format!("what retention would do with {name} is not known: {why}");
+    vms.into_iter().take(NAMED_MAX).map(told).chain(more).collect()
 }
 
 /// Which machines a policy would not mean any more, and which of them no other one means.

@@ -214,6 +214,7 @@ pub struct PolicyPlan {
     #[serde(default)]
     pub no_longer: Vec<NoLongerMeant>,
     /// Why nobody can tell what its retention would do: the repository is not in use, or cannot be reached. Then no VM has a `prune`.
+    /// What is in the way of one VM is told with that.
     #[serde(default)]
     pub not_judged: Option<String>,
     /// Points that its retention would delete now.
@@ -273,6 +274,9 @@ pub struct PlannedVm {
     pub ends_chain: bool,
     /// Points that would be merged into later ones, which `prune` tells as `needed`.
     pub merged: u64,
-    /// What retention would take and leave; null when the policy has none.
+    /// What retention would take and leave; null when the policy has none, or when that cannot be told.
     pub prune: Option<Prune>,
+    /// Why nobody can tell what retention would do with its points: a manifest is damaged. No sum of the plan has them.
+    #[serde(default)]
+    pub not_judged: Option<String>,
 }

@@ -12,7 +12,7 @@ use sendense_api::{
     Retention, Role,
 };
 use sendense_catalog as catalog;
-use sendense_types::{BackupType, Name, PolicyId, ProblemCode, RepositoryId, SourceId, VmContextId};
+use sendense_types::{BackupType, Name, PolicyId, Problem, ProblemCode, RepositoryId, SourceId, VmContextId};
 use std::collections::BTreeSet;
 
 /// Patterns and sources of one policy: who needs more needs another policy.
@@ -100,18 +100,17 @@ impl App {
         plan.no_longer = self.no_longer(&rules, &beside, &vms).await?;
         for vm in vms {
             let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
-            let prune = match &plan.not_judged {
-                Some(_) => None,
-                None => {
-                    let how = PruneQuery { dry_run: true, plan_id: None };
-                    match self.prune_beside(&rules, &beside, &vm, how, "plan").await {
-                        Err(problem) if is_of_the_repository(problem.code) => {
-                            plan.not_judged = Some(format!("{}: {}", problem.message, problem.details));
-                            None
-                        }
-                        told => told?,
+            let (prune, not_judged) = match &plan.not_judged {
+                Some(_) => (None, None),
+                None => match self.judged(&rules, &beside, &vm).await {
+                    Ok(prune) => (prune, None),
+                    Err(problem) if is_of_the_repository(problem.code) => {
+                        plan.not_judged = Some(why_not(&problem));
+                        (None, None)
                     }
-                }
+                    // Nothing is done here: what cannot be told of one machine is in no other one's way, and in that of no change.
+                    Err(problem) => (None, Some(why_not(&problem))),
+                },
             };
             let merged = prune.as_ref().map_or(0, |prune| merged_by(&rules, prune));
             if let Some(prune) = &prune {
@@ -125,13 +124,22 @@ impl App {
                 && consolidate::is_too_long(chain_points + 1, bound, &vm.vm_context_id);
             plan.chains_ended += u64::from(ends_chain);
             let (vm_context_id, vm_name) = (vm.vm_context_id, vm.vm_name.into());
-            plan.vms.push(PlannedVm { vm_context_id, vm_name, next_type, chain_points, ends_chain, merged, prune });
+            plan.vms.push(PlannedVm {
+                vm_context_id,
+                vm_name,
+                next_type,
+                chain_points,
+                ends_chain,
+                merged,
+                prune,
+                not_judged,
+            });
         }
         if plan.not_judged.is_some() {
             // What was told of those before it would read as all there is.
             (plan.deleted, plan.merged, plan.kept, plan.freed_bytes) = (0, 0, 0, 0);
             for vm in &mut plan.vms {
-                (vm.prune, vm.merged) = (None, 0);
+                (vm.prune, vm.merged, vm.not_judged) = (None, 0, None);
             }
         }
         Ok(plan)
@@ -186,6 +194,17 @@ impl App {
         by: &str,
     ) -> Result<Option<Prune>> {
         self.prune_beside(rules, &self.beside(rules).await?, vm, how, by).await
+    }
+
+    /// What a policy's retention would do with a machine's points.
+    pub(super) async fn judged(
+        &self,
+        rules: &PolicyRules,
+        beside: &Beside,
+        vm: &catalog::VmContext,
+    ) -> Result<Option<Prune>> {
+        let how = PruneQuery { dry_run: true, plan_id: None };
+        self.prune_beside(rules, beside, vm, how, "plan").await
     }
 
     async fn prune_beside(
@@ -336,8 +355,17 @@ fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
     rules.repository_id.parse().map_err(|error: sendense_types::IdError| invalid(error.to_string()))
 }
 
+/// Why it cannot be told what retention would do.
+pub(super) fn why_not(problem: &Problem) -> String {
+    match problem.details.as_str() {
+        "" => problem.message.clone(),
+        details if details.starts_with(&problem.message) => details.to_owned(),
+        details => format!("{}: {details}", problem.message),
+    }
+}
+
 /// A repository that is drained, offline or away says nothing of what a policy says.
-fn is_of_the_repository(code: ProblemCode) -> bool {
+pub(super) fn is_of_the_repository(code: ProblemCode) -> bool {
     use ProblemCode::{RepositoryMaintenance, RepositoryOwned, RepositoryUnavailable};
     matches!(code, RepositoryMaintenance | RepositoryOwned | RepositoryUnavailable)
 }

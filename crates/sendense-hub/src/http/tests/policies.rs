@@ -126,3 +126,33 @@ async fn a_plan_is_told_also_while_the_repository_is_not_in_use() {
     }
     house.fixture.hub.shutdown().await;
 }
+
+/// What one machine's manifest says no more stands in the way of no change of a policy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_of_which_machine_nothing_can_be_judged() {
+    let house = House::new(|_| ()).await;
+    for name in ["db", "web"] {
+        house.disk(name, vec![7; 1 << 16]);
+    }
+    let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    policy(&house, "gold", json!({"retention": {"keep_last": 1}})).await;
+    for vm in &vms {
+        for _ in 0..2 {
+            point(&house, vm, Some("gold")).await;
+        }
+    }
+    let spoiled = house.client.get_vm("db").await.unwrap().vm_context_id;
+    let folder = house.fixture.folder.path().join("one").join(spoiled.as_str());
+    let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let manifest = files.filter(|path| path.extension().is_some_and(|it| it == "json")).min().unwrap();
+    std::fs::write(&manifest, "{").unwrap();
+    let plan = house.fixture.json("GET", "/api/v1/policies/gold/plan", "").await;
+    assert!(plan.status.is_success(), "{plan:?}");
+    let plan = &plan.body["plan"];
+    assert_eq!((&plan["deleted"], &plan["kept"], &plan["not_judged"]), (&json!(1), &json!(1), &Value::Null), "{plan}");
+    let of = |name: &str| plan["vms"].as_array().unwrap().iter().find(|vm| vm["vm_name"] == name).unwrap().clone();
+    let why = of("db")["not_judged"].as_str().unwrap().to_owned();
+    assert!(why.contains(manifest.file_name().unwrap().to_str().unwrap()), "{why}");
+    assert_eq!((&of("db")["prune"], &of("web")["not_judged"]), (&Value::Null, &Value::Null));
+    house.fixture.hub.shutdown().await;
+}
