@@ -7,7 +7,7 @@ use crate::dto::{
 };
 use crate::dto::{CatalogCopy, ChainMove, Consolidation, Merge, RepositoryReport, SpaceSample};
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
-use crate::dto::{Execution, Occurrence, Policy, PolicyPlan, Schedule};
+use crate::dto::{Execution, Occurrence, Policy, PolicyDeletion, PolicyPlan, Schedule};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -100,6 +100,7 @@ single! {
     ChainMoveReply { chain_move: ChainMove } "What a move to another repository takes.";
     PolicyReply { policy: Policy } "One policy.";
     PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
+    PolicyDeletionReply { deletion: PolicyDeletion } "What becomes of VMs and points without a policy.";
     PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";
     ScheduleReply { schedule: Schedule } "One schedule.";
     PreviewReply { occurrences: Vec<Occurrence> } "Occurrences to come.";

@@ -3,12 +3,15 @@
 use crate::output::{bytes, moment, or_dash};
 use crate::tables::{Table, facts, words};
 use sendense_api::{
-    Execution, ExecutionVm, Occurrence, Policy, PolicyOrder, PolicyPlan, PolicyRules, Retention, Schedule,
-    ScheduleRules, VanishedVm,
+    Execution, ExecutionVm, NoLongerMeant, Occurrence, Policy, PolicyDeletion, PolicyOrder, PolicyPlan, PolicyRules,
+    Retention, Schedule, ScheduleRules, VanishedVm,
 };
+use std::collections::BTreeSet;
 
 /// Machines that a sentence names: enough to see what it is about, short enough to read.
 const NAMED_MAX: usize = 20;
+/// What becomes of points that are merged into others.
+const FOR_GOOD: &str = " (they can be restored no more then)";
 
 /// Policies.
 pub fn policies(policies: &[Policy]) -> Table {
@@ -101,7 +104,7 @@ pub fn told(plan: &PolicyPlan) -> Vec<String> {
     let vanished = plan.vanished.iter().map(vanished);
     let not_judged = plan.vms.iter().filter_map(|vm| Some((vm.vm_name.as_str(), vm.not_judged.as_deref()?)));
     let retained = [retained(plan)].into_iter().chain(self::not_judged(not_judged.collect()));
-    unmatched.chain(vanished).chain(no_longer(plan)).chain(retained).chain(chains_ended(plan)).collect()
+    unmatched.chain(vanished).chain(no_longer(&plan.no_longer)).chain(retained).chain(chains_ended(plan)).collect()
 }
 
 /// Of which machines it is not known what retention would do, and why.
@@ -112,14 +115,59 @@ fn not_judged(vms: Vec<(&str, &str)>) -> Vec<String> {
     vms.into_iter().take(NAMED_MAX).map(told).chain(more).collect()
 }
 
+/// What becomes of machines and points without a policy, a sentence each.
+pub fn told_of_deletion(plan: &PolicyDeletion) -> Vec<String> {
+    let schedules =
+        plan.schedules.iter().map(|name| format!("schedule {name} carries it out, and is to be deleted first"));
+    let bytes = bytes(plan.freed_bytes);
+    let (made, deleted, merged) = (plan.points, plan.deleted, plan.merged);
+    let made =
+        format!("{made} points that it made belong to no policy then, and are verified as the hub's settings say");
+    let left: u64 = plan.left.iter().map(|left| left.points).sum();
+    let names: BTreeSet<&str> = plan.left.iter().map(|left| left.vm_name.as_str()).collect();
+    let left = (left > 0).then(|| {
+        let names = named(&names.into_iter().collect::<Vec<_>>());
+        format!("{left} of them no rules judge, they stay until somebody deletes them: {names}")
+    });
+    let judged = (!plan.judged.is_empty()).then(|| {
+        let merged = if merged > 0 { format!(", and merge {merged} into later ones{FOR_GOOD}") } else { String::new() };
+        format!("the rules of other policies would delete {deleted} points, {bytes}{merged}")
+    });
+    let not_judged = plan.judged.iter().filter_map(|vm| Some((vm.vm_name.as_str(), vm.not_judged.as_deref()?)));
+    let not_judged = not_judged.collect();
+    let points = [made].into_iter().chain(left).chain(judged).chain(self::not_judged(not_judged));
+    schedules.chain(no_longer(&plan.no_longer)).chain(points).collect()
+}
+
+/// What other policies would do without one.
+pub fn policy_deletion(plan: &PolicyDeletion) -> Table {
+    let mut table = Table::new(&["VM", "ID", "POLICY", "KEEP", "MERGE", "DELETE"], &[3, 4, 5]);
+    for vm in &plan.judged {
+        table.row([
+            vm.vm_name.clone(),
+            vm.vm_context_id.to_string(),
+            vm.policy.clone(),
+            or_dash(vm.prune.as_ref().map(|prune| prune.kept.saturating_sub(vm.merged))),
+            or_dash(vm.prune.as_ref().map(|_| vm.merged)),
+            or_dash(vm.prune.as_ref().map(|prune| prune.deleted)),
+        ]);
+    }
+    table
+}
+
+/// The first of these names, and how many more there are.
+fn named(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names[..names.len().min(NAMED_MAX)].join(", "))
+}
+
 /// Which machines a policy would not mean any more, and which of them no other one means.
-fn no_longer(plan: &PolicyPlan) -> Vec<String> {
+fn no_longer(vms: &[NoLongerMeant]) -> Vec<String> {
     let names = |bare: bool| {
-        let of = plan.no_longer.iter().filter(|vm| !bare || vm.policies.is_empty());
+        let of = vms.iter().filter(|vm| !bare || vm.policies.is_empty());
         let names: Vec<&str> = of.map(|vm| vm.vm_name.as_str()).collect();
-        let more = names.len().saturating_sub(NAMED_MAX);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        (names.len(), format!("{}{more}", names[..names.len().min(NAMED_MAX)].join(", ")))
+        (names.len(), named(&names))
     };
     let ((all, of_all), (bare, of_bare)) = (names(false), names(true));
     let all = (all > 0).then(|| format!("{all} VMs would not be meant any more: {of_all}"));
@@ -160,11 +208,8 @@ fn retained(plan: &PolicyPlan) -> String {
     if let Some(why) = &plan.not_judged {
         return format!("{} VMs; what retention would do is not known: {why}", plan.vms.len());
     }
-    let merged = if plan.merged > 0 {
-        format!(", and merge {} into later ones (they can be restored no more then)", plan.merged)
-    } else {
-        String::new()
-    };
+    let merged =
+        if plan.merged > 0 { format!(", and merge {} into later ones{FOR_GOOD}", plan.merged) } else { String::new() };
     let (vms, deleted, freed, kept) = (plan.vms.len(), plan.deleted, bytes(plan.freed_bytes), plan.kept);
     format!("{vms} VMs; retention would delete {deleted} points, {freed}{merged}; {kept} stay")
 }

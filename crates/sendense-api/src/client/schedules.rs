@@ -2,12 +2,12 @@
 
 use super::{Client, ClientError};
 use crate::reply::{
-    DoneReply, ExecutionListReply, ExecutionReply, PolicyListReply, PolicyPlanReply, PolicyReply, PreviewReply,
-    PrunesReply, ScheduleListReply, ScheduleReply,
+    DoneReply, ExecutionListReply, ExecutionReply, PolicyDeletionReply, PolicyListReply, PolicyPlanReply, PolicyReply,
+    PreviewReply, PrunesReply, ScheduleListReply, ScheduleReply,
 };
 use crate::{
-    Execution, ListQuery, Occurrence, Page, Policy, PolicyPlan, PolicyRules, PreviewQuery, Prune, PruneQuery, Schedule,
-    ScheduleRules,
+    Execution, ListQuery, Occurrence, Page, Policy, PolicyDeletion, PolicyPlan, PolicyRules, PreviewQuery, Prune,
+    PruneQuery, Schedule, ScheduleRules,
 };
 use reqwest::Method;
 use sendense_types::ExecutionId;
@@ -49,6 +49,11 @@ impl Client {
     /// What a policy would do now.
     pub async fn plan_of_policy(&self, policy: &str) -> Result<PolicyPlan> {
         Ok(self.get::<_, PolicyPlanReply>(&["policies", policy, "plan"], &()).await?.plan)
+    }
+
+    /// What would become of VMs and points if a policy were forgotten.
+    pub async fn plan_policy_deletion(&self, policy: &str) -> Result<PolicyDeletion> {
+        Ok(self.get::<_, PolicyDeletionReply>(&["policies", policy, "deletion"], &()).await?.deletion)
     }
 
     /// Deletes what the policy's retention keeps no more, or shows it.

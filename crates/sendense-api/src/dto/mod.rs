@@ -42,8 +42,8 @@ pub use node::{
 };
 pub use page::{LIMIT_DEFAULT, LIMIT_MAX, Limit, ListQuery, Page};
 pub use policy::{
-    NoLongerMeant, PlannedVm, Policy, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan, PolicyRules,
-    PolicyVerification, Retention, VanishedVm,
+    JudgedVm, LeftPoints, NoLongerMeant, PlannedVm, Policy, PolicyDeletion, PolicyHooks, PolicyInForce, PolicyOrder,
+    PolicyPlan, PolicyRules, PolicyVerification, Retention, VanishedVm,
 };
 pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{

@@ -241,6 +241,66 @@ pub struct NoLongerMeant {
     pub policies: Vec<String>,
 }
 
+/// What would become of VMs and points if a policy were forgotten. Nothing is done. Its points belong to nobody then: other policies
+/// that mean their VM in that repository judge them together with those that they made, or nobody does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyDeletion {
+    /// The policy.
+    #[schema(value_type = String)]
+    pub policy_id: PolicyId,
+    /// Its name.
+    pub name: String,
+    /// Schedules that carry it out, by name. As long as there is one the policy cannot be forgotten.
+    pub schedules: Vec<String>,
+    /// VMs that it means, by name.
+    pub no_longer: Vec<NoLongerMeant>,
+    /// Points that it made and that are there.
+    pub points: u64,
+    /// Those of them that no rules judge any more: they stay until somebody deletes them.
+    pub left: Vec<LeftPoints>,
+    /// What the rules of other policies would do with points of the VMs that it has a say in.
+    pub judged: Vec<JudgedVm>,
+    /// Points that those rules would delete. A point that several of them would delete counts once.
+    pub deleted: u64,
+    /// Points that would be merged into later ones after backups.
+    pub merged: u64,
+    /// Bytes that deleting would free.
+    pub freed_bytes: u64,
+}
+
+/// Points of a VM that no policy's rules judge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftPoints {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name, as the points have it.
+    pub vm_name: String,
+    /// Where they lie.
+    #[schema(value_type = String)]
+    pub repository_id: RepositoryId,
+    /// How many there are.
+    pub points: u64,
+}
+
+/// What one policy would do with a VM's points without the other policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JudgedVm {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// The policy whose rules they are.
+    pub policy: String,
+    /// Points that would be merged into later ones, which `prune` tells as `needed`.
+    pub merged: u64,
+    /// What its retention would take and leave; null when that cannot be told.
+    pub prune: Option<Prune>,
+    /// Why that cannot be told.
+    pub not_judged: Option<String>,
+}
+
 /// A VM that a policy means, that has points, and that no discovery finds any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VanishedVm {

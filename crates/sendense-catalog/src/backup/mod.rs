@@ -10,6 +10,7 @@ mod failures;
 mod hold;
 mod life;
 mod list;
+mod made;
 mod merge;
 mod moved;
 mod row;
@@ -19,6 +20,7 @@ pub use chain::{Chain, TokenInUse};
 pub use life::{BackupPlan, Completed, DiskProgress, NewBackup, Progress};
 pub(crate) use life::{begin_all_in, lock_vm};
 pub use list::BackupFilter;
+pub use made::MadePoints;
 pub(crate) use row::active_conflict;
 pub use verify::{Lost, MadeBy, Oldest, Unproved, Verification, Verified};
 

@@ -13,7 +13,8 @@ use super::policies::{as_prune, rules_of};
 use super::prune::policy as keeping;
 use super::selector::Selector;
 use crate::fault::Result;
-use sendense_api::PolicyRules;
+use sendense_api::{NoLongerMeant, PolicyRules};
+use sendense_catalog as catalog;
 use sendense_catalog::VmContext;
 use sendense_repo::retention::{Point, Policy, Reason, Verdict, judge};
 use sendense_types::{BackupId, RepositoryId, Timestamp};
@@ -57,28 +58,38 @@ struct Says<'a> {
 impl App {
     /// All policies but the one that says this; by its name, for what it says may not be saved yet.
     pub(crate) async fn beside(&self, rules: &PolicyRules) -> Result<Beside> {
-        let mut beside = Beside::default();
-        for row in self.policy_rows().await? {
-            let policy_id = row.policy_id.to_string();
-            if row.name.as_str() == rules.name {
-                beside.own = Some(policy_id);
-                beside.saved = rules_of(&row).ok();
-                continue;
-            }
-            beside.others.push(Other { policy_id, name: row.name.to_string(), rules: rules_of(&row).ok() });
-        }
-        Ok(beside)
+        Ok(Beside::among(&self.policy_rows().await?, &rules.name))
     }
 }
 
 impl Beside {
+    /// All of these but the one of this name.
+    pub(super) fn among(rows: &[catalog::Policy], own: &str) -> Self {
+        let mut beside = Self::default();
+        for row in rows {
+            let policy_id = row.policy_id.to_string();
+            if row.name.as_str() == own {
+                beside.own = Some(policy_id);
+                beside.saved = rules_of(row).ok();
+                continue;
+            }
+            beside.others.push(Other { policy_id, name: row.name.to_string(), rules: rules_of(row).ok() });
+        }
+        beside
+    }
+
     /// What the policy says that is about to say something else.
     pub(super) fn saved(&self) -> Option<&PolicyRules> {
         self.saved.as_ref()
     }
 
+    /// A machine that the policy would not mean any more.
+    pub(super) fn without_own(&self, vm: VmContext) -> NoLongerMeant {
+        NoLongerMeant { policies: self.meaning(&vm), vm_context_id: vm.vm_context_id, vm_name: vm.vm_name.into() }
+    }
+
     /// The names of the others that mean a machine, wherever they put its points.
-    pub(super) fn meaning(&self, vm: &VmContext) -> Vec<String> {
+    fn meaning(&self, vm: &VmContext) -> Vec<String> {
         let means = |rules: &PolicyRules| Selector::new(rules).means(vm);
         let others = self.others.iter().filter(|other| other.rules.as_ref().is_some_and(means));
         others.map(|other| other.name.clone()).collect()

@@ -12,6 +12,7 @@ mod cover;
 pub(crate) mod create;
 mod delete;
 mod exports;
+mod forget;
 mod health;
 mod history;
 mod hold;

@@ -56,16 +56,6 @@ impl App {
         self.policy_out(row)
     }
 
-    /// Forgets a policy. Points that were made for it stay.
-    pub async fn delete_policy(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
-        caller.require(Role::Admin)?;
-        let policies = self.core.catalog.policies();
-        let row = policies.find(id_or_name).await.or_problem()?;
-        policies.delete(&row.policy_id).await.or_problem()?;
-        tracing::info!(policy_id = %row.policy_id, name = %row.name, by = %caller.identity, "policy forgotten");
-        Ok(())
-    }
-
     /// What a policy would do now that is not saved.
     pub async fn plan_policy(&self, caller: &Caller, rules: PolicyRules) -> Result<PolicyPlan> {
         caller.require(Role::Operator)?;
@@ -155,12 +145,7 @@ impl App {
         let Some(saved) = beside.saved().filter(|saved| *saved != rules) else { return Ok(Vec::new()) };
         let meant: BTreeSet<&VmContextId> = meant.iter().map(|vm| &vm.vm_context_id).collect();
         let gone = self.machines_of(saved).await?.0.into_iter().filter(|vm| !meant.contains(&vm.vm_context_id));
-        let told = gone.map(|vm| NoLongerMeant {
-            policies: beside.meaning(&vm),
-            vm_context_id: vm.vm_context_id,
-            vm_name: vm.vm_name.into(),
-        });
-        Ok(told.collect())
+        Ok(gone.map(|vm| beside.without_own(vm)).collect())
     }
 
     /// Prunes every machine of a policy by its retention, or shows what would go.
@@ -351,7 +336,7 @@ async fn source_id(core: &Core, id_or_name: &str) -> Result<SourceId> {
     Ok(core.catalog.sources().find(id_or_name).await.or_problem()?.source_id)
 }
 
-fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
+pub(super) fn repository_of(rules: &PolicyRules) -> Result<RepositoryId> {
     rules.repository_id.parse().map_err(|error: sendense_types::IdError| invalid(error.to_string()))
 }
 
@@ -371,7 +356,7 @@ pub(super) fn is_of_the_repository(code: ProblemCode) -> bool {
 }
 
 /// How many points a policy merges away by and by that a prune leaves: where fulls are made again and again, whole chains go instead.
-fn merged_by(rules: &PolicyRules, prune: &Prune) -> u64 {
+pub(super) fn merged_by(rules: &PolicyRules, prune: &Prune) -> u64 {
     let needed = prune.backups.iter().filter(|entry| entry.fate == PruneFate::Needed).count();
     if merges(rules) { needed as u64 } else { 0 }
 }

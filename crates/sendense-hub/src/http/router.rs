@@ -101,6 +101,7 @@ pub(super) fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(policies::plan_policy))
         .routes(routes!(policies::get_policy, policies::replace_policy, policies::delete_policy))
         .routes(routes!(policies::plan_of_policy))
+        .routes(routes!(policies::plan_policy_deletion))
         .routes(routes!(policies::prune_policy))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
         .routes(routes!(schedules::get_schedule, schedules::replace_schedule, schedules::delete_schedule))

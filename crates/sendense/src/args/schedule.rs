@@ -66,10 +66,16 @@ pub enum PolicyCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Forget a policy. Its points stay.
+    /// Forget a policy. Shows what becomes of its machines and points, and asks first.
     Delete {
         /// Its name or id.
         policy: String,
+        /// Only show what becomes of them.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

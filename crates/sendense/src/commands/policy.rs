@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::output::{bytes, json, line, say, table as show};
 use crate::{tables, timetables};
 use anyhow::Result;
-use sendense_api::reply::{PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
+use sendense_api::reply::{PolicyDeletionReply, PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
 use sendense_api::{
     Limit, ListQuery, Policy, PolicyHooks, PolicyPlan, PolicyRules, PolicyVerification, Prune, PruneQuery, Retention,
 };
@@ -65,10 +65,7 @@ pub async fn run(context: &Context, command: PolicyCommand) -> Result<u8> {
             }
         }
         PolicyCommand::Prune { policy, dry_run, yes } => return prune(context, &policy, dry_run, yes).await,
-        PolicyCommand::Delete { policy } => {
-            client.delete_policy(&policy).await?;
-            say(format!("policy {policy} is forgotten"));
-        }
+        PolicyCommand::Delete { policy, dry_run, yes } => return delete(context, &policy, dry_run, yes).await,
     }
     Ok(0)
 }
@@ -132,6 +129,32 @@ fn policy_rules(name: String, args: PolicyArgs) -> PolicyRules {
 fn print_plan(plan: &PolicyPlan) {
     show(timetables::policy_plan(plan));
     timetables::told(plan).into_iter().for_each(say);
+}
+
+async fn delete(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {
+    let client = &context.client;
+    let plan = client.plan_policy_deletion(policy).await?;
+    if dry_run && context.json {
+        json(&PolicyDeletionReply::new(plan))?;
+        return Ok(0);
+    }
+    if dry_run {
+        show(timetables::policy_deletion(&plan));
+    }
+    if !context.json {
+        timetables::told_of_deletion(&plan).into_iter().for_each(say);
+    }
+    if dry_run {
+        return Ok(0);
+    }
+    if !yes && !confirmed(&format!("forget policy {}?", plan.name), LOOK_FIRST)? {
+        say("nothing was changed");
+        return Ok(0);
+    }
+    // By the id: what was looked at, whatever bears its name now.
+    client.delete_policy(plan.policy_id.as_str()).await?;
+    say(format!("policy {} is forgotten", plan.name));
+    Ok(0)
 }
 
 async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {

@@ -100,7 +100,7 @@ impl Place {
     /// The policy is forgotten, so that another one may come and nothing is tried again.
     fn clear(&self) {
         self.hub.ok(&["schedule", "delete", "yearly"]);
-        self.hub.ok(&["policy", "delete", "gold"]);
+        self.hub.ok(&["policy", "delete", "gold", "--yes"]);
     }
 
     /// What a hook was told, when it has written that down.

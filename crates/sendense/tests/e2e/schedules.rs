@@ -142,7 +142,7 @@ fn a_policy_protects_what_matches_also_what_comes_later() {
     ]);
     hub.fails(2, &["schedule", "create", "never", "--policy", "gold", "--cron", "0 0 30 2 *"]);
     hub.fails(3, &["schedule", "create", "x", "--policy", "none", "--every", "1d"]);
-    hub.fails(4, &["policy", "delete", "gold"]);
+    hub.fails(4, &["policy", "delete", "gold", "--yes"]);
     let needed = hub.fails(4, &["repo", "delete", "main"]);
     assert!(needed.contains("policy gold"), "{needed}");
     let preview = hub.json(&["schedule", "preview", "yearly", "--days", "366"]);
@@ -196,7 +196,16 @@ fn a_policy_protects_what_matches_also_what_comes_later() {
     let executions = hub.json(&["schedule", "executions", "yearly"]);
     assert_eq!(executions["total"], 4);
     hub.ok(&["schedule", "delete", "yearly"]);
-    hub.ok(&["policy", "delete", "gold"]);
+    // What becomes of machines and points is told, and only then it is done.
+    let plan = hub.json(&["policy", "delete", "gold", "--dry-run"])["deletion"].clone();
+    assert_eq!(plan["no_longer"].as_array().unwrap().len(), 2, "{plan:#}");
+    let told = hub.fails(1, &["policy", "delete", "gold"]);
+    for words in ["2 of them no other policy means, nothing would back them up", "no rules judge", "--yes"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert_eq!(hub.json(&["policy", "list"])["total"], 1);
+    hub.ok(&["policy", "delete", "gold", "--yes"]);
+    assert_eq!(hub.json(&["policy", "list"])["total"], 0);
     assert_eq!(hub.stop(), Some(0));
 }
 

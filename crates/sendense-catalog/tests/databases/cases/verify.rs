@@ -166,6 +166,14 @@ pub async fn points_of_a_policy_are_found_by_themselves(db: TestDb) {
     assert_eq!(found(MadeBy::AnyOf(&both)).await, made[..2]);
     assert_eq!(found(MadeBy::NoneOf(&both)).await, made[2..]);
     assert_eq!(found(MadeBy::AnyOf(&[])).await, []);
+    // By machine and repository; what failed is none.
+    let failed =
+        NewBackup { policy_id: Some("pol-gold".to_owned()), ..world.new_backup(&world.vms[0], BackupType::Full) };
+    let claim = world.running(&failed, at(50)).await;
+    backups.finish_cancelled(&claim, at(51)).await.expect("cancel");
+    let one = backups.made_for(&both[0]).await.expect("look").remove(0);
+    assert_eq!((&one.vm_context_id, &one.repository_id, one.points), (&world.vms[0], &world.repository_id, 1));
+    assert_eq!(backups.made_for(&id("pol-none")).await.expect("look"), []);
 }
 
 pub async fn the_oldest_proof_is_found_first(db: TestDb) {

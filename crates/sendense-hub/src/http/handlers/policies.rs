@@ -7,7 +7,7 @@ use crate::http::problem::Result;
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
-use sendense_api::reply::{DoneReply, PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
+use sendense_api::reply::{DoneReply, PolicyDeletionReply, PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
 use sendense_api::{ListQuery, PolicyRules, ProblemBody, PruneQuery};
 
 /// Make a policy.
@@ -81,7 +81,7 @@ pub(in crate::http) async fn replace_policy(
 
 /// Forget a policy.
 ///
-/// Points that were made for it stay.
+/// Points that were made for it belong to nobody then; `GET /policies/{policy_id}/deletion` tells what becomes of them.
 #[utoipa::path(
     delete, path = "/policies/{policy_id}", tag = "policies",
     params(("policy_id" = String, Path, description = "The policy's id or name.")),
@@ -99,6 +99,23 @@ pub(in crate::http) async fn delete_policy(
 ) -> Result<Json<DoneReply>> {
     app.delete_policy(&caller, &policy).await?;
     Ok(Json(DoneReply::new("the policy is forgotten")))
+}
+
+/// Show what becomes of VMs and points without a policy.
+///
+/// Before it is forgotten: the VMs that it means and which other policies mean them, the points that it made, and what the rules of
+/// other policies would do with these. Nothing is done.
+#[utoipa::path(
+    get, path = "/policies/{policy_id}/deletion", tag = "policies",
+    params(("policy_id" = String, Path, description = "The policy's id or name.")),
+    responses((status = 200, description = "The plan.", body = PolicyDeletionReply)),
+    extensions(("x-role" = json!("viewer"))),
+)]
+pub(in crate::http) async fn plan_policy_deletion(
+    State(app): State<App>,
+    NameOrId(policy): NameOrId,
+) -> Result<Json<PolicyDeletionReply>> {
+    Ok(Json(PolicyDeletionReply::new(app.plan_policy_deletion(&policy).await?)))
 }
 
 /// Show what a policy would do.

@@ -156,3 +156,49 @@ async fn a_plan_tells_of_which_machine_nothing_can_be_judged() {
     assert_eq!((&of("db")["prune"], &of("web")["not_judged"]), (&Value::Null, &Value::Null));
     house.fixture.hub.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_becomes_of_points_without_their_policy_is_told_and_then_so() {
+    let house = House::new(|_| ()).await;
+    for name in ["db", "mail", "web"] {
+        house.disk(name, vec![7; 1 << 16]);
+    }
+    house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    policy(&house, "monthly", json!({"retention": {"keep_last": 9}})).await;
+    policy(&house, "daily", json!({"vms": ["web"], "retention": {"keep_last": 1}})).await;
+    policy(&house, "all", json!({"vms": ["mail"]})).await;
+    let id = async |name: &str| house.client.get_vm(name).await.unwrap().vm_context_id.to_string();
+    let (web, db) = (id("web").await, id("db").await);
+    for by in ["daily", "monthly", "monthly"] {
+        point(&house, &web, Some(by)).await;
+    }
+    point(&house, &db, Some("monthly")).await;
+
+    let plan = house.client.plan_policy_deletion("monthly").await.unwrap();
+    let no_longer = plan.no_longer.iter().map(|vm| (vm.vm_name.as_str(), vm.policies.clone())).collect::<Vec<_>>();
+    let by = |name: &str| vec![name.to_owned()];
+    assert_eq!(no_longer, [("db", Vec::new()), ("mail", by("all")), ("web", by("daily"))]);
+    let left = plan.left.iter().map(|left| (left.vm_name.as_str(), left.points)).collect::<Vec<_>>();
+    assert_eq!((plan.points, left), (3, vec![("db", 1)]), "what daily means it will judge");
+    // The newest is the last one, whoever made it: daily's own point goes, too.
+    let judged = plan.judged.iter().map(|vm| (vm.policy.as_str(), vm.vm_name.as_str())).collect::<Vec<_>>();
+    assert_eq!((judged, plan.deleted, plan.merged), (vec![("daily", "web")], 2, 0));
+    assert!(plan.freed_bytes > 0 && plan.schedules.is_empty(), "{plan:?}");
+    let going = |prune: &sendense_api::Prune| {
+        let going = prune.backups.iter().filter(|entry| entry.fate == PruneFate::Delete);
+        going.map(|entry| entry.backup_id.clone()).collect::<Vec<_>>()
+    };
+    let told = going(plan.judged[0].prune.as_ref().unwrap());
+    let show = PruneQuery { dry_run: true, plan_id: None };
+    assert_eq!(going(&house.client.prune_policy("daily", &show).await.unwrap()[0]), [], "monthly is still there");
+
+    let nightly = json!({"name": "nightly", "policy_id": "monthly", "cron": "@yearly"}).to_string();
+    assert!(house.fixture.json("POST", "/api/v1/schedules", &nightly).await.status.is_success());
+    assert_eq!(house.client.plan_policy_deletion("monthly").await.unwrap().schedules, ["nightly"]);
+    assert!(house.client.delete_policy("monthly").await.is_err(), "a schedule carries it out");
+    house.client.delete_schedule("nightly").await.unwrap();
+
+    house.client.delete_policy("monthly").await.unwrap();
+    assert_eq!(going(&house.client.prune_policy("daily", &show).await.unwrap()[0]), told);
+    house.fixture.hub.shutdown().await;
+}
