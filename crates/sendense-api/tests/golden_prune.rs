@@ -22,6 +22,7 @@ fn a_prune_says_why_points_stay() {
             bytes_stored: 4096,
             fate: PruneFate::InUse,
             reason: "in use: read by mount mnt-1".to_owned(),
+            kept_by_another: false,
         }],
         deleted: 0,
         kept: 1,
@@ -46,7 +47,8 @@ fn a_prune_says_why_points_stay() {
                     "completed_at": "2026-05-28T20:26:40Z",
                     "bytes_stored": 4096,
                     "fate": "in_use",
-                    "reason": "in use: read by mount mnt-1"
+                    "reason": "in use: read by mount mnt-1",
+                    "kept_by_another": false
                   }
                 ],
                 "deleted": 0,

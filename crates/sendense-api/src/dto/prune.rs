@@ -120,6 +120,9 @@ pub struct PrunedBackup {
     pub fate: PruneFate,
     /// Why, for people.
     pub reason: String,
+    /// Another policy than the one that prunes keeps it.
+    #[serde(default)]
+    pub kept_by_another: bool,
 }
 
 impl PruneFate {

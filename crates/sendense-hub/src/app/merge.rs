@@ -55,21 +55,8 @@ impl App {
     /// Begins to merge what a prune wanted to delete and could not, because later points need it. One task for each
     /// repository; none where such a task of the machine waits or runs already.
     pub(crate) async fn merge_needed(&self, caller: &Caller, pruned: &Prune) -> Result<Vec<Task>> {
-        let mut needed: BTreeMap<&RepositoryId, Vec<BackupId>> = BTreeMap::new();
-        // In the prune's order: each before those it stands on, so that what an older point holds is moved once.
-        let mut kept: BTreeMap<&RepositoryId, usize> = BTreeMap::new();
-        for entry in &pruned.backups {
-            match entry.fate {
-                PruneFate::Needed => needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone()),
-                PruneFate::Keep => *kept.entry(&entry.repository_id).or_default() += 1,
-                PruneFate::Delete | PruneFate::InUse | PruneFate::Unknown => {}
-            }
-        }
-        // The oldest point is the full, and is rewritten each time: not for every single one, but when a quarter of what the rules
-        // keep has come together.
-        needed.retain(|repository_id, ids| ids.len() * 4 >= kept.get(repository_id).copied().unwrap_or(0));
         let mut tasks = Vec::new();
-        for (repository_id, backup_ids) in needed {
+        for (repository_id, backup_ids) in enough(pruned) {
             let work = MergeWork {
                 vm_context_id: pruned.vm_context_id.clone(),
                 vm_name: pruned.vm_name.clone(),
@@ -111,6 +98,24 @@ impl App {
     }
 }
 
+/// The points that a prune wanted to delete and could not, in each repository where they are enough to be merged. The oldest point is the
+/// full, and is rewritten each time: so not for every single one, but when a quarter of what the rules keep has come together. What
+/// another policy keeps does not count, or the chain of a policy that keeps few would grow with the points of one that keeps many.
+fn enough(pruned: &Prune) -> BTreeMap<&RepositoryId, Vec<BackupId>> {
+    let mut needed: BTreeMap<&RepositoryId, Vec<BackupId>> = BTreeMap::new();
+    // In the prune's order: each before those it stands on, so that what an older point holds is moved once.
+    let mut kept: BTreeMap<&RepositoryId, usize> = BTreeMap::new();
+    for entry in &pruned.backups {
+        match entry.fate {
+            PruneFate::Needed => needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone()),
+            PruneFate::Keep if !entry.kept_by_another => *kept.entry(&entry.repository_id).or_default() += 1,
+            PruneFate::Keep | PruneFate::Delete | PruneFate::InUse | PruneFate::Unknown => {}
+        }
+    }
+    needed.retain(|repository_id, ids| ids.len() * 4 >= kept.get(repository_id).copied().unwrap_or(0));
+    needed
+}
+
 /// A point that cannot be merged as things are is no wrong request.
 fn cannot(error: &sendense_repo::Error) -> Problem {
     match error.kind {
@@ -118,5 +123,45 @@ fn cannot(error: &sendense_repo::Error) -> Problem {
             Problem::new(ProblemCode::Conflict, "the point cannot be merged", sendense_block::error::chain(error))
         }
         _ => refused(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendense_api::PrunedBackup;
+
+    /// Of how many points that later ones need a merge begins, where a policy keeps so many itself and another one so many.
+    fn begins_at(own: usize, others: usize) -> usize {
+        let points = |needed: usize| {
+            let point = |number: usize| PrunedBackup {
+                backup_id: format!("p{number}").parse().unwrap(),
+                repository_id: "repo-1".parse().unwrap(),
+                backup_type: None,
+                completed_at: None,
+                bytes_stored: 0,
+                fate: if number < needed { PruneFate::Needed } else { PruneFate::Keep },
+                reason: String::new(),
+                kept_by_another: number >= needed + own,
+            };
+            (0..needed + own + others).map(point).collect()
+        };
+        let pruned = |needed| Prune {
+            dry_run: false,
+            plan_id: String::new(),
+            vm_context_id: "vm-1".parse().unwrap(),
+            vm_name: "web".to_owned(),
+            backups: points(needed),
+            deleted: 0,
+            kept: 0,
+            freed_bytes: 0,
+        };
+        (1..100).find(|needed| !enough(&pruned(*needed)).is_empty()).unwrap()
+    }
+
+    #[test]
+    fn a_quarter_of_what_the_own_rules_keep_is_enough() {
+        let begins = [(2, 0), (14, 0), (14, 12), (40, 0), (2, 60), (0, 60)].map(|(own, others)| begins_at(own, others));
+        assert_eq!(begins, [1, 4, 4, 10, 1, 1]);
     }
 }

@@ -235,6 +235,7 @@ fn describe(vm: &catalog::VmContext, places: &[Place], dry_run: bool) -> Prune {
                     (Fate::Stays(_), Some(why)) => why.clone(),
                     (fate, _) => fate.to_string(),
                 },
+                kept_by_another: matches!(entry.fate, Fate::Stays(_)) && place.left.contains_key(&entry.backup_id),
             });
         }
     }

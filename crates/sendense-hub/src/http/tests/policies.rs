@@ -44,6 +44,8 @@ async fn a_policy_deletes_no_point_of_another_one() {
     let reason = |id: &BackupId| shown.backups.iter().find(|it| it.backup_id == *id).unwrap().reason.clone();
     assert_eq!(reason(&points[1]), "policy monthly made it, and judges it");
     assert_eq!(reason(&points[4]), "keep-last 1 of 1");
+    let by_another = shown.backups.iter().filter(|it| it.kept_by_another).map(|it| &it.backup_id).collect::<Vec<_>>();
+    assert_eq!(by_another, [&points[2], &points[1]]);
     // What is shown of the policy is what goes of one machine, by that plan.
     let asked = PruneVm { policy_id: Some("daily".to_owned()), ..PruneVm::default() };
     let how = PruneQuery { dry_run: false, plan_id: Some(shown.plan_id) };
