@@ -99,6 +99,13 @@ pub(super) fn was_met(restored: &Result<Value>) -> bool {
     }
 }
 
+/// Has the point verified that a task reads for something else than a restore, where it met damage in it.
+pub(super) async fn look_closer_after<T>(core: &Arc<Core>, handle: &Handle, id: &BackupId, done: &Result<T>) {
+    if matches!(done, Err(problem) if problem.code == ProblemCode::Corrupt) {
+        look_closer(core, handle, id).await;
+    }
+}
+
 /// Has the point verified, with those that it builds on.
 pub(super) async fn look_closer(core: &Arc<Core>, handle: &Handle, id: &BackupId) {
     handle.warn(match App::new(core.clone()).verify_damaged(id).await {

@@ -7,12 +7,13 @@
 //! Invariant: from the first byte that is copied to the last nobody can write. Whether a commit that was cut off was published
 //! is read from the repository, never remembered.
 
+use super::below::{Comparing, WrittenDisk};
 use super::record::{Record, State};
 use super::{Recovery, Turn, disks, life, machine};
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
 use crate::maintenance::Use;
-use sendense_block::{Cancel, ChangeMap, Disk, Overlay};
+use sendense_block::{Cancel, ChangeMap, Disk};
 use sendense_repo::manifest::{Content, Manifest};
 use sendense_source::{
     Artefact, Changes, ConfigDocument, DiscoveredVm, Error, FreezeRequest, Frozen, FrozenDisk, FrozenFacts, Journal,
@@ -34,7 +35,8 @@ pub(crate) struct Commit {
     pub parent: BackupId,
     /// The manifest of that point.
     pub manifest: Manifest,
-    overlays: BTreeMap<DiskNumber, Arc<Overlay>>,
+    disks: BTreeMap<DiskNumber, Arc<WrittenDisk>>,
+    comparing: Comparing,
 }
 
 /// Whether a recovery can be committed now: its machine is off, or nobody is connected where there is no machine of ours.
@@ -73,22 +75,26 @@ pub(crate) async fn begin(core: &Arc<Core>, id: &RecoveryId, backup_id: &BackupI
     let record = recovery.record();
     let repository = core.repositories.by_id(core, &record.repository_id, Use::GoOn).await?;
     let (vm, point) = (record.vm_context_id.clone(), record.backup_id.clone());
-    let manifest = blocking(move || repository.manifest(&vm, &point)).await?.or_problem()?;
+    let (reader, served) = (repository.clone(), recovery.served().0);
+    let manifest = blocking(move || reader.manifest(&vm, &point)).await?.or_problem()?;
+    let served = served.ok_or_else(|| {
+        Problem::new(ProblemCode::Conflict, "the recovery cannot be committed", format!("{id} is not served now"))
+    })?;
+    // Whatever of the point is read for the new one is compared, as by every other way out of it.
+    let comparing = blocking(move || served.compare(&record, &repository)).await?.or_problem()?;
     let state = State::Committing { backup_id: backup_id.clone() };
     let record = core.recoveries.advance(&recovery, |record| record.state = state)?;
-    let commit =
-        |overlays| Commit { recovery: recovery.clone(), _turn: turn, parent: record.backup_id, manifest, overlays };
     let served = recovery.state.lock().served.take();
     let id = recovery.id.clone();
     let stopped = blocking(move || served.map(|served| disks::stop(&id, served)).unwrap_or_default()).await?;
-    let overlays = stopped.into_iter().collect();
-    Ok(commit(overlays))
+    let disks = stopped.into_iter().collect();
+    Ok(Commit { recovery: recovery.clone(), _turn: turn, parent: record.backup_id, manifest, disks, comparing })
 }
 
 /// After the backup: the recovery has served its purpose, or is served again.
 pub(crate) async fn end(core: &Arc<Core>, commit: Commit, is_published: bool) {
-    let Commit { recovery, overlays, _turn, .. } = commit;
-    drop(overlays);
+    let Commit { recovery, disks, comparing, _turn, .. } = commit;
+    drop((disks, comparing));
     let ended = match is_published {
         true => life::end_now(core, &recovery).await,
         // The next pass serves it.
@@ -119,15 +125,22 @@ pub(super) async fn settle(
 }
 
 impl Commit {
+    /// The problem of a commit: where damage of the point is the reason, told so that it is clear what to do.
+    pub fn told(&self, problem: Problem) -> Problem {
+        let advice = "nothing was committed, and the recovery goes on: what rotted would be stored again as if it were whole. The \
+                      machine's own next backup stores it again";
+        self.comparing.told(problem, advice)
+    }
+
     /// The disks by number.
     pub fn disks(&self) -> impl Iterator<Item = DiskNumber> {
-        self.overlays.keys().copied()
+        self.disks.keys().copied()
     }
 
     /// What the backup reads from.
     pub fn source(&self) -> Arc<dyn Source> {
         let disks = self.manifest.disks.iter().filter_map(|disk| {
-            let overlay = self.overlays.get(&disk.disk_id)?.clone();
+            let written = self.disks.get(&disk.disk_id)?.clone();
             let frozen = FrozenDisk {
                 key: disk.disk_key.clone(),
                 binding: disk.binding.clone(),
@@ -136,7 +149,7 @@ impl Commit {
                 // No hypervisor tracks what happens after this point: the next backup of the machine compares.
                 token: None,
             };
-            Some((frozen, overlay))
+            Some((frozen, written))
         });
         let config = self.manifest.documents.iter().map(|document| match &document.content {
             Content::Text(text) => {
@@ -160,7 +173,7 @@ impl Commit {
 /// What was written to a recovery, as a source with one machine that stands still.
 struct Written {
     kind: SourceKind,
-    disks: Vec<(FrozenDisk, Arc<Overlay>)>,
+    disks: Vec<(FrozenDisk, Arc<WrittenDisk>)>,
     config: Vec<ConfigDocument>,
     note: String,
 }
@@ -225,13 +238,13 @@ impl Source for Written {
 /// Its disks, to which nobody can write.
 struct Still {
     facts: FrozenFacts,
-    disks: Vec<(FrozenDisk, Arc<Overlay>)>,
+    disks: Vec<(FrozenDisk, Arc<WrittenDisk>)>,
 }
 
 impl Still {
-    fn overlay(&self, key: &str) -> sendense_source::Result<&Arc<Overlay>> {
+    fn disk(&self, key: &str) -> sendense_source::Result<&Arc<WrittenDisk>> {
         let found = self.disks.iter().find(|(disk, _)| disk.key == key);
-        found.map(|(_, overlay)| overlay).ok_or_else(|| Error::new(Kind::NotFound, format!("no disk {key}")))
+        found.map(|(_, written)| written).ok_or_else(|| Error::new(Kind::NotFound, format!("no disk {key}")))
     }
 }
 
@@ -241,12 +254,12 @@ impl Frozen for Still {
     }
 
     fn changes(&self, disk_key: &str) -> sendense_source::Result<Changes> {
-        let changes: Arc<dyn ChangeMap> = self.overlay(disk_key)?.clone();
+        let changes: Arc<dyn ChangeMap> = self.disk(disk_key)?.clone();
         Ok(Changes::Delta(changes))
     }
 
     fn open(&self, disk_key: &str, _: &Cancel) -> sendense_source::Result<Arc<dyn Disk>> {
-        let disk: Arc<dyn Disk> = self.overlay(disk_key)?.clone();
+        let disk: Arc<dyn Disk> = self.disk(disk_key)?.clone();
         Ok(disk)
     }
 

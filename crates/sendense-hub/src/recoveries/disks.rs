@@ -3,6 +3,7 @@
 //! Invariant: an overlay is closed only when no client can reach it any more, and its folder is removed only then.
 
 use super::Record;
+use super::below::{Below, Comparing, WrittenDisk};
 use super::record::DiskRecord;
 use crate::exports::Exports;
 use crate::fault::{OrProblem, Result, of_block};
@@ -61,6 +62,7 @@ pub(crate) struct ServedDisk {
     pub disk_id: DiskNumber,
     pub uri: String,
     overlay: Arc<Overlay>,
+    below: Arc<Below>,
     /// None once it is not served any more.
     guard: Mutex<Option<ExportGuard>>,
 }
@@ -106,7 +108,8 @@ fn serve_disk(
     let id = disk.disk_id;
     let who = format!("recovery {}", record.recovery_id);
     let chain = repository.open_disk(&record.vm_context_id, &record.backup_id, id, &who).or_problem()?;
-    let base: Arc<dyn Disk> = Arc::new(chain);
+    let below = Arc::new(Below::new(chain));
+    let base: Arc<dyn Disk> = below.clone();
     let (folder, identity) = (record.overlay(id), record.identity(id));
     let overlay = match begin {
         Begin::Create => make_folder(&folder)
@@ -120,13 +123,20 @@ fn serve_disk(
     let (guard, uri) = stage
         .offer(&disk.export, Device::Writable(overlay.clone()), description)
         .map_err(|error| of_block(&what, &error))?;
-    Ok(ServedDisk { disk_id: id, uri, overlay, guard: Mutex::new(Some(guard)) })
+    Ok(ServedDisk { disk_id: id, uri, overlay, below, guard: Mutex::new(Some(guard)) })
 }
 
 impl Served {
     /// A disk on offer.
     pub fn disk(&self, id: DiskNumber) -> Option<&ServedDisk> {
         self.disks.iter().find(|disk| disk.disk_id == id)
+    }
+
+    /// Compares what is read of the point from now on with its digests, as long as somebody wants that. Blocks.
+    pub(super) fn compare(&self, record: &Record, repository: &Repository) -> sendense_repo::Result<Comparing> {
+        let who = format!("recovery {}", record.recovery_id);
+        let disks = self.disks.iter().map(|disk| (disk.disk_id, &disk.below));
+        Comparing::begin(repository, &record.vm_context_id, &record.backup_id, &who, disks)
     }
 
     /// Connections that are open to any of them.
@@ -152,9 +162,10 @@ pub(super) fn close(recovery_id: &RecoveryId, served: Arc<Served>) {
     drop(stop(recovery_id, served));
 }
 
-/// The same, and gives the overlays, to which nobody can write any more.
-pub(super) fn stop(recovery_id: &RecoveryId, served: Arc<Served>) -> Vec<(DiskNumber, Arc<Overlay>)> {
-    let overlays: Vec<_> = served.disks.iter().map(|disk| (disk.disk_id, disk.overlay.clone())).collect();
+/// The same, and gives what was written, to which nobody can write any more.
+pub(super) fn stop(recovery_id: &RecoveryId, served: Arc<Served>) -> Vec<(DiskNumber, Arc<WrittenDisk>)> {
+    let written = |disk: &ServedDisk| WrittenDisk { overlay: disk.overlay.clone(), below: disk.below.clone() };
+    let disks: Vec<_> = served.disks.iter().map(|disk| (disk.disk_id, Arc::new(written(disk)))).collect();
     for disk in &served.disks {
         // Whoever looks at it for a list holds it for a moment longer.
         let Some(guard) = disk.guard.lock().take() else { continue };
@@ -166,8 +177,8 @@ pub(super) fn stop(recovery_id: &RecoveryId, served: Arc<Served>) -> Vec<(DiskNu
     if let Some(server) = served.server.lock().take() {
         server.shutdown();
     }
-    flush(recovery_id, overlays.iter().map(|(disk_id, overlay)| (*disk_id, overlay)));
-    overlays
+    flush(recovery_id, disks.iter().map(|(disk_id, written)| (*disk_id, &written.overlay)));
+    disks
 }
 
 fn flush<'a>(recovery_id: &RecoveryId, overlays: impl Iterator<Item = (DiskNumber, &'a Arc<Overlay>)>) {

@@ -8,12 +8,14 @@
 //! Invariant: which disks have moved is asked of the hypervisor, never remembered; a file that a machine may be using is never removed
 //! while the machine is there.
 
+use super::below::Comparing;
 use super::machine::{Door, door};
 use super::record::{MachineRecord, Record, State};
 use super::{Recovery, life};
 use crate::core::{Core, blocking};
-use crate::fault::{Result, of_block};
+use crate::fault::{OrProblem, Result, of_block};
 use crate::jobs::handle::Handle;
+use crate::maintenance::Use;
 use sendense_block::{self as block, ByteLen};
 use sendense_source::target::DiskFormat;
 use sendense_types::{Problem, ProblemCode, RecoveryId};
@@ -66,10 +68,17 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, id: &RecoveryId,
     let (way, asked) = (door.clone(), machine.clone());
     let keys = blocking(move || way.served(&asked)).await??.unwrap_or_default();
     let files: BTreeMap<String, PathBuf> = keys.iter().map(|key| (key.clone(), file(&machine, key, &to))).collect();
+    let (record, served) = (recovery.record(), recovery.served().0);
+    let repository = core.repositories.by_id(core, &record.repository_id, Use::GoOn).await?;
+    let comparing = blocking(move || served.map(|served| served.compare(&record, &repository)).transpose());
+    let comparing = comparing.await?.or_problem()?.ok_or_else(|| {
+        Problem::new(ProblemCode::Conflict, "the recovery cannot be migrated", format!("{id} is not served now"))
+    })?;
     let state = State::Migrating { files: files.clone() };
     let record = core.recoveries.advance(&recovery, |record| record.state = state)?;
     let (watched, format) = (handle.clone(), to.format);
-    let copied = blocking(move || copy(&door, &machine, &files, format, &watched)).await?;
+    // Until all is copied or given up; then the machine reads its disks as before, if it still does.
+    let copied = blocking(move || copy(&door, &machine, &files, format, &comparing, &watched)).await?;
     let settled = settle(core, &recovery, record, copied.is_ok()).await;
     copied?;
     settled?;
@@ -88,6 +97,7 @@ fn copy(
     machine: &MachineRecord,
     files: &BTreeMap<String, PathBuf>,
     format: DiskFormat,
+    comparing: &Comparing,
     handle: &Handle,
 ) -> Result<()> {
     for (key, file) in files {
@@ -103,9 +113,12 @@ fn copy(
                     return Err(Problem::new(ProblemCode::SourceFailed, "the machine is gone", details));
                 }
             }
-            if tries == TRIES_MAX {
+            if tries == TRIES_MAX || comparing.has_met_damage() {
                 let details = format!("the hypervisor gave up copying disk {key} of {}", machine.name);
-                return Err(Problem::new(ProblemCode::SourceFailed, "the copy of a disk ended early", details));
+                let problem = Problem::new(ProblemCode::SourceFailed, "the copy of a disk ended early", details);
+                let advice = "the machine goes on with the recovery's disks as they are: take what it needs out of it, and migrate a \
+                              recovery of a point whose verification says that it is sound";
+                return Err(comparing.told(problem, advice));
             }
             handle.warn(format!("the hypervisor gave up copying disk {key}; it is tried again"));
             remove(file)?;

@@ -6,7 +6,7 @@
 //!     `-------- failed, or the hub died --------------------^
 //! ```
 //!
-//! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them, [`machine`] is what runs
+//! What lives here: the recoveries of this hub. [`record`] is what outlives it, [`disks`] serves them over the point [`below`], [`machine`] is what runs
 //! on them, [`commit`] makes what they wrote the next point, [`migrate`] moves a
 //! machine to storage of its own, [`life`] makes and ends them, [`mod@keep`] brings back what is not served and ends what must end. What does not: who may ask (`app`), the overlay and
 //! NBD (`sendense_block`).
@@ -14,6 +14,7 @@
 //! Invariant: what is made is recorded before, and what is recorded holds its restore point: nobody deletes that, whether the
 //! recovery is served just now or not. Whoever changes a recovery holds its `turn`.
 
+mod below;
 pub(crate) mod commit;
 mod disks;
 mod keep;

@@ -2,6 +2,7 @@
 
 use crate::disk::{Disk, Random, assert_holds};
 use crate::hub::{Hub, PATIENCE, cli, field, path, text, tool, tree};
+use crate::verification::{noise, rot};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -274,6 +275,61 @@ fn what_was_written_becomes_the_next_point() {
         assert!(Instant::now() < patience, "{}", hub.log());
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+}
+
+/// What rotted in the point is not taken for what a machine has written, nor for what it has not.
+#[test]
+fn what_rotted_below_a_recovery_becomes_no_point() {
+    const BLOCK: usize = 65536;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let disk = noise(&dir.join("vms/web/disk0.raw"), 24, &mut Random::new(48));
+    let hub = Hub::launch(dir, "hub", &["--audit-per-million", "0"]).unwrap();
+    hub.set_up_images(dir);
+    let point = field(&hub.backup("web", &[]), "backup_id").to_owned();
+    let name = format!("disk-0/{point}.qcow2");
+    let image = tree(&dir.join("repo")).into_iter().find(|file| file.ends_with(&name)).unwrap();
+    let rot = |block: usize| rot(&dir.join("repo").join(&image), &disk.bytes[block * BLOCK..][..BLOCK]);
+    let recover = |hub: &Hub, of: &str| uri(&hub.json(&["recover", "instant", of, "--name", "r"])["recovery"], 0);
+    let io = |command: &str, uri: &str| {
+        tool("qemu-utils", "qemu-io", &["-f", "raw", "-c", command, "-c", "flush", uri]);
+    };
+    let refused = |hub: &Hub, of: &str, block: usize| {
+        let said = hub.fails(6, &["recover", "commit", "r", "--wait"]);
+        let told = format!("block {block} (bytes {}..{}) of disk 0 of {of}", block * BLOCK, (block + 1) * BLOCK);
+        assert!(said.contains(&told) && said.contains(&image) && said.contains("nothing was committed"), "{said}");
+        until_ready(hub, "r");
+    };
+
+    // The rest of a block of which a part was written comes from below.
+    rot(7);
+    let served = recover(&hub, &point);
+    io("write -P 1 450k 4k", &served);
+    refused(&hub, &point, 7);
+    // The hub has the point looked at by itself.
+    let patience = Instant::now() + PATIENCE;
+    while hub.json(&["backup", "show", &point])["backup"]["verify_state"] != "corrupt" {
+        assert!(Instant::now() < patience, "{}", hub.log());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // One that was written as a whole has nothing of it.
+    io("write -P 1 448k 64k", &served);
+    let made = hub.json(&["recover", "commit", "r", "--wait"])["backup"].clone();
+    let committed = field(&made, "backup_id").to_owned();
+    let mut model = disk.bytes.clone();
+    model[7 * BLOCK..8 * BLOCK].fill(1);
+    let restored = dir.join("restored");
+    hub.ok(&["restore", "disk", &committed, "--to", path(&restored), "--wait"]);
+    assert_holds(&restored, &model);
+
+    // Where all of a disk is looked at, what nobody wrote to is none of what differs.
+    assert_eq!(hub.stop(), Some(0));
+    rot(3);
+    let hub = Hub::launch(dir, "hub", &["--audit-per-million", "1000000"]).unwrap();
+    let served = recover(&hub, &committed);
+    io("write -P 2 1M 64k", &served);
+    refused(&hub, &committed, 3);
+    assert_eq!(hub.json(&["backup", "list", "--vm", "web", "--status", "completed"])["total"], 2);
 }
 
 /// A client that stays.

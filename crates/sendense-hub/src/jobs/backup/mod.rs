@@ -19,6 +19,7 @@ mod parents;
 mod resume;
 mod retire;
 
+use super::damage;
 use super::handle::Handle;
 use super::lease;
 use super::runner::Done;
@@ -42,7 +43,7 @@ use sendense_catalog::TaskClaim;
 use sendense_node::mover::{self, Assignment, DiskAssignment, PARALLEL_DISKS_DEFAULT};
 use sendense_repo::{DraftSpec, Repository};
 use sendense_source::{DiskRequest, FreezeRequest, Source, VmRef};
-use sendense_types::{Phase, Problem, ProblemCode};
+use sendense_types::{Phase, Problem, ProblemCode, RecoveryId};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -83,11 +84,26 @@ pub(crate) async fn run(core: &Arc<Core>, handle: &Arc<Handle>, claim: &TaskClai
         let prepared = prepare(core, handle, claim, work).await?;
         return copy(core, handle, prepared).await;
     };
-    let commit = commit::begin(core, &recovery_id, &work.backup_id).await?;
+    let point = core.recoveries.find(recovery_id.as_str())?.record().backup_id;
+    let made = commit_now(core, handle, claim, work, &recovery_id).await;
+    damage::look_closer_after(core, handle, &point, &made).await;
+    made
+}
+
+/// Makes what was written to a recovery the next point.
+async fn commit_now(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    claim: &TaskClaim,
+    work: BackupWork,
+    recovery_id: &RecoveryId,
+) -> Result<Done> {
+    let commit = commit::begin(core, recovery_id, &work.backup_id).await?;
     let made = match prepare_commit(core, handle, claim, work, &commit).await {
         Ok(prepared) => copy(core, handle, prepared).await,
         Err(problem) => Err(problem),
     };
+    let made = made.map_err(|problem| commit.told(problem));
     commit::end(core, commit, made.is_ok()).await;
     made
 }

@@ -26,6 +26,16 @@ pub(super) fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
     text.lines().map(words).filter(|words| words.len() == 2).map(|words| (words[0].clone(), words[1].clone())).collect()
 }
 
+/// A bit flips in the block that holds nothing but this byte, in the image of a repository whose name ends so; gives the image's name.
+fn rot_where(repository: &Path, ends: &str, byte: u8) -> String {
+    let image = tree(repository).into_iter().find(|file| file.ends_with(ends)).unwrap();
+    let mut bytes = std::fs::read(repository.join(&image)).unwrap();
+    let at = bytes.windows(65536).position(|part| part.iter().all(|found| *found == byte)).unwrap();
+    bytes[at + 5] ^= 1;
+    std::fs::write(repository.join(&image), bytes).unwrap();
+    image
+}
+
 #[test]
 fn a_machine_is_restored_as_another_and_starts() {
     let lab = lab();
@@ -150,4 +160,39 @@ fn a_hub_that_is_killed_leaves_nothing_of_an_unfinished_machine() {
         hub.ok(&args);
     }
     let _ = lab.try_virsh(&["undefine", &name]);
+}
+
+#[test]
+fn a_rotten_block_makes_no_machine_unless_what_is_left_is_wanted() {
+    let lab = lab();
+    let mut guest = Guest::define(lab, &[("vda", "qcow2", MIB), ("vdb", "raw", 3 * MIB)]);
+    guest.start();
+    guest.write("vda", 0x55, 0, MIB);
+    guest.write("vdb", 0x66, MIB, 65536);
+    let dir = tempfile::tempdir().unwrap();
+    let hub = start_hub(dir.path(), &guest);
+    let pool = pool(lab, dir.path());
+    let id = field(&back_up(&hub, &guest, "main", &["--compression", "off"]), "backup_id").to_owned();
+    // The second disk's block lies in the image as it is.
+    let image = rot_where(&dir.path().join("main"), &format!("disk-1/{id}.qcow2"), 0x66);
+
+    let name = format!("{}-rotten", guest.name);
+    let pooled = ["--pool", path(&pool), "--format", "raw", "--wait"];
+    let restore = [&["restore", "vm", &id, "--source", "lab", "--name", &name][..], &pooled].concat();
+    let said = hub.fails(6, &restore);
+    assert!(said.contains(&format!("disk 1 of {id} is damaged")) && said.contains(&image), "{said}");
+    assert!(lab.try_virsh(&["domstate", &name]).is_err(), "it is defined");
+    assert_eq!(tree(&pool), [""; 0], "also the disk that is whole is taken away");
+
+    let made = hub.json(&[&restore[..], &["--allow-damaged"]].concat());
+    assert!(field(&made["task"], "summary").contains("WARNING: 1 blocks are damaged"), "{made:#}");
+    for (target, file) in disks(lab, &name) {
+        let mut left = guest.model[target.as_str()].clone();
+        if target == "vdb" {
+            left[MIB as usize + 5] ^= 1;
+        }
+        assert!(std::fs::read(&file).unwrap() == left, "{target} differs");
+    }
+    assert_eq!(disks(lab, &name).len(), 2);
+    lab.virsh(&["undefine", &name]);
 }
