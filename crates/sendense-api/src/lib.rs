@@ -35,7 +35,7 @@ pub use dto::{
     Retention, Schedule, ScheduleRules, ScheduleWindow, VanishedVm,
 };
 pub use dto::{ChainMove, MoveQuery, MoveVm, MovedBackup};
-pub use dto::{ConsolidateQuery, Consolidation};
+pub use dto::{ConsolidateQuery, Consolidation, DeleteRepository};
 pub use dto::{
     CreatePairing, EnrolNode, Enrolment, LimitWindow, Node, NodeHello, NodeLimit, NodeStatus, NodeWelcome, Pairing,
 };

@@ -11,10 +11,10 @@ use crate::reply::{
 use crate::{
     Backup, BackupFilter, CatalogCopy, Chain, ChainMove, ChainQuery, ChangeTags, ConsolidateQuery, Consolidation,
     CreateBackup, CreateExport, CreateRecovery, CreateRepository, CreateSource, CreateToken, DebugHealth, DeleteQuery,
-    Deletion, Discovery, Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery, MigrateRecovery, MoveQuery,
-    MoveVm, NewToken, Page, Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery, Repository, RepositoryReport,
-    RestoreBackup, Source, SpaceSample, Storage, Task, TaskFilter, TestReport, Token, UpdateBackup, UpdateRepository,
-    UpdateSource, VerifyBackup, Vm, VmFilter,
+    DeleteRepository, Deletion, Discovery, Endpoint, Export, Health, ListQuery, LogEntry, Merge, MergeQuery,
+    MigrateRecovery, MoveQuery, MoveVm, NewToken, Page, Prune, PruneQuery, PruneVm, ReconcileQuery, Recovery,
+    Repository, RepositoryReport, RestoreBackup, Source, SpaceSample, Storage, Task, TaskFilter, TestReport, Token,
+    UpdateBackup, UpdateRepository, UpdateSource, VerifyBackup, Vm, VmFilter,
 };
 use reqwest::Method;
 use sendense_types::{BackupId, ExportId, TaskId};
@@ -243,9 +243,9 @@ impl Client {
         Ok(self.get::<_, CatalogCopiesReply>(&path, &()).await?.catalog_copies)
     }
 
-    /// Forgets a repository that holds no backups.
-    pub async fn delete_repository(&self, repository: &str) -> Result<()> {
-        self.delete::<_, DoneReply>(&["repositories", repository], &()).await.map(drop)
+    /// Forgets a repository that holds no backups, or one that is lost.
+    pub async fn delete_repository(&self, repository: &str, how: &DeleteRepository) -> Result<()> {
+        self.delete::<_, DoneReply>(&["repositories", repository], how).await.map(drop)
     }
 }
 

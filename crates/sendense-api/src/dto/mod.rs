@@ -51,8 +51,8 @@ pub use recovery::{
 };
 pub use report::{FindingKind, ReconcileQuery, ReportFinding, RepositoryReport};
 pub use repository::{
-    CatalogCopy, CreateRepository, Repository, RepositoryConfig, RepositorySpace, SpaceSample, Storage,
-    UpdateRepository,
+    CatalogCopy, CreateRepository, DeleteRepository, Repository, RepositoryConfig, RepositorySpace, SpaceSample,
+    Storage, UpdateRepository,
 };
 pub use restore::{ImageFormat, POOL_DEFAULT, RestoreBackup, RestoreTarget, VmdkSubformat};
 pub use schedule::{

@@ -12,7 +12,8 @@ pub struct ReconcileQuery {
     /// Only look: nothing is repaired.
     #[param(required = false)]
     pub dry_run: bool,
-    /// Give moves up whose other repository is lost for good: not in the catalog, or not there. What lies here is this repository's then.
+    /// Give moves up whose other repository is lost for good. What lies here is this repository's then. Refused while the other one may be
+    /// in the catalog and cannot be reached.
     #[param(required = false)]
     pub forget_moves: bool,
 }

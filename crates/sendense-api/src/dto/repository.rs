@@ -3,7 +3,7 @@
 use crate::schema;
 use sendense_types::{Compression, DeploymentId, RepositoryId, RepositoryKind, RepositoryMode, SpaceState, Timestamp};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// Asks for a repository to be made, or to be tested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -35,6 +35,16 @@ pub struct RepositoryConfig {
     /// The folder's absolute path on the hub's machine.
     #[schema(pattern = "^/")]
     pub path: String,
+}
+
+/// How a repository is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteRepository {
+    /// It is lost: all that is known of its points goes, too. Refused where it can be reached. Added again and imported, it is back.
+    #[param(required = false)]
+    pub lost: bool,
 }
 
 /// Changes a repository. What is left out stays as it is.

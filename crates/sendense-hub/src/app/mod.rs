@@ -17,6 +17,7 @@ mod health;
 mod history;
 mod hold;
 pub(crate) mod in_force;
+mod lost;
 mod merge;
 mod mounts;
 mod moving;

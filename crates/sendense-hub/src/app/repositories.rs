@@ -10,8 +10,8 @@ use crate::reconcile::{self, Doing};
 use crate::repositories::{CHECK_PATIENCE, OPEN_TIMEOUT, path_of, within};
 use crate::space::{self, Thresholds};
 use sendense_api::{
-    CatalogCopy, CreateRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig, RepositoryReport,
-    Role, SpaceSample, Storage, Task, TestReport, UpdateRepository,
+    CatalogCopy, CreateRepository, DeleteRepository, ListQuery, Page, ReconcileQuery, Repository, RepositoryConfig,
+    RepositoryReport, Role, SpaceSample, Storage, Task, TestReport, UpdateRepository,
 };
 use sendense_catalog as catalog;
 use sendense_repo::Bounds;
@@ -290,9 +290,12 @@ impl App {
     }
 
     /// Forgets a repository that holds no backups. Its folder stays.
-    pub async fn delete_repository(&self, caller: &Caller, id_or_name: &str) -> Result<()> {
+    pub async fn delete_repository(&self, caller: &Caller, id_or_name: &str, how: DeleteRepository) -> Result<()> {
         caller.require(Role::Admin)?;
         let row = self.repository(id_or_name).await?;
+        if how.lost {
+            return self.forget_lost(caller, row).await;
+        }
         let of_it = catalog::BackupFilter { repository_id: Some(row.repository_id.clone()), ..Default::default() };
         let one = catalog::Page { limit: 1, offset: 0 };
         let in_the_way = |what: String| Problem::new(ProblemCode::Conflict, "the repository holds backups", what);
@@ -302,14 +305,7 @@ impl App {
         if completed > 0 {
             return Err(in_the_way(format!("{completed} points are in the catalog; delete them first")));
         }
-        if let Some(policy) = self.policy_into(&row.repository_id).await? {
-            let details = format!("policy {policy} puts points into it; change that first");
-            return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
-        }
-        if let Some(vm) = reconcile::moving(&self.core, &row.repository_id).await?.first() {
-            let details = format!("points of {vm} are being moved there or away; see task list");
-            return Err(Problem::new(ProblemCode::Conflict, "the repository is in use", details));
-        }
+        self.refuse_in_use(&row).await?;
         maintenance::check(&row, Use::Write)?;
         // What the catalog does not know may lie there still: a folder that cannot be looked at is not forgotten.
         let repository = self.core.repositories.get(&self.core, &row).await?;
@@ -365,7 +361,7 @@ impl App {
     }
 
     /// Removes the rows of attempts that came to nothing; those at work are in the way.
-    async fn forget_attempts(&self, filter: &catalog::BackupFilter) -> Result<()> {
+    pub(super) async fn forget_attempts(&self, filter: &catalog::BackupFilter) -> Result<()> {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
         loop {
             let (rows, _) = self.core.catalog.backups().list(filter, page).await.or_problem()?;

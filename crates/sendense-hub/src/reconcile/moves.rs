@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing is decided here. The target goes forward with what has come to it; the source is told by the target, for which
 //! both must be this hub's. A catalog that was made anew knows both by other names, and may know one of them only later: so one that is
-//! not found is waited for until a person says that it is lost.
+//! not found is waited for until a person says that it is lost. One that is in the catalog and cannot be reached may be back tomorrow,
+//! whatever anybody says.
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result, of_repo};
@@ -42,13 +43,17 @@ pub(crate) async fn under_way(core: &Core, id: &RepositoryId) -> Result<BTreeSet
 }
 
 /// Settles what a look at a repository has met. What cannot be settled now is logged, and met again by the next look.
+///
+/// # Errors
+/// A person wants moves to be given up, and that is refused.
 pub(super) async fn settle(
     core: &Arc<Core>,
     id: &RepositoryId,
     repository: &Repository,
     report: &Report,
     doing: Doing,
-) {
+) -> Result<()> {
+    let mut refused = Ok(());
     for vm in &report.unmoved {
         tracing::info!(repository_id = %id, vm_id = %vm, "copies of a move that was cut off removed");
     }
@@ -68,9 +73,15 @@ pub(super) async fn settle(
     for (vm, from, to) in came.chain(left) {
         match both(core, vm, &from, &to, doing).await {
             Ok(()) => tracing::info!(vm_id = %vm, from, to, "a move that was cut off is settled"),
-            Err(problem) => tell(vm, &problem),
+            Err(problem) => {
+                tell(vm, &problem);
+                if doing == Doing::Forget {
+                    refused = refused.and(Err(not_lost(problem)));
+                }
+            }
         }
     }
+    refused
 }
 
 fn books(core: &Arc<Core>, vm: &VmContextId, to: &RepositoryId) -> Books {
@@ -79,18 +90,10 @@ fn books(core: &Arc<Core>, vm: &VmContextId, to: &RepositoryId) -> Books {
 
 /// Lets the two agree.
 async fn both(core: &Arc<Core>, vm: &VmContextId, from: &str, to: &str, doing: Doing) -> Result<()> {
-    let is_lost = |problem: &Problem| {
-        let is_away = [ProblemCode::RepositoryUnavailable, ProblemCode::RepositoryNotFound].contains(&problem.code);
-        doing == Doing::Forget && is_away
-    };
-    let or_lost = |found: Result<Option<(RepositoryId, Repository)>>| match found {
-        Err(problem) if is_lost(&problem) => Ok(None),
-        found => found,
-    };
-    let (mut source, mut target) = (or_lost(known(core, from).await)?, or_lost(known(core, to).await)?);
+    let (mut source, mut target) = (known(core, from).await?, known(core, to).await?);
     match (&source, &target) {
-        (Some(here), None) => target = other_end(core, vm, here, true, is_lost).await?,
-        (None, Some(here)) => source = other_end(core, vm, here, false, is_lost).await?,
+        (Some(here), None) => target = other_end(core, vm, here, true).await?,
+        (None, Some(here)) => source = other_end(core, vm, here, false).await?,
         _ => {}
     }
     let lacking = match (&source, &target) {
@@ -123,15 +126,11 @@ async fn other_end(
     vm: &VmContextId,
     here: &(RepositoryId, Repository),
     is_source: bool,
-    is_lost: impl Fn(&Problem) -> bool,
 ) -> Result<Option<(RepositoryId, Repository)>> {
     let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
     let (rows, _) = core.catalog.repositories().list(page).await.or_problem()?;
     for row in rows.into_iter().filter(|row| row.repository_id != here.0) {
-        let other = match core.repositories.by_id(core, &row.repository_id, Use::GoOn).await {
-            Err(problem) if is_lost(&problem) => continue,
-            opened => opened?,
-        };
+        let other = open(core, &row).await?;
         let (of, this, that) = (vm.clone(), here.1.clone(), other.clone());
         let is_it =
             blocking(move || if is_source { this.has_moved_to(&of, &that) } else { that.has_moved_to(&of, &this) });
@@ -146,9 +145,26 @@ async fn other_end(
 async fn known(core: &Arc<Core>, name: &str) -> Result<Option<(RepositoryId, Repository)>> {
     let Ok(id) = name.parse::<RepositoryId>() else { return Ok(None) };
     match core.catalog.repositories().get(&id).await {
-        Err(error) if error.kind() == catalog::Kind::NotFound => return Ok(None),
-        found => _ = found.or_problem()?,
+        Err(error) if error.kind() == catalog::Kind::NotFound => Ok(None),
+        found => Ok(Some((id, open(core, &found.or_problem()?).await?))),
     }
-    let repository = core.repositories.by_id(core, &id, Use::GoOn).await?;
-    Ok(Some((id, repository)))
+}
+
+/// A repository that may be one end of a move.
+async fn open(core: &Arc<Core>, row: &catalog::Repository) -> Result<Repository> {
+    let opened = core.repositories.by_id(core, &row.repository_id, Use::GoOn).await;
+    opened.map_err(|problem| Problem { message: format!("repository {}: {}", row.name, problem.message), ..problem })
+}
+
+/// What is in the catalog is not lost, however far away it is now.
+fn not_lost(problem: Problem) -> Problem {
+    if problem.code != ProblemCode::RepositoryUnavailable {
+        return problem;
+    }
+    let details = format!(
+        "{}; it may have the points: bring it back, so that the move is settled, or, where it is lost for good, remove it from the catalog \
+         first (repo delete --lost)",
+        problem.details
+    );
+    Problem { details, ..problem }
 }

@@ -122,7 +122,7 @@ fn of_vm(facts: &Facts, vm: &VmContextId, found: &VmSurvey, findings: &mut Vec<F
             kind: FindingKind::MoveUnfinished,
             subject: vm.to_string(),
             message: "a move of its points to or from another repository was begun and not settled: both must be there for that; \
-                      where the other one is lost for good, 'repo check --forget-moves' gives it up"
+                      where the other one is lost for good and not in the catalog, 'repo check --forget-moves' gives it up"
                 .to_owned(),
             repair: Some(Repair::SettleMove(vm.clone())),
         });

@@ -115,7 +115,7 @@ pub(crate) async fn look(
         return Ok((looked, Ok(())));
     }
     let repairs: Vec<Repair> = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
-    let report = mend(core, id, &repository, &repairs, doing).await?;
+    let (report, settled) = mend(core, id, &repository, &repairs, doing).await?;
     let left: Vec<&str> = report.problems.iter().filter_map(|(path, _)| path.to_str()).collect();
     let is_left = |of: &BackupId| left.iter().any(|path| path.contains(of.as_str()));
     if repairs.iter().any(Repair::is_in_folder) {
@@ -163,7 +163,7 @@ pub(crate) async fn look(
     // What a merge left half done must not wait for the next start.
     let half = match report.problems.iter().find(|(path, _)| path.to_string_lossy().contains("/.merge-")) {
         Some((_, error)) => Err(crate::fault::of_repo(error)),
-        None => followed,
+        None => followed.and(settled),
     };
     Ok((looked, half))
 }
@@ -259,14 +259,14 @@ async fn ended_mounts(core: &Core, id: &RepositoryId) -> Result<Vec<(MountId, St
     Ok(ended)
 }
 
-/// Takes back the drafts of the plan and finishes what was begun.
+/// Takes back the drafts of the plan and finishes what was begun. The second part of the answer is what a person wanted and is refused.
 async fn mend(
     core: &Arc<Core>,
     id: &RepositoryId,
     repository: &Repository,
     repairs: &[Repair],
     doing: Doing,
-) -> Result<Report> {
+) -> Result<(Report, Result<()>)> {
     let undo = repairs.iter().filter_map(|repair| match repair {
         Repair::UndoDraft(vm, draft) => Some((vm.clone(), draft.clone())),
         _ => None,
@@ -275,8 +275,8 @@ async fn mend(
     let (mended, now) = (repository.clone(), core.now());
     let report = blocking(move || mended.recover(&planned, now)).await?.or_problem()?;
     tell(id, &report);
-    moves::settle(core, id, repository, &report, doing).await;
-    Ok(report)
+    let settled = moves::settle(core, id, repository, &report, doing).await;
+    Ok((report, settled))
 }
 
 fn tell(id: &RepositoryId, report: &Report) {

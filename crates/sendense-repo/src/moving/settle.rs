@@ -356,7 +356,11 @@ impl Repository {
     /// # Errors
     /// Either cannot be read.
     pub fn has_moved_to(&self, vm: &VmContextId, other: &Self) -> Result<bool> {
-        let (Some(left), Some(come)) = (intent_out(self, vm)?, arrival(other, vm)?) else { return Ok(false) };
+        let (Some(left), Some(come)) = (intent_out(self, vm)?, arrival(other, vm)?) else {
+            // What is not found in a folder from which the file system went says nothing.
+            self.check_present()?;
+            return other.check_present().map(|()| false);
+        };
         let (Arrival::Decided(come) | Arrival::Arrived(come)) = come;
         Ok(left == come)
     }

@@ -510,6 +510,8 @@ mod tests {
             "sendense chain move web --to new --repo old --leave-policies --yes --no-wait",
             "sendense repo space R",
             "sendense repo check R --dry-run",
+            "sendense repo delete R",
+            "sendense repo delete R --lost --yes",
             "sendense repo reports R",
             "sendense repo mode R read-only --reason new-disks",
             "sendense source add image --name I --path P",

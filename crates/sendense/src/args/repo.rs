@@ -40,7 +40,8 @@ pub enum RepoCommand {
         /// Only look.
         #[arg(long)]
         dry_run: bool,
-        /// Give moves up whose other repository is lost for good: what lies here is this repository's then.
+        /// Give moves up whose other repository is lost for good, and not in the catalog any more: what lies here is this
+        /// repository's then.
         #[arg(long, conflicts_with = "dry_run")]
         forget_moves: bool,
     },
@@ -85,6 +86,12 @@ pub enum RepoCommand {
     Delete {
         /// Its name or id.
         repo: String,
+        /// It is lost: forget it with all that is known of its points. Refused while it can be reached.
+        #[arg(long)]
+        lost: bool,
+        /// Do not ask.
+        #[arg(long, short, requires = "lost")]
+        yes: bool,
     },
 }
 

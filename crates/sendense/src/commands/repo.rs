@@ -1,5 +1,6 @@
 //! `sendense repo`.
 
+use super::backup::confirmed;
 use super::path_text;
 use crate::args::{RepoAddCommand, RepoCommand};
 use crate::context::Context;
@@ -10,7 +11,9 @@ use sendense_api::reply::{
     CatalogCopiesReply, CatalogCopyReply, DoneReply, ReportListReply, ReportReply, RepositoryListReply,
     RepositoryReply, SpaceListReply, TaskReply,
 };
-use sendense_api::{CreateRepository, LIMIT_MAX, Limit, ListQuery, ReconcileQuery, RepositoryConfig, UpdateRepository};
+use sendense_api::{
+    CreateRepository, DeleteRepository, LIMIT_MAX, Limit, ListQuery, ReconcileQuery, RepositoryConfig, UpdateRepository,
+};
 use sendense_types::RepositoryKind;
 
 /// Runs the command.
@@ -141,8 +144,12 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<u8> {
                 show(tables::catalog_copies(&copies));
             }
         }
-        RepoCommand::Delete { repo } => {
-            client.delete_repository(&repo).await?;
+        RepoCommand::Delete { repo, lost, yes } => {
+            if lost && !yes && !confirmed(&format!("forget {repo} and all its points?"), "say --yes")? {
+                say("nothing was changed");
+                return Ok(0);
+            }
+            client.delete_repository(&repo, &DeleteRepository { lost }).await?;
             if context.json {
                 json(&DoneReply::new(format!("repository {repo} forgotten")))?;
             } else {

@@ -11,7 +11,7 @@ use sendense_api::reply::{
     CatalogCopiesReply, CatalogCopyReply, DoneReply, ReportListReply, ReportReply, RepositoryListReply,
     RepositoryReply, SpaceListReply, StorageReply, TaskReply, TestReply,
 };
-use sendense_api::{CreateRepository, ListQuery, ProblemBody, ReconcileQuery, UpdateRepository};
+use sendense_api::{CreateRepository, DeleteRepository, ListQuery, ProblemBody, ReconcileQuery, UpdateRepository};
 
 /// Make a repository known.
 ///
@@ -248,13 +248,14 @@ pub(in crate::http) async fn list_catalog_copies(
 
 /// Forget a repository.
 ///
-/// Only one that holds no backups.
+/// Only one that holds no backups; or, with `lost=true`, one that cannot be reached, with all that is known of its points. Nothing of its
+/// folder is touched.
 #[utoipa::path(
     delete, path = "/repositories/{repository_id}", tag = "repositories",
-    params(("repository_id" = String, Path, description = "The repository's id or name.")),
+    params(("repository_id" = String, Path, description = "The repository's id or name."), DeleteRepository),
     responses(
         (status = 200, description = "It is forgotten.", body = DoneReply),
-        (status = 409, description = "It holds backups.", body = ProblemBody),
+        (status = 409, description = "It holds backups, or is not lost.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("admin"))),
 )]
@@ -262,8 +263,9 @@ pub(in crate::http) async fn delete_repository(
     State(app): State<App>,
     Extension(caller): Who,
     NameOrId(repository): NameOrId,
+    Query(how): Query<DeleteRepository>,
     _: NoBody,
 ) -> Result<Json<DoneReply>> {
-    app.delete_repository(&caller, &repository).await?;
+    app.delete_repository(&caller, &repository, how).await?;
     Ok(Json(DoneReply::new(format!("repository {repository} is forgotten"))))
 }

@@ -3,8 +3,8 @@
 use super::house::{House, until};
 use crate::{HubConfig, RunningHub};
 use sendense_api::{
-    Client, ClientError, ClientOptions, CreateExport, CreateRepository, DeleteQuery, FindingKind, ListQuery, MoveQuery,
-    MoveVm, PolicyRules, ReconcileQuery, RepositoryConfig, RepositoryReport, Task, TaskFilter,
+    Client, ClientError, ClientOptions, CreateExport, CreateRepository, DeleteQuery, DeleteRepository, FindingKind,
+    ListQuery, MoveQuery, MoveVm, PolicyRules, ReconcileQuery, RepositoryConfig, RepositoryReport, Task, TaskFilter,
 };
 use sendense_repo::layout;
 use sendense_repo::testing::stage::{Act, Script};
@@ -196,7 +196,7 @@ async fn a_move_that_is_not_settled_is_settled_by_the_next_look() {
     let told = findings(&house).await;
     assert_eq!(told, [format!("one: MoveUnfinished {vm}"), format!("two: MoveUnfinished {vm}")]);
     // Neither repository goes: the other would not know whose the points are.
-    let kept = house.client.delete_repository("one").await.unwrap_err();
+    let kept = house.client.delete_repository("one", &DeleteRepository::default()).await.unwrap_err();
     assert!(format!("{kept:?}").contains("was cut off"), "{kept:?}");
     // The chain goes on meanwhile.
     let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
@@ -345,6 +345,43 @@ async fn a_move_whose_other_end_is_lost_is_given_up_by_a_person() {
         assert!(lies_in(folder.path(), left, &vm));
         // In the old one the newest had gone already.
         assert_eq!(client.get_backup(&ids[0]).await.unwrap().vm_context_id.as_str(), vm);
+        hub.shutdown().await;
+    }
+}
+
+/// A repository that is not mounted is not lost, whatever a person says in a hurry: its points would belong to two repositories.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_whose_other_end_is_merely_away_is_not_given_up() {
+    for (left, is_new) in [("one", false), ("two", false), ("one", true), ("two", true)] {
+        let (folder, vm, _) = cut_off_for_good(false).await;
+        let away = if left == "one" { "two" } else { "one" };
+        let (there, aside) = (folder.path().join(away), folder.path().join("aside"));
+        // By a hub that knows both as the move does, and by one that knows them by other names.
+        let (hub, client) = if is_new {
+            let (hub, client) = made_anew(folder.path(), "anew").await;
+            take_in(&client, folder.path(), left).await;
+            std::fs::create_dir(folder.path().join("empty")).unwrap();
+            take_in(&client, folder.path(), "empty").await;
+            std::fs::rename(folder.path().join("empty"), &aside).unwrap();
+            (hub, client)
+        } else {
+            std::fs::rename(&there, &aside).unwrap();
+            std::fs::create_dir(&there).unwrap();
+            made_anew(folder.path(), "data").await
+        };
+        let away = if is_new { "empty" } else { away };
+        let told = format!("{left} is left, a new catalog: {is_new}");
+        let how = ReconcileQuery { dry_run: false, forget_moves: true };
+        let refused = client.reconcile_repository(left, &how).await.unwrap_err();
+        let words = format!("{refused:?}");
+        assert!(words.contains("repo delete --lost") && words.contains("bring it back"), "{told}: {words}");
+        assert_eq!(unsettled(&looked(&client, left, false).await), 1, "{told}");
+        // Lost it is only when it is out of the catalog, which takes no repository that is there for lost.
+        let lost = DeleteRepository { lost: true };
+        assert!(client.delete_repository(left, &lost).await.is_err(), "{told}");
+        client.delete_repository(away, &lost).await.unwrap();
+        assert_eq!(unsettled(&looked(&client, left, true).await), 0, "{told}");
+        assert!(lies_in(folder.path(), left, &vm), "{told}");
         hub.shutdown().await;
     }
 }
