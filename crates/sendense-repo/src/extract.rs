@@ -41,6 +41,8 @@ pub struct How<'a> {
     pub overwrite: bool,
     /// Whose it will be.
     pub owner: Owner,
+    /// The room that it takes, where that is known; else it is counted.
+    pub needed_bytes: Option<u64>,
     /// The file is all that is asked for: its name is the point of no return of the work ([`Cancel::commit`]).
     pub is_last: bool,
 }
@@ -84,7 +86,10 @@ pub fn extract(disk: &dyn Disk, path: &Path, how: How<'_>, progress: &Progress, 
     if !how.overwrite && folder.holds(name)? {
         return Err(exists(path));
     }
-    let needed = room::needed_bytes(disk, how.disk_name, cancel)?;
+    let needed = match how.needed_bytes {
+        Some(needed) => needed,
+        None => room::needed_bytes(disk, how.disk_name, cancel)?,
+    };
     room::check(how.disk_name, needed, room::free_bytes_of(&folder.handle, &folder.shown)?, 0, &folder.shown)?;
     let part = Part::create(&folder, name, how.suffix)?;
     match how.format {
@@ -298,6 +303,7 @@ mod tests {
             disk_name: "disk 0",
             overwrite: false,
             owner: Owner::Us,
+            needed_bytes: None,
             is_last: true,
         };
         extract(disk, path, how, &Progress::default(), cancel)
@@ -348,6 +354,7 @@ mod tests {
                 disk_name: "disk 0",
                 overwrite: false,
                 owner: whose,
+                needed_bytes: None,
                 is_last: false,
             };
             extract(&disk(), &path, how, &Progress::default(), &Cancel::new()).unwrap();
@@ -382,6 +389,7 @@ mod tests {
             disk_name: "disk 0",
             overwrite: true,
             owner: Owner::Us,
+            needed_bytes: None,
             is_last: true,
         };
         extract(&disk(), &link, how, &Progress::default(), &Cancel::new()).unwrap();
@@ -413,6 +421,7 @@ mod tests {
             disk_name: "disk 0",
             overwrite: false,
             owner: Owner::Us,
+            needed_bytes: None,
             is_last: true,
         };
         let run = |fill: &dyn Fn(&Path) -> Result<()>| extract_with(&path, how, &Cancel::new(), fill);

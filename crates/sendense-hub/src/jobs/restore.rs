@@ -143,15 +143,15 @@ fn write(
     let share = core.budget.take(LANES);
     let name = disk.name();
     let (lanes, progress, cancel) = (share.lanes(), &handle.progress, &handle.cancel);
-    let job = Job { name, disk: disk.clone(), lanes, progress, cancel };
-    let _room = match takes_room(core, &work.target) {
+    let (needed_bytes, _room) = match takes_room(core, &work.target) {
         Some(path) => {
-            let needed = room::needed_bytes(disk, name, cancel).map_err(|error| of_repo(&error))?;
+            let needed = disk.needed_bytes(cancel).map_err(|error| of_repo(&error))?;
             let folder = path.parent().unwrap_or(&path);
-            Some(core.rooms.take(name, needed, folder, &handle.task_id, progress)?)
+            (Some(needed), Some(core.rooms.take(name, needed, folder, &handle.task_id, progress)?))
         }
-        None => None,
+        None => (None, None),
     };
+    let job = Job { name, disk: disk.clone(), needed_bytes, lanes, progress, cancel };
     let mut difference = None;
     let place = match &work.target {
         RestoreTarget::File { path, format, overwrite, onto, resize, force, subformat } => {

@@ -17,7 +17,6 @@ use sendense_api::{ImageFormat, RestoreTarget};
 use sendense_block::Cancel;
 use sendense_repo::extract::{Format, How, Owner, extract};
 use sendense_repo::manifest::Manifest;
-use sendense_repo::room;
 use sendense_source::Source;
 use sendense_source::target::{DiskFormat, NewVm, Planned};
 use sendense_types::Problem;
@@ -136,9 +135,9 @@ fn make(
     for disk in &manifest.disks {
         let chain = repository.open_compared(&work.vm_context_id, &work.backup_id, disk.disk_id, who, work.on_damage());
         let chain = Arc::new(chain.map_err(|error| of_repo(&error))?);
-        let bytes = room::needed_bytes(&chain, chain.name(), &handle.cancel).map_err(|error| of_repo(&error))?;
+        let bytes = chain.needed_bytes(&handle.cancel).map_err(|error| of_repo(&error))?;
         needed = needed.saturating_add(bytes);
-        chains.push((disk, chain));
+        chains.push((disk, chain, bytes));
     }
     let _room = match planned.disks.first().and_then(|disk| disk.parent()) {
         Some(folder) => {
@@ -148,10 +147,19 @@ fn make(
         None => None,
     };
     let mut passed = Vec::with_capacity(chains.len());
-    for ((disk, chain), path) in chains.into_iter().zip(&planned.disks) {
+    for ((disk, chain, bytes), path) in chains.into_iter().zip(&planned.disks) {
         let share = core.budget.take(LANES);
         let (lanes, disk_name, owner) = (share.lanes(), chain.name(), Owner::OfFolder);
-        let how = How { format, lanes, suffix: who, disk_name, overwrite: false, owner, is_last: false };
+        let how = How {
+            format,
+            lanes,
+            suffix: who,
+            disk_name,
+            overwrite: false,
+            owner,
+            needed_bytes: Some(bytes),
+            is_last: false,
+        };
         extract(&chain, path, how, &handle.progress, &handle.cancel)
             .map_err(|error| damage::told(&chain, crate::restore::target_problem(path, &error)))?;
         handle.info(format!("disk {} is restored to {}", disk.disk_id, path.display()));

@@ -18,7 +18,16 @@ pub(crate) fn restore_file(
     task_id: &TaskId,
 ) -> Result<()> {
     let (lanes, suffix, owner) = (job.lanes, task_id.as_str(), Owner::Us);
-    let how = |format| How { format, lanes, suffix, disk_name: job.name, overwrite, owner, is_last: true };
+    let how = |format| How {
+        format,
+        lanes,
+        suffix,
+        disk_name: job.name,
+        overwrite,
+        owner,
+        needed_bytes: job.needed_bytes,
+        is_last: true,
+    };
     match format {
         ImageFormat::Raw => extract(&job.disk, path, how(Format::Raw), job.progress, job.cancel),
         ImageFormat::Qcow2 => extract(&job.disk, path, how(Format::Qcow2), job.progress, job.cancel),
@@ -64,7 +73,8 @@ mod tests {
         let disk = Memory::zeroed(ByteLen(3 * 65536 + 512));
         disk.write_at(ByteOffset(65536), &[7; 4096]).unwrap();
         let progress = Arc::new(Progress::default());
-        let job = Job { name: "disk 0", disk: Arc::new(disk), lanes: 2, progress: &progress, cancel };
+        let job =
+            Job { name: "disk 0", disk: Arc::new(disk), needed_bytes: None, lanes: 2, progress: &progress, cancel };
         restore_file(&job, path, format, VmdkSubformat::default(), overwrite, &TaskId::generate())?;
         assert_eq!(std::fs::read(path).map(|bytes| bytes.len() > 65536).ok(), Some(true));
         Ok(progress.snapshot())

@@ -35,6 +35,8 @@ pub(crate) struct Job<'a> {
     pub name: &'a str,
     /// The point's disk, its true size.
     pub disk: Arc<dyn Disk>,
+    /// The room that a new file takes, where it was counted.
+    pub needed_bytes: Option<u64>,
     /// Lanes that it may use.
     pub lanes: usize,
     /// Told of the work.

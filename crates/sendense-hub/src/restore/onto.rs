@@ -135,7 +135,7 @@ mod tests {
         let (disk, progress) = (Arc::new(disk()), Arc::new(Progress::default()));
         let digests = Digests(disk.to_bytes());
         let roots = Roots::new(vec![path.parent().unwrap().to_owned()]);
-        let job = Job { name: "disk 0", disk, lanes: 2, progress: &progress, cancel };
+        let job = Job { name: "disk 0", disk, needed_bytes: None, lanes: 2, progress: &progress, cancel };
         restore_onto(&job, &Onto { path, roots: &roots, digests: Some(&digests), resize, why: "test" })
     }
 

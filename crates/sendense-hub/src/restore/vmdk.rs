@@ -160,7 +160,7 @@ mod tests {
         disk.write_at(ByteOffset((3 << 20) + 70_000), &[9]).unwrap();
         let progress = Arc::new(Progress::default());
         let disk = Arc::new(Watched(disk, on_read));
-        let job = Job { name: "disk 0", disk, lanes: 2, progress: &progress, cancel };
+        let job = Job { name: "disk 0", disk, needed_bytes: None, lanes: 2, progress: &progress, cancel };
         let task = TaskId::generate();
         restore_file(&job, path, ImageFormat::Vmdk, VmdkSubformat::default(), false, &task)?;
         drop(job);

@@ -23,13 +23,13 @@ use crate::error::{Error, Kind, Result, says_wrong_bytes};
 use crate::layout;
 use crate::lock::Operation;
 use crate::repository::Repository;
-use crate::verify;
+use crate::{room, verify};
 use parking_lot::Mutex;
 use sendense_block::device::check_range;
 use sendense_block::digest::is_zero;
 use sendense_block::{
-    self as block, AllocationMap, BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset, Content, Digest, DigestMap, Extent,
-    ExtentSet, Known, MappedExtent, ReadAt,
+    self as block, AllocationMap, BLOCK_BYTES, BlockIndex, ByteLen, ByteOffset, Cancel, Content, Digest, DigestMap,
+    Extent, ExtentSet, Known, MappedExtent, ReadAt,
 };
 use sendense_types::{BackupId, DiskNumber, VmContextId};
 use std::fmt;
@@ -114,6 +114,17 @@ impl ComparedDisk {
     /// The blocks that were given though they are damaged.
     pub fn damage(&self) -> Damage {
         self.damage.lock().clone()
+    }
+
+    /// Bytes that a file with the disk's content takes. Where no digest is left all of the disk is read, for nobody can tell what an image
+    /// has lost; but of a hole only zeros can be read, which take no room.
+    pub fn needed_bytes(&self, cancel: &Cancel) -> Result<u64> {
+        let held = self.digests.is_none().then(|| room::needed_bytes(&self.chain, &self.name, cancel));
+        match held {
+            Some(Ok(bytes)) => Ok(bytes),
+            // Nor do the images say what they hold.
+            _ => room::needed_bytes(self, &self.name, cancel),
+        }
     }
 
     fn passes(&self) -> bool {

@@ -117,6 +117,7 @@ fn restore(house: &House, point: usize, format: Format) -> Result<Vec<u8>, Strin
         disk_name: "disk 0",
         overwrite: false,
         owner: Owner::Us,
+        needed_bytes: None,
         is_last: true,
     };
     let path = target.join("disk");
@@ -395,11 +396,15 @@ fn where_the_digests_are_damaged_nothing_is_proved_and_all_is_given() {
     let house = House::new();
     let digests = house.image(1).with_extension("digests");
     let blocks = house.bytes(2).len().div_ceil(BLOCK) as u64;
+    let needed = || house.open_all_the_same(2).needed_bytes(&Cancel::new()).unwrap();
+    let whole = needed();
+    assert!(whole < house.bytes(2).len() as u64, "a part of the disk is zero");
     // A group, the header, or all of it.
     flip(&digests, 64 + 2048 + 3, 1);
     passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
     flip(&digests, 3, 1);
     passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
+    assert_eq!(needed(), whole, "what is zero takes no room");
     std::fs::remove_file(&digests).unwrap();
     passes(&house, 2, house.bytes(2), &[(0, blocks, Given::Unproved)]);
     assert!(house.open(2).is_err());

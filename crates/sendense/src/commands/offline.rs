@@ -177,8 +177,10 @@ fn restore(
     let lanes = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let suffix = format!("sendense-{}", std::process::id());
     let (suffix, disk_name, owner) = (&*suffix, point.name(), Owner::Us);
-    let how = How { format, lanes, suffix, disk_name, overwrite: false, owner, is_last: true };
-    extract(&point, &resolved(to)?, how, &Progress::default(), &Cancel::new())?;
+    let cancel = Cancel::new();
+    let needed_bytes = Some(point.needed_bytes(&cancel)?);
+    let how = How { format, lanes, suffix, disk_name, overwrite: false, owner, needed_bytes, is_last: true };
+    extract(&point, &resolved(to)?, how, &Progress::default(), &cancel)?;
     let damage = point.damage();
     for (range, given) in damage.ranges() {
         let written = match given {
