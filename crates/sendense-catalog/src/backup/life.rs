@@ -7,7 +7,7 @@
 //! Every step but the first carries the task's claim. Cancelling or failing a backup that still waits: claim its task, then
 //! finish it.
 
-use super::{Backup, BackupDisk, Backups, chain, row, verify};
+use super::{Backup, BackupDisk, Backups, chain, row, unproved};
 use crate::counts::BackupChanges;
 use crate::error::{Conflict, Error, Noun, Result};
 use crate::task::{self, Heartbeat, NewTask, Task, TaskClaim, TaskSubject};
@@ -277,7 +277,7 @@ impl Backups<'_> {
                     consistency: Set(done.consistency.map(|word| word.as_str().to_owned())),
                     consistency_note: Set(done.consistency_note.as_deref().map(row::note)),
                     partial: Set(done.partial),
-                    unproved_since: Set(Some(verify::waits_since(&tx, &row, now).await?)),
+                    unproved_since: Set(Some(unproved::waits_since(&tx, &row, now).await?)),
                     ..Default::default()
                 };
                 update(&tx, &row.backup_id, set).await?;

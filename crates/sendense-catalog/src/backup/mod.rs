@@ -14,6 +14,7 @@ mod made;
 mod merge;
 mod moved;
 mod row;
+mod unproved;
 mod verify;
 
 pub use chain::{Chain, TokenInUse};
@@ -22,7 +23,8 @@ pub(crate) use life::{begin_all_in, lock_vm};
 pub use list::BackupFilter;
 pub use made::MadePoints;
 pub(crate) use row::active_conflict;
-pub use verify::{Lost, MadeBy, Oldest, Unproved, Verification, Verified};
+pub use unproved::{MadeBy, Oldest, Unproved};
+pub use verify::{Lost, Verification, Verified};
 
 use crate::Catalog;
 use sendense_types::{
