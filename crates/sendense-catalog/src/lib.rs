@@ -40,8 +40,8 @@ mod value;
 mod vm;
 
 pub use backup::{
-    Backup, BackupDisk, BackupFilter, BackupPlan, Backups, Chain, Completed, DiskProgress, Lost, MadeBy, MadePoints,
-    NewBackup, Oldest, Progress, TokenInUse, Unproved, Verification, Verified,
+    Backup, BackupDisk, BackupFilter, BackupPlan, Backups, Chain, Completed, DiskProgress, Due, Lost, MadeBy,
+    MadePoints, NewBackup, Oldest, Progress, TokenInUse, Unproved, Verification, Verified,
 };
 pub use error::{Conflict, Error, Kind, Noun, Result};
 pub use essentials::{Counts, ESSENTIALS_VERSION, Essentials};

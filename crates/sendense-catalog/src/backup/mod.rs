@@ -23,7 +23,7 @@ pub(crate) use life::{begin_all_in, lock_vm};
 pub use list::BackupFilter;
 pub use made::MadePoints;
 pub(crate) use row::active_conflict;
-pub use unproved::{MadeBy, Oldest, Unproved};
+pub use unproved::{Due, MadeBy, Oldest, Unproved};
 pub use verify::{Lost, Verification, Verified};
 
 use crate::Catalog;

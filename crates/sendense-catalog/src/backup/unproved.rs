@@ -13,8 +13,10 @@ use crate::error::Result;
 use crate::tx::Tx;
 use crate::value::{self, Ts};
 use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
-use sendense_types::{BackupStatus, PolicyId, RepositoryId, Timestamp, VerifyDepth, VmContextId};
+use sendense_types::{BackupId, BackupStatus, PolicyId, RepositoryId, Timestamp, VerifyDepth, VmContextId};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// By whom points were made.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +40,18 @@ pub struct Unproved<'a> {
     pub before: Timestamp,
     /// A point that nobody ever looked at counts where it waits for that for longer than since this.
     pub waiting_before: Timestamp,
+}
+
+/// A point that is due.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Due {
+    /// Which; without its disks.
+    pub point: Backup,
+    /// When it was looked at, or else since when it waits for that.
+    pub since: Timestamp,
+    /// How long that was before [`Unproved::before`], or else before [`Unproved::waiting_before`]: the same for points that are due by
+    /// different rules, as long as these are late by the same.
+    pub overdue: Duration,
 }
 
 /// A machine's points that want to be looked at: how old the oldest of both sorts are.
@@ -90,31 +104,60 @@ impl Unproved<'_> {
 }
 
 impl Backups<'_> {
-    /// Points that nobody has looked at for so long, those whose look, or else whose waiting for one, is the oldest first; with the
-    /// time of that.
-    pub async fn longest_unproved(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<(Backup, Timestamp)>> {
+    /// Points that are due, those that are for the longest first: a first look that is three days late comes before another one that is
+    /// two, however much longer ago that point was looked at.
+    pub async fn longest_overdue(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<Due>> {
         use entity::backups::{Column, Model};
         if which.is_none() {
             return Ok(Vec::new());
         }
-        let column = which.column();
+        // Each in the order of its index, so that no more rows are read than are asked for, and of points that are late by the same
+        // the same come first in every database.
+        let in_order = async |points: Select<entity::backups::Entity>| {
+            let points = points.order_by_asc(Column::UnprovedSince).order_by_asc(Column::BackupId);
+            points.limit(limit).all(self.0.pool()).await
+        };
+        let (never, long_ago) = (which.never(), which.long_ago().order_by_asc(which.column()));
+        let (mut rows, long_ago) = tokio::try_join!(in_order(never), in_order(long_ago))?;
+        rows.extend(long_ago);
         let look = |row: &Model| match which.depth {
             VerifyDepth::AtRest => row.verified_at,
             VerifyDepth::Deep => row.deep_verified_at,
         };
-        let never = which.never().order_by_asc(Column::UnprovedSince).order_by_asc(Column::CompletedAt);
-        let never = never.limit(limit).all(self.0.pool());
-        let long_ago = which.long_ago().order_by_asc(column).limit(limit).all(self.0.pool());
-        let (mut rows, long_ago) = tokio::try_join!(never, long_ago)?;
-        rows.extend(long_ago);
-        let since = |row: &Model| look(row).or(row.unproved_since).unwrap_or(row.created_at);
-        rows.sort_by(|a, b| (since(a), a.completed_at, &a.backup_id).cmp(&(since(b), b.completed_at, &b.backup_id)));
+        // What counts for it, and since when.
+        let since = |row: &Model| match (look(row), row.unproved_since) {
+            (Some(looked_at), _) => (which.before, Timestamp::from(looked_at)),
+            (None, since) => (which.waiting_before, since.unwrap_or(row.created_at).into()),
+        };
+        let overdue = |row: &Model| {
+            let (limit, since) = since(row);
+            let micros = limit.as_micros().saturating_sub(since.as_micros());
+            Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+        };
+        rows.sort_by(|a, b| {
+            let order = |row: &Model| (Reverse(overdue(row)), row.unproved_since);
+            order(a).cmp(&order(b)).then_with(|| a.backup_id.cmp(&b.backup_id))
+        });
         rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         let told = rows.into_iter().map(|row| {
-            let since = since(&row).into();
-            Ok((super::row::read(row, Vec::new())?, since))
+            let (since, overdue) = (since(&row).1, overdue(&row));
+            Ok(Due { point: super::row::read(row, Vec::new())?, since, overdue })
         });
         told.collect()
+    }
+
+    /// Whether a point is one of these.
+    pub async fn is_due(&self, which: &Unproved<'_>, id: &BackupId) -> Result<bool> {
+        if which.is_none() {
+            return Ok(false);
+        }
+        for points in [which.never(), which.long_ago()] {
+            let found = points.filter(entity::backups::Column::BackupId.eq(id.as_str())).one(self.0.pool()).await?;
+            if found.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The machines that have such points.

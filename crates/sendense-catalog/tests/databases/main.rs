@@ -71,7 +71,7 @@ suite! {
         a_look_reads_what_runs_and_whose_turn_is_next, each_schedule_tells_what_ended_last,
         what_stands_in_the_way_of_one_machine_leaves_the_others_alone;
     verify: what_was_found_is_kept_with_the_point, what_was_found_of_files_that_were_replaced_is_not_kept, a_failed_attempt_is_no_point_to_verify,
-        the_oldest_proof_is_found_first, a_deep_proof_outlasts_looks_at_rest,
+        the_oldest_proof_is_found_first, what_is_late_for_the_longest_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         what_a_point_took_over_is_no_younger_in_it, a_machine_that_nobody_looked_at_waits_since_its_first_point,
         a_point_that_became_a_full_is_proved_as_its_chain_was,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;

@@ -1,4 +1,4 @@
-//! Verifies what nobody has looked at for long, the oldest proof first, one point at a time and beside everything else.
+//! Verifies what nobody has looked at for long, what is due for the longest first, one point at a time and beside everything else.
 //!
 //! A point is due a day after it was made, and then whenever its last look is as old as its rule says. Only its own files are read:
 //! what it stands on has its own turns. A point that took over the bytes of another one in a merge is due when the older ones of its
@@ -15,8 +15,9 @@ use crate::jobs::work::Work;
 use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{PolicyRules, PolicyVerification, Role};
-use sendense_catalog::{Backup, MadeBy, Page, Policy, TaskFilter, Unproved};
+use sendense_catalog::{Backup, Due, MadeBy, Page, Policy, TaskFilter, Unproved};
 use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ pub(crate) async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) ->
     let sayings = sayings(&app.all_policies().await?);
     let own: Vec<PolicyId> = sayings.values().flatten().cloned().collect();
     let rules = rules(&core.limits, &sayings, &own);
-    let mut oldest: Option<(Timestamp, Backup, VerifyDepth)> = None;
+    let mut longest: Option<(Due, VerifyDepth)> = None;
     for repository in repositories {
         let id = &repository.repository_id;
         let may_read = allows(repository.maintenance.mode, Use::Read);
@@ -122,20 +123,38 @@ pub(crate) async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) ->
         }
         for rule in &rules {
             let found = untried(app, &rule.due(id, now, 0), tried).await?;
-            let found = found.map(|(point, since)| (since, point, rule.depth));
-            // The first of two that are as old stays.
-            oldest = oldest.into_iter().chain(found).min_by_key(|(since, _, _)| *since);
+            let found = found.map(|due| (due, rule.depth));
+            // The first of two that are as late stays.
+            longest = longest.into_iter().chain(found).min_by_key(|(due, _)| Reverse(due.overdue));
         }
     }
-    let Some((_, point, depth)) = oldest else { return Ok(None) };
+    let Some((Due { point, .. }, depth)) = longest else { return Ok(None) };
     if tried.len() >= TRIED_MAX {
         return Ok(None);
     }
+    let depth = at_once(app, &rules, &point, depth, now).await?;
     let id = point.backup_id.clone();
     tried.insert(id.clone(), now);
     let caller = Caller { identity: "verification".to_owned(), role: Role::Operator };
     app.verify_aside(&caller, point, depth).await?;
     Ok(Some(id))
+}
+
+/// How a point is looked at: where it is due to be decoded, too, for however short a time, one look serves for both.
+async fn at_once(
+    app: &App,
+    rules: &[Rule<'_>],
+    point: &Backup,
+    depth: VerifyDepth,
+    now: Timestamp,
+) -> Result<VerifyDepth> {
+    for rule in rules.iter().filter(|rule| rule.depth == VerifyDepth::Deep && rule.depth != depth) {
+        let which = rule.due(&point.repository_id, now, 0);
+        if app.core.catalog.backups().is_due(&which, &point.backup_id).await.or_problem()? {
+            return Ok(rule.depth);
+        }
+    }
+    Ok(depth)
 }
 
 /// Whether a verification of this kind waits to be begun.
@@ -146,18 +165,14 @@ async fn waits_aside(app: &App) -> Result<bool> {
     Ok(rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Verify(work)) if work.aside)))
 }
 
-/// The point of the longest unproved that was not tried within the day. However many cannot be read, they must not keep all others
+/// The point that is due for the longest and was not tried within the day. However many cannot be read, they must not keep all others
 /// of their repository from being looked at.
-async fn untried(
-    app: &App,
-    which: &Unproved<'_>,
-    tried: &HashMap<BackupId, Timestamp>,
-) -> Result<Option<(Backup, Timestamp)>> {
+async fn untried(app: &App, which: &Unproved<'_>, tried: &HashMap<BackupId, Timestamp>) -> Result<Option<Due>> {
     let mut candidates = Some(CANDIDATES);
     while let Some(asked) = candidates {
-        let found = app.core.catalog.backups().longest_unproved(which, asked).await.or_problem()?;
+        let found = app.core.catalog.backups().longest_overdue(which, asked).await.or_problem()?;
         candidates = more_than(asked, found.len());
-        let first = found.into_iter().find(|(point, _)| !tried.contains_key(&point.backup_id));
+        let first = found.into_iter().find(|due| !tried.contains_key(&due.point.backup_id));
         if first.is_some() {
             return Ok(first);
         }

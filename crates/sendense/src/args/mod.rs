@@ -242,8 +242,8 @@ pub struct HubArgs {
     /// Seconds after which a backup is given up whose node is not heard any more.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(5..=86_400))]
     pub node_lease_seconds: u32,
-    /// Days after which a point is verified again by itself, the oldest proof first, beside everything else; the first time it is a day
-    /// after it was made. 0 for never.
+    /// Days after which a point is verified again by itself, what is overdue for the longest first, beside everything else; the first
+    /// time it is a day after it was made. 0 for never.
     #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=3650))]
     pub verify_after_days: u32,
     /// Decode every block in those verifications, too.

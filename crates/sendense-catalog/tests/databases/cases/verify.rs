@@ -120,8 +120,8 @@ pub async fn a_deep_proof_outlasts_looks_at_rest(db: TestDb) {
     let point = world.point(&world.vms[0], None, 1, at(10)).await;
     let since = async |depth| {
         let which = Unproved { depth, ..any(&world.repository_id) };
-        let found = backups.longest_unproved(&which, 10).await.expect("find");
-        found.into_iter().map(|(_, since)| since).collect::<Vec<_>>()
+        let found = backups.longest_overdue(&which, 10).await.expect("find");
+        found.into_iter().map(|due| due.since).collect::<Vec<_>>()
     };
     use VerifyDepth::{AtRest, Deep};
     assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(11)], vec![at(11)]), "when it was made");
@@ -157,8 +157,8 @@ pub async fn points_of_a_policy_are_found_by_themselves(db: TestDb) {
     }
     let found = async |made_by| {
         let which = Unproved { made_by, ..any(&world.repository_id) };
-        let found = backups.longest_unproved(&which, 10).await.expect("find");
-        found.into_iter().map(|(point, _)| point.backup_id).collect::<Vec<_>>()
+        let found = backups.longest_overdue(&which, 10).await.expect("find");
+        found.into_iter().map(|due| due.point.backup_id).collect::<Vec<_>>()
     };
     assert_eq!(found(MadeBy::AnyOf(gold)).await, made[..1]);
     assert_eq!(found(MadeBy::NoneOf(&[])).await, made);
@@ -188,9 +188,9 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     }
     let oldest = async |before: i64, limit: u64| {
         let which = Unproved { before: at(before), waiting_before: at(before), ..any(&world.repository_id) };
-        let found = backups.longest_unproved(&which, limit).await.expect("find");
-        let position = |point: &Backup| points.iter().position(|id| *id == point.backup_id).expect("known");
-        found.iter().map(|(point, _)| position(point)).collect::<Vec<_>>()
+        let found = backups.longest_overdue(&which, limit).await.expect("find");
+        let position = |due: &Due| points.iter().position(|id| *id == due.point.backup_id).expect("known");
+        found.iter().map(position).collect::<Vec<_>>()
     };
     assert_eq!(oldest(1000, 10).await, [0, 1, 2, 3, 4]);
     assert_eq!(oldest(1000, 2).await, [0, 1]);
@@ -211,11 +211,50 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
     let sixth = world.point(&world.vms[0], points.last(), 1, at(950)).await;
     for (before, waiting_before, expected) in [(0, 960, true), (960, 0, false)] {
         let which = Unproved { before: at(before), waiting_before: at(waiting_before), ..any(&world.repository_id) };
-        let found = backups.longest_unproved(&which, 10).await.expect("find");
-        assert_eq!(found.iter().any(|(point, _)| point.backup_id == sixth), expected);
+        let found = backups.longest_overdue(&which, 10).await.expect("find");
+        assert_eq!(found.iter().any(|due| due.point.backup_id == sixth), expected);
     }
-    let elsewhere = backups.longest_unproved(&any(&id("repo-none")), 10).await.expect("find");
+    let elsewhere = backups.longest_overdue(&any(&id("repo-none")), 10).await.expect("find");
     assert_eq!(elsewhere, []);
+}
+
+/// A look that is a month late must not keep a first one waiting that is late for longer.
+pub async fn what_is_late_for_the_longest_is_found_first(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let backups = world.catalog.backups();
+    // When each was made, and when it was looked at.
+    let lives = [
+        (100, Some(900)),
+        (110, Some(700)),
+        (1700, None),
+        (1850, None),
+        (120, Some(800)),
+        (1701, Some(800)),
+        (1800, None),
+        (1950, None),
+        (130, Some(1000)),
+    ];
+    let mut points = Vec::new();
+    for (made, looked_at) in lives {
+        let point = world.point(&world.vms[0], None, 1, at(made - 1)).await;
+        if let Some(looked_at) = looked_at {
+            backups.set_verified(&[said(&point, sound(looked_at))]).await.expect("set");
+        }
+        points.push(point);
+    }
+    let which = Unproved { before: at(1000), waiting_before: at(1900), ..any(&world.repository_id) };
+    // Of those that are late by the same the one first that was made first.
+    let expected = [(1, 300), (4, 200), (2, 200), (5, 200), (0, 100), (6, 100), (3, 50)];
+    for limit in 0..=lives.len() {
+        let found = backups.longest_overdue(&which, limit as u64).await.expect("find");
+        let position = |due: &Due| points.iter().position(|id| *id == due.point.backup_id).expect("known");
+        let found: Vec<_> = found.iter().map(|due| (position(due), due.overdue.as_secs())).collect();
+        assert_eq!(found, expected[..limit.min(expected.len())], "at most {limit}");
+    }
+    for (position, point) in points.iter().enumerate() {
+        let is_due = backups.is_due(&which, point).await.expect("ask");
+        assert_eq!(is_due, expected.iter().any(|(due, _)| *due == position), "{position}");
+    }
 }
 
 /// As a merge leaves it: it stands on nothing any more.
@@ -233,8 +272,8 @@ async fn unproved(world: &World) -> BTreeMap<BackupId, (Timestamp, Timestamp)> {
     let backups = world.catalog.backups();
     let since = async |depth| {
         let which = Unproved { depth, ..any(&world.repository_id) };
-        let found = backups.longest_unproved(&which, 10).await.expect("find");
-        found.into_iter().map(|(point, since)| (point.backup_id, since)).collect::<BTreeMap<_, _>>()
+        let found = backups.longest_overdue(&which, 10).await.expect("find");
+        found.into_iter().map(|due| (due.point.backup_id, due.since)).collect::<BTreeMap<_, _>>()
     };
     let deep = since(VerifyDepth::Deep).await;
     since(VerifyDepth::AtRest).await.into_iter().map(|(id, at_rest)| (id.clone(), (at_rest, deep[&id]))).collect()
@@ -266,7 +305,7 @@ pub async fn what_a_point_took_over_is_no_younger_in_it(db: TestDb) {
     }
     // Not before its turn, as one would that nobody ever looked at.
     let which = Unproved { before: at(0), ..any(&world.repository_id) };
-    assert_eq!(backups.longest_unproved(&which, 10).await.expect("find"), []);
+    assert_eq!(backups.longest_overdue(&which, 10).await.expect("find"), []);
     backups.set_verified(&[said(&next, sound(400))]).await.expect("set");
     assert_eq!(unproved(&world).await, [(next, (at(400), at(400)))].into());
 }

@@ -77,6 +77,45 @@ async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
     house.fixture.hub.shutdown().await;
 }
 
+/// While verification is behind, a look that a point waits for since its last one does not keep the first look at another one waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_due_for_the_longest_is_looked_at_first() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| config.clock = given).await;
+    house.disk("web", vec![7; 1 << 20]);
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let back_up = async || {
+        let backup = house.start(&vm, "one").await.unwrap();
+        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        backup.backup_id
+    };
+    let old = back_up().await;
+    let looked_at = clock.now();
+    let (state, depth) = (VerifyState::Sound, Some(VerifyDepth::AtRest));
+    let found = Verification { state, depth, at: looked_at, bytes: 1, took_ms: 1, open_ms: None, finding: None };
+    let mark = Verified { backup_id: old.clone(), verification: Some(found), lost: Lost::new(), generation: None };
+    let app = house.fixture.hub.app();
+    app.core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    clock.advance_seconds(27 * DAY);
+    let new = back_up().await;
+    // The one is due for a day now, the other one for three.
+    clock.advance_seconds(4 * DAY);
+    let mut tried = HashMap::new();
+    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+    let looks = async || house.client.list_tasks(&filter).await.unwrap().items;
+    let is_idle =
+        async || looks().await.iter().all(|task| task.state.is_final()) && !app.core.running.is_at_work_aside();
+    // The hub looks, too, each ten seconds.
+    while looks().await.len() < 2 {
+        look(app, &mut tried).await.unwrap();
+        until("it was looked at", is_idle).await;
+    }
+    let looks: Vec<_> = looks().await.into_iter().rev().map(|task| task.backup_id).collect();
+    assert_eq!(looks, [Some(new), Some(old)]);
+    house.fixture.hub.shutdown().await;
+}
+
 fn noise(seed: u64) -> Vec<u8> {
     let numbers = (0..1_u64 << 17).map(|number| number.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     numbers.flat_map(|number| number.to_le_bytes()).collect()
