@@ -1,5 +1,6 @@
 //! A point took over what the one below it held, and that one is gone. In the repository it happened before.
 
+use super::unproved::waits_of;
 use super::{Backup, Backups, delete, life};
 use crate::counts::BackupChanges;
 use crate::entity;
@@ -96,14 +97,14 @@ fn proof(row: &Model, others: &[Model]) -> ActiveModel {
     // Looked at as long ago as the oldest of the bytes was. What nobody looked at counts since it waits for that: then all of it has
     // its turn when the other part has, and the largest image of a chain is not read again with each point that it takes over.
     let oldest = |look: fn(&Model) -> Option<Ts>| {
-        all().any(|row| look(row).is_some()).then(|| all().filter_map(|row| look(row).or(row.unproved_since)).min())
+        all().any(|row| look(row).is_some()).then(|| all().filter_map(|row| look(row).or(waits_of(row))).min())
     };
     let looks = ActiveModel {
         // Its chain is another one now.
         verify_open_ms: Set(None),
         verified_at: Set(oldest(|row| row.verified_at).flatten()),
         deep_verified_at: Set(oldest(|row| row.deep_verified_at).flatten()),
-        unproved_since: Set(all().filter_map(|row| row.unproved_since).min()),
+        unproved_since: Set(all().filter_map(waits_of).min()),
         ..Default::default()
     };
     if !all().all(|row| is(row, VerifyState::Sound)) {

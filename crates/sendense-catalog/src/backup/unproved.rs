@@ -9,14 +9,19 @@
 
 use super::{Backup, Backups};
 use crate::entity;
+use crate::entity::backups::Model;
 use crate::error::Result;
 use crate::tx::Tx;
 use crate::value::{self, Ts};
+use sea_orm::sea_query::{Expr, Func};
 use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{BackupId, BackupStatus, PolicyId, RepositoryId, Timestamp, VerifyDepth, VmContextId};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Points that are settled at once: what some hundred machines make in a day, and far fewer values than a statement may have.
+const SETTLED_AT_ONCE: u64 = 10_000;
 
 /// By whom points were made.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +112,7 @@ impl Backups<'_> {
     /// Points that are due, those that are for the longest first: a first look that is three days late comes before another one that is
     /// two, however much longer ago that point was looked at.
     pub async fn longest_overdue(&self, which: &Unproved<'_>, limit: u64) -> Result<Vec<Due>> {
-        use entity::backups::{Column, Model};
+        use entity::backups::Column;
         if which.is_none() {
             return Ok(Vec::new());
         }
@@ -160,6 +165,41 @@ impl Backups<'_> {
         Ok(false)
     }
 
+    /// Lets points wait for their first look since they were made of which that is not written down: a hub of an earlier release writes
+    /// nothing of it, and may be at work beside this one while hubs are replaced. Returns how many there were. Doing it again, or
+    /// twice at once, does no harm.
+    pub async fn settle_waiting(&self, repository: &RepositoryId) -> Result<u64> {
+        use entity::backups::{Column, Entity};
+        // What was decoded was looked at. So this reads an index in which only failed attempts and what runs are met beside them.
+        let unknown: Vec<String> = Entity::find()
+            .select_only()
+            .column(Column::BackupId)
+            .filter(Column::RepositoryId.eq(repository.as_str()))
+            .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
+            .filter(Column::DeepVerifiedAt.is_null())
+            .filter(Column::UnprovedSince.is_null())
+            .order_by_asc(Column::BackupId)
+            .limit(SETTLED_AT_ONCE)
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        if unknown.is_empty() {
+            return Ok(0);
+        }
+        let unknown = &unknown;
+        self.0
+            .write(|tx| async move {
+                let settled = Entity::update_many()
+                    .col_expr(Column::UnprovedSince, waits())
+                    .filter(Column::BackupId.is_in(unknown.iter().map(String::as_str)))
+                    .filter(Column::UnprovedSince.is_null())
+                    .exec(&*tx)
+                    .await?;
+                Ok(settled.rows_affected)
+            })
+            .await
+    }
+
     /// The machines that have such points.
     pub async fn unproved_machines(&self, which: &Unproved<'_>) -> Result<BTreeMap<VmContextId, Oldest>> {
         use entity::backups::Column;
@@ -183,14 +223,25 @@ impl Backups<'_> {
     }
 }
 
+/// Since when a row waits: since it was made where a hub of an earlier release wrote nothing of it.
+fn waits() -> Expr {
+    use entity::backups::Column;
+    Func::coalesce([Expr::col(Column::UnprovedSince), Expr::col(Column::CompletedAt)]).into()
+}
+
+/// The same of a row that was read.
+pub(super) fn waits_of(row: &Model) -> Option<Ts> {
+    row.unproved_since.or(row.completed_at)
+}
+
 /// Since when a point waits for a look that is made now. Where nobody ever looked at one of the machine's points, it takes over since
 /// when these do: they may all go before the first of them is due.
-pub(super) async fn waits_since(tx: &Tx, row: &entity::backups::Model, now: Timestamp) -> Result<Ts> {
+pub(super) async fn waits_since(tx: &Tx, row: &Model, now: Timestamp) -> Result<Ts> {
     use entity::backups::{Column, Entity};
     let others: Option<(Option<Ts>, Option<Ts>)> = Entity::find()
         .select_only()
         .column_as(Column::VerifiedAt.max(), "looked_at")
-        .column_as(Column::UnprovedSince.min(), "waits_since")
+        .column_as(waits().min(), "waits_since")
         .filter(Column::VmContextId.eq(&row.vm_context_id))
         .filter(Column::RepositoryId.eq(&row.repository_id))
         .filter(Column::Status.eq(BackupStatus::Completed.as_str()))

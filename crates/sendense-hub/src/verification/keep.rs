@@ -30,15 +30,39 @@ const CANDIDATES: u64 = 100;
 /// Points that are known to have been tried; more than a hub can try in a day with one look in ten seconds are not needed.
 const TRIED_MAX: usize = 8640;
 
+/// So many looks lie between two times that points are settled which a hub of an earlier release made: an hour, and none is due before
+/// a day is over.
+const LOOKS_PER_SETTLING: u32 = 360;
+
 /// Looks until the hub stops.
 pub(crate) async fn keep(app: App) {
     let mut rounds = app.core.rounds(LOOK_PERIOD);
     let mut tried = HashMap::new();
+    let mut looks = 0_u32;
     while rounds.next().await {
+        if looks.is_multiple_of(LOOKS_PER_SETTLING)
+            && let Err(problem) = settle(&app).await
+        {
+            tracing::warn!(error = %problem.message, details = %problem.details, "let points wait for their first look");
+        }
+        looks = looks.wrapping_add(1);
         if let Err(problem) = look(&app, &mut tried).await {
             tracing::warn!(error = %problem.message, details = %problem.details, "look for points to verify");
         }
     }
+}
+
+/// Lets the points of all repositories wait that a hub of an earlier release made.
+async fn settle(app: &App) -> Result<()> {
+    let all = Page { limit: Page::LIMIT_MAX, offset: 0 };
+    let (repositories, _) = app.core.catalog.repositories().list(all).await.or_problem()?;
+    for repository in repositories {
+        let settled = app.core.catalog.backups().settle_waiting(&repository.repository_id).await.or_problem()?;
+        if settled > 0 {
+            tracing::info!(repository_id = %repository.repository_id, settled, "points of an earlier release wait for their first look");
+        }
+    }
+    Ok(())
 }
 
 /// How often some points are looked at.

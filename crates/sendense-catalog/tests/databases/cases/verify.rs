@@ -330,6 +330,42 @@ pub async fn a_machine_that_nobody_looked_at_waits_since_its_first_point(db: Tes
     assert_eq!(unproved(&world).await[&next].0, at(71));
 }
 
+/// A hub of an earlier release, at work beside this one while hubs are replaced, does not write down since when its points wait.
+pub async fn what_an_earlier_release_made_waits_since_it_was_made(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let (backups, repository) = (world.catalog.backups(), &world.repository_id);
+    let forgets = "UPDATE backups SET unproved_since = NULL";
+    let first = world.point(&world.vms[0], None, 1, at(10)).await;
+    let other = world.point(&world.vms[1], None, 1, at(20)).await;
+    let new = world.new_backup(&world.vms[2], BackupType::Full);
+    let running = world.running(&new, at(25)).await;
+    db.execute(forgets).await;
+    // Who comes after it, or takes it over, knows all the same.
+    let next = world.point(&world.vms[0], Some(&first), 1, at(30)).await;
+    assert_eq!(unproved(&world).await, [(next.clone(), (at(11), at(11)))].into());
+    db.execute(forgets).await;
+    backups.merged(&standing_alone(&backups, &next).await, &first, at(40)).await.expect("merge");
+    assert_eq!(unproved(&world).await, [(next.clone(), (at(11), at(11)))].into());
+    // Two hubs may begin at once.
+    let (one, two) = tokio::join!(backups.settle_waiting(repository), backups.settle_waiting(repository));
+    assert_eq!(one.expect("settle") + two.expect("settle"), 1);
+    assert_eq!(unproved(&world).await, [(next.clone(), (at(11), at(11))), (other.clone(), (at(21), at(21)))].into());
+    // What was looked at, and is not proved any more.
+    db.execute(forgets).await;
+    backups.set_verified(&[said(&other, sound(50))]).await.expect("set");
+    assert_eq!(backups.settle_waiting(repository).await.expect("settle"), 1, "the other one was decoded");
+    backups.set_verified(&[said(&other, None)]).await.expect("set");
+    assert_eq!(backups.settle_waiting(repository).await.expect("settle"), 1);
+    assert_eq!(
+        unproved(&world).await,
+        [(next, (at(31), at(31))), (other, (at(21), at(21)))].into(),
+        "when they were made"
+    );
+    assert_eq!(backups.settle_waiting(repository).await.expect("settle"), 0);
+    backups.finish_completed(&running, &completed(&new.backup_id, None, 1), at(60)).await.expect("finish");
+    assert_eq!(unproved(&world).await.len(), 3);
+}
+
 /// A point that became a full holds bytes of all that it stood on.
 pub async fn a_point_that_became_a_full_is_proved_as_its_chain_was(db: TestDb) {
     let world = World::new(db.open().await, 1).await;
