@@ -2,7 +2,7 @@
 //!
 //! Invariant: no point is forgotten on which another one builds.
 
-use super::{Backups, chain, life, row};
+use super::{Backups, chain, life, row, unproved};
 use crate::counts::BackupChanges;
 use crate::entity;
 use crate::error::{Conflict, Error, Result};
@@ -34,15 +34,22 @@ impl Backups<'_> {
             .write(|tx| async move {
                 let mut changes = BackupChanges::default();
                 let deleted = delete_in(&tx, ids, now.into(), &mut changes).await?;
+                unproved::pass_on(&tx, &deleted).await?;
                 changes.write(&tx).await?;
-                Ok(deleted)
+                Ok(deleted.len() as u64)
             })
             .await
     }
 }
 
-/// The same within a transaction, which writes the counters' changes when it is done.
-pub(super) async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts, changes: &mut BackupChanges) -> Result<u64> {
+/// The same within a transaction, which writes the counters' changes when it is done. Returns what there was; what waited for a look
+/// has passed that on to nobody.
+pub(super) async fn delete_in(
+    tx: &Tx,
+    ids: &BTreeSet<&str>,
+    now: Ts,
+    changes: &mut BackupChanges,
+) -> Result<Vec<entity::backups::Model>> {
     use entity::backups::{ActiveModel, Column, Entity};
     let chosen = || Column::BackupId.is_in(ids.iter().copied());
     let vms: BTreeSet<String> =
@@ -69,9 +76,9 @@ pub(super) async fn delete_in(tx: &Tx, ids: &BTreeSet<&str>, now: Ts, changes: &
         .await?;
     let set = ActiveModel { parent_backup_id: Set(None), ..Default::default() };
     Entity::update_many().set(set).filter(Column::ParentBackupId.is_in(ids.iter().copied())).exec(&**tx).await?;
-    let deleted = Entity::delete_many().filter(chosen()).exec(&**tx).await?.rows_affected;
+    Entity::delete_many().filter(chosen()).exec(&**tx).await?;
     rows.iter().for_each(|row| changes.remove(row));
-    Ok(deleted)
+    Ok(rows)
 }
 
 async fn refuse_dependents(tx: &Tx, ids: &BTreeSet<&str>) -> Result<()> {

@@ -60,7 +60,7 @@ impl Backups<'_> {
                 let mut changes = BackupChanges::default();
                 let forgotten = delete::delete_in(&tx, &ids, now.into(), &mut changes).await?;
                 changes.write(&tx).await?;
-                Ok(forgotten)
+                Ok(forgotten.len() as u64)
             })
             .await
     }

@@ -5,7 +5,8 @@
 //! How long a point is unproved is not told by when it was made, for its bytes may be older: a merge gives it those of another one.
 //! `verified_at` and `deep_verified_at` are as old as the look at the oldest of its bytes, and `unproved_since`, which counts where
 //! nobody looked, as these bytes themselves ([`super::merge`]). A new point of a machine of which none was ever looked at waits since
-//! the others do ([`waits_since`]). So no retention and no merge makes anything look younger than it is.
+//! the others do ([`waits_since`]), and what goes without a look hands its waiting on ([`pass_on`]). So no retention and no merge makes
+//! anything look younger than it is, and a machine is looked at, or told as overdue, however short its points are kept.
 
 use super::{Backup, Backups};
 use crate::entity;
@@ -14,7 +15,7 @@ use crate::error::Result;
 use crate::tx::Tx;
 use crate::value::{self, Ts};
 use sea_orm::sea_query::{Expr, Func};
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 use sendense_types::{BackupId, BackupStatus, PolicyId, RepositoryId, Timestamp, VerifyDepth, VmContextId};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -252,4 +253,49 @@ pub(super) async fn waits_since(tx: &Tx, row: &Model, now: Timestamp) -> Result<
         Some((None, Some(since))) => Ok(std::cmp::min(since, now.into())),
         _ => Ok(now.into()),
     }
+}
+
+/// What goes before anybody looked at it hands its waiting on to the newest point that the same policy made, which stays the longest;
+/// but not where somebody looked at a newer one than it. Else no point of a machine would ever be due whose points go within a day.
+pub(super) async fn pass_on(tx: &Tx, gone: &[Model]) -> Result<()> {
+    let mut groups = BTreeMap::<_, Vec<&Model>>::new();
+    for row in gone.iter().filter(|row| row.status == BackupStatus::Completed.as_str()) {
+        groups.entry((&row.vm_context_id, &row.repository_id, &row.policy_id)).or_default().push(row);
+    }
+    for rows in groups.into_values() {
+        if rows.iter().any(|row| row.verified_at.is_none()) {
+            pass_on_in_group(tx, &rows).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for points of one machine in one repository that one policy made.
+async fn pass_on_in_group(tx: &Tx, gone: &[&Model]) -> Result<()> {
+    use entity::backups::{ActiveModel, Column, Entity};
+    let Some(of) = gone.first() else { return Ok(()) };
+    let left = || {
+        let left = Entity::find()
+            .filter(Column::VmContextId.eq(&of.vm_context_id))
+            .filter(Column::RepositoryId.eq(&of.repository_id))
+            .filter(Column::Status.eq(BackupStatus::Completed.as_str()))
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::BackupId);
+        match &of.policy_id {
+            Some(policy) => left.filter(Column::PolicyId.eq(policy)),
+            None => left.filter(Column::PolicyId.is_null()),
+        }
+    };
+    let Some(newest) = left().one(&**tx).await? else { return Ok(()) };
+    let looked_at = left().filter(Column::VerifiedAt.is_not_null()).one(&**tx).await?;
+    let looked_at = gone.iter().copied().filter(|row| row.verified_at.is_some()).chain(&looked_at);
+    let looked_at = looked_at.map(|row| row.created_at).max();
+    let is_newer = |row: &Model| Some(row.created_at) > looked_at;
+    let waiting = gone.iter().filter(|row| is_newer(row)).filter_map(|row| waits_of(row)).min();
+    let own = waits_of(&newest);
+    if !is_newer(&newest) || waiting.is_none() || own.is_some_and(|own| waiting >= Some(own)) {
+        return Ok(());
+    }
+    let set = ActiveModel { unproved_since: Set(waiting), ..Default::default() };
+    super::life::update(tx, &newest.backup_id, set).await
 }

@@ -6,7 +6,8 @@
 //!
 //! Invariant: one runs at a time in this hub. It takes no task's place, waits for none (a hub that is never idle would prove nothing),
 //! keeps to its pace, and makes way for a deletion and a merge. A point that could not be verified is passed over for a day, so that
-//! it does not stand before all others.
+//! it does not stand before all others. A machine's look that came to nothing lets the other machines' points go before its own for a
+//! day: of one whose points are merged or deleted sooner than they can be read there is always a new one, which is due at once.
 
 use crate::app::{App, Caller, in_force};
 use crate::config::Limits;
@@ -15,8 +16,8 @@ use crate::jobs::work::Work;
 use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{PolicyRules, PolicyVerification, Role};
-use sendense_catalog::{Backup, Due, MadeBy, Page, Policy, TaskFilter, Unproved};
-use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth};
+use sendense_catalog::{Backup, Due, Kind, MadeBy, Page, Policy, TaskFilter, Unproved};
+use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth, VmContextId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -34,10 +35,46 @@ const TRIED_MAX: usize = 8640;
 /// a day is over.
 const LOOKS_PER_SETTLING: u32 = 360;
 
+/// What became of former looks.
+#[derive(Default)]
+pub(crate) struct Tried {
+    /// Points of the last day's.
+    points: HashMap<BackupId, Timestamp>,
+    /// Machines whose last look came to nothing within the day.
+    in_vain: HashMap<VmContextId, Timestamp>,
+    /// The one that was begun last, and when.
+    begun: Option<(BackupId, VmContextId, Timestamp)>,
+}
+
+impl Tried {
+    fn forget_before_a_day(&mut self, now: Timestamp) {
+        let is_of_the_day = |at: &Timestamp| now.seconds_since(*at).abs() < DAY_SECONDS as f64;
+        self.points.retain(|_, at| is_of_the_day(at));
+        self.in_vain.retain(|_, at| is_of_the_day(at));
+    }
+
+    /// Notes what became of the last one, which has ended.
+    async fn settle(&mut self, app: &App, now: Timestamp) -> Result<()> {
+        let Some((point, vm, begun)) = &self.begun else { return Ok(()) };
+        let is_kept = match app.core.catalog.backups().get(point).await {
+            Ok(row) => row.verification.is_some_and(|found| found.at >= *begun),
+            Err(error) if error.kind() == Kind::NotFound => false,
+            Err(error) => return Err(error).or_problem(),
+        };
+        if is_kept {
+            self.in_vain.remove(vm);
+        } else {
+            self.in_vain.insert(vm.clone(), now);
+        }
+        self.begun = None;
+        Ok(())
+    }
+}
+
 /// Looks until the hub stops.
 pub(crate) async fn keep(app: App) {
     let mut rounds = app.core.rounds(LOOK_PERIOD);
-    let mut tried = HashMap::new();
+    let mut tried = Tried::default();
     let mut looks = 0_u32;
     while rounds.next().await {
         if looks.is_multiple_of(LOOKS_PER_SETTLING)
@@ -126,42 +163,64 @@ pub(crate) fn rules<'a>(
 }
 
 /// Begins to verify the point that is due for the longest, and tells which; none where one is verified, or none is due.
-pub(crate) async fn look(app: &App, tried: &mut HashMap<BackupId, Timestamp>) -> Result<Option<BackupId>> {
+pub(crate) async fn look(app: &App, tried: &mut Tried) -> Result<Option<BackupId>> {
     let core = &app.core;
     if core.running.is_at_work_aside() || waits_aside(app).await? {
         return Ok(None);
     }
     let now = core.now();
-    tried.retain(|_, at| now.seconds_since(*at).abs() < DAY_SECONDS as f64);
+    tried.forget_before_a_day(now);
+    tried.settle(app, now).await?;
     let all = Page { limit: Page::LIMIT_MAX, offset: 0 };
     let (repositories, _) = core.catalog.repositories().list(all).await.or_problem()?;
     let sayings = sayings(&app.all_policies().await?);
     let own: Vec<PolicyId> = sayings.values().flatten().cloned().collect();
     let rules = rules(&core.limits, &sayings, &own);
-    let mut longest: Option<(Due, VerifyDepth)> = None;
+    let mut open = Vec::new();
     for repository in repositories {
-        let id = &repository.repository_id;
-        let may_read = allows(repository.maintenance.mode, Use::Read);
-        if !may_read || core.repositories.standing(core, id) != Standing::Open {
-            continue;
-        }
-        for rule in &rules {
-            let found = untried(app, &rule.due(id, now, 0), tried).await?;
-            let found = found.map(|due| (due, rule.depth));
-            // The first of two that are as late stays.
-            longest = longest.into_iter().chain(found).min_by_key(|(due, _)| Reverse(due.overdue));
+        let id = repository.repository_id;
+        if allows(repository.maintenance.mode, Use::Read) && core.repositories.standing(core, &id) == Standing::Open {
+            open.push(id);
         }
     }
-    let Some((Due { point, .. }, depth)) = longest else { return Ok(None) };
-    if tried.len() >= TRIED_MAX {
+    let others = |due: &Due| !tried.in_vain.contains_key(&due.point.vm_context_id);
+    let mut found = longest(app, &open, &rules, now, tried, others).await?;
+    if found.is_none() && !tried.in_vain.is_empty() {
+        found = longest(app, &open, &rules, now, tried, |_| true).await?;
+    }
+    let Some((point, depth)) = found else { return Ok(None) };
+    if tried.points.len() >= TRIED_MAX {
         return Ok(None);
     }
     let depth = at_once(app, &rules, &point, depth, now).await?;
     let id = point.backup_id.clone();
-    tried.insert(id.clone(), now);
+    tried.points.insert(id.clone(), now);
+    tried.begun = Some((id.clone(), point.vm_context_id.clone(), now));
     let caller = Caller { identity: "verification".to_owned(), role: Role::Operator };
     app.verify_aside(&caller, point, depth).await?;
     Ok(Some(id))
+}
+
+/// The point of these repositories that is due for the longest by one of these rules, and how it is to be looked at.
+async fn longest(
+    app: &App,
+    repositories: &[RepositoryId],
+    rules: &[Rule<'_>],
+    now: Timestamp,
+    tried: &Tried,
+    is_meant: impl Fn(&Due) -> bool,
+) -> Result<Option<(Backup, VerifyDepth)>> {
+    let mut longest: Option<(Due, VerifyDepth)> = None;
+    for id in repositories {
+        for rule in rules {
+            let which = rule.due(id, now, 0);
+            let is_untried = |due: &Due| !tried.points.contains_key(&due.point.backup_id) && is_meant(due);
+            let found = first(app, &which, is_untried).await?.map(|due| (due, rule.depth));
+            // The first of two that are as late stays.
+            longest = longest.into_iter().chain(found).min_by_key(|(due, _)| Reverse(due.overdue));
+        }
+    }
+    Ok(longest.map(|(due, depth)| (due.point, depth)))
 }
 
 /// How a point is looked at: where it is due to be decoded, too, for however short a time, one look serves for both.
@@ -189,14 +248,14 @@ async fn waits_aside(app: &App) -> Result<bool> {
     Ok(rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Verify(work)) if work.aside)))
 }
 
-/// The point that is due for the longest and was not tried within the day. However many cannot be read, they must not keep all others
-/// of their repository from being looked at.
-async fn untried(app: &App, which: &Unproved<'_>, tried: &HashMap<BackupId, Timestamp>) -> Result<Option<Due>> {
+/// The point that is due for the longest of those that are meant. However many cannot be read, they must not keep all others of their
+/// repository from being looked at.
+async fn first(app: &App, which: &Unproved<'_>, is_meant: impl Fn(&Due) -> bool) -> Result<Option<Due>> {
     let mut candidates = Some(CANDIDATES);
     while let Some(asked) = candidates {
         let found = app.core.catalog.backups().longest_overdue(which, asked).await.or_problem()?;
         candidates = more_than(asked, found.len());
-        let first = found.into_iter().find(|due| !tried.contains_key(&due.point.backup_id));
+        let first = found.into_iter().find(|due| is_meant(due));
         if first.is_some() {
             return Ok(first);
         }
@@ -204,8 +263,8 @@ async fn untried(app: &App, which: &Unproved<'_>, tried: &HashMap<BackupId, Time
     Ok(None)
 }
 
-/// How many to ask for when all that were found have been tried; none where these were all there are, or as many as may be known to
-/// have been tried.
+/// How many to ask for when none that was found is meant; none where these were all there are, or as many as may be known to have been
+/// tried.
 fn more_than(asked: u64, found: usize) -> Option<u64> {
     (found as u64 == asked && asked <= TRIED_MAX as u64).then_some(asked * 8)
 }

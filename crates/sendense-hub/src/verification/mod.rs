@@ -18,6 +18,6 @@ pub(crate) mod lost;
 mod record;
 
 #[cfg(test)]
-pub(crate) use keep::look;
+pub(crate) use keep::{Tried, look};
 pub(crate) use keep::{keep, rules, sayings};
 pub(crate) use record::{judge_new_point, record};

@@ -330,6 +330,47 @@ pub async fn a_machine_that_nobody_looked_at_waits_since_its_first_point(db: Tes
     assert_eq!(unproved(&world).await[&next].0, at(71));
 }
 
+/// Points that go within hours, beside one that is kept and was looked at: about once a day one of them is due all the same.
+pub async fn what_goes_unproved_hands_its_waiting_on(db: TestDb) {
+    const HOUR: i64 = 3600;
+    let world = World::new(db.open().await, 2).await;
+    let (backups, vm) = (world.catalog.backups(), &world.vms[0]);
+    let kept = world.point(vm, None, 1, at(0)).await;
+    backups.set_verified(&[said(&kept, sound(2))]).await.expect("set");
+    let of_another = world.point(&world.vms[1], None, 1, at(0)).await;
+    let (mut points, mut looks) = (Vec::new(), Vec::new());
+    for hour in 1..=100 {
+        points.push(world.point(vm, None, 1, at(hour * HOUR)).await);
+        let now = at(hour * HOUR + 2);
+        if points.len() > 3 {
+            backups.delete(&[points.remove(0)], now).await.expect("delete");
+        }
+        let waiting_before = now.plus_seconds(-24 * HOUR);
+        let which = Unproved { before: at(-1), waiting_before, ..any(&world.repository_id) };
+        for due in backups.longest_overdue(&which, 10).await.expect("find") {
+            let point = due.point.backup_id;
+            if point != of_another {
+                assert_eq!(Some(&point), points.last(), "the newest is there for the longest");
+                looks.push(hour);
+                backups.set_verified(&[said(&point, sound(hour * HOUR + 3))]).await.expect("set");
+            }
+        }
+    }
+    assert_eq!(looks, [25, 50, 75, 100]);
+    let all = Unproved { waiting_before: at(1000 * HOUR), ..any(&world.repository_id) };
+    let waits = async |id: &BackupId| {
+        let found = backups.longest_overdue(&all, 10).await.expect("find");
+        found.into_iter().find(|due| due.point.backup_id == *id).map(|due| due.since)
+    };
+    assert_eq!(waits(&of_another).await, Some(at(1)), "another machine's");
+    // A point that was looked at leaves nothing to hand on, nor does one that is older than such a point.
+    let newest = world.point(vm, None, 1, at(101 * HOUR)).await;
+    points.push(newest.clone());
+    backups.set_verified(&[said(&points[1], sound(102 * HOUR))]).await.expect("set");
+    backups.delete(&[points[0].clone(), points[1].clone(), points[2].clone()], at(103 * HOUR)).await.expect("delete");
+    assert_eq!(waits(&newest).await, Some(at(101 * HOUR + 1)));
+}
+
 /// A hub of an earlier release, at work beside this one while hubs are replaced, does not write down since when its points wait.
 pub async fn what_an_earlier_release_made_waits_since_it_was_made(db: TestDb) {
     let world = World::new(db.open().await, 3).await;

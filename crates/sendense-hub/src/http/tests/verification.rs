@@ -2,7 +2,7 @@
 
 use super::house::{House, Stuck, until};
 use crate::HubConfig;
-use crate::verification::look;
+use crate::verification::{Tried, look};
 use parking_lot::{Condvar, Mutex};
 use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter};
 use sendense_catalog::{Lost, Verification, Verified};
@@ -11,7 +11,6 @@ use sendense_types::{
     BackupId, BackupStatus, BackupType, Clock, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp,
     VerifyDepth, VerifyState,
 };
-use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -101,7 +100,7 @@ async fn what_is_due_for_the_longest_is_looked_at_first() {
     let new = back_up().await;
     // The one is due for a day now, the other one for three.
     clock.advance_seconds(4 * DAY);
-    let mut tried = HashMap::new();
+    let mut tried = Tried::default();
     let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
     let looks = async || house.client.list_tasks(&filter).await.unwrap().items;
     let is_idle =
@@ -165,7 +164,7 @@ impl Daily {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_for_days_only_is_proved() {
     let mut daily = Daily::new(|_| {}).await;
-    let (mut tried, mut looks_at_the_first) = (HashMap::new(), 0);
+    let (mut tried, mut looks_at_the_first) = (Tried::default(), 0);
     for day in 0..40 {
         daily.next(day).await;
         let app = daily.house.fixture.hub.app();
@@ -366,6 +365,48 @@ async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
     assert!(house.client.get_backup(&full).await.is_err());
     assert_eq!(house.status(&next).await, BackupStatus::Completed);
     assert_eq!(looks().await.last().map(|task| task.state), Some(TaskState::Cancelled));
+    house.fixture.hub.shutdown().await;
+}
+
+/// A machine whose points go sooner than they can be read always has another one that is due. The other machines do not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_that_come_to_nothing_hold_up_no_other_machine() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        // A mebibyte of noise takes a quarter of an hour.
+        config.limits.verify_bytes_per_second = 1 << 10;
+    })
+    .await;
+    house.disk("web", noise(0));
+    house.disk("mail", noise(1));
+    house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let back_up = async |name: &str| {
+        let vm = &house.client.get_vm(name).await.unwrap().vm_context_id.to_string();
+        let backup = house.start_as(vm, "one", BackupType::Full, None).await.unwrap();
+        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert!(task.error.is_none(), "{task:?}");
+        backup.backup_id
+    };
+    let (first, second) = (back_up("web").await, back_up("web").await);
+    clock.advance_seconds(60);
+    let other = back_up("mail").await;
+    clock.advance_seconds(2 * DAY);
+    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+    let looks = async || {
+        let tasks = house.client.list_tasks(&filter).await.unwrap().items;
+        tasks.into_iter().rev().filter_map(|task| task.backup_id).collect::<Vec<_>>()
+    };
+    let running = &house.fixture.hub.app().core.running;
+    until("the first is looked at", async || running.is_at_work_aside()).await;
+    house.client.delete_backup(&first, &DeleteQuery::default()).await.unwrap();
+    until("another one is looked at", async || looks().await.len() > 1).await;
+    assert_eq!(looks().await, [first, other.clone()], "the second is due for longer than the other machine's");
+    // Where there is no other one, it has its turn again.
+    house.client.delete_backup(&other, &DeleteQuery::default()).await.unwrap();
+    until("the next is looked at", async || looks().await.len() > 2).await;
+    assert_eq!(looks().await.last(), Some(&second));
     house.fixture.hub.shutdown().await;
 }
 
