@@ -256,10 +256,10 @@ pub struct Backup {
     /// What verifications say of it; null where none was made.
     #[schema(value_type = Option<schema::VerifyState>)]
     pub verify_state: Option<VerifyState>,
-    /// How much the last one looked at; null for a point that is `affected` by another one's damage.
+    /// How much the last one looked at; null for a point that is `affected` by another one's damage and was not looked at itself.
     #[schema(value_type = Option<schema::VerifyDepth>)]
     pub verify_depth: Option<VerifyDepth>,
-    /// When that was found.
+    /// When it was looked at last; null where its own files never were.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub verified_at: Option<Timestamp>,
     /// Bytes of it that were read per second, or decoded in a deep verification; null where no byte was.

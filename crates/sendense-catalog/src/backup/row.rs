@@ -45,8 +45,8 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
         completed_at: row.completed_at.map(Into::into),
         protected: row.protected,
         hold_until: row.hold_until.map(Into::into),
-        verification: match (&row.verify_state, row.verified_at) {
-            (Some(state), Some(at)) => Some(Verification {
+        verification: match (&row.verify_state, row.verified_at.or(row.unproved_since).unwrap_or(row.created_at)) {
+            (Some(state), at) => Some(Verification {
                 state: value::read("verify_state", state)?,
                 depth: value::read_opt("verify_depth", row.verify_depth.as_deref())?,
                 at: at.into(),
@@ -55,7 +55,7 @@ pub(super) fn read(row: entity::backups::Model, disks: Vec<entity::backup_disks:
                 open_ms: row.verify_open_ms.map(|ms| value::read_u64("verify_open_ms", ms)).transpose()?,
                 finding: row.verify_finding,
             }),
-            _ => None,
+            (None, _) => None,
         },
         disks: disks.into_iter().map(read_disk).collect::<Result<_>>()?,
     })

@@ -29,9 +29,10 @@ pub type Lost = BTreeMap<DiskNumber, Vec<(u64, u64)>>;
 pub struct Verification {
     /// How it stands.
     pub state: VerifyState,
-    /// How much was looked at; `None` for a point that another one's damage affects.
+    /// How much was looked at; `None` for a point that another one's damage affects and whose own files nobody looked at. To be
+    /// kept, `None` says that nobody looked at them now: then all but the state and the finding stays as it was.
     pub depth: Option<VerifyDepth>,
-    /// When that was found.
+    /// When it was looked at; where nobody did, since when it waits for that.
     pub at: Timestamp,
     /// Bytes that were read, or decoded, and compared.
     pub bytes: u64,
@@ -48,7 +49,8 @@ pub struct Verification {
 pub struct Verified {
     /// Which point.
     pub backup_id: BackupId,
-    /// What is said of it now; `None` where what was said does not hold any more.
+    /// What is said of it now; `None` where what was said does not hold any more. A point that was affected is again what its own
+    /// files were found to be.
     pub verification: Option<Verification>,
     /// What it has lost; kept for a corrupt point only.
     pub lost: Lost,
@@ -189,21 +191,42 @@ async fn set_in(tx: &Tx, found: &Verified) -> Result<bool> {
     if found.generation.is_some_and(|looked_at| looked_at != row.generation) {
         return Ok(false);
     }
-    let columns = found.verification.as_ref().map(columns).transpose()?.unwrap_or_default();
-    let set = ActiveModel {
-        verify_state: Set(columns.state),
-        verify_depth: Set(columns.depth),
-        verified_at: Set(columns.at),
-        verify_bytes: Set(columns.bytes),
-        verify_ms: Set(columns.took_ms),
-        verify_open_ms: Set(columns.open_ms),
-        verify_finding: Set(columns.finding),
-        // A look at rest leaves the time of a deep one as it is; nothing known any more is nothing decoded.
-        deep_verified_at: match &found.verification {
-            Some(found) if !decoded(found) => NotSet,
-            _ => Set(columns.deep_at),
-        },
-        ..Default::default()
+    let is = |state: VerifyState| row.verify_state.as_deref() == Some(state.as_str());
+    let is_by_another =
+        found.verification.as_ref().is_some_and(|said| said.state == VerifyState::Affected && said.depth.is_none());
+    if is_by_another && is(VerifyState::Corrupt) {
+        // What it has lost itself was found meanwhile, and says more.
+        return Ok(true);
+    }
+    let set = match &found.verification {
+        // Nobody looked at its own files for that: when they were looked at, and how, stays as it is.
+        Some(said) if is_by_another => {
+            let Columns { state, finding, .. } = columns(said)?;
+            ActiveModel { verify_state: Set(state), verify_finding: Set(finding), ..Default::default() }
+        }
+        // It needs nothing any more that is lost, and of its own files is known again what was known before.
+        None if is(VerifyState::Affected) => {
+            let state = row.verify_depth.is_some().then(|| VerifyState::Sound.as_str().to_owned());
+            ActiveModel { verify_state: Set(state), verify_finding: Set(None), ..Default::default() }
+        }
+        said => {
+            let columns = said.as_ref().map(columns).transpose()?.unwrap_or_default();
+            ActiveModel {
+                verify_state: Set(columns.state),
+                verify_depth: Set(columns.depth),
+                verified_at: Set(columns.at),
+                verify_bytes: Set(columns.bytes),
+                verify_ms: Set(columns.took_ms),
+                verify_open_ms: Set(columns.open_ms),
+                verify_finding: Set(columns.finding),
+                // A look at rest leaves the time of a deep one as it is; nothing known any more is nothing decoded.
+                deep_verified_at: match said {
+                    Some(said) if !decoded(said) => NotSet,
+                    _ => Set(columns.deep_at),
+                },
+                ..Default::default()
+            }
+        }
     };
     Entity::update_many().set(set).filter(Column::BackupId.eq(id)).exec(&**tx).await?;
     entity::damage::Entity::delete_many().filter(entity::damage::Column::BackupId.eq(id)).exec(&**tx).await?;

@@ -64,7 +64,7 @@ pub(crate) fn backup(row: sendense_catalog::Backup, live: Option<View>) -> dto::
         error_message: row.error_message,
         verify_state: row.verification.as_ref().map(|found| found.state),
         verify_depth: row.verification.as_ref().and_then(|found| found.depth),
-        verified_at: row.verification.as_ref().map(|found| found.at),
+        verified_at: row.verification.as_ref().filter(|found| found.depth.is_some()).map(|found| found.at),
         verify_speed_bps: row.verification.as_ref().and_then(|found| speed_bps(found.bytes, found.took_ms)),
         verify_open_ms: row.verification.as_ref().and_then(|found| found.open_ms),
         verify_finding: row.verification.and_then(|found| found.finding),

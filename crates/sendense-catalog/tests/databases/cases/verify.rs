@@ -59,14 +59,19 @@ pub async fn what_was_found_is_kept_with_the_point(db: TestDb) {
     backups.set_verified(&marks).await.expect("set");
     let damaged = backups.damaged(vm, repository).await.expect("damaged");
     assert_eq!(damaged, [(full.clone(), lost.clone())].into());
-    assert_eq!(backups.get(&child).await.expect("get").verification, affected);
+    // Its own files were not looked at for that.
+    let finding = affected.and_then(|said| said.finding);
+    let still = sound(99).map(|found| Verification { state: VerifyState::Affected, finding, ..found });
+    assert_eq!(backups.get(&child).await.expect("get").verification, still);
     let found = backups.get(&full).await.expect("get").verification.expect("verified");
     assert_eq!(found.finding.as_deref(), Some("segment 0 is not what was written\u{fffd}\u{fffd}"));
 
     // Of what is good again nothing is lost.
     backups.set_verified(&[said(&full, sound(200)), said(&child, None)]).await.expect("set");
     assert_eq!(backups.damaged(vm, repository).await.expect("damaged"), [].into());
-    assert_eq!(backups.get(&child).await.expect("get").verification, None);
+    assert_eq!(backups.get(&child).await.expect("get").verification, sound(99), "as it was found itself");
+    backups.set_verified(&[said(&child, None)]).await.expect("set");
+    assert_eq!(backups.get(&child).await.expect("get").verification, None, "nothing is known any more");
     backups.set_verified(&[corrupt(&other, lost, 300)]).await.expect("set");
     assert_eq!(backups.delete(std::slice::from_ref(&other), at(400)).await.expect("delete"), 1);
     assert_eq!(backups.damaged(&world.vms[1], repository).await.expect("damaged"), [].into(), "it goes with the point");
@@ -135,10 +140,24 @@ pub async fn a_deep_proof_outlasts_looks_at_rest(db: TestDb) {
     backups.set_verified(&[corrupt(&point, lost, 400)]).await.expect("set");
     assert_eq!(since(Deep).await, [at(400)]);
     let affected = sound(500).map(|found| Verification { state: VerifyState::Affected, depth: None, ..found });
-    backups.set_verified(&[said(&point, affected)]).await.expect("set");
-    assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(500)], vec![at(400)]));
+    backups.set_verified(&[said(&point, affected.clone())]).await.expect("set");
+    assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(400)], vec![at(400)]));
     backups.set_verified(&[said(&point, None)]).await.expect("set");
     assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(11)], vec![at(11)]));
+    // Another one's damage takes no look back, nor does its end.
+    backups.set_verified(&[said(&point, sound(450))]).await.expect("set");
+    for said_of_it in [affected.clone(), None] {
+        backups.set_verified(&[said(&point, said_of_it)]).await.expect("set");
+        assert_eq!((since(AtRest).await, since(Deep).await), (vec![at(450)], vec![at(450)]));
+    }
+    // Where nobody ever looked, another one's damage is no look.
+    let other = world.point(&world.vms[0], Some(&point), 1, at(600)).await;
+    for (said_of_it, state) in [(affected, Some(VerifyState::Affected)), (None, None)] {
+        backups.set_verified(&[said(&other, said_of_it)]).await.expect("set");
+        let found = backups.get(&other).await.expect("get").verification;
+        assert_eq!(found.as_ref().map(|found| (found.state, found.depth)), state.map(|state| (state, None)));
+        assert_eq!(since(AtRest).await, [at(450), at(601)], "{state:?}");
+    }
 }
 
 pub async fn points_of_a_policy_are_found_by_themselves(db: TestDb) {
