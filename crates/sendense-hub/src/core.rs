@@ -37,6 +37,8 @@ pub(crate) struct Core {
     pub started_at: Timestamp,
     pub lease: HubLease,
     pub deployment_id: DeploymentId,
+    /// Since when the first look at a point is due sooner than others.
+    pub first_looks_since: Timestamp,
     pub sealer: Sealer,
     pub roots: Roots,
     pub limits: Limits,

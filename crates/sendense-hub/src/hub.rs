@@ -139,6 +139,7 @@ impl Hub {
         let deployment_id = catalog.hubs().deployment_id(now).await.map_err(Error::Catalog)?;
         let until = config.limits.lease_until(now);
         let lease = catalog.hubs().acquire(data_dir.hub_id(), until, now).await.map_err(Error::Catalog)?;
+        let first_looks_since = verification::first_looks_since(&catalog, now).await.map_err(Error::Catalog)?;
         let journal: Arc<dyn Journal> = Arc::new(FileJournal::open(&data_dir.journal_path()).map_err(Error::Journal)?);
         let transfers_path = data_dir.transfers_path();
         let transfers = Transfers::open(transfers_path.clone())
@@ -150,6 +151,7 @@ impl Hub {
             started_at: now,
             lease,
             deployment_id,
+            first_looks_since,
             sealer,
             roots: Roots::new(config.allow_paths.clone()).without(private),
             limits: config.limits.clone(),

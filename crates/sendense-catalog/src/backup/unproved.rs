@@ -46,6 +46,9 @@ pub struct Unproved<'a> {
     pub before: Timestamp,
     /// A point that nobody ever looked at counts where it waits for that for longer than since this.
     pub waiting_before: Timestamp,
+    /// Of points that wait since before this, only those count that wait since before `before`: when they were made, a first look was
+    /// due no sooner than any other.
+    pub first_looks_since: Timestamp,
 }
 
 /// A point that is due.
@@ -67,6 +70,8 @@ pub struct Oldest {
     pub looked_at: Option<Timestamp>,
     /// Since when one waits that nobody ever looked at.
     pub waits_since: Option<Timestamp>,
+    /// The same of those that wait since before [`Unproved::first_looks_since`].
+    pub waited_before: Option<Timestamp>,
 }
 
 impl Unproved<'_> {
@@ -99,8 +104,21 @@ impl Unproved<'_> {
 
     /// Those that were never looked at.
     fn never(&self) -> Select<entity::backups::Entity> {
-        let waits = entity::backups::Column::UnprovedSince.lt(Ts::from(self.waiting_before));
+        use entity::backups::Column::UnprovedSince;
+        let waits = UnprovedSince.lt(Ts::from(self.waiting_before));
+        let waits = waits.and(UnprovedSince.gte(Ts::from(self.first_looks_since)));
         self.points().filter(self.column().is_null()).filter(waits)
+    }
+
+    /// Those that were never looked at and are there for longer than first looks are.
+    fn never_before(&self) -> Select<entity::backups::Entity> {
+        let waits = entity::backups::Column::UnprovedSince.lt(Ts::from(self.before.min(self.first_looks_since)));
+        self.points().filter(self.column().is_null()).filter(waits)
+    }
+
+    /// By which limit a point counts that waits since then.
+    fn limit_of(&self, waits_since: Timestamp) -> Timestamp {
+        if waits_since < self.first_looks_since { self.before } else { self.waiting_before }
     }
 
     /// Those that were looked at too long ago.
@@ -124,16 +142,20 @@ impl Backups<'_> {
             points.limit(limit).all(self.0.pool()).await
         };
         let (never, long_ago) = (which.never(), which.long_ago().order_by_asc(which.column()));
-        let (mut rows, long_ago) = tokio::try_join!(in_order(never), in_order(long_ago))?;
-        rows.extend(long_ago);
+        let never_before = in_order(which.never_before());
+        let (mut rows, never_before, long_ago) = tokio::try_join!(in_order(never), never_before, in_order(long_ago))?;
+        rows.extend(never_before.into_iter().chain(long_ago));
         let look = |row: &Model| match which.depth {
             VerifyDepth::AtRest => row.verified_at,
             VerifyDepth::Deep => row.deep_verified_at,
         };
         // What counts for it, and since when.
-        let since = |row: &Model| match (look(row), row.unproved_since) {
-            (Some(looked_at), _) => (which.before, Timestamp::from(looked_at)),
-            (None, since) => (which.waiting_before, since.unwrap_or(row.created_at).into()),
+        let since = |row: &Model| match look(row) {
+            Some(looked_at) => (which.before, Timestamp::from(looked_at)),
+            None => {
+                let since = row.unproved_since.unwrap_or(row.created_at).into();
+                (which.limit_of(since), since)
+            }
         };
         let overdue = |row: &Model| {
             let (limit, since) = since(row);
@@ -157,7 +179,7 @@ impl Backups<'_> {
         if which.is_none() {
             return Ok(false);
         }
-        for points in [which.never(), which.long_ago()] {
+        for points in [which.never(), which.never_before(), which.long_ago()] {
             let found = points.filter(entity::backups::Column::BackupId.eq(id.as_str())).one(self.0.pool()).await?;
             if found.is_some() {
                 return Ok(true);
@@ -212,10 +234,15 @@ impl Backups<'_> {
             points.group_by(Column::VmContextId).into_tuple::<(String, Option<Ts>)>().all(self.0.pool()).await
         };
         let never = oldest(which.never(), Column::UnprovedSince);
-        let (never, long_ago) = tokio::try_join!(never, oldest(which.long_ago(), which.column()))?;
+        let never_before = oldest(which.never_before(), Column::UnprovedSince);
+        let long_ago = oldest(which.long_ago(), which.column());
+        let (never, never_before, long_ago) = tokio::try_join!(never, never_before, long_ago)?;
         let mut machines = BTreeMap::<VmContextId, Oldest>::new();
         for (vm, since) in &never {
             machines.entry(value::read("vm_context_id", vm)?).or_default().waits_since = since.map(Into::into);
+        }
+        for (vm, since) in &never_before {
+            machines.entry(value::read("vm_context_id", vm)?).or_default().waited_before = since.map(Into::into);
         }
         for (vm, since) in &long_ago {
             machines.entry(value::read("vm_context_id", vm)?).or_default().looked_at = since.map(Into::into);

@@ -73,7 +73,7 @@ suite! {
     verify: what_was_found_is_kept_with_the_point, what_was_found_of_files_that_were_replaced_is_not_kept, a_failed_attempt_is_no_point_to_verify,
         the_oldest_proof_is_found_first, what_is_late_for_the_longest_is_found_first, a_deep_proof_outlasts_looks_at_rest,
         what_a_point_took_over_is_no_younger_in_it, a_machine_that_nobody_looked_at_waits_since_its_first_point,
-        what_goes_unproved_hands_its_waiting_on, what_an_earlier_release_made_waits_since_it_was_made, a_point_that_became_a_full_is_proved_as_its_chain_was,
+        what_waited_before_there_were_first_looks_is_due_as_it_was, what_goes_unproved_hands_its_waiting_on, what_an_earlier_release_made_waits_since_it_was_made, a_point_that_became_a_full_is_proved_as_its_chain_was,
         points_of_a_policy_are_found_by_themselves, all_that_a_point_builds_on_is_found;
     model: random_work_agrees_with_a_model;
     task_model: random_lives_of_tasks_agree_with_a_model;

@@ -29,7 +29,7 @@ impl App {
         let now = self.core.now();
         let sayings = sayings(&self.all_policies().await?);
         let own: Vec<PolicyId> = sayings.values().flatten().cloned().collect();
-        let rules = rules(&self.core.limits, &sayings, &own);
+        let rules = rules(&self.core.limits, &sayings, &own, self.core.first_looks_since);
         let all = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
         let (repositories, _) = self.core.catalog.repositories().list(all).await.or_problem()?;
         let mut overdue = BTreeMap::<VmContextId, Timestamp>::new();
@@ -39,8 +39,9 @@ impl App {
                 for (vm, oldest) in self.core.catalog.backups().unproved_machines(&which).await.or_problem()? {
                     let looked_at = oldest.looked_at.map(|at| (at, rule.days));
                     let waits = oldest.waits_since.map(|since| (since, rule.first_days()));
+                    let waited = oldest.waited_before.map(|since| (since, rule.days));
                     let due = |(since, days): (Timestamp, u32)| since.plus_seconds(i64::from(days) * DAY_SECONDS);
-                    let Some(due) = looked_at.into_iter().chain(waits).map(due).min() else { continue };
+                    let Some(due) = looked_at.into_iter().chain(waits).chain(waited).map(due).min() else { continue };
                     let first = overdue.entry(vm).or_insert(due);
                     *first = due.min(*first);
                 }

@@ -16,7 +16,7 @@ use crate::jobs::work::Work;
 use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{PolicyRules, PolicyVerification, Role};
-use sendense_catalog::{Backup, Due, Kind, MadeBy, Page, Policy, TaskFilter, Unproved};
+use sendense_catalog::{Backup, Catalog, Due, Kind, MadeBy, Page, Policy, TaskFilter, Unproved};
 use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth, VmContextId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -107,6 +107,20 @@ pub(crate) struct Rule<'a> {
     pub whose: MadeBy<'a>,
     pub depth: VerifyDepth,
     pub days: u32,
+    /// Of points that wait since before this, the first look is due when any other one would be. See [`first_looks_since`].
+    pub first_looks_since: Timestamp,
+}
+
+/// The setting that says since when.
+const FIRST_LOOKS_SINCE: &str = "verification.first_looks_since";
+
+/// Since when first looks have a time of their own here: since the first start of a hub that knows it. What was there before has its
+/// first look when it was to be then, so that a release that looks at new points sooner makes no old ones overdue, and is not busy with
+/// nothing but these. Of hubs that start together all are told the same.
+pub(crate) async fn first_looks_since(catalog: &Catalog, now: Timestamp) -> sendense_catalog::Result<Timestamp> {
+    let since = catalog.settings().get_or_set(FIRST_LOOKS_SINCE, &now.as_micros().into(), now).await?;
+    // Nothing else was ever written there; whoever did would have old points be due at once.
+    Ok(since.as_i64().map_or(Timestamp::from_micros(0), Timestamp::from_micros))
 }
 
 /// A point is looked at for the first time so many days after it was made, whatever the rule: what was never read back is proved least
@@ -128,6 +142,7 @@ impl Rule<'_> {
             depth: self.depth,
             before: before(self.days),
             waiting_before: before(self.first_days()),
+            first_looks_since: self.first_looks_since,
         }
     }
 }
@@ -150,13 +165,14 @@ pub(crate) fn rules<'a>(
     limits: &Limits,
     sayings: &'a BTreeMap<PolicyVerification, Vec<PolicyId>>,
     own: &'a [PolicyId],
+    first_looks_since: Timestamp,
 ) -> Vec<Rule<'a>> {
     let by_policies = sayings.iter().map(|(said, policies)| (Some(*said), MadeBy::AnyOf(policies)));
     let mut rules = Vec::new();
     for (said, whose) in by_policies.chain([(None, MadeBy::NoneOf(own))]) {
         let often = in_force::of(limits, None, said);
         for (depth, days) in [(VerifyDepth::Deep, often.deep_days), (VerifyDepth::AtRest, often.at_rest_days)] {
-            rules.extend((days > 0).then_some(Rule { whose, depth, days }));
+            rules.extend((days > 0).then_some(Rule { whose, depth, days, first_looks_since }));
         }
     }
     rules
@@ -175,7 +191,7 @@ pub(crate) async fn look(app: &App, tried: &mut Tried) -> Result<Option<BackupId
     let (repositories, _) = core.catalog.repositories().list(all).await.or_problem()?;
     let sayings = sayings(&app.all_policies().await?);
     let own: Vec<PolicyId> = sayings.values().flatten().cloned().collect();
-    let rules = rules(&core.limits, &sayings, &own);
+    let rules = rules(&core.limits, &sayings, &own, core.first_looks_since);
     let mut open = Vec::new();
     for repository in repositories {
         let id = repository.repository_id;

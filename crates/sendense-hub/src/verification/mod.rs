@@ -19,5 +19,5 @@ mod record;
 
 #[cfg(test)]
 pub(crate) use keep::{Tried, look};
-pub(crate) use keep::{keep, rules, sayings};
+pub(crate) use keep::{first_looks_since, keep, rules, sayings};
 pub(crate) use record::{judge_new_point, record};

@@ -116,7 +116,14 @@ pub async fn a_failed_attempt_is_no_point_to_verify(db: TestDb) {
 
 fn any(repository_id: &RepositoryId) -> Unproved<'_> {
     let (depth, before) = (VerifyDepth::AtRest, at(1000));
-    Unproved { repository_id, made_by: MadeBy::NoneOf(&[]), depth, before, waiting_before: before }
+    Unproved {
+        repository_id,
+        made_by: MadeBy::NoneOf(&[]),
+        depth,
+        before,
+        waiting_before: before,
+        first_looks_since: at(0),
+    }
 }
 
 pub async fn a_deep_proof_outlasts_looks_at_rest(db: TestDb) {
@@ -222,7 +229,7 @@ pub async fn the_oldest_proof_is_found_first(db: TestDb) {
         backups.unproved_machines(&which).await.expect("machines")
     };
     let vm = &world.vms[0];
-    let of = |looked_at, waits_since| [(vm.clone(), Oldest { looked_at, waits_since })].into();
+    let of = |looked_at, waits_since| [(vm.clone(), Oldest { looked_at, waits_since, waited_before: None })].into();
     assert_eq!(machines(1000).await, of(Some(at(5)), Some(at(11))), "the oldest of both sorts");
     set_all(&backups, &points, 900).await;
     assert_eq!((machines(1000).await, machines(900).await), (of(Some(at(900)), None), [].into()));
@@ -347,6 +354,50 @@ pub async fn a_machine_that_nobody_looked_at_waits_since_its_first_point(db: Tes
     backups.set_verified(&[said(&points[1], sound(60))]).await.expect("set");
     let next = world.point(&world.vms[0], None, 1, at(70)).await;
     assert_eq!(unproved(&world).await[&next].0, at(71));
+}
+
+/// What was there before first looks had a time of their own is due when it was to be then, and not all at once.
+pub async fn what_waited_before_there_were_first_looks_is_due_as_it_was(db: TestDb) {
+    let world = World::new(db.open().await, 3).await;
+    let backups = world.catalog.backups();
+    let mut points = Vec::new();
+    for (vm, made) in [(0, 100), (0, 150), (1, 450), (1, 790), (2, 800), (2, 1850), (2, 1950)] {
+        let point = world.point(&world.vms[vm], None, 1, at(made - 1)).await;
+        // Each waits for itself.
+        db.execute(&format!(
+            "UPDATE backups SET unproved_since = {} WHERE backup_id = '{point}'",
+            at(made).as_micros()
+        ))
+        .await;
+        points.push(point);
+    }
+    let which = |first_looks_since: i64| Unproved {
+        before: at(500),
+        waiting_before: at(1900),
+        first_looks_since: at(first_looks_since),
+        ..any(&world.repository_id)
+    };
+    for (since, expected) in [
+        (0, [(0, 1800), (1, 1750), (2, 1450), (3, 1110), (4, 1100), (5, 50)].as_slice()),
+        (150, &[(1, 1750), (2, 1450), (3, 1110), (4, 1100), (0, 400), (5, 50)]),
+        (800, &[(4, 1100), (0, 400), (1, 350), (2, 50), (5, 50)]),
+        (1900, &[(0, 400), (1, 350), (2, 50)]),
+    ] {
+        for limit in 0..=points.len() {
+            let found = backups.longest_overdue(&which(since), limit as u64).await.expect("find");
+            let position = |due: &Due| points.iter().position(|id| *id == due.point.backup_id).expect("known");
+            let found: Vec<_> = found.iter().map(|due| (position(due), due.overdue.as_secs())).collect();
+            assert_eq!(found, expected[..limit.min(expected.len())], "first looks since {since}, at most {limit}");
+        }
+    }
+    let machines = backups.unproved_machines(&which(800)).await.expect("machines");
+    let of = |waits_since, waited_before| Oldest { looked_at: None, waits_since, waited_before };
+    let expected = [
+        (world.vms[0].clone(), of(None, Some(at(100)))),
+        (world.vms[1].clone(), of(None, Some(at(450)))),
+        (world.vms[2].clone(), of(Some(at(800)), None)),
+    ];
+    assert_eq!(machines, expected.into());
 }
 
 /// Points that go within hours, beside one that is kept and was looked at: about once a day one of them is due all the same.

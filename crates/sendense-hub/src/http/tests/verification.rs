@@ -298,6 +298,32 @@ async fn proofs_that_are_overdue_are_told() {
     house.fixture.hub.shutdown().await;
 }
 
+/// A release that looks at points sooner than the one before makes none of those overdue that are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_there_before_first_looks_is_overdue_when_it_would_have_been() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
+    let given = clock.clone();
+    let house = House::new(move |config| {
+        config.clock = given;
+        config.limits.verify_bytes_per_second = 1 << 10;
+    })
+    .await;
+    house.disk("web", noise(0));
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    // Made before this hub began to look at new points sooner.
+    clock.advance_seconds(-20 * DAY);
+    let backup = house.start(&vm, "one").await.unwrap();
+    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let made = house.client.get_backup(&backup.backup_id).await.unwrap().completed_at.unwrap();
+    clock.advance_seconds(20 * DAY);
+    let overdue = async || house.client.get_vm(&vm).await.unwrap().proof_overdue_since;
+    for (days, due) in [(0, None), (16, None), (2, Some(made.plus_seconds(30 * DAY)))] {
+        clock.advance_seconds(days * DAY);
+        assert_eq!(overdue().await, due, "{days} days later");
+    }
+    house.fixture.hub.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_verification_that_nobody_asked_for_makes_way() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
