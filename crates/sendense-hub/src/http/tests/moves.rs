@@ -1,14 +1,16 @@
 //! A machine's points go to another repository: planned, refused, done, and settled after whatever cut it off.
 
 use super::house::{House, until};
+use crate::jobs::work::{MoveWork, Work};
 use crate::{HubConfig, RunningHub};
 use sendense_api::{
     Client, ClientError, ClientOptions, CreateExport, CreateRepository, DeleteQuery, DeleteRepository, FindingKind,
     ListQuery, MoveQuery, MoveVm, PolicyRules, ReconcileQuery, RepositoryConfig, RepositoryReport, Task, TaskFilter,
 };
+use sendense_catalog::{Catalog, NewTask, TaskSubject};
 use sendense_repo::layout;
 use sendense_repo::testing::stage::{Act, Script};
-use sendense_types::{BackupId, BackupType, RepositoryKind, SourceKind, TaskKind, TaskState};
+use sendense_types::{BackupId, BackupType, ProblemCode, RepositoryKind, SourceKind, TaskId, TaskKind, TaskState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -382,6 +384,64 @@ async fn a_move_whose_other_end_is_merely_away_is_not_given_up() {
         client.delete_repository(away, &lost).await.unwrap();
         assert_eq!(unsettled(&looked(&client, left, true).await), 0, "{told}");
         assert!(lies_in(folder.path(), left, &vm), "{told}");
+        hub.shutdown().await;
+    }
+}
+
+/// A task that moves the points of a machine, begun or not by a hub that then died; where it was done before, or where there is nothing
+/// to be done.
+async fn left_by_the_dead(has_moved: bool, has_begun: bool) -> (tempfile::TempDir, TaskId) {
+    let (house, vm, ids) = with_two_points(None).await;
+    match has_moved {
+        true => assert!(move_to(&house, &vm, "two").await.error.is_none()),
+        false => {
+            let all = DeleteQuery { cascade: true, ..DeleteQuery::default() };
+            house.client.delete_backup(&ids[0], &all).await.unwrap();
+        }
+    }
+    let id_of = async |name: &str| house.client.get_repository(name).await.unwrap().repository_id;
+    let (one, two) = (id_of("one").await, id_of("two").await);
+    let work = Work::Move(MoveWork {
+        vm_context_id: vm.parse().unwrap(),
+        vm_name: "web".to_owned(),
+        repository_id: one.clone(),
+        to_repository_id: two,
+        bytes_per_second_max: None,
+    });
+    let core = house.fixture.hub.app().core.clone();
+    let (lease, path, now) = (core.lease.clone(), core.data_dir.catalog_path(), core.now());
+    drop(core);
+    let crate::http::tests::Fixture { hub, folder, .. } = house.fixture;
+    hub.shutdown().await;
+    let catalog = Catalog::open(&format!("sqlite://{}", path.display())).await.unwrap();
+    let new = NewTask {
+        task_id: TaskId::generate(),
+        kind: TaskKind::Move,
+        subject: TaskSubject::Repository(one),
+        request: work.write().unwrap(),
+        created_by: None,
+    };
+    let task = catalog.tasks().create(&new, now).await.unwrap();
+    if has_begun {
+        catalog.tasks().claim(&task.claim(), &lease, now.plus_seconds(60), now).await.unwrap();
+    }
+    catalog.close().await.unwrap();
+    (folder, new.task_id)
+}
+
+/// A hub died when all of its move was done and nobody had been told: the task that goes on finds it so. What nobody has begun, or what
+/// has come to nothing, is not taken for done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_was_done_when_its_hub_died_is_told_as_done() {
+    for (has_moved, has_begun) in [(true, true), (true, false), (false, true)] {
+        let (folder, task_id) = left_by_the_dead(has_moved, has_begun).await;
+        let (hub, client) = made_anew(folder.path(), "data").await;
+        let task = client.wait_for_task(&task_id, |_| {}).await.unwrap();
+        let told = format!("moved: {has_moved}, begun: {has_begun}: {task:?}");
+        match has_moved && has_begun {
+            true => assert_eq!(task.summary.as_deref(), Some("the points of web lie in two now"), "{told}"),
+            false => assert_eq!(task.error.map(|error| error.code), Some(ProblemCode::BackupNotFound), "{told}"),
+        }
         hub.shutdown().await;
     }
 }

@@ -492,6 +492,65 @@ async fn a_machine_whose_source_does_not_answer_is_tried_again_four_times() {
     house.fixture.hub.shutdown().await;
 }
 
+/// Says something to the catalog beside the hub, as no hub of this version would.
+fn spoil(catalog: &std::path::Path, statement: &str) {
+    let program = "import sqlite3, sys\nwith sqlite3.connect(sys.argv[1], timeout=60) as db: db.execute(sys.argv[2])";
+    // Its module is one of Debian's Python, which another one may hide.
+    let mut python = std::process::Command::new("python3");
+    python.args(["-c", program]).arg(catalog).arg(statement).env("PATH", "/usr/bin:/bin");
+    let done = python.output().unwrap_or_else(|error| panic!("python3: {error}; install the Debian package python3"));
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// One whose row cannot be read costs the others nothing, though all are begun together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_cannot_be_read_keeps_no_other_from_beginning() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+    let given = clock.clone();
+    let house = House::new(|config| config.clock = given).await;
+    for name in ["a", "b", "c"] {
+        house.disk(name, vec![7; 1 << 16]);
+    }
+    house.machines("images", SourceKind::Image, house.path("vms"), None).await;
+    let mode = async |mode: &str| {
+        let answer = house.fixture.json("PATCH", "/api/v1/repositories/two", &json!({"mode": mode}).to_string()).await;
+        assert!(answer.status.is_success(), "{answer:?}");
+    };
+    // They stand ready together.
+    mode("read_only").await;
+    for (path, body) in [
+        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
+        ("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})),
+    ] {
+        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {answer:?}");
+    }
+    let vms = async || {
+        let list = house.fixture.call("GET", "/api/v1/schedules/daily/executions", Some(Role::Viewer)).await;
+        let Some(id) = list.body["executions"][0]["execution_id"].as_str().map(str::to_owned) else {
+            return Vec::new();
+        };
+        let one = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
+        one.body["execution"]["vms"].as_array().unwrap_or_else(|| panic!("{one:?}")).clone()
+    };
+    clock.advance_seconds(HOUR);
+    until("all wait for the repository", async || {
+        let vms = vms().await;
+        vms.len() == 3 && vms.iter().all(|vm| vm["outcome"] == "waiting" && vm["reason"].is_string())
+    })
+    .await;
+    let catalog = house.fixture.hub.app().core.data_dir.catalog_path();
+    spoil(&catalog, "UPDATE vm_contexts SET power_state = 'nonsense' WHERE vm_name = 'b'");
+    mode("normal").await;
+    clock.advance_seconds(60);
+    let outcome = async |number: usize| vms().await[number]["outcome"].clone();
+    until("the others have points", async || outcome(0).await == "completed" && outcome(2).await == "completed").await;
+    let spoiled = vms().await[1].clone();
+    assert_eq!((&spoiled["vm_name"], &spoiled["attempts"]), (&json!("b"), &json!(1)), "{spoiled:#}");
+    assert_ne!(spoiled["outcome"], "completed");
+    house.fixture.hub.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_missed_is_left_out_where_a_schedule_says_so() {
     let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));

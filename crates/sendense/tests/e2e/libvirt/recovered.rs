@@ -2,7 +2,7 @@
 
 use super::lab::guest::Guest;
 use super::lab::{Lab, lab, until};
-use super::restored::{disks, pool};
+use super::restored::{disks, pool, rot_where};
 use super::{back_up, scratch, start_hub};
 use crate::hub::{Hub, field, path, tool, tree};
 use crate::recover::{set_state, until_ready};
@@ -201,4 +201,36 @@ fn a_machine_moves_to_storage_of_its_own_while_it_runs() {
     lab.virsh(&["start", &name]);
     lab.virsh(&["destroy", &name]);
     lab.virsh(&["undefine", &name]);
+}
+
+/// The hypervisor is given no block that is not what was backed up, and the machine goes on as it was.
+#[test]
+fn a_rotten_block_moves_to_no_storage() {
+    let lab = lab();
+    let mut guest = Guest::define(lab, &[("vda", "qcow2", MIB), ("vdb", "raw", 3 * MIB)]);
+    guest.start();
+    guest.write("vda", 0x71, 0, MIB);
+    guest.write("vdb", 0x72, MIB, 65536);
+    let dir = tempfile::tempdir().unwrap();
+    let hub = start_hub(dir.path(), &guest);
+    let pool = pool(lab, dir.path());
+    let id = field(&back_up(&hub, &guest, "main", &["--compression", "off"]), "backup_id").to_owned();
+    let image = rot_where(&dir.path().join("main"), &format!("disk-1/{id}.qcow2"), 0x72);
+    let name = format!("{}-rotten", guest.name);
+    hub.json(&["recover", "instant", &id, "--name", &name, "--libvirt", "lab"]);
+    let said = hub.fails(6, &["recover", "migrate", &name, "--pool", path(&pool), "--wait"]);
+    let block = format!("block 16 (bytes {MIB}..{}) of disk 1 of {id}", MIB + 65536);
+    assert!(said.contains(&block) && said.contains(&image), "{said}");
+    let moved = tree(&pool);
+    assert!(
+        moved.len() == 1 && moved[0].contains("-vda-"),
+        "what has moved stays, and nothing of the other disk: {moved:?}"
+    );
+    until("the point is looked at", || {
+        (hub.json(&["backup", "show", &id])["backup"]["verify_state"] == "corrupt").then_some(())
+    });
+    until_ready(&hub, &name);
+    until("the machine goes on", || state(lab, &name).starts_with("running").then_some(()));
+    hub.ok(&["recover", "discard", &name, "--yes"]);
+    assert_eq!(tree(&pool), [""; 0]);
 }

@@ -27,7 +27,7 @@ pub(super) fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
 }
 
 /// A bit flips in the block that holds nothing but this byte, in the image of a repository whose name ends so; gives the image's name.
-fn rot_where(repository: &Path, ends: &str, byte: u8) -> String {
+pub(super) fn rot_where(repository: &Path, ends: &str, byte: u8) -> String {
     let image = tree(repository).into_iter().find(|file| file.ends_with(ends)).unwrap();
     let mut bytes = std::fs::read(repository.join(&image)).unwrap();
     let at = bytes.windows(65536).position(|part| part.iter().all(|found| *found == byte)).unwrap();
