@@ -36,7 +36,7 @@ pub struct Report {
     pub live: Vec<(VmContextId, BackupId)>,
     /// Deletions that were finished.
     pub deleted: Vec<(VmContextId, BackupId)>,
-    /// Points that took over what the one below them held: their parents, types and sizes changed, and the other point is gone.
+    /// Points that took over what the one below them held: their parents, types and sizes changed, and mostly the other point is gone.
     pub merged: Vec<(VmContextId, BackupId)>,
     /// VMs whose copied points nobody goes on to move here: they were taken away.
     pub unmoved: Vec<VmContextId>,

@@ -37,8 +37,8 @@ pub enum Moving {
 pub struct VmSurvey {
     /// Published points, whether or not their manifests can be read.
     pub points: BTreeSet<BackupId>,
-    /// Those that stand on nothing.
-    pub fulls: BTreeSet<BackupId>,
+    /// Those whose manifests can be read, with the points that each stands on.
+    pub parents: BTreeMap<BackupId, BTreeSet<BackupId>>,
     /// Those whose manifests cannot be read, with the reason.
     pub unreadable: BTreeMap<BackupId, String>,
     /// Drafts, whoever works on them.
@@ -90,8 +90,9 @@ impl Repository {
         let problems = listing.problems.into_iter();
         found.unreadable =
             problems.map(|problem| (problem.backup_id, sendense_block::error::chain(&problem.error))).collect();
-        let fulls = listing.points.into_iter().filter(|point| point.parents().next().is_none());
-        found.fulls = fulls.map(|point| point.backup_id).collect();
+        let parents =
+            listing.points.into_iter().map(|point| (point.backup_id.clone(), point.parents().cloned().collect()));
+        found.parents = parents.collect();
         Ok(found)
     }
 

@@ -25,10 +25,18 @@ pub struct Merge {
     /// The one that stands on it and takes over.
     #[schema(value_type = String)]
     pub successor_id: BackupId,
+    /// Others that stand on it: each gets a copy of what it needs first. So it is where a disk was away for some backups.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub copied_to: Vec<BackupId>,
     /// The disks whose images are written anew.
     #[schema(value_type = Vec<u32>)]
     pub disk_ids: Vec<DiskNumber>,
-    /// Bytes that the files of both take now.
+    /// Disks on which nothing stands, for they were removed from the machine. Their files go with the backup.
+    #[serde(default)]
+    #[schema(value_type = Vec<u32>)]
+    pub dropped_disk_ids: Vec<DiskNumber>,
+    /// Bytes that the files of the backup and its successor take now.
     pub bytes_stored: u64,
     /// Room that is needed meanwhile, at most.
     pub needed_bytes: u64,
@@ -83,7 +91,7 @@ pub struct Consolidation {
     /// The points that go, in the order in which they do.
     #[schema(value_type = Vec<String>)]
     pub going: Vec<BackupId>,
-    /// Points that would go, but are protected or held.
+    /// Points that would go, but are protected or held, or the newest of another disk.
     #[schema(value_type = Vec<String>)]
     pub held: Vec<BackupId>,
     /// The point that becomes a full.

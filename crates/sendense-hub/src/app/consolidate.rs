@@ -18,6 +18,7 @@ use sendense_types::{
     BackupId, BackupStatus, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind,
     TaskState, Timestamp, VmContextId,
 };
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 impl App {
@@ -45,7 +46,7 @@ impl App {
         })?;
         let (going, held) = match keep {
             None => (Vec::new(), Vec::new()),
-            Some(keep) => going(&chain.backups, keep, self.core.now()),
+            Some(keep) => going(&chain.backups, keep, &self.newest_of_others(&chain).await?, self.core.now()),
         };
         let newest = chain.backups.last().filter(|newest| newest.backup_type == BackupType::Incremental);
         let full = newest.filter(|_| how.full).map(|newest| newest.backup_id.clone());
@@ -82,6 +83,20 @@ impl App {
             full_backup_id: full,
             task_id,
         })
+    }
+
+    /// Points of a chain that are the newest of another disk: who wants the chain of one disk shorter does not give up another disk,
+    /// which a successor made of some disks only may not have.
+    async fn newest_of_others(&self, chain: &catalog::Chain) -> Result<BTreeSet<BackupId>> {
+        let disks = chain.backups.iter().flat_map(|point| &point.disks).map(|disk| disk.disk_id);
+        let others: BTreeSet<DiskNumber> = disks.filter(|disk| *disk != chain.disk_id).collect();
+        let mut newest = BTreeSet::new();
+        for disk in others {
+            let (vm, repository, backups) = (&chain.vm_context_id, &chain.repository_id, self.core.catalog.backups());
+            let point = backups.newest_completed(vm, repository, disk).await.or_problem()?;
+            newest.extend(point.map(|point| point.backup_id));
+        }
+        Ok(newest)
     }
 
     /// Ends chains that have become too long with this point: it is made a full, beside and after the backup. Not where its room
@@ -212,9 +227,17 @@ fn points_to_keep(asked: Option<u32>, bound: u32) -> Result<NonZeroU32> {
 }
 
 /// The points that go so that so many stay, each before those it stands on, and those that must stay although they would go.
-fn going(chain: &[catalog::Backup], keep: NonZeroU32, now: Timestamp) -> (Vec<BackupId>, Vec<BackupId>) {
+fn going(
+    chain: &[catalog::Backup],
+    keep: NonZeroU32,
+    newest_of_others: &BTreeSet<BackupId>,
+    now: Timestamp,
+) -> (Vec<BackupId>, Vec<BackupId>) {
     let too_many = &chain[..chain.len().saturating_sub(keep.get() as usize)];
-    let is_held = |point: &&catalog::Backup| point.protected || point.hold_until.is_some_and(|until| until > now);
+    let is_held = |point: &&catalog::Backup| {
+        let is_newest = newest_of_others.contains(&point.backup_id);
+        is_newest || point.protected || point.hold_until.is_some_and(|until| until > now)
+    };
     let ids = |points: Vec<&catalog::Backup>| points.into_iter().map(|point| point.backup_id.clone()).collect();
     let (held, going): (Vec<_>, Vec<_>) = too_many.iter().rev().partition(is_held);
     (ids(going), ids(held))

@@ -5,7 +5,8 @@
 //! does nothing, and is in the way of nothing: what cannot be told of a machine is said.
 
 use super::beside::Beside;
-use super::policies::{is_of_the_repository, merged_by, merges, repository_of, rules_of, why_not};
+use super::merge::to_merge;
+use super::policies::{is_of_the_repository, repository_of, rules_of, why_not};
 use super::selector::Selector;
 use super::{App, Caller};
 use crate::fault::{OrProblem, Result};
@@ -136,12 +137,13 @@ impl Judged {
             Ok(prune) => (prune, None),
             Err(why) => (None, Some(why)),
         };
+        let merged = prune.as_ref().map(|prune| to_merge(rules.full_every, prune)).unwrap_or_default();
         for entry in prune.iter().flat_map(|prune| &prune.backups) {
             match entry.fate {
                 PruneFate::Delete => {
                     self.deleted.insert(entry.backup_id.clone(), entry.bytes_stored);
                 }
-                PruneFate::Needed if merges(rules) => {
+                PruneFate::Needed if merged.contains(&entry.backup_id) => {
                     self.merged.insert(entry.backup_id.clone());
                 }
                 _ => {}
@@ -151,7 +153,7 @@ impl Judged {
             vm_context_id: vm.vm_context_id,
             vm_name: vm.vm_name.into(),
             policy,
-            merged: prune.as_ref().map_or(0, |prune| merged_by(rules, prune)),
+            merged: merged.len() as u64,
             prune,
             not_judged,
         });

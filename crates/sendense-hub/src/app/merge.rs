@@ -3,14 +3,14 @@
 use super::delete::refused;
 use super::{App, Caller};
 use crate::core::blocking;
-use crate::fault::{OrProblem, Result};
+use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{MergeWork, Work};
 use crate::maintenance::Use;
-use sendense_api::{Merge, MergeQuery, Prune, PruneFate, Role, Task};
+use sendense_api::{Merge, MergeQuery, Prune, PruneFate, PrunedBackup, Role, Task};
 use sendense_catalog as catalog;
 use sendense_repo::Kind;
-use sendense_types::{BackupId, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
-use std::collections::BTreeMap;
+use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Merges that may wait: far fewer than tasks may, so that they never fill the queue that backups wait in.
 const WAITING_MAX: usize = 50;
@@ -27,7 +27,8 @@ impl App {
         let wanted = if how.dry_run { Use::Read } else { Use::Write };
         let repository = self.core.repositories.by_id(&self.core, &row.repository_id, wanted).await?;
         let (vm, going, now) = (row.vm_context_id.clone(), id.clone(), self.core.now());
-        let plan = blocking(move || repository.plan_merge(&vm, &going, now)).await?.map_err(|error| cannot(&error))?;
+        let planned = blocking(move || repository.plan_merge(&vm, &going, now)).await?;
+        let steps = planned.map_err(|error| cannot(&error))?;
         let task_id = if how.dry_run {
             None
         } else {
@@ -41,22 +42,31 @@ impl App {
             };
             Some(self.make_task(caller, Work::Merge(work), catalog::TaskSubject::Backup(id.clone())).await?.task_id)
         };
+        let (last, copies) = steps.split_last().ok_or_else(|| invalid("there is nothing to merge"))?;
+        let disks: BTreeSet<DiskNumber> = steps.iter().flat_map(|step| &step.disks).copied().collect();
         Ok(Merge {
             dry_run: how.dry_run,
-            backup_id: plan.going,
-            successor_id: plan.successor,
-            disk_ids: plan.disks.into_iter().collect(),
-            bytes_stored: plan.bytes,
-            needed_bytes: plan.needed_bytes,
+            backup_id: last.going.clone(),
+            successor_id: last.successor.clone(),
+            copied_to: copies.iter().map(|copy| copy.successor.clone()).collect(),
+            disk_ids: disks.into_iter().collect(),
+            dropped_disk_ids: last.dropped.iter().copied().collect(),
+            bytes_stored: last.bytes,
+            needed_bytes: steps.iter().map(|step| step.needed_bytes).fold(0, u64::saturating_add),
             task_id,
         })
     }
 
-    /// Begins to merge what a prune wanted to delete and could not, because later points need it. One task for each
+    /// Begins to merge what a prune wanted to delete and could not, because later points need it, as far as it is chosen. One task for each
     /// repository; none where such a task of the machine waits or runs already.
-    pub(crate) async fn merge_needed(&self, caller: &Caller, pruned: &Prune) -> Result<Vec<Task>> {
+    pub(crate) async fn merge_needed(
+        &self,
+        caller: &Caller,
+        pruned: &Prune,
+        chosen: &BTreeSet<BackupId>,
+    ) -> Result<Vec<Task>> {
         let mut tasks = Vec::new();
-        for (repository_id, backup_ids) in enough(pruned) {
+        for (repository_id, backup_ids) in enough(pruned, chosen) {
             let work = MergeWork {
                 vm_context_id: pruned.vm_context_id.clone(),
                 vm_name: pruned.vm_name.clone(),
@@ -98,15 +108,16 @@ impl App {
     }
 }
 
-/// The points that a prune wanted to delete and could not, in each repository where they are enough to be merged. The oldest point is the
+/// The chosen points that a prune wanted to delete and could not, in each repository where they are enough to be merged. The oldest point is the
 /// full, and is rewritten each time: so not for every single one, but when a quarter of what the rules keep has come together. What
 /// another policy keeps does not count, or the chain of a policy that keeps few would grow with the points of one that keeps many.
-fn enough(pruned: &Prune) -> BTreeMap<&RepositoryId, Vec<BackupId>> {
+fn enough<'p>(pruned: &'p Prune, chosen: &BTreeSet<BackupId>) -> BTreeMap<&'p RepositoryId, Vec<BackupId>> {
     let mut needed: BTreeMap<&RepositoryId, Vec<BackupId>> = BTreeMap::new();
     // In the prune's order: each before those it stands on, so that what an older point holds is moved once.
     let mut kept: BTreeMap<&RepositoryId, usize> = BTreeMap::new();
     for entry in &pruned.backups {
         match entry.fate {
+            PruneFate::Needed if !chosen.contains(&entry.backup_id) => {}
             PruneFate::Needed => needed.entry(&entry.repository_id).or_default().push(entry.backup_id.clone()),
             PruneFate::Keep if !entry.kept_by_another => *kept.entry(&entry.repository_id).or_default() += 1,
             PruneFate::Keep | PruneFate::Delete | PruneFate::InUse | PruneFate::Unknown => {}
@@ -126,10 +137,33 @@ fn cannot(error: &sendense_repo::Error) -> Problem {
     }
 }
 
+/// The points that a policy merges away by and by which a prune leaves: of incrementals for ever all that no rule keeps and a later one
+/// needs. Where fulls are made again and again whole chains go instead, and only what a former chain left is merged: a disk was away when
+/// the next one began, and went on where it had ended. Then a full lies between the point and the next one that is kept.
+pub(crate) fn to_merge(full_every: Option<u32>, prune: &Prune) -> BTreeSet<BackupId> {
+    let mut repositories: BTreeMap<&RepositoryId, Vec<&PrunedBackup>> = BTreeMap::new();
+    for entry in &prune.backups {
+        repositories.entry(&entry.repository_id).or_default().push(entry);
+    }
+    let mut chosen = BTreeSet::new();
+    for mut entries in repositories.into_values() {
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.completed_at));
+        let mut is_former = false;
+        for entry in entries {
+            let is_full = entry.backup_type == Some(BackupType::Full);
+            if entry.fate == PruneFate::Needed && (is_former || full_every.is_none()) {
+                chosen.insert(entry.backup_id.clone());
+            }
+            is_former = is_full || (is_former && entry.fate != PruneFate::Keep);
+        }
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sendense_api::PrunedBackup;
+    use sendense_types::Timestamp;
 
     /// Of how many points that later ones need a merge begins, where a policy keeps so many itself and another one so many.
     fn begins_at(own: usize, others: usize) -> usize {
@@ -156,12 +190,60 @@ mod tests {
             kept: 0,
             freed_bytes: 0,
         };
-        (1..100).find(|needed| !enough(&pruned(*needed)).is_empty()).unwrap()
+        let begins = |pruned: Prune| !enough(&pruned, &to_merge(None, &pruned)).is_empty();
+        (1..100).find(|needed| begins(pruned(*needed))).unwrap()
     }
 
     #[test]
     fn a_quarter_of_what_the_own_rules_keep_is_enough() {
         let begins = [(2, 0), (14, 0), (14, 12), (40, 0), (2, 60), (0, 60)].map(|(own, others)| begins_at(own, others));
         assert_eq!(begins, [1, 4, 4, 10, 1, 1]);
+    }
+
+    /// Points from the oldest on: `F` for a full, `i` for an incremental; what becomes of each in the second word.
+    fn merged(full_every: Option<u32>, types: &str, fates: &str) -> String {
+        let entry = |(at, (kind, fate)): (usize, (char, char))| PrunedBackup {
+            backup_id: format!("bk-{at}").parse().unwrap(),
+            repository_id: "repo-1".parse().unwrap(),
+            backup_type: Some(if kind == 'F' { BackupType::Full } else { BackupType::Incremental }),
+            completed_at: Some(Timestamp::from_micros(at as i64)),
+            bytes_stored: 1,
+            fate: match fate {
+                'k' => PruneFate::Keep,
+                'n' => PruneFate::Needed,
+                'u' => PruneFate::InUse,
+                _ => PruneFate::Delete,
+            },
+            reason: String::new(),
+            kept_by_another: false,
+        };
+        let pruned = Prune {
+            dry_run: true,
+            plan_id: String::new(),
+            vm_context_id: "vm-1".parse().unwrap(),
+            vm_name: "web".to_owned(),
+            backups: types.chars().zip(fates.chars()).enumerate().map(entry).collect(),
+            deleted: 0,
+            kept: 0,
+            freed_bytes: 0,
+        };
+        let chosen = to_merge(full_every, &pruned);
+        let told = |at: usize| if chosen.contains(&format!("bk-{at}").parse().unwrap()) { 'm' } else { '.' };
+        (0..types.len()).map(told).collect()
+    }
+
+    #[test]
+    fn what_is_merged_of_what_a_prune_leaves() {
+        assert_eq!(merged(None, "Fiiii", "nnnkk"), "mmm..");
+        // Whole chains go, when their time has come.
+        assert_eq!(merged(Some(5), "Fiiii", "nnnkk"), ".....");
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnnnkkkkk"), ".........");
+        // A disk was away when the second chain began, and stands on the first one.
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnnnnnkkk"), "mmmmm....");
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnnnndkkk"), "mmmmm....");
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnnnnkkkk"), "mmmmm....");
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnunnukkk"), "mm.mm....");
+        // One that a person keeps stands on its own chain.
+        assert_eq!(merged(Some(5), "FiiiiFiii", "nnknnnkkk"), "...mm....");
     }
 }

@@ -18,7 +18,7 @@ mod history;
 mod hold;
 pub(crate) mod in_force;
 mod lost;
-mod merge;
+pub(crate) mod merge;
 mod mounts;
 mod moving;
 mod nodes;

@@ -2,14 +2,15 @@
 
 use super::beside::Beside;
 use super::in_force::{self, in_force};
+use super::merge::to_merge;
 use super::prune::policy as keeping;
 use super::selector::{Selector, parts};
 use super::{App, Caller, consolidate};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use sendense_api::{
-    ListQuery, NoLongerMeant, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneFate, PruneQuery, PruneVm,
-    Retention, Role,
+    ListQuery, NoLongerMeant, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, PruneVm, Retention,
+    Role,
 };
 use sendense_catalog as catalog;
 use sendense_types::{BackupType, Name, PolicyId, Problem, ProblemCode, RepositoryId, SourceId, VmContextId};
@@ -102,7 +103,7 @@ impl App {
                     Err(problem) => (None, Some(why_not(&problem))),
                 },
             };
-            let merged = prune.as_ref().map_or(0, |prune| merged_by(&rules, prune));
+            let merged = prune.as_ref().map_or(0, |prune| to_merge(rules.full_every, prune).len() as u64);
             if let Some(prune) = &prune {
                 plan.deleted += prune.deleted;
                 plan.merged += merged;
@@ -353,17 +354,6 @@ pub(super) fn why_not(problem: &Problem) -> String {
 pub(super) fn is_of_the_repository(code: ProblemCode) -> bool {
     use ProblemCode::{RepositoryMaintenance, RepositoryOwned, RepositoryUnavailable};
     matches!(code, RepositoryMaintenance | RepositoryOwned | RepositoryUnavailable)
-}
-
-/// How many points a policy merges away by and by that a prune leaves: where fulls are made again and again, whole chains go instead.
-pub(super) fn merged_by(rules: &PolicyRules, prune: &Prune) -> u64 {
-    let needed = prune.backups.iter().filter(|entry| entry.fate == PruneFate::Needed).count();
-    if merges(rules) { needed as u64 } else { 0 }
-}
-
-/// Whether what no rule keeps and a later point needs is merged. Incrementals for ever are one chain.
-pub(crate) fn merges(rules: &PolicyRules) -> bool {
-    rules.full_every.is_none()
 }
 
 pub(super) fn as_prune(retention: &Retention) -> PruneVm {

@@ -9,7 +9,7 @@ use crate::maintenance::Use;
 use sendense_block::Cancel;
 use sendense_catalog as catalog;
 use sendense_catalog::TaskClaim;
-use sendense_repo::merge::{Options, Way};
+use sendense_repo::merge::{Aim, Options, Way};
 use sendense_repo::{Hold, Kind, Manifest, Repository};
 use sendense_types::{BackupId, Problem, ProblemCode, VerifyState};
 use std::collections::BTreeSet;
@@ -57,24 +57,9 @@ pub(crate) async fn run(
         work.backup_ids.iter().map(Step::Merge).chain(work.full.as_ref().map(Step::Full)).collect();
     for step in &steps {
         let id = step.of();
-        match one(core, handle, claim, &work, &repository, *step).await {
-            Ok((manifest, hold)) => {
-                let point = crate::reconcile::point(&row, &manifest, hold);
-                // Told first: it is so, whatever comes of the catalog or of the rest. Should the catalog be away, the next look at
-                // the repository writes it down.
-                match step {
-                    Step::Merge(_) => {
-                        handle.info(format!("{id} was merged into {}", manifest.backup_id));
-                        core.catalog.backups().merged(&point, id, core.now()).await.or_problem()?;
-                        merged += 1;
-                    }
-                    Step::Full(_) => {
-                        handle.info(format!("{id} was made a full; a chain begins with it"));
-                        core.catalog.backups().became_full(&point, core.now()).await.or_problem()?;
-                        made_full = Some(id);
-                    }
-                }
-            }
+        match whole(core, handle, claim, &work, (&row, &repository), *step).await {
+            Ok(Aim::Full) => made_full = Some(id),
+            Ok(Aim::Merge | Aim::Copy) => merged += 1,
             Err(Stopped { problem, is_of_this_point }) if is_of_this_point && steps.len() > 1 => {
                 left += 1;
                 handle.warn(format!("{id} stays as it is: {}: {}", problem.message, problem.details));
@@ -96,6 +81,46 @@ pub(crate) async fn run(
         None => format!("{merged} points of {} were merged into their successors{rest}", work.vm_name),
     };
     Ok(serde_json::json!({ "summary": summary, "merged": merged, "left": left, "full": made_full }))
+}
+
+/// One step to its end. Of several points that stand on one that goes each but the last gets a copy first; there are fewer with
+/// each, so it ends.
+async fn whole(
+    core: &Arc<Core>,
+    handle: &Arc<Handle>,
+    claim: &TaskClaim,
+    work: &MergeWork,
+    (row, repository): (&catalog::Repository, &Repository),
+    step: Step<'_>,
+) -> Result<Aim, Stopped> {
+    let id = step.of();
+    if matches!(step, Step::Merge(_)) {
+        // What an earlier try has copied may not be written down: then the catalog would refuse to forget the point.
+        follow(core, row, repository, id, |_| false).await?;
+    }
+    loop {
+        let (aim, manifest, hold) = one(core, handle, claim, work, repository, step).await?;
+        let point = crate::reconcile::point(row, &manifest, hold);
+        // Told first: it is so, whatever comes of the catalog or of the rest. Should the catalog be away, the next look at
+        // the repository writes it down.
+        let (successor, backups) = (&manifest.backup_id, core.catalog.backups());
+        match aim {
+            Aim::Merge => {
+                handle.info(format!("{id} was merged into {successor}"));
+                backups.merged(&point, id, core.now()).await.or_problem()?;
+                return Ok(aim);
+            }
+            Aim::Copy => {
+                handle.info(format!("{successor} has a copy of what it needed of {id}"));
+                backups.took_over(&point, core.now()).await.or_problem()?;
+            }
+            Aim::Full => {
+                handle.info(format!("{id} was made a full; a chain begins with it"));
+                backups.became_full(&point, core.now()).await.or_problem()?;
+                return Ok(aim);
+            }
+        }
+    }
 }
 
 /// Why a point was not merged.
@@ -126,7 +151,7 @@ async fn one(
     work: &MergeWork,
     repository: &Repository,
     step: Step<'_>,
-) -> Result<(Manifest, Hold), Stopped> {
+) -> Result<(Aim, Manifest, Hold), Stopped> {
     let id = step.of();
     let is_full = matches!(step, Step::Full(_));
     // Also one that is not served now, which claims nothing in the repository.
@@ -167,10 +192,13 @@ async fn one(
     let (core, repository, vm, id) = (core.clone(), repository.clone(), work.vm_context_id.clone(), id.clone());
     let (watched, claim, runtime) = (handle.clone(), claim.clone(), tokio::runtime::Handle::current());
     let looked_at = read.clone();
-    let done = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+    let done = blocking(move || -> sendense_repo::Result<(Aim, Manifest, Hold)> {
         let plan = match is_full {
             true => repository.plan_full(&vm, &id)?,
-            false => repository.plan_merge(&vm, &id, core.now())?,
+            false => {
+                let first = repository.plan_merge(&vm, &id, core.now())?.into_iter().next();
+                first.ok_or_else(|| sendense_repo::Error::invalid(format!("there is nothing to do of {id}")))?
+            }
         };
         let options = Options { threads: THREADS, who, patience: PATIENCE, way, humble: true, bytes_per_second: pace };
         let refuse = || {
@@ -191,7 +219,7 @@ async fn one(
         let manifest = repository.execute_merge(&plan, &options, &progress, &cancel, || core.now(), refuse)?;
         // A hold that cannot be read keeps its point all the same: the repository sees to that.
         let hold = repository.hold(&vm, &manifest.backup_id).unwrap_or_default();
-        Ok((manifest, hold))
+        Ok((plan.aim, manifest, hold))
     });
     let done = tokio::select! {
         done = done => done?,
@@ -250,9 +278,9 @@ fn refused(why: impl Into<String>) -> sendense_repo::Error {
     sendense_repo::Error::new(Kind::Conflict { holders: Vec::new() }, why.into())
 }
 
-/// Finds the successor of a point that is gone, where its row still builds on it: the hub died, or the database was away,
-/// between the merge and the catalog.
-pub(crate) async fn catch_up(
+/// Writes down what those points are now whose rows still build on a point that they do not stand on any more: the hub died, or the
+/// database was away, between a merge and the catalog.
+pub(crate) async fn follow(
     core: &Core,
     row: &catalog::Repository,
     repository: &Repository,
@@ -273,7 +301,7 @@ pub(crate) async fn catch_up(
         let (manifest, hold) = read.await?.or_problem()?;
         if manifest.parents().all(|parent| parent != going) {
             let point = crate::reconcile::point(row, &manifest, hold);
-            core.catalog.backups().merged(&point, going, core.now()).await.or_problem()?;
+            core.catalog.backups().took_over(&point, core.now()).await.or_problem()?;
             tracing::info!(backup_id = %child, going = %going, "a merge was written down");
         }
     }

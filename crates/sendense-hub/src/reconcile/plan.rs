@@ -22,8 +22,8 @@ pub(crate) struct Facts {
     pub survey: Survey,
     /// Points that the catalog said were there, before the folder was looked through.
     pub rows: BTreeMap<BackupId, VmContextId>,
-    /// Those of them that stand on another one, as the catalog says.
-    pub incrementals: BTreeSet<BackupId>,
+    /// What they stand on, as the catalog says; those that stand on nothing are left out.
+    pub parents: BTreeMap<BackupId, BTreeSet<BackupId>>,
     /// Points that somebody worked on before or after that: their drafts are theirs.
     pub at_work: BTreeSet<BackupId>,
     /// Machines whose points a task moves here or away, or will.
@@ -59,7 +59,7 @@ pub(crate) enum Repair {
     SettleMove(VmContextId),
     /// The point is taken into the catalog.
     Adopt(VmContextId, BackupId),
-    /// The row is written anew: the point has become a full.
+    /// The row is written anew: the point has become a full, or has a copy of what it needed of another one.
     Rewrite(VmContextId, BackupId),
     /// The row is removed from the catalog.
     ForgetRow(VmContextId, BackupId),
@@ -164,9 +164,12 @@ fn of_vm(facts: &Facts, vm: &VmContextId, found: &VmSurvey, findings: &mut Vec<F
     let mut tell = |kind, id: &BackupId, message: String, repair| {
         findings.push(Finding { kind, subject: id.to_string(), message, repair });
     };
-    for id in found.fulls.intersection(&facts.incrementals) {
+    for (id, parents) in &found.parents {
+        // Of one that is gone the row goes, and with that those are written anew that it was merged into.
+        let is_left = |on: &&BackupId| !parents.contains(*on) && (parents.is_empty() || found.points.contains(*on));
+        let Some(left) = facts.parents.get(id).and_then(|told| told.iter().find(is_left)) else { continue };
         let (vm, id) = of(id);
-        let message = format!("the catalog says that this point of {vm} builds on another one, and it is a full");
+        let message = format!("the catalog says that this point of {vm} builds on {left}, and it does not any more");
         tell(FindingKind::RowOutOfDate, &id.clone(), message, Some(Repair::Rewrite(vm, id)));
     }
     findings.extend(found.strangers.iter().map(|path| stranger(&path.display().to_string())));
@@ -240,7 +243,7 @@ mod tests {
     fn each_disorder_is_found_and_what_is_in_order_is_not() {
         let found = VmSurvey {
             points: points(&[1, 2, 3].into()),
-            fulls: points(&[1].into()),
+            parents: [(point(1), points(&[].into())), (point(2), points(&[3].into()))].into(),
             unreadable: [(point(3), "half of it is missing".to_owned())].into(),
             drafts: points(&[4, 5].into()),
             deletions: points(&[6].into()),
@@ -253,7 +256,7 @@ mod tests {
         let facts = Facts {
             survey,
             rows: [1, 3, 6, 7, 9].map(|n| (point(n), vm(1))).into(),
-            incrementals: points(&[1, 3].into()),
+            parents: [1, 2, 3].map(|n| (point(n), points(&[n + 1].into()))).into(),
             at_work: points(&[5].into()),
             moving: BTreeSet::new(),
             interrupted: vec![("task-1".parse().unwrap(), "backup of web".to_owned())],
@@ -334,16 +337,19 @@ mod tests {
             let unreadable = all.intersection(&bad).map(|n| (point(*n), "bad".to_owned())).collect();
             let (deletions, under_way) = (self::points(&gone), self::points(&now));
             let (drafts, merges) = (self::points(&drafts), self::points(&merges));
-            let fulls = points.iter().filter(|id| !bad.iter().any(|n| point(*n) == **id)).cloned().collect();
-            VmSurvey { points, fulls, unreadable, drafts, deletions, merges, under_way, ..VmSurvey::default() }
+            // Each stands on the next one, but for every third.
+            let on = |n: u8| if n.is_multiple_of(3) { BTreeSet::new() } else { BTreeSet::from([point(n + 1)]) };
+            let parents = all.difference(&bad).map(|n| (point(*n), on(*n))).collect();
+            VmSurvey { points, parents, unreadable, drafts, deletions, merges, under_way, ..VmSurvey::default() }
         });
         let looked = prop_oneof![4 => folder.prop_map(Ok), 1 => Just(Err("input/output error".to_owned()))];
         let vms = prop::collection::btree_map((0..3_u8).prop_map(vm), looked, 0..4);
         let rows = prop::collection::btree_map((0..12_u8).prop_map(point), (0..3_u8).prop_map(vm), 0..8);
-        (vms, rows, ids(), ids()).prop_map(|(vms, rows, at_work, incrementals)| Facts {
+        let told = prop::collection::btree_map((0..12_u8).prop_map(point), ids().prop_map(|on| points(&on)), 0..6);
+        (vms, rows, ids(), told).prop_map(|(vms, rows, at_work, parents)| Facts {
             survey: Survey { vms, strangers: Vec::new() },
             rows,
-            incrementals: points(&incrementals),
+            parents,
             at_work: points(&at_work),
             ..Facts::default()
         })
@@ -406,7 +412,7 @@ mod tests {
                     }
                     Repair::Adopt(vm, id) => _ = facts.rows.insert(id, vm),
                     Repair::SettleMove(vm) => folder(vms, &vm).moving = None,
-                    Repair::Rewrite(_, id) => _ = facts.incrementals.remove(&id),
+                    Repair::Rewrite(_, id) => _ = facts.parents.remove(&id),
                     Repair::ForgetRow(_, id) => _ = facts.rows.remove(&id),
                     Repair::CloseMount(_) | Repair::Done => {}
                 }

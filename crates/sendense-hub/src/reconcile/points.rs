@@ -175,7 +175,7 @@ fn points_of(survey: &Survey) -> u64 {
 /// Asks the catalog first, then the folder, then once more who is at work: whatever is in the folder by then was known to one of
 /// them, unless it is out of order.
 async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: Option<Timestamp>) -> Result<Facts> {
-    let (rows, incrementals) = rows(core, id).await?;
+    let (rows, parents) = rows(core, id).await?;
     let mut moving = moves::under_way(core, id).await?;
     let mut at_work = at_work(core, id).await?;
     let (surveyed, now) = (repository.clone(), core.now());
@@ -189,7 +189,7 @@ async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: 
     Ok(Facts {
         survey,
         rows,
-        incrementals,
+        parents,
         at_work,
         moving,
         interrupted: interrupted(core, id, since).await?,
@@ -197,21 +197,29 @@ async fn gather(core: &Core, id: &RepositoryId, repository: &Repository, since: 
     })
 }
 
-/// The points that the catalog says are there, and those of them that stand on another one.
-async fn rows(core: &Core, id: &RepositoryId) -> Result<(BTreeMap<BackupId, VmContextId>, BTreeSet<BackupId>)> {
+/// What points stand on that stand on any.
+type Parents = BTreeMap<BackupId, BTreeSet<BackupId>>;
+
+/// The points that the catalog says are there, and what they stand on.
+async fn rows(core: &Core, id: &RepositoryId) -> Result<(BTreeMap<BackupId, VmContextId>, Parents)> {
     let status = Some(BackupStatus::Completed);
     let points = catalog::BackupFilter { repository_id: Some(id.clone()), status, ..Default::default() };
-    let (mut completed, mut incrementals) = (BTreeMap::new(), BTreeSet::new());
+    let (mut completed, mut parents) = (BTreeMap::new(), Parents::new());
     let mut offset = 0;
     loop {
         let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset };
         let (rows, _) = core.catalog.backups().list(&points, page).await.or_problem()?;
         if rows.is_empty() {
-            return Ok((completed, incrementals));
+            return Ok((completed, parents));
         }
         offset += rows.len() as u64;
-        let on_another = rows.iter().filter(|row| row.parent_backup_id.is_some());
-        incrementals.extend(on_another.map(|row| row.backup_id.clone()));
+        for row in &rows {
+            let of_disks = row.disks.iter().filter_map(|disk| disk.parent_backup_id.as_ref());
+            let on: BTreeSet<BackupId> = of_disks.chain(&row.parent_backup_id).cloned().collect();
+            if !on.is_empty() {
+                parents.insert(row.backup_id.clone(), on);
+            }
+        }
         completed.extend(rows.into_iter().map(|row| (row.backup_id, row.vm_context_id)));
     }
 }
@@ -334,7 +342,8 @@ async fn take_in(
     Ok(())
 }
 
-/// Writes down which points have become fulls: the hub died, or the database was away, between that and the catalog.
+/// Writes down which points have become fulls, or have a copy of what they needed: the hub died, or the database was away, between that
+/// and the catalog.
 async fn rewrite(
     core: &Core,
     row: &catalog::Repository,
@@ -357,11 +366,13 @@ async fn rewrite(
                 continue;
             }
         };
-        if manifest.parents().next().is_none() {
-            match core.catalog.backups().became_full(&point(row, &manifest, hold), core.now()).await.or_problem() {
-                Ok(_) => _ = done.insert(repair.clone()),
-                Err(problem) => left(row, id.as_str(), &problem)?,
-            }
+        let (is_full, backups) = (manifest.parents().next().is_none(), core.catalog.backups());
+        let (point, now) = (point(row, &manifest, hold), core.now());
+        let written =
+            if is_full { backups.became_full(&point, now).await } else { backups.took_over(&point, now).await };
+        match written.or_problem() {
+            Ok(()) => _ = done.insert(repair.clone()),
+            Err(problem) => left(row, id.as_str(), &problem)?,
         }
     }
     Ok(())
@@ -409,7 +420,7 @@ async fn forget_gone(
     let mut standing_on = BTreeMap::new();
     for id in gone.keys() {
         if let Err(problem) =
-            crate::jobs::merge::catch_up(core, row, repository, id, |child| gone.contains_key(child)).await
+            crate::jobs::merge::follow(core, row, repository, id, |child| gone.contains_key(child)).await
         {
             left(row, id.as_str(), &problem)?;
         }

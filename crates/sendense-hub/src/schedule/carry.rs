@@ -9,7 +9,8 @@
 use super::Window;
 use super::fate::{BUSY_SECONDS, Standing, Step, has_waited_enough, refused, step, summary, window_closed, words};
 use super::keep::Deciding;
-use crate::app::policies::{merges, rules_of};
+use crate::app::merge::to_merge;
+use crate::app::policies::rules_of;
 use crate::app::schedules::{schedule_rules, timetable};
 use crate::app::{App, Caller};
 use crate::fault::{OrProblem, Result};
@@ -298,8 +299,8 @@ impl<'a> Work<'a> {
             let pruned = async {
                 let machine = app.core.catalog.vms().get(&vm).await.or_problem()?;
                 let pruned = app.prune_by(&rules, &machine, PruneQuery::default(), &caller.identity).await?;
-                if let Some(pruned) = pruned.as_ref().filter(|_| merges(&rules)) {
-                    app.merge_needed(&caller, pruned).await?;
+                if let Some(pruned) = &pruned {
+                    app.merge_needed(&caller, pruned, &to_merge(rules.full_every, pruned)).await?;
                 }
                 Result::<_>::Ok(pruned)
             };

@@ -37,7 +37,7 @@ pub(crate) struct Intent {
     pub before: String,
     /// The same of the other point.
     pub going_before: String,
-    /// The other point stays: the successor only stands on nothing any more.
+    /// The other point stays: the successor only does not stand on it any more.
     pub stays: bool,
 }
 

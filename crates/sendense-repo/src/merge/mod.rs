@@ -12,7 +12,8 @@
 //!    left as it was keeps the digest that it had, unread;
 //! 3. the new manifest and an intent are written beside them and synced: **from here on start-up goes forward**;
 //! 4. the new files take the successor's names, the manifest last; each name means the old file or the new one at any moment;
-//! 5. the going point is deleted as any point is; the intent, then the folder are removed.
+//! 5. the going point is deleted as any point is, with the disks that its successor has not, on which nothing stands; the intent,
+//!    then the folder are removed.
 //!
 //! Steps 1 and 2 take long and share the points with backups and readers; 3 to 5 take an instant and need them alone. The
 //! successor keeps its name, so that no later image has to be rewritten. A process that dies before 3 leaves a folder that
@@ -21,7 +22,15 @@
 //! A **synthetic full** is the same with one difference: the successor gets the blocks of all that it stands on, stands on
 //! nothing afterwards, and no point goes.
 //!
-//! What lives here: the plan, and the order of the steps. [`prepare`] is steps 1 and 2: [`patch`] begins an image as a copy, [`copying`] makes it,
+//! Where several points stand on the one that goes, for one of them has a disk that was not there in between, each but one gets a
+//! **copy** of what it needs: a merge after which the going point stays for the others, and this one stands on what that stood on.
+//!
+//! ```text
+//!   before   going --disk 0-- next --disk 0-- last        after the copy   going --disk 0-- next --disk 0-- last
+//!                 `------------disk 1-----------'         after the merge             next --disk 0-- last
+//! ```
+//!
+//! What lives here: the order of the steps. [`plan`] says what is done, [`prepare`] is steps 1 and 2: [`patch`] begins an image as a copy, [`copying`] makes it,
 //! [`blocks`] moves blocks into it. [`switch`] is steps 4 and 5.
 //!
 //! Invariant: no file of the two points is touched before all that was written of the new ones was read back and found right.
@@ -31,6 +40,7 @@ mod clusters;
 mod copying;
 mod intent;
 mod patch;
+mod plan;
 mod prepare;
 mod switch;
 
@@ -38,55 +48,24 @@ pub(crate) use intent::Intent;
 #[doc(hidden)]
 pub use intent::parse as parse_intent;
 pub use patch::Way;
+pub use plan::{Aim, MergePlan};
 use prepare::Preparing;
 pub(crate) use switch::{Finished, finish, may_have_begun, points_of};
 
 use crate::crashsafe;
-use crate::draft::SealedDisk;
 use crate::error::{Error, Kind, Result};
 use crate::layout;
 use crate::lock::{ChainGuard, Operation};
-use crate::manifest::{self, Disk, MANIFEST_BYTES_MAX, Manifest};
+use crate::manifest::{self, MANIFEST_BYTES_MAX, Manifest};
 use crate::repository::Repository;
 use crate::verify::Progress;
 #[cfg(test)]
 pub(crate) use intent::read as read_intent;
 use sendense_block::Cancel;
-use sendense_types::{BackupId, BackupType, DiskNumber, Timestamp, VmContextId};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use sendense_types::{BackupId, Timestamp};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// What a merge will do. Made without touching anything.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MergePlan {
-    /// The VM.
-    pub vm_context_id: VmContextId,
-    /// The point that goes.
-    pub going: BackupId,
-    /// The one that takes over what it held.
-    pub successor: BackupId,
-    /// Whether the other point stays all the same: the successor only becomes a full, and a chain begins with it.
-    pub stays: bool,
-    /// The disks whose image is written anew; those that do not stand on the going point stay as they are.
-    pub disks: BTreeSet<DiskNumber>,
-    /// Bytes of the two points' files now.
-    pub bytes: u64,
-    /// Room that is needed meanwhile, at most; what the going point and the successor's old files hold is free afterwards.
-    pub needed_bytes: u64,
-}
-
-impl fmt::Display for MergePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let disks: Vec<String> = self.disks.iter().map(DiskNumber::to_string).collect();
-        let (going, successor, needed) = (&self.going, &self.successor, self.needed_bytes);
-        if self.stays {
-            return writeln!(f, "make {successor} a full (disks {}, at most {needed} bytes written)", disks.join(", "));
-        }
-        writeln!(f, "merge {going} into {successor} (disks {}, at most {needed} bytes written)", disks.join(", "))
-    }
-}
 
 /// How a merge is done.
 #[derive(Debug, Clone)]
@@ -108,63 +87,7 @@ pub struct Options {
 /// How often it looks whether the points are free.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// The two points of a merge, as their manifests tell of them.
-struct Pair {
-    going: Manifest,
-    successor: Manifest,
-    /// See [`MergePlan::stays`]; then `going` is one of the points that the successor stands on.
-    stays: bool,
-}
-
 impl Repository {
-    /// Plans to let a point go whose data a later one needs. Changes nothing.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::Held`]; [`Kind::Invalid`] when nothing stands on the point (delete it) or when several points do;
-    /// and whatever keeps the VM's points from being listed completely.
-    pub fn plan_merge(&self, vm: &VmContextId, going: &BackupId, now: Timestamp) -> Result<MergePlan> {
-        let pair = self.pair(vm, going, now)?;
-        let disks = pair.disks();
-        let needed = |disk: &Disk| match pair.going.disk(disk.disk_id) {
-            Some(old) => {
-                old.image.file_bytes + old.digests.file_bytes + disk.image.file_bytes + disk.digests.file_bytes
-            }
-            None => 0,
-        };
-        let touched = pair.successor.disks.iter().filter(|disk| disks.contains(&disk.disk_id));
-        Ok(MergePlan {
-            vm_context_id: vm.clone(),
-            going: going.clone(),
-            successor: pair.successor.backup_id.clone(),
-            stays: false,
-            needed_bytes: touched.map(needed).fold(0, u64::saturating_add),
-            bytes: pair.going.file_bytes().saturating_add(pair.successor.file_bytes()),
-            disks,
-        })
-    }
-
-    /// Plans to make an incremental a full of the same data, so that a chain begins with it and nothing is lost. Changes nothing.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`]; [`Kind::Invalid`] when it is a full; [`Kind::Corrupt`] when a point that it stands on is missing.
-    pub fn plan_full(&self, vm: &VmContextId, point: &BackupId) -> Result<MergePlan> {
-        let pair = self.full_pair(vm, point)?;
-        let disks = pair.disks();
-        let (mut needed_bytes, mut bytes) = (0_u64, 0_u64);
-        for disk in &disks {
-            let chain = self.chain(vm, point, *disk)?;
-            let held = chain.iter().map(|link| link.disk.image.file_bytes + link.disk.digests.file_bytes);
-            let held = held.fold(0, u64::saturating_add);
-            // No block is held twice; a thousandth, and a little for small ones, is more than tables and digests take.
-            let capacity = chain.first().map_or(0, |link| link.disk.capacity_bytes);
-            let whole = capacity.saturating_add(capacity / 1000).saturating_add(1 << 20);
-            needed_bytes = needed_bytes.saturating_add(held.min(whole));
-            bytes = bytes.saturating_add(held);
-        }
-        let (going, successor) = (pair.going.backup_id, point.clone());
-        Ok(MergePlan { vm_context_id: vm.clone(), going, successor, stays: true, disks, bytes, needed_bytes })
-    }
-
     /// Does what the plan says. Blocks until it is done; `progress` counts bytes of blocks, moved and then checked. `refuse` is asked
     /// when nobody else has the points any more, for reasons that the lock table does not know. Returns the successor as it is now.
     ///
@@ -183,86 +106,15 @@ impl Repository {
         now: impl Fn() -> Timestamp,
         refuse: impl Fn() -> Result<()>,
     ) -> Result<Manifest> {
-        let context = match plan.stays {
-            true => format!("make {} a full", plan.successor),
-            false => format!("merge {} into {}", plan.going, plan.successor),
+        let (going, successor) = (&plan.going, &plan.successor);
+        let context = match plan.aim {
+            Aim::Merge => format!("merge {going} into {successor}"),
+            Aim::Copy => format!("copy what {successor} needs of {going}"),
+            Aim::Full => format!("make {successor} a full"),
         };
         let within = |error: Error| error.within(context.clone());
         let merge = Merge { repository: self, plan, options, progress, cancel, refuse: &refuse };
         merge.run(&now).map_err(within)
-    }
-
-    /// A point, and one that it stands on.
-    fn full_pair(&self, vm: &VmContextId, point: &BackupId) -> Result<Pair> {
-        let successor = self.manifest(vm, point)?;
-        let Some(parent) = successor.parents().next().cloned() else {
-            return Err(Error::invalid(format!("{point} is a full already")));
-        };
-        Ok(Pair { going: self.manifest(vm, &parent)?, successor, stays: true })
-    }
-
-    /// The point and the one that stands on it, which has all its disks.
-    fn pair(&self, vm: &VmContextId, going: &BackupId, now: Timestamp) -> Result<Pair> {
-        self.refuse_held(vm, [going], now)?;
-        let points = self.list(vm)?.complete()?;
-        let mut children = points.iter().filter(|point| point.parents().any(|parent| parent == going));
-        if !points.iter().any(|point| point.backup_id == *going) {
-            return Err(Error::new(Kind::NotFound, format!("no point {going} of {vm}")));
-        }
-        let why = match (children.next(), children.next()) {
-            // Again, as a whole: a listing leaves the segments' digests out.
-            (Some(child), None) => {
-                let (old, new) = (self.manifest(vm, going)?, self.manifest(vm, &child.backup_id)?);
-                let pair = Pair { going: old, successor: new, stays: false };
-                let lost = pair.going.disks.iter().find(|disk| pair.successor.disk(disk.disk_id).is_none());
-                let Some(lost) = lost else { return Ok(pair) };
-                let why = format!("disk {} would be lost: {} does not have it", lost.disk_id, child.backup_id);
-                return Err(Error::invalid(format!("{going} cannot be merged into a successor: {why}")));
-            }
-            (Some(_), Some(_)) => "several points stand on it",
-            (None, _) => "nothing stands on it: delete it",
-        };
-        Err(Error::invalid(format!("{going} cannot be merged into a successor: {why}")))
-    }
-}
-
-impl Pair {
-    /// The disks of the successor that stand on the point that goes; all that stand on any, when it stays.
-    fn disks(&self) -> BTreeSet<DiskNumber> {
-        let stands = |disk: &&Disk| match &disk.parent_backup_id {
-            Some(parent) => self.stays || *parent == self.going.backup_id,
-            None => false,
-        };
-        self.successor.disks.iter().filter(stands).map(|disk| disk.disk_id).collect()
-    }
-
-    /// What a disk of the successor stands on afterwards.
-    fn parent(&self, disk: DiskNumber) -> Result<Option<BackupId>> {
-        if self.stays {
-            return Ok(None);
-        }
-        let old = self.going.disk(disk).ok_or_else(|| {
-            let path = layout::manifest(&self.successor.vm_context_id, &self.successor.backup_id);
-            Error::corrupt(&path, None, format!("its disk {disk} stands on a point that has no such disk"))
-        })?;
-        Ok(old.parent_backup_id.clone())
-    }
-
-    /// The successor with its new images.
-    fn merged(&self, disks: &BTreeMap<DiskNumber, SealedDisk>) -> Manifest {
-        let type_of = |grown: bool| if grown { BackupType::Incremental } else { BackupType::Full };
-        let mut manifest = self.successor.clone();
-        for disk in &mut manifest.disks {
-            if let Some(sealed) = disks.get(&disk.disk_id) {
-                disk.parent_backup_id = sealed.spec.parent.clone();
-                disk.backup_type = type_of(disk.parent_backup_id.is_some());
-                disk.image = sealed.image.clone();
-                disk.digests = sealed.digests.clone();
-            }
-        }
-        let grown = manifest.parents().next().is_some();
-        manifest.backup_type = type_of(grown);
-        manifest
     }
 }
 
@@ -307,7 +159,7 @@ impl Merge<'_> {
             // Until the folder is gone: whoever took the repository meanwhile may have made another of the same name.
             let turn = repository.ownership()?.turn(now())?;
             let again = self.planned(now())?;
-            if (!self.plan.stays && again.going != pair.going) || again.successor != pair.successor {
+            if (self.plan.aim != Aim::Full && again.going != pair.going) || again.successor != pair.successor {
                 return Err(conflict("one of the points was changed meanwhile"));
             }
             (self.refuse)()?;
@@ -342,14 +194,15 @@ impl Merge<'_> {
         repository.capacity().settle(grown);
         drop(reservation);
         let (going, successor) = (&self.plan.going, &self.plan.successor);
-        tracing::info!(vm_context_id = %vm, %going, %successor, stays = self.plan.stays, "merged");
+        tracing::info!(vm_context_id = %vm, %going, %successor, aim = ?self.plan.aim, "merged");
         Ok(manifest)
     }
 
     /// The points that are read, and those that are changed.
     fn points(&self) -> Result<(BTreeSet<BackupId>, BTreeSet<BackupId>)> {
         let MergePlan { going, successor, .. } = self.plan;
-        if !self.plan.stays {
+        if self.plan.aim != Aim::Full {
+            // Of a copy, too: what the going point stands on is to stay what it is.
             let both = BTreeSet::from([going.clone(), successor.clone()]);
             return Ok((both.clone(), both));
         }
@@ -379,19 +232,6 @@ impl Merge<'_> {
         }
     }
 
-    /// The two points, if the plan still holds.
-    fn planned(&self, now: Timestamp) -> Result<Pair> {
-        let (vm, plan) = (&self.plan.vm_context_id, self.plan);
-        let pair = match plan.stays {
-            true => self.repository.full_pair(vm, &plan.successor)?,
-            false => self.repository.pair(vm, &plan.going, now)?,
-        };
-        if pair.successor.backup_id != self.plan.successor || pair.disks() != self.plan.disks {
-            return Err(conflict("the plan is out of date: make it again"));
-        }
-        Ok(pair)
-    }
-
     /// A point's manifest as it lies there.
     fn published(&self, point: &BackupId) -> Result<Vec<u8>> {
         let path = layout::manifest(&self.plan.vm_context_id, point);
@@ -407,7 +247,7 @@ impl Merge<'_> {
             disks: self.plan.disks.clone(),
             before: intent::digest_of(&self.published(&self.plan.successor)?),
             going_before: intent::digest_of(&self.published(&self.plan.going)?),
-            stays: self.plan.stays,
+            stays: self.plan.aim != Aim::Merge,
         };
         crashsafe::write_new(fs, &dir.join(layout::MANIFEST_IN_FOLDER), &manifest::write(manifest)?)?;
         crashsafe::sync_dir(fs, &dir)?;

@@ -6,10 +6,11 @@
 //! but for those in clusters that were compared with a copied image's, whose segment was what its manifest says. Only segments that a
 //! clone left as they were are not read: they keep the digests that they had.
 
+use super::Options;
 use super::blocks::{Move, Stack};
 use super::copying::Reserved;
 use super::patch::{self, Base, Means, Way};
-use super::{MergePlan, Options, Pair};
+use super::plan::{Aim, MergePlan, Pair};
 use crate::capacity::Reservation;
 use crate::chain::Link;
 use crate::crashsafe;
@@ -208,7 +209,7 @@ impl Preparing<'_> {
     /// The images whose blocks a disk's new one gets, the successor's first.
     fn links(&self, number: DiskNumber) -> Result<Vec<Link>> {
         let vm = &self.plan.vm_context_id;
-        if self.pair.stays {
+        if self.pair.aim == Aim::Full {
             let mut links = self.repository.chain(vm, &self.pair.successor.backup_id, number)?;
             for link in &mut links {
                 // As a whole: a chain is followed without the segments' digests.

@@ -171,9 +171,11 @@ fn still_right(
     manifest: &Manifest,
     now: Timestamp,
 ) -> Result<bool> {
+    let is_in = |listed: &[Manifest], id: &BackupId| listed.iter().any(|point| point.backup_id == *id);
     if intent.stays {
-        // Nothing goes, and what the successor holds from now on is all that it needs.
-        return Ok(manifest.parents().next().is_none());
+        // Nothing goes, and the successor holds from now on what it needs beside what it stands on still.
+        let listed = if manifest.parents().next().is_some() { repository.list(vm)?.complete()? } else { Vec::new() };
+        return Ok(manifest.parents().all(|parent| is_in(&listed, parent)));
     }
     let going = layout::manifest(vm, &intent.going);
     match crashsafe::read_small(repository.root(), &going, MANIFEST_BYTES_MAX) {
@@ -188,8 +190,8 @@ fn still_right(
     let listed = repository.list(vm)?.complete()?;
     let others = |point: &&Manifest| point.backup_id != intent.successor;
     let stands_on_it = |point: &Manifest| point.parents().any(|parent| *parent == intent.going);
-    let is_there = |id: &BackupId| listed.iter().any(|point| point.backup_id == *id);
-    Ok(!listed.iter().filter(others).any(stands_on_it) && manifest.parents().all(is_there))
+    let is_free = !listed.iter().filter(others).any(stands_on_it);
+    Ok(is_free && manifest.parents().all(|parent| is_in(&listed, parent)))
 }
 
 /// True when a prepared file has its final name.

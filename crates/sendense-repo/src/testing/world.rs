@@ -206,7 +206,7 @@ pub fn facts(point: &Point) -> PointFacts {
     }
 }
 
-/// Merges a point into the one that stands on it.
+/// Merges a point into those that stand on it.
 pub fn merge(repository: &Repository, going: &Point) -> Result<()> {
     merge_by(Way::Fitting, repository, going)
 }
@@ -216,11 +216,13 @@ pub fn merging(way: Way, threads: usize) -> merge::Options {
     merge::Options { threads, who: "test".into(), patience: Duration::ZERO, way, humble: false, bytes_per_second: None }
 }
 
-/// Merges a point into the one that stands on it, in this way.
+/// Merges a point into those that stand on it, in this way.
 pub fn merge_by(way: Way, repository: &Repository, going: &Point) -> Result<()> {
-    let plan = repository.plan_merge(&going.vm, &going.id, now())?;
-    let options = merging(way, 1);
-    repository.execute_merge(&plan, &options, &verify::Progress::default(), &Cancel::new(), now, || Ok(())).map(drop)
+    let (options, progress, cancel) = (merging(way, 1), verify::Progress::default(), Cancel::new());
+    for plan in repository.plan_merge(&going.vm, &going.id, now())? {
+        repository.execute_merge(&plan, &options, &progress, &cancel, now, || Ok(()))?;
+    }
+    Ok(())
 }
 
 /// Makes a point a full.

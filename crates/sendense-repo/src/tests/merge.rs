@@ -9,7 +9,7 @@ use crate::merge::{MergePlan, Options, Way};
 use crate::repository::Repository;
 use crate::testing::before::{Before, delete};
 use crate::testing::stage::{Calm, EIO, ENOSPC, Fault, Renames, Stage};
-use crate::testing::world::{self, Amnesia, Care, Disk, Point, WAYS, back_up, pattern, tree, tree_of};
+use crate::testing::world::{self, Amnesia, Care, Point, WAYS, back_up, pattern, tree, tree_of};
 use crate::testing::{now, qemu};
 use crate::verify::{Depth, Progress};
 use sendense_block::Cancel;
@@ -20,22 +20,25 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A chain of three, and another machine.
-fn chain() -> (Before, Point) {
+pub(super) fn chain() -> (Before, Point) {
     let before = Before::new();
     let third = before.third();
     back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
     (before, third)
 }
 
-fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
-    repository.plan_merge(&point.vm, &point.id, now())
+/// The plan of a point on which one stands.
+pub(super) fn plan(repository: &Repository, point: &Point) -> Result<MergePlan> {
+    let mut steps = repository.plan_merge(&point.vm, &point.id, now())?;
+    assert_eq!(steps.len(), 1, "{steps:?}");
+    Ok(steps.remove(0))
 }
 
-fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
+pub(super) fn execute(repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
     execute_by(Way::Fitting, repository, plan, cancel)
 }
 
-fn execute_by(way: Way, repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
+pub(super) fn execute_by(way: Way, repository: &Repository, plan: &MergePlan, cancel: &Cancel) -> Result<Manifest> {
     let options = world::merging(way, 2);
     repository.execute_merge(plan, &options, &Progress::default(), cancel, now, || Ok(()))
 }
@@ -110,11 +113,6 @@ fn what_cannot_be_merged_is_said() {
     let last = refused(&third);
     assert_eq!(last.kind, Kind::Invalid);
     assert_eq!(last.to_string(), "bk-3 cannot be merged into a successor: nothing stands on it: delete it");
-    let mut fork = before.first.child("bk-fork");
-    fork.disk(0)[5] ^= 1;
-    back_up(&repository, &fork, now()).unwrap();
-    let forked = refused(&before.first);
-    assert_eq!(forked.to_string(), "bk-1 cannot be merged into a successor: several points stand on it");
     let missing = Point { id: "bk-none".parse().unwrap(), ..third };
     assert_eq!(refused(&missing).kind, Kind::NotFound);
     let hold = repository
@@ -292,7 +290,20 @@ fn are_not_moved(way: Way, clones: bool) {
 /// happen can be made again.
 fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
     let (before, third) = chain();
+    faults_of((&before, &[third]), renames, (way, clones), faults);
+}
+
+/// The same of a chain whose second point goes, and that has these behind it, the first of which takes over last.
+pub(super) fn faults_of(
+    (before, later): (&Before, &[Point]),
+    renames: Renames,
+    (way, clones): (Way, bool),
+    faults: &[Fault],
+) {
+    let third = &later[0];
     let manifest = std::fs::read(before.root().join(layout::manifest(&third.vm, &third.id))).unwrap();
+    let others: Vec<&Point> = later.iter().chain([&before.first, &before.other]).collect();
+    let chain: Vec<&Point> = later.iter().chain([&before.first]).collect();
     for fault in faults {
         at_each_step_on(
             &before.root(),
@@ -300,29 +311,26 @@ fn faults(renames: Renames, (way, clones): (Way, bool), faults: &[Fault]) {
             *fault,
             |repository| world::merge_by(way, repository, &before.second),
             |tried| {
-                tried.check_word(&third, &manifest);
-                let others = [&before.first, &third, &before.other];
+                tried.check_word(third, &manifest);
                 if let Some(repository) = &tried.repository {
-                    on_a_full_disk(*fault, repository, &[&before.first, &before.second, &third], &tried.met, || {
-                        plan(repository, &before.second)?;
+                    let all = [chain.as_slice(), &[&before.second]].concat();
+                    on_a_full_disk(*fault, repository, &all, &tried.met, || {
+                        repository.plan_merge(&before.second.vm, &before.second.id, now())?;
                         world::merge_by(way, repository, &before.second)
                     });
                 }
-                let (must, may): (Vec<&Point>, Vec<&Point>) = match &tried.result {
-                    Ok(()) => (others.to_vec(), Vec::new()),
-                    Err(_) => (others.to_vec(), vec![&before.second]),
-                };
-                let survived = world::survive(tried.root, &must, &may, Care::Now);
+                let may = if tried.result.is_ok() { Vec::new() } else { vec![&before.second] };
+                let survived = world::survive(tried.root, &others, &may, Care::Now);
                 survived.unwrap_or_else(|why| panic!("{why}\nafter {fault:?} at: {}", tried.met));
                 let repository = world::open(tried.root).unwrap();
-                if plan(&repository, &before.second).is_ok() {
+                if repository.plan_merge(&before.second.vm, &before.second.id, now()).is_ok() {
                     world::merge_by(way, &repository, &before.second).unwrap();
-                    world::check_bytes(&repository, &third).unwrap();
+                    chain.iter().for_each(|point| world::check_bytes(&repository, point).unwrap());
                 }
-                assert_eq!(tree(tried.root), tree_of(others), "{fault:?} at {}", tried.met);
+                assert_eq!(tree(tried.root), tree_of(others.iter().copied()), "{fault:?} at {}", tried.met);
                 // Once for each step that is no write: what was written in between differs in nothing that QEMU could see.
                 if matches!(fault, Fault::Full | Fault::Tight) && !tried.met.starts_with("write") {
-                    qemu::check(tried.root, &[&before.first, &third]);
+                    qemu::check(tried.root, &chain);
                 }
             },
         );
@@ -567,30 +575,4 @@ fn an_intent_is_weighed_again_before_the_first_name_changes() {
     for point in [&before.first, &before.second, &third, &fork] {
         world::check_bytes(&repository, point).unwrap();
     }
-}
-
-/// A disk that the successor has for the first time goes along; one that it does not have keeps the point.
-#[test]
-fn disks_come_and_go() {
-    let folder = tempfile::tempdir().unwrap();
-    let repository = world::open(&folder.path().join("repository")).unwrap();
-    let first = Point::full("vm-a", "bk-1", &[&pattern(1, 100_000)]);
-    let mut second = first.child("bk-2");
-    second.disks.insert(DiskNumber(7), Disk { bytes: pattern(3, 5000), parent: None });
-    let mut third = second.child("bk-3");
-    third.disks.remove(&DiskNumber(7));
-    for point in [&first, &second, &third] {
-        back_up(&repository, point, now()).unwrap();
-    }
-    world::merge(&repository, &first).unwrap();
-    let refused = plan(&repository, &second).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "bk-2 cannot be merged into a successor: disk 7 would be lost: bk-3 does not have it"
-    );
-    for point in [&second, &third] {
-        world::check_bytes(&repository, point).unwrap();
-    }
-    assert_eq!(tree(repository.root()), tree_of([&second, &third]));
-    qemu::check(repository.root(), &[&second, &third]);
 }

@@ -11,6 +11,7 @@ mod heal;
 mod holds;
 mod leftovers;
 mod merge;
+mod merge_disks;
 mod model;
 mod moving;
 mod no_room;

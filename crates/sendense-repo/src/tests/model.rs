@@ -259,11 +259,7 @@ impl Model {
 
     fn merge(&mut self, number: usize, way: usize) {
         let Some(point) = pick(&self.points, number).cloned() else { return };
-        let mut children = self.points.iter().filter(|other| other.parents().contains(&point.id));
-        let may = match (children.next(), children.next()) {
-            (Some(child), None) => point.disks.keys().all(|number| child.disks.contains_key(number)),
-            _ => false,
-        };
+        let may = self.points.iter().any(|other| other.parents().contains(&point.id));
         let (way, clones) = WAYS[way];
         let repository = world::open_sharing(&self.root(), clones).unwrap();
         let merged = world::merge_by(way, &repository, &point);
@@ -281,14 +277,16 @@ impl Model {
         }
     }
 
-    /// What stood on a point stands on what that stood on, if the point is gone.
+    /// What stood on a point stands on what that stood on, if the point is gone; some may where several stood on it and it is there.
     fn take_over(&mut self, going: &Point) {
-        if self.points.iter().any(|point| point.id == going.id) {
-            return;
-        }
+        let is_there = self.points.iter().any(|point| point.id == going.id);
         for point in &mut self.points {
+            let stays = is_there && {
+                let manifest = self.repository.manifest(&point.vm, &point.id).unwrap();
+                manifest.parents().any(|parent| *parent == going.id)
+            };
             for (number, disk) in &mut point.disks {
-                if disk.parent.as_ref() == Some(&going.id) {
+                if !stays && disk.parent.as_ref() == Some(&going.id) {
                     disk.parent = going.disks.get(number).and_then(|disk| disk.parent.clone());
                 }
             }

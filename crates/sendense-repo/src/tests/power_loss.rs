@@ -10,6 +10,7 @@ use crate::testing::record::{Record, Step};
 use crate::testing::stage::{Renames, Stage};
 use crate::testing::world::{self, Amnesia, Care, Point, back_up, pattern};
 use crate::testing::{Dice, now};
+use sendense_types::DiskNumber;
 use std::path::Path;
 
 /// What was done, and to what.
@@ -181,6 +182,37 @@ fn a_merge_of_the_first_point_loses_nothing() {
     let work = |repository: &Repository| world::merge_by(Way::Patch, repository, &before.first).unwrap();
     let recording = record_on(&before.root(), (Renames::AtOnce, true), work);
     cut_everywhere(&recording, &[&before.second, &third, &before.other], &[&before.first], &[]);
+}
+
+/// A disk that the last point does not have any more goes with the one before it, as a whole or not at all.
+#[test]
+fn a_merge_that_drops_a_disk_loses_nothing_else() {
+    let (before, mut third) = (Before::new(), Before::new().third());
+    third.disks.remove(&DiskNumber(1));
+    back_up(&world::open(&before.root()).unwrap(), &third, now()).unwrap();
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| world::merge(repository, &before.second).unwrap());
+    cut_everywhere(&recording, &[&before.first, &third, &before.other], &[&before.second], &[]);
+}
+
+/// A copy for one of two that stand on a point, and then the merge into the other.
+#[test]
+fn a_merge_of_a_point_on_which_two_stand_loses_nothing() {
+    let (before, mut third) = (Before::new(), Before::new().third());
+    third.disks.remove(&DiskNumber(1));
+    let mut fourth = third.child("bk-4");
+    let mut back = before.second.disks[&DiskNumber(1)].clone();
+    back.bytes[..10].fill(3);
+    back.parent = Some(before.second.id.clone());
+    fourth.disks.insert(DiskNumber(1), back);
+    let repository = world::open(&before.root()).unwrap();
+    for point in [&third, &fourth] {
+        back_up(&repository, point, now()).unwrap();
+    }
+    drop(repository);
+    let recording =
+        record(&before.root(), Renames::AtOnce, |repository| world::merge(repository, &before.second).unwrap());
+    cut_everywhere(&recording, &[&before.first, &third, &fourth, &before.other], &[&before.second], &[]);
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn merge_shares_extents(mkfs: &[&str]) {
         shared.set(shared_extents(&folder.join(layout::draft_image_name(DiskNumber(0)))));
         Ok(())
     };
-    let plan = repository.plan_merge(&first.vm, &first.id, now()).unwrap();
+    let plan = repository.plan_merge(&first.vm, &first.id, now()).unwrap().remove(0);
     let options = world::merging(Way::Fitting, 2);
     let merged = repository
         .execute_merge(&plan, &options, &Progress::default(), &Cancel::new(), now, look)
@@ -287,7 +287,7 @@ fn a_pace_is_kept() {
         for point in [&first, &second] {
             back_up(&repository, point, now()).unwrap();
         }
-        let plan = repository.plan_merge(&first.vm, &first.id, now()).unwrap();
+        let plan = repository.plan_merge(&first.vm, &first.id, now()).unwrap().remove(0);
         let options = merge::Options { bytes_per_second: Some(MIB as u64), ..world::merging(way, 2) };
         let began = std::time::Instant::now();
         repository.execute_merge(&plan, &options, &Progress::default(), &Cancel::new(), now, || Ok(())).unwrap();

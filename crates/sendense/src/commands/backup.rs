@@ -214,7 +214,18 @@ async fn merge(context: &Context, backup_id: &BackupId, dry_run: bool, yes: bool
     if dry_run || !yes {
         let plan = client.merge_backup(backup_id, &MergeQuery { dry_run: true }).await?;
         let room = bytes(plan.needed_bytes);
-        let words = format!("merge {backup_id} into {}, with at most {room} of room meanwhile", plan.successor_id);
+        let into = &plan.successor_id;
+        let dropped: Vec<String> = plan.dropped_disk_ids.iter().map(ToString::to_string).collect();
+        let dropped = match dropped.as_slice() {
+            [] => String::new(),
+            disks => format!("; nothing needs its disk {}, which goes with it", disks.join(", ")),
+        };
+        let copies: Vec<&str> = plan.copied_to.iter().map(BackupId::as_str).collect();
+        let copies = match copies.as_slice() {
+            [] => String::new(),
+            others => format!("; {} stands on it, too, and gets a copy first", others.join(", ")),
+        };
+        let words = format!("merge {backup_id} into {into}, with at most {room} of room meanwhile{copies}{dropped}");
         if dry_run {
             if context.json {
                 json(&MergeReply::new(plan))?;

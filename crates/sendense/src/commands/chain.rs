@@ -123,7 +123,7 @@ fn words(plan: &Consolidation) -> String {
     let of = format!("the chain of disk {} of {} has {} points", plan.disk_id, plan.vm_name, plan.backup_count);
     let held = match plan.held.len() {
         0 => String::new(),
-        count => format!("; {count} older ones are protected or held and stay"),
+        count => format!("; {count} older ones stay: protected, held, or the newest of another disk"),
     };
     match (&plan.full_backup_id, plan.going.as_slice()) {
         (Some(full), _) => format!("{of}: make {full} a full, with which a chain begins"),

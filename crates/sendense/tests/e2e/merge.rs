@@ -16,9 +16,13 @@ fn ids(chain: &Value) -> Vec<String> {
 
 /// Restores disk 0 of a point and compares it.
 fn restores(hub: &Hub, dir: &Path, id: &str, bytes: &[u8]) {
+    restores_disk(hub, dir, (id, "0"), bytes);
+}
+
+fn restores_disk(hub: &Hub, dir: &Path, (id, disk): (&str, &str), bytes: &[u8]) {
     let out = dir.join(format!("out-{id}"));
     let _ = std::fs::remove_file(&out);
-    hub.ok(&["restore", "disk", id, "--disk", "0", "--to", path(&out), "--wait"]);
+    hub.ok(&["restore", "disk", id, "--disk", disk, "--to", path(&out), "--wait"]);
     assert_holds(&out, bytes);
     std::fs::remove_file(&out).unwrap();
 }
@@ -161,6 +165,96 @@ fn a_policy_merges_what_no_rule_keeps() {
         hub.ok(&["backup", "verify", id, "--deep"]);
         restores(&hub, dir, id, bytes);
     }
+    assert_eq!(hub.stop(), Some(0));
+}
+
+/// A disk was removed from the machine: its last point goes like any other, and its files with it.
+#[test]
+fn a_disk_that_was_removed_goes_with_its_last_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(34);
+    let mut disk = Disk::create(&dir.join("vms/web/disk0.raw"), 4 << 20, &mut random);
+    Disk::create(&dir.join("vms/web/disk1.raw"), 2 << 20, &mut random);
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let mut points = Vec::new();
+    for number in 0..4 {
+        if number == 2 {
+            std::fs::remove_file(dir.join("vms/web/disk1.raw")).unwrap();
+        }
+        disk.write_somewhere(200_000, &mut random);
+        points.push((field(&hub.backup("web", &[]), "backup_id").to_owned(), disk.bytes.clone()));
+    }
+    let [a, b, c, d] = points.as_slice() else { panic!("four points") };
+    // Who shortens the chain of one disk does not give the other up.
+    let plan = hub.json(&["chain", "consolidate", "web", "--keep", "1", "--dry-run"]);
+    let plan = &plan["consolidation"];
+    assert_eq!((&plan["going"], &plan["held"]), (&serde_json::json!([c.0, a.0]), &serde_json::json!([b.0])));
+    let plan = hub.json(&["backup", "merge", &b.0, "--dry-run"]);
+    assert_eq!(plan["merge"]["dropped_disk_ids"], serde_json::json!([1]));
+    assert_eq!(plan["merge"]["disk_ids"], serde_json::json!([0]));
+    hub.ok(&["backup", "merge", &b.0, "--yes"]);
+    assert_eq!(files_of(dir, &b.0), 0);
+    assert_eq!(ids(&hub.json(&["backup", "chain", "web"])), [a.0.as_str(), &c.0, &d.0]);
+    assert_eq!(ids(&hub.json(&["backup", "chain", "web", "--disk", "1"])), [a.0.as_str()]);
+    hub.ok(&["backup", "merge", &a.0, "--yes"]);
+    hub.fails(3, &["backup", "chain", "web", "--disk", "1"]);
+    for (id, bytes) in [c, d] {
+        hub.ok(&["backup", "verify", id, "--deep"]);
+        restores(&hub, dir, id, bytes);
+    }
+    let left = tree(&dir.join("repo")).into_iter().filter(|file| file.contains("disk-1")).collect::<Vec<_>>();
+    assert!(left.is_empty(), "{left:?}");
+    let found = hub.json(&["repo", "check", "main"]);
+    assert_eq!(found["report"]["findings_total"], 0, "{found}");
+    assert_eq!(hub.stop(), Some(0));
+}
+
+/// A disk was away for a backup, and stands on an older point than the other one since: that point goes all the same.
+#[test]
+fn a_disk_that_came_back_keeps_no_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(35);
+    let (file, parked) = (dir.join("vms/web/disk1.raw"), dir.join("disk1.raw"));
+    let mut first = Disk::create(&dir.join("vms/web/disk0.raw"), 4 << 20, &mut random);
+    let mut second = Disk::create(&file, 2 << 20, &mut random);
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    let mut points = Vec::new();
+    for number in 0..4 {
+        first.write_somewhere(900_000, &mut random);
+        match number {
+            2 => std::fs::rename(&file, &parked).unwrap(),
+            3 => {
+                std::fs::rename(&parked, &file).unwrap();
+                second.write_somewhere(1000, &mut random);
+            }
+            _ => {}
+        }
+        let id = field(&hub.backup("web", &[]), "backup_id").to_owned();
+        points.push((id, first.bytes.clone(), second.bytes.clone()));
+    }
+    let [a, b, c, d] = points.as_slice() else { panic!("four points") };
+    let chain = |disk| ids(&hub.json(&["backup", "chain", "web", "--disk", disk]));
+    assert_eq!(chain("1"), [a.0.as_str(), &b.0, &d.0]);
+    let plan = hub.json(&["backup", "merge", &b.0, "--dry-run"])["merge"].clone();
+    assert_eq!((field(&plan, "successor_id"), &plan["copied_to"]), (c.0.as_str(), &serde_json::json!([d.0])));
+    assert_eq!((&plan["disk_ids"], &plan["dropped_disk_ids"]), (&serde_json::json!([0, 1]), &serde_json::json!([])));
+    hub.ok(&["backup", "merge", &b.0, "--yes"]);
+    assert_eq!(files_of(dir, &b.0), 0);
+    assert_eq!((chain("0"), chain("1")), (vec![a.0.clone(), c.0.clone(), d.0.clone()], vec![a.0.clone(), d.0.clone()]));
+    hub.ok(&["backup", "merge", &a.0, "--yes"]);
+    assert_eq!((chain("0"), chain("1")), (vec![c.0.clone(), d.0.clone()], vec![d.0.clone()]));
+    let begins = hub.json(&["backup", "chain", "web", "--disk", "1"])["full_backup_id"].clone();
+    for (id, first, _) in [c, d] {
+        hub.ok(&["backup", "verify", id, "--deep"]);
+        restores(&hub, dir, id, first);
+    }
+    restores_disk(&hub, dir, (&d.0, "1"), &d.2);
+    assert_eq!(hub.json(&["repo", "check", "main"])["report"]["findings_total"], 0);
+    assert_eq!(begins, serde_json::json!(d.0));
     assert_eq!(hub.stop(), Some(0));
 }
 

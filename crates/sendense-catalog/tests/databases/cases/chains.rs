@@ -199,6 +199,58 @@ pub async fn a_merged_point_leaves_its_successor(db: TestDb) {
     assert_eq!(backups.get(&full).await.expect_err("gone").problem_code(), ProblemCode::BackupNotFound);
 }
 
+/// Two points stand on one: the one that gets a copy leaves it to the other, which may then take over the point itself.
+pub async fn a_copy_leaves_a_point_to_the_other(db: TestDb) {
+    let world = World::new(db.open().await, 1).await;
+    let (vm, backups) = (&world.vms[0], world.catalog.backups());
+    let full = world.point(vm, None, 2, at(0)).await;
+    let one = world.point(vm, Some(&full), 2, at(10)).await;
+    let mut last = backups.get(&world.point(vm, Some(&one), 2, at(20)).await).await.expect("last");
+    // Its second disk was away when the one before it was made.
+    let second = |point: &mut Backup, parent: Option<&BackupId>| {
+        let backup_type = if parent.is_some() { BackupType::Incremental } else { BackupType::Full };
+        let disk = point.disks.iter_mut().find(|disk| disk.disk_id == DiskNumber(1)).expect("second disk");
+        (disk.backup_type, disk.parent_backup_id) = (backup_type, parent.cloned());
+    };
+    second(&mut last, Some(&full));
+    backups.took_over(&last, at(30)).await.expect("as it was made");
+    assert_eq!(backups.children(&full).await.expect("children").len(), 2);
+    let known = Verified {
+        backup_id: last.backup_id.clone(),
+        verification: Some(Verification {
+            state: VerifyState::Sound,
+            depth: Some(VerifyDepth::Deep),
+            at: at(40),
+            bytes: 1,
+            took_ms: 1,
+            open_ms: None,
+            finding: None,
+        }),
+        lost: Lost::new(),
+        generation: None,
+    };
+    backups.set_verified(&[known]).await.expect("a proof");
+    second(&mut last, None);
+    for seconds in [50, 51] {
+        backups.took_over(&last, at(seconds)).await.expect("also a second time");
+        assert_eq!(backups.children(&full).await.expect("children"), std::slice::from_ref(&one));
+        let verification = backups.get(&last.backup_id).await.expect("last").verification;
+        assert_eq!(verification, None, "nobody has looked at what it got");
+    }
+    let chain = backups.chain(vm, DiskNumber(1), None).await.expect("chain");
+    assert_eq!((chain.full_backup_id.clone(), ids(&chain)), (last.backup_id.clone(), vec![last.backup_id.clone()]));
+    let chain = backups.chain(vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!(ids(&chain), [full.clone(), one.clone(), last.backup_id.clone()]);
+    let mut successor = backups.get(&one).await.expect("one");
+    (successor.backup_type, successor.parent_backup_id) = (BackupType::Full, None);
+    for disk in &mut successor.disks {
+        (disk.backup_type, disk.parent_backup_id) = (BackupType::Full, None);
+    }
+    backups.merged(&successor, &full, at(60)).await.expect("nothing else builds on it");
+    let chain = backups.chain(vm, DiskNumber(0), None).await.expect("chain");
+    assert_eq!(ids(&chain), [one, last.backup_id]);
+}
+
 /// A machine's points go to another repository: chains, counters and what is known of damage go along, and the next point builds on them.
 pub async fn moved_points_take_along_what_is_known_of_them(db: TestDb) {
     let mut world = World::new(db.open().await, 2).await;
