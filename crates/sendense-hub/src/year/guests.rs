@@ -82,8 +82,8 @@ impl Guests {
                     fs::rename(&here, &away).unwrap();
                     self.machines.insert(name, false);
                 }
-                1 => change_disks(&here, dice),
-                2..60 => write(&here, dice),
+                1..5 => change_disks(&here, &self.away.join(format!("disks of {name}")), dice),
+                5..60 => write(&here, dice),
                 60..64 => resize(&here, dice),
                 _ => {}
             }
@@ -127,12 +127,16 @@ fn size(dice: &mut Dice) -> u64 {
     (blocks * BLOCK + [0, 512, 1000][dice.below(3)]) as u64
 }
 
-/// A second disk comes or goes.
-fn change_disks(folder: &Path, dice: &mut Dice) {
-    let there = disks(folder);
-    match there.len() {
-        1 => add_disk(folder, 1 + dice.below(3), dice),
-        _ => fs::remove_file(there.last().unwrap()).unwrap(),
+/// A second disk comes or goes, for good or for some time: then it comes back as it was.
+fn change_disks(folder: &Path, away: &Path, dice: &mut Dice) {
+    fs::create_dir_all(away).unwrap();
+    let (there, parked) = (disks(folder), disks(away));
+    match (there.as_slice(), parked.as_slice()) {
+        ([_], [back, ..]) => fs::rename(back, folder.join(key(back))).unwrap(),
+        ([_], []) => add_disk(folder, 1 + dice.below(3), dice),
+        ([.., last], []) if dice.below(3) > 0 => fs::rename(last, away.join(key(last))).unwrap(),
+        ([.., last], _) => fs::remove_file(last).unwrap(),
+        ([], _) => panic!("a machine without a disk"),
     }
 }
 
