@@ -118,23 +118,28 @@ impl Backups<'_> {
     }
 
     async fn newest_where(&self, vms: &[VmContextId], only: Option<Expr>) -> Result<HashMap<VmContextId, Backup>> {
-        use entity::backups::Column;
-        let newest = newest_of(Column::BackupId, only);
         let mut found = HashMap::new();
         for chunk in vms.chunks(VMS_AT_ONCE) {
-            let ids: Vec<Option<String>> = entity::vm_contexts::Entity::find()
-                .select_only()
-                .expr_as(Expr::SubQuery(None, Box::new(newest.clone().into())), "newest")
-                .filter(entity::vm_contexts::Column::VmContextId.is_in(chunk.iter().map(VmContextId::as_str)))
-                .into_tuple()
-                .all(self.0.pool())
-                .await?;
-            let ids: Vec<String> = ids.into_iter().flatten().collect();
-            for backup in self.by_ids(&ids).await? {
+            for backup in self.by_ids(&self.newest_ids(chunk, only.clone()).await?).await? {
                 found.insert(backup.vm_context_id.clone(), backup);
             }
         }
         Ok(found)
+    }
+
+    /// The newest of each machine's backups of which `only` is true.
+    pub(super) async fn newest_ids(&self, vms: &[VmContextId], only: Option<Expr>) -> Result<Vec<String>> {
+        use entity::backups::Column;
+        use entity::vm_contexts::{Column as VmColumn, Entity as Machines};
+        let newest = newest_of(Column::BackupId, only);
+        let ids: Vec<Option<String>> = Machines::find()
+            .select_only()
+            .expr_as(Expr::SubQuery(None, Box::new(newest.into())), "newest")
+            .filter(VmColumn::VmContextId.is_in(vms.iter().map(VmContextId::as_str)))
+            .into_tuple()
+            .all(self.0.pool())
+            .await?;
+        Ok(ids.into_iter().flatten().collect())
     }
 
     /// Backups of these ids with their disks, newest first; those that are not there are left out.
@@ -165,7 +170,7 @@ fn newest_of(column: entity::backups::Column, only: Option<Expr>) -> SelectState
     newest
 }
 
-fn is_completed() -> Expr {
+pub(super) fn is_completed() -> Expr {
     Expr::col((entity::backups::Entity, entity::backups::Column::Status)).eq(BackupStatus::Completed.as_str())
 }
 

@@ -62,7 +62,7 @@ suite! {
         a_list_agrees_with_its_number_while_points_come_and_go, what_a_turn_is_decided_by_agrees_with_lists;
     chains: a_point_that_is_needed_stays, a_chain_follows_its_links, tokens_of_the_newest_points_are_in_use,
         a_new_disk_begins_a_chain, a_merged_point_leaves_its_successor, a_copy_leaves_a_point_to_the_other,
-        moved_points_take_along_what_is_known_of_them;
+        moved_points_take_along_what_is_known_of_them, the_longest_chains_agree_with_each_chain;
     adopt: adopting_is_idempotent, a_published_point_overrules_a_failed_row, adopted_points_form_their_chains,
         a_bound_disk_number_is_not_rebound;
     schedules: policies_are_kept_while_schedules_need_them, an_occurrence_is_handled_once,

@@ -15,8 +15,8 @@ use crate::space::{self, Thresholds};
 use sendense_api::{ConsolidateQuery, Consolidation, Role};
 use sendense_catalog as catalog;
 use sendense_types::{
-    BackupId, BackupStatus, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind,
-    TaskState, Timestamp, VmContextId,
+    BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind, TaskState, Timestamp,
+    VmContextId,
 };
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -131,22 +131,6 @@ impl App {
         let caller = Caller { identity: "chain bound".to_owned(), role: Role::Admin };
         let subject = catalog::TaskSubject::Backup(of.backup_id.clone());
         self.make_task(&caller, Work::Merge(work), subject).await.map(drop)
-    }
-
-    /// Points of a machine's longest chain in a repository.
-    pub(super) async fn longest_chain(&self, vm: &VmContextId, repository_id: &RepositoryId) -> Result<u64> {
-        let filter = catalog::BackupFilter {
-            vm_context_id: Some(vm.clone()),
-            repository_id: Some(repository_id.clone()),
-            status: Some(BackupStatus::Completed),
-            ..catalog::BackupFilter::default()
-        };
-        let newest = catalog::Page { limit: 1, offset: 0 };
-        let (points, _) = self.core.catalog.backups().list(&filter, newest).await.or_problem()?;
-        match points.first() {
-            Some(point) => self.longest_chain_of(point).await,
-            None => Ok(0),
-        }
     }
 
     /// Points of the longest chain of a point's disks.

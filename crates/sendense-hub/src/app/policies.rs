@@ -89,6 +89,8 @@ impl App {
         };
         let beside = self.beside(&rules).await?;
         plan.no_longer = self.no_longer(&rules, &beside, &vms).await?;
+        let ids: Vec<VmContextId> = vms.iter().map(|vm| vm.vm_context_id.clone()).collect();
+        let chains = self.core.catalog.backups().longest_chains(&ids, &repository_id).await.or_problem()?;
         for vm in vms {
             let next_type = self.next_type(&rules, &vm.vm_context_id).await?;
             let (prune, not_judged) = match &plan.not_judged {
@@ -110,7 +112,7 @@ impl App {
                 plan.kept += prune.kept.saturating_sub(merged);
                 plan.freed_bytes = plan.freed_bytes.saturating_add(prune.freed_bytes);
             }
-            let chain_points = self.longest_chain(&vm.vm_context_id, &repository_id).await?;
+            let chain_points = chains.get(&vm.vm_context_id).copied().unwrap_or(0);
             let ends_chain = next_type == BackupType::Incremental
                 && consolidate::is_too_long(chain_points + 1, bound, &vm.vm_context_id);
             plan.chains_ended += u64::from(ends_chain);

@@ -312,3 +312,37 @@ pub async fn moved_points_take_along_what_is_known_of_them(db: TestDb) {
     let chain = world.catalog.backups().chain(&vm, DiskNumber(0), None).await.expect("chain");
     assert_eq!(chain.latest_backup_id, next);
 }
+
+pub async fn the_longest_chains_agree_with_each_chain(db: TestDb) {
+    let world = World::new(db.open().await, 4).await;
+    let backups = world.catalog.backups();
+    // Three points of both disks; then a new full, and a point of one disk on it.
+    let first = world.point(&world.vms[0], None, 2, at(10)).await;
+    let second = world.point(&world.vms[0], Some(&first), 2, at(20)).await;
+    world.point(&world.vms[0], Some(&second), 2, at(30)).await;
+    let old = world.point(&world.vms[1], None, 2, at(10)).await;
+    let old = world.point(&world.vms[1], Some(&old), 2, at(20)).await;
+    world.point(&world.vms[1], Some(&old), 2, at(30)).await;
+    let full = world.point(&world.vms[1], None, 1, at(40)).await;
+    world.point(&world.vms[1], Some(&full), 1, at(50)).await;
+    world.point(&world.vms[2], None, 2, at(10)).await;
+    let found = backups.longest_chains(&world.vms, &world.repository_id).await.expect("look");
+    let mut expected = std::collections::HashMap::new();
+    for vm in &world.vms {
+        let filter = BackupFilter {
+            vm_context_id: Some(vm.clone()),
+            status: Some(BackupStatus::Completed),
+            ..BackupFilter::default()
+        };
+        let (points, _) = backups.list(&filter, Page { limit: 1, offset: 0 }).await.expect("list");
+        for disk in points.iter().flat_map(|point| &point.disks) {
+            let chain = backups.chain(vm, disk.disk_id, Some(&world.repository_id)).await.expect("chain");
+            let longest = expected.entry(vm.clone()).or_insert(0);
+            *longest = chain.backups.len().max(*longest as usize) as u64;
+        }
+    }
+    assert_eq!(found, expected);
+    let lengths = world.vms.iter().map(|vm| found.get(vm).copied()).collect::<Vec<_>>();
+    assert_eq!(lengths, [Some(3), Some(2), Some(1), None], "what its newest point does not hold does not count");
+    assert_eq!(backups.longest_chains(&world.vms, &id("repo-x")).await.expect("look").len(), 0);
+}
