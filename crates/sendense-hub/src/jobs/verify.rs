@@ -112,6 +112,11 @@ fn judge(backup_id: &BackupId, report: &Report, stands: Option<VerifyState>) -> 
         let message = format!("{backup_id} needs what a point below it has lost");
         return Err(Problem::new(ProblemCode::Corrupt, message, details));
     }
+    if stands == Some(VerifyState::Corrupt) {
+        let details =
+            "every block was decoded to find that, and now the files were only read; verify it with all blocks";
+        return Err(Problem::new(ProblemCode::Corrupt, format!("{backup_id} is damaged"), details));
+    }
     let below = match report.checked_points {
         0 | 1 => String::new(),
         2 => " with the point below it".to_owned(),

@@ -39,8 +39,8 @@ struct Need {
     finding: String,
 }
 
-/// Keeps what a verification found, tells of what is newly damaged, and returns how the point stands that was asked for; nothing
-/// where that was not found out.
+/// Keeps what a verification found, tells of what is newly damaged, and returns how the point stands that was asked for: corrupt also
+/// where this verification was not deep enough to see the damage that is known; nothing where that was not found out.
 /// `generations` are those of before anything was read: what was read of files that a merge has replaced since is not kept.
 pub(crate) async fn record(
     core: &Arc<Core>,
@@ -123,7 +123,8 @@ pub(crate) async fn record(
         case.alert(&work.vm_name, id, &finding, &needs);
     }
     let stands = corrupt.iter().chain(&marks).find(|mark| mark.backup_id == work.backup_id);
-    Ok(stands.and_then(|mark| Some(mark.verification.as_ref()?.state)))
+    let stands = stands.and_then(|mark| Some(mark.verification.as_ref()?.state));
+    Ok(stands.or_else(|| case.damaged.contains_key(&work.backup_id).then_some(VerifyState::Corrupt)))
 }
 
 /// Marks a point that has just been made, where it needs what an older one has lost.

@@ -4,12 +4,12 @@ use super::house::{House, Stuck, until};
 use crate::HubConfig;
 use crate::verification::{Tried, look};
 use parking_lot::{Condvar, Mutex};
-use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter};
+use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter, VerifyBackup};
 use sendense_catalog::{Lost, Verification, Verified};
 use sendense_repo::testing::stage::{Act, Script};
 use sendense_types::{
-    BackupId, BackupStatus, BackupType, Clock, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState, Timestamp,
-    VerifyDepth, VerifyState,
+    BackupId, BackupStatus, BackupType, Clock, DiskNumber, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState,
+    Timestamp, VerifyDepth, VerifyState,
 };
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -533,6 +533,42 @@ async fn a_merge_of_points_that_are_found_damaged_meanwhile_is_given_up() {
     let task = house.client.wait_for_task(&merge().await, |_| {}).await.unwrap();
     assert!(task.error.is_none(), "every block was as it was written: {task:?}");
     assert!(house.client.get_backup(full).await.is_err());
+    house.fixture.hub.shutdown().await;
+}
+
+/// What only decoding every block has found is not taken back by a look at the files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_at_rest_calls_no_point_sound_that_is_known_to_be_damaged() {
+    let house = House::new(|_| ()).await;
+    house.disk("web", vec![7; 1 << 20]);
+    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let backup = house.start(&vm, "one").await.unwrap();
+    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let point = backup.backup_id;
+    let found = Verification {
+        state: VerifyState::Corrupt,
+        depth: Some(VerifyDepth::Deep),
+        at: house.fixture.hub.app().core.now(),
+        bytes: 1,
+        took_ms: 1,
+        open_ms: None,
+        finding: Some("block 0 is not what was backed up".to_owned()),
+    };
+    let lost = Lost::from([(DiskNumber(0), vec![(0, 1)])]);
+    let mark = Verified { backup_id: point.clone(), verification: Some(found), lost, generation: None };
+    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let verify = async |deep| {
+        let how = VerifyBackup { deep, own_files_only: false };
+        let task = house.client.verify_backup(&point, &how).await.unwrap();
+        house.client.wait_for_task(&task.task_id, |_| {}).await.unwrap().error
+    };
+    let error = verify(false).await.expect("it is not sound");
+    assert_eq!(error.code, ProblemCode::Corrupt, "{error:?}");
+    assert!(error.message.contains("is damaged") && error.message.contains("with all blocks"), "{error:?}");
+    let stands = async || house.client.get_backup(&point).await.unwrap().verify_state;
+    assert_eq!(stands().await, Some(VerifyState::Corrupt));
+    let healed = verify(true).await;
+    assert_eq!((healed, stands().await), (None, Some(VerifyState::Sound)));
     house.fixture.hub.shutdown().await;
 }
 
