@@ -131,9 +131,12 @@ pub fn start_with_agent(lab: &Lab) -> (Guest<'_>, Arc<Agent>) {
     let guest = Guest::define_with(lab, &[("vda", "qcow2", 8 * MIB)], &devices, &tail);
     guest.start();
     let mut driver = Driver::connect(qtest);
-    // The firmware configures the devices first, and it may undo what is done too early.
+    // The firmware configures the devices first, and it may undo what is done too early. It stands still meanwhile: it and the driver
+    // would take the register that says of which device is spoken from each other.
     until("the agent's channel is connected", || {
+        lab.virsh(&["suspend", &guest.uuid]);
         driver.open_port(1);
+        lab.virsh(&["resume", &guest.uuid]);
         lab.virsh(&["dumpxml", &guest.uuid]).contains("state='connected'").then_some(())
     });
     until("libvirt has connected to the agent", || {
@@ -187,13 +190,21 @@ impl Driver {
         self.inp('l', 0xcfc)
     }
 
-    /// Opens a port as a guest's driver does; does nothing while the firmware has not given the device its addresses.
+    /// Opens a port as a guest's driver does; does nothing while the firmware has not given the device its addresses. The guest's
+    /// processors stand still meanwhile, and find the register as they left it.
     fn open_port(&mut self, port: u32) {
+        let chosen = self.inp('l', 0xcf8);
+        self.open_port_of_device(port);
+        self.out('l', 0xcf8, chosen);
+    }
+
+    fn open_port_of_device(&mut self, port: u32) {
         // Vendor 1af4, device 1003: the transitional virtio-serial device.
         let Some(slot) = (0..32).find(|slot| self.config(*slot, 0) == 0x1003_1af4) else { return };
         let base = self.config(slot, 0x10) & !3;
         let command = self.config(slot, 4);
-        if base == 0 || command & 1 == 0 {
+        // While the firmware asks how large the range is, it reads as ones.
+        if base == 0 || base > 0xffff || command & 1 == 0 {
             return;
         }
         // The device may read memory.
