@@ -3,6 +3,7 @@
 //! What lives here: the parts and how they are held together. What does not: what is done with them. Invariant: nothing in
 //! here is replaced while the hub runs, so whoever holds it needs no lock.
 
+use crate::app::due::MergesDue;
 use crate::app::tokens::Notes;
 use crate::config::Limits;
 use crate::data_dir::DataDir;
@@ -51,6 +52,8 @@ pub(crate) struct Core {
     /// Room at the targets of restores.
     pub rooms: Rooms,
     pub token_notes: Notes,
+    /// What comes after backups and has to wait until merges have ended.
+    pub merges_due: MergesDue,
     /// Told when a schedule is to be looked at before its time.
     pub schedules_changed: tokio::sync::Notify,
     /// What of the journal is being undone.

@@ -8,6 +8,7 @@
 //! before interrupted work was ended, and the lock on the data directory outlives everything that writes.
 
 use crate::app::App;
+use crate::app::due::{self, MergesDue};
 use crate::app::tokens;
 use crate::catalog_copy;
 use crate::config::HubConfig;
@@ -162,6 +163,7 @@ impl Hub {
             running: Running::default(),
             rooms: Rooms::default(),
             token_notes: tokens::Notes::default(),
+            merges_due: MergesDue::default(),
             schedules_changed: tokio::sync::Notify::new(),
             reaping: reconcile::Reaping::default(),
             left_overs: reconcile::LeftOvers::default(),
@@ -199,6 +201,7 @@ impl Hub {
         core.tracker.spawn(schedule::keep(app.clone()));
         core.tracker.spawn(schedule::rediscover(app.clone()));
         core.tracker.spawn(verification::keep(app.clone()));
+        core.tracker.spawn(due::keep(app.clone()));
         let options = crate::http::Options {
             listen: config.listen,
             tls: config.tls.clone(),

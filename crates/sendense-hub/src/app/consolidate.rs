@@ -5,6 +5,7 @@
 //! full made of what is there.
 
 use super::in_force::in_force;
+use super::merge::{Hindered, MERGES_WAITING_MAX};
 use super::repositories::Settings;
 use super::{App, Caller, vms};
 use crate::core::blocking;
@@ -59,17 +60,19 @@ impl App {
             aside: false,
         };
         let is_nothing = going.is_empty() && full.is_none();
-        let task_id = match how.dry_run || is_nothing {
-            true => None,
-            false if self.is_merging(&work).await? => {
-                let details =
-                    format!("points of {} are being merged, or so many merges wait; see task list", vm.vm_name);
+        let task_id = if how.dry_run || is_nothing {
+            None
+        } else {
+            if let Some(hindered) = self.hinders(&work).await? {
+                let details = match hindered {
+                    Hindered::ByItsOwn => format!("points of {} are being merged, or wait for it", vm.vm_name),
+                    Hindered::ByOthers => format!("{MERGES_WAITING_MAX} merges wait already"),
+                };
+                let details = format!("{details}; see task list, and ask again when they have ended");
                 return Err(Problem::new(ProblemCode::Conflict, "a merge is under way", details));
             }
-            false => {
-                let subject = catalog::TaskSubject::Repository(work.repository_id.clone());
-                Some(self.make_task(caller, Work::Merge(work), subject).await?.task_id)
-            }
+            let subject = catalog::TaskSubject::Repository(work.repository_id.clone());
+            Some(self.make_task(caller, Work::Merge(work), subject).await?.task_id)
         };
         Ok(Consolidation {
             dry_run: how.dry_run,
@@ -100,13 +103,13 @@ impl App {
     }
 
     /// Ends chains that have become too long with this point: it is made a full, beside and after the backup. Not where its room
-    /// would be missed: a long chain does no harm, and backups come first.
-    pub(crate) async fn bound_chains(&self, of: &BackupWork) -> Result<()> {
+    /// would be missed: a long chain does no harm, and backups come first. False when other merges have to end before.
+    pub(super) async fn bound_chains(&self, of: &BackupWork) -> Result<bool> {
         let rules = self.rules_behind(of.policy_id.as_deref()).await?;
         let said = in_force(&self.core.limits, rules.as_ref()).chain_points_max;
         let point = self.core.catalog.backups().get(&of.backup_id).await.or_problem()?;
         if said == 0 || point.backup_type == BackupType::Full {
-            return Ok(());
+            return Ok(true);
         }
         let bound = bound_of(said, &of.vm_context_id);
         let longest = self.longest_chain_of(&point).await?;
@@ -118,19 +121,22 @@ impl App {
             full: Some(of.backup_id.clone()),
             aside: true,
         };
-        if !is_too_long(longest, said, &of.vm_context_id) || self.is_merging(&work).await? {
-            return Ok(());
+        if !is_too_long(longest, said, &of.vm_context_id) {
+            return Ok(true);
+        }
+        if self.hinders(&work).await?.is_some() {
+            return Ok(false);
         }
         if let Some(why) = self.misses_room(of).await? {
             tracing::info!(vm_id = %of.vm_context_id, backup_id = %of.backup_id, points = longest, bound, why,
                 "a chain has become too long and stays so for now; the next backup looks again");
-            return Ok(());
+            return Ok(true);
         }
         tracing::info!(vm_id = %of.vm_context_id, backup_id = %of.backup_id, points = longest, bound,
             "a chain has become too long; a full is made of its newest point");
         let caller = Caller { identity: "chain bound".to_owned(), role: Role::Admin };
         let subject = catalog::TaskSubject::Backup(of.backup_id.clone());
-        self.make_task(&caller, Work::Merge(work), subject).await.map(drop)
+        self.make_task(&caller, Work::Merge(work), subject).await.map(|_| true)
     }
 
     /// Points of the longest chain of a point's disks.

@@ -6,14 +6,24 @@ use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
 use crate::jobs::work::{MergeWork, Work};
 use crate::maintenance::Use;
-use sendense_api::{Merge, MergeQuery, Prune, PruneFate, PrunedBackup, Role, Task};
+use sendense_api::{Merge, MergeQuery, Prune, PruneFate, PrunedBackup, Role};
 use sendense_catalog as catalog;
 use sendense_repo::Kind;
 use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Merges that may wait: far fewer than tasks may, so that they never fill the queue that backups wait in.
-const WAITING_MAX: usize = 50;
+/// What is due beyond that waits elsewhere ([`super::due`]).
+pub(super) const MERGES_WAITING_MAX: usize = 50;
+
+/// Why a merge cannot be asked for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hindered {
+    /// Points of the machine in that repository are being merged, or will be.
+    ByItsOwn,
+    /// As many merges wait as may.
+    ByOthers,
+}
 
 impl App {
     /// Lets a point go whose data a later one needs, or shows what that would take.
@@ -57,16 +67,11 @@ impl App {
         })
     }
 
-    /// Begins to merge what a prune wanted to delete and could not, because later points need it, as far as it is chosen. One task for each
-    /// repository; none where such a task of the machine waits or runs already.
-    pub(crate) async fn merge_needed(
-        &self,
-        caller: &Caller,
-        pruned: &Prune,
-        chosen: &BTreeSet<BackupId>,
-    ) -> Result<Vec<Task>> {
-        let mut tasks = Vec::new();
-        for (repository_id, backup_ids) in enough(pruned, chosen) {
+    /// Begins to merge what a prune wanted to delete and could not, because later points need it, as far as the policy merges. One task for
+    /// each repository; false when one of them could not be asked for now.
+    pub(super) async fn merge_needed(&self, caller: &Caller, pruned: &Prune, full_every: Option<u32>) -> Result<bool> {
+        let mut is_all = true;
+        for (repository_id, backup_ids) in enough(pruned, &to_merge(full_every, pruned)) {
             let work = MergeWork {
                 vm_context_id: pruned.vm_context_id.clone(),
                 vm_name: pruned.vm_name.clone(),
@@ -75,37 +80,44 @@ impl App {
                 full: None,
                 aside: true,
             };
-            if !self.is_merging(&work).await? {
-                let subject = catalog::TaskSubject::Repository(repository_id.clone());
-                tasks.push(self.make_task(caller, Work::Merge(work), subject).await?);
+            if self.hinders(&work).await?.is_some() {
+                is_all = false;
+                continue;
             }
+            let subject = catalog::TaskSubject::Repository(repository_id.clone());
+            self.make_task(caller, Work::Merge(work), subject).await?;
         }
-        Ok(tasks)
+        Ok(is_all)
     }
 
-    /// True when points of the machine in that repository are being merged, or will be, or so many merges wait that this one shall be
-    /// asked for again after the next backup.
-    pub(super) async fn is_merging(&self, work: &MergeWork) -> Result<bool> {
+    /// What is in the way of a merge, if anything is.
+    pub(super) async fn hinders(&self, work: &MergeWork) -> Result<Option<Hindered>> {
         for state in [TaskState::Pending, TaskState::Running] {
-            let filter = catalog::TaskFilter {
-                kind: Some(TaskKind::Consolidate),
-                state: Some(state),
-                ..catalog::TaskFilter::default()
-            };
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
-            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
-            if state == TaskState::Pending && rows.len() >= WAITING_MAX {
-                return Ok(true);
-            }
+            let (rows, _) = self.core.catalog.tasks().list(&merges(state), page).await.or_problem()?;
             let same = |other: &MergeWork| {
                 other.vm_context_id == work.vm_context_id && other.repository_id == work.repository_id
             };
             if rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Merge(other)) if same(&other))) {
-                return Ok(true);
+                return Ok(Some(Hindered::ByItsOwn));
+            }
+            if state == TaskState::Pending && rows.len() >= MERGES_WAITING_MAX {
+                return Ok(Some(Hindered::ByOthers));
             }
         }
-        Ok(false)
+        Ok(None)
     }
+
+    /// How many merges wait, of all hubs.
+    pub(super) async fn merges_waiting(&self) -> Result<usize> {
+        let one = catalog::Page { limit: 1, offset: 0 };
+        let (_, total) = self.core.catalog.tasks().list(&merges(TaskState::Pending), one).await.or_problem()?;
+        Ok(usize::try_from(total).unwrap_or(usize::MAX))
+    }
+}
+
+fn merges(state: TaskState) -> catalog::TaskFilter {
+    catalog::TaskFilter { kind: Some(TaskKind::Consolidate), state: Some(state), ..catalog::TaskFilter::default() }
 }
 
 /// The chosen points that a prune wanted to delete and could not, in each repository where they are enough to be merged. The oldest point is the
@@ -140,7 +152,7 @@ fn cannot(error: &sendense_repo::Error) -> Problem {
 /// The points that a policy merges away by and by which a prune leaves: of incrementals for ever all that no rule keeps and a later one
 /// needs. Where fulls are made again and again whole chains go instead, and only what a former chain left is merged: a disk was away when
 /// the next one began, and went on where it had ended. Then a full lies between the point and the next one that is kept.
-pub(crate) fn to_merge(full_every: Option<u32>, prune: &Prune) -> BTreeSet<BackupId> {
+pub(super) fn to_merge(full_every: Option<u32>, prune: &Prune) -> BTreeSet<BackupId> {
     let mut repositories: BTreeMap<&RepositoryId, Vec<&PrunedBackup>> = BTreeMap::new();
     for entry in &prune.backups {
         repositories.entry(&entry.repository_id).or_default().push(entry);

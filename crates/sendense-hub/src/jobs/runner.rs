@@ -6,6 +6,7 @@ use super::report::Reporter;
 use super::work::{BackupWork, Work};
 use super::{abandon, backup, import, migrate, restore, verify};
 use crate::app::App;
+use crate::app::due::Due;
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::hooks::{self, Ending};
@@ -168,16 +169,10 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
     }
     if let (true, Some(work)) = (is_point, backup) {
         // Beside whatever comes next: the backup has ended.
-        let app = App::new(core.clone());
-        core.tracker.spawn(async move {
-            match app.bound_chains(&work).await {
-                Err(problem) if problem.code != ProblemCode::RepositoryMaintenance => {
-                    tracing::warn!(backup_id = %work.backup_id, error = %problem.message, details = %problem.details,
-                        "bound the length of a chain; the next backup tries again");
-                }
-                _ => {}
-            }
-        });
+        App::new(core.clone()).look_after(Due::Bound(Box::new(work)));
+    }
+    if task.kind == TaskKind::Consolidate {
+        core.merges_due.merge_ended();
     }
     crate::app::tell::task(core, &task.task_id).await;
     // Where it was left behind, its source may be what hangs: then the place is not kept for that.

@@ -9,12 +9,12 @@
 use super::Window;
 use super::fate::{BUSY_SECONDS, Standing, Step, has_waited_enough, refused, step, summary, window_closed, words};
 use super::keep::Deciding;
-use crate::app::merge::to_merge;
+use crate::app::due::Due;
 use crate::app::policies::rules_of;
 use crate::app::schedules::{schedule_rules, timetable};
 use crate::app::{App, Caller};
 use crate::fault::{OrProblem, Result};
-use sendense_api::{CreateBackup, PolicyRules, PruneQuery, Role};
+use sendense_api::{CreateBackup, PolicyRules, Role};
 use sendense_catalog as catalog;
 use sendense_catalog::{Backup, Execution, ExecutionVm};
 use sendense_types::{BackupId, BackupType, ExecutionId, ExecutionState, Problem, ProblemCode, VmContextId, VmOutcome};
@@ -289,30 +289,11 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Prunes a machine beside the passes: a repository that hangs holds up no backup.
+    /// What its retention says of a machine that has a new point.
     fn prune(&self, vm: VmContextId) {
-        if self.rules.retention.is_none() {
-            return;
+        if self.rules.retention.is_some() {
+            let (policy_id, by) = (self.execution.policy_id.clone(), self.caller.identity.clone());
+            self.app.look_after(Due::Prune { policy_id, vm, by });
         }
-        let (app, rules, caller) = (self.app.clone(), self.rules.clone(), self.caller.clone());
-        self.app.core.tracker.spawn(async move {
-            let pruned = async {
-                let machine = app.core.catalog.vms().get(&vm).await.or_problem()?;
-                let pruned = app.prune_by(&rules, &machine, PruneQuery::default(), &caller.identity).await?;
-                if let Some(pruned) = &pruned {
-                    app.merge_needed(&caller, pruned, &to_merge(rules.full_every, pruned)).await?;
-                }
-                Result::<_>::Ok(pruned)
-            };
-            match pruned.await {
-                Ok(Some(pruned)) if pruned.deleted > 0 => {
-                    tracing::info!(vm_context_id = %vm, deleted = pruned.deleted, kept = pruned.kept,
-                        freed_bytes = pruned.freed_bytes, "pruned");
-                }
-                Ok(_) => {}
-                Err(problem) => tracing::warn!(vm_context_id = %vm, error = %problem.message,
-                    details = %problem.details, "prune after a backup; the next one tries again"),
-            }
-        });
     }
 }

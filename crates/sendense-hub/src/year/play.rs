@@ -298,7 +298,7 @@ impl Play {
         let page = Page { limit: Page::LIMIT_MAX, offset: 0 };
         let Ok((schedules, _)) = core.catalog.schedules().list(page).await else { return Busy::Works };
         let is_recovered = self.repositories.iter().all(|id| core.repositories.is_recovered(id));
-        if core.running.count() > 0 || !pending.is_empty() || !is_recovered {
+        if core.running.count() > 0 || !pending.is_empty() || !is_recovered || !core.merges_due.is_idle() {
             return Busy::Works;
         }
         let is_begun = schedules.iter().all(|schedule| schedule.handled.is_some_and(|handled| handled >= due));
@@ -390,10 +390,14 @@ impl Play {
         for point in points.iter().filter(|point| self.name_of(&point.repository_id) == REPOSITORIES[0]) {
             machines.entry(point.vm_name.as_str()).or_default().push(point);
         }
-        for (name, points) in machines.into_iter().filter(|(name, _)| self.guests.is_there(name)) {
-            let told: Vec<_> = points.iter().map(|point| (&point.backup_id, point.created_at)).collect();
-            assert!(points.len() <= points_max(name), "{name}: {told:#?}");
-        }
+        machines.retain(|name, points| self.guests.is_there(name) && points.len() > points_max(name));
+        let told = |point: &&Backup| {
+            let parents: Vec<_> = point.disks.iter().map(|disk| (disk.disk_id, &disk.parent_backup_id)).collect();
+            format!("{} of {}, {parents:?}", point.backup_id, point.created_at)
+        };
+        let too_many: BTreeMap<_, Vec<_>> =
+            machines.iter().map(|(name, points)| (name, points.iter().map(told).collect())).collect();
+        assert!(too_many.is_empty(), "more points than the rules keep: {too_many:#?}");
     }
 
     /// Ends the hub.
