@@ -7,10 +7,16 @@ use sendense_api::{
     Backup, Client, ClientError, ClientOptions, CreateBackup, CreateRepository, CreateSource, RepositoryConfig, Role,
     Task,
 };
-use sendense_types::{BackupId, BackupStatus, BackupType, Phase, RepositoryKind, SourceKind, TaskId};
+use sendense_types::{
+    BackupId, BackupStatus, BackupType, ManualClock, Phase, RepositoryKind, SourceKind, TaskId, TaskState, Timestamp,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// 2027-01-15T08:00:00Z: where a clock that a test sets begins.
+pub(super) const MORNING_MICROS: i64 = 1_800_000_000_000_000;
 
 /// An NBD server that answers no request of this kind within an hour. One thread serves a client: with several, nbdkit 1.32 may
 /// abort when a client goes away with requests in flight, and the next one finds no server.
@@ -75,6 +81,17 @@ impl House {
         house
     }
 
+    /// With a clock that the test sets.
+    pub async fn clocked(configure: impl FnOnce(&mut HubConfig)) -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
+        let given = clock.clone();
+        let configure = move |config: &mut HubConfig| {
+            config.clock = given;
+            configure(config);
+        };
+        (Self::new(configure).await, clock)
+    }
+
     /// Writes the only disk of a machine of the folder `vms`; gives its path.
     pub fn disk(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let folder = self.fixture.folder.path().join("vms").join(name);
@@ -86,6 +103,12 @@ impl House {
 
     pub fn path(&self, name: &str) -> String {
         self.fixture.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// Makes `web` the only machine of the folder `vms`, with this on its disk; gives its id.
+    pub async fn web(&self, bytes: impl AsRef<[u8]>) -> String {
+        self.disk("web", bytes);
+        self.machine("images", SourceKind::Image, self.path("vms")).await
     }
 
     /// Adds a source and gives the id of its first machine.
@@ -142,6 +165,14 @@ impl House {
             exclude_disks: Vec::new(),
         };
         self.client.create_backup(&request).await
+    }
+
+    /// A point of this type, once it is there.
+    pub async fn back_up(&self, vm: &str, repository: &str, backup_type: BackupType) -> BackupId {
+        let backup = self.start_as(vm, repository, backup_type, None).await.unwrap();
+        let task = self.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        assert_eq!((task.state, &task.error), (TaskState::Completed, &None), "{task:?}");
+        backup.backup_id
     }
 
     pub async fn status(&self, id: &BackupId) -> BackupStatus {

@@ -4,7 +4,7 @@ use super::house::{House, Stuck, until};
 use crate::HubConfig;
 use crate::verification::{Tried, look};
 use parking_lot::{Condvar, Mutex};
-use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, TaskFilter, VerifyBackup};
+use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, Task, TaskFilter, VerifyBackup};
 use sendense_catalog::{Lost, Verification, Verified};
 use sendense_repo::testing::stage::{Act, Script};
 use sendense_types::{
@@ -18,37 +18,62 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const DAY: i64 = 86_400;
 
+/// At such a rate a look at a mebibyte of noise takes a quarter of an hour: longer than a test.
+fn slowly(config: &mut HubConfig) {
+    config.limits.verify_bytes_per_second = 1 << 10;
+}
+
+/// A mebibyte in which nothing repeats.
+fn noise(seed: u64) -> Vec<u8> {
+    let numbers = (0..1_u64 << 17).map(|number| number.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    numbers.flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// The verifications that there were, newest first.
+async fn looks(house: &House) -> Vec<Task> {
+    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
+    house.client.list_tasks(&filter).await.unwrap().items
+}
+
+/// No point is looked at.
+async fn is_idle(house: &House) -> bool {
+    let have_ended = looks(house).await.iter().all(|task| task.state.is_final());
+    have_ended && !house.fixture.hub.app().core.running.is_at_work_aside()
+}
+
+/// What a look at rest that ends now may say.
+fn found(house: &House, state: VerifyState) -> Verification {
+    let (depth, at) = (Some(VerifyDepth::AtRest), house.fixture.hub.app().core.now());
+    Verification { state, depth, at, bytes: 1, took_ms: 1, open_ms: None, finding: None }
+}
+
+/// Notes that a look at the point has found this.
+async fn note(house: &House, point: &BackupId, found: Verification, lost: Lost) {
+    let mark = Verified { backup_id: point.clone(), verification: Some(found), lost, generation: None };
+    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+}
+
+/// Merges the point into its successor; gives the task once it has ended.
+async fn merge(house: &House, point: &BackupId) -> Task {
+    let merge = house.client.merge_backup(point, &MergeQuery::default()).await.unwrap();
+    house.client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.verify_deep = true;
-    })
-    .await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let back_up = async || {
-        let backup = house.start(&vm, "one").await.unwrap();
-        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        backup.backup_id
-    };
-    let first = back_up().await;
+    let (house, clock) = House::clocked(|config| config.limits.verify_deep = true).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let first = house.back_up(&vm, "one", BackupType::Full).await;
     let stands = async |id| house.client.get_backup(id).await.unwrap();
     clock.advance_seconds(DAY + 60);
     until("the first is verified", async || stands(&first).await.verify_state.is_some()).await;
-    let second = back_up().await;
+    let second = house.back_up(&vm, "one", BackupType::Full).await;
     let found = stands(&first).await;
     assert_eq!((found.verify_state, found.verify_depth), (Some(VerifyState::Sound), Some(VerifyDepth::Deep)));
     assert!(found.verify_speed_bps.is_some_and(|speed| speed > 0), "{found:?}");
     assert!(found.verify_open_ms.is_some_and(|ms| ms > 0), "{found:?}");
-    let tasks = async || {
-        let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-        house.client.list_tasks(&filter).await.unwrap().items
-    };
     assert_eq!(stands(&second).await.verify_state, None, "its day is not over");
-    let made = tasks().await;
+    let made = looks(&house).await;
     assert_eq!(made.len(), 1, "{made:?}");
     assert_eq!(made[0].requested_by.as_deref(), Some("verification"));
 
@@ -61,7 +86,7 @@ async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
     let found = stands(&second).await;
     assert_eq!(found.verify_state, Some(VerifyState::Corrupt), "{found:?}");
     assert!(found.verify_finding.as_deref().is_some_and(|finding| !finding.is_empty()));
-    let made = tasks().await;
+    let made = looks(&house).await;
     let task = house.client.wait_for_task(&made[0].task_id, |_| {}).await.unwrap();
     assert!(task.error.is_some_and(|error| error.message.contains("is damaged")), "{made:?}");
     let log = house.client.task_log(&made[0].task_id, &ListQuery::default()).await.unwrap();
@@ -79,45 +104,23 @@ async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
 /// While verification is behind, a look that a point waits for since its last one does not keep the first look at another one waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_due_for_the_longest_is_looked_at_first() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| config.clock = given).await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let back_up = async || {
-        let backup = house.start(&vm, "one").await.unwrap();
-        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        backup.backup_id
-    };
-    let old = back_up().await;
-    let looked_at = clock.now();
-    let (state, depth) = (VerifyState::Sound, Some(VerifyDepth::AtRest));
-    let found = Verification { state, depth, at: looked_at, bytes: 1, took_ms: 1, open_ms: None, finding: None };
-    let mark = Verified { backup_id: old.clone(), verification: Some(found), lost: Lost::new(), generation: None };
-    let app = house.fixture.hub.app();
-    app.core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let (house, clock) = House::clocked(|_| ()).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let old = house.back_up(&vm, "one", BackupType::Full).await;
+    note(&house, &old, found(&house, VerifyState::Sound), Lost::new()).await;
     clock.advance_seconds(27 * DAY);
-    let new = back_up().await;
+    let new = house.back_up(&vm, "one", BackupType::Full).await;
     // The one is due for a day now, the other one for three.
     clock.advance_seconds(4 * DAY);
     let mut tried = Tried::default();
-    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-    let looks = async || house.client.list_tasks(&filter).await.unwrap().items;
-    let is_idle =
-        async || looks().await.iter().all(|task| task.state.is_final()) && !app.core.running.is_at_work_aside();
     // The hub looks, too, each ten seconds.
-    while looks().await.len() < 2 {
-        look(app, &mut tried).await.unwrap();
-        until("it was looked at", is_idle).await;
+    while looks(&house).await.len() < 2 {
+        look(house.fixture.hub.app(), &mut tried).await.unwrap();
+        until("it was looked at", async || is_idle(&house).await).await;
     }
-    let looks: Vec<_> = looks().await.into_iter().rev().map(|task| task.backup_id).collect();
+    let looks: Vec<_> = looks(&house).await.into_iter().rev().map(|task| task.backup_id).collect();
     assert_eq!(looks, [Some(new), Some(old)]);
     house.fixture.hub.shutdown().await;
-}
-
-fn noise(seed: u64) -> Vec<u8> {
-    let numbers = (0..1_u64 << 17).map(|number| number.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    numbers.flat_map(|number| number.to_le_bytes()).collect()
 }
 
 /// A machine that is backed up each day and keeps three points; what is older is merged.
@@ -130,30 +133,18 @@ struct Daily {
 
 impl Daily {
     async fn new(configure: impl FnOnce(&mut HubConfig)) -> Self {
-        let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-        let given = clock.clone();
-        let house = House::new(move |config| {
-            config.clock = given;
-            configure(config);
-        })
-        .await;
-        house.disk("web", noise(0));
-        let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+        let (house, clock) = House::clocked(configure).await;
+        let vm = house.web(noise(0)).await;
         Self { house, clock, vm, points: Vec::new() }
     }
 
     async fn next(&mut self, day: u64) {
-        let client = &self.house.client;
         self.clock.advance_seconds(DAY + 60);
-        std::fs::write(self.house.fixture.folder.path().join("vms/web/disk0.raw"), noise(day)).unwrap();
+        self.house.disk("web", noise(day));
         let kind = if self.points.is_empty() { BackupType::Full } else { BackupType::Incremental };
-        let backup = self.house.start_as(&self.vm, "one", kind, None).await.unwrap();
-        let task = client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        self.points.push(backup.backup_id);
+        self.points.push(self.house.back_up(&self.vm, "one", kind).await);
         if self.points.len() > 3 {
-            let merge = client.merge_backup(&self.points.remove(0), &MergeQuery::default()).await.unwrap();
-            let task = client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+            let task = merge(&self.house, &self.points.remove(0)).await;
             assert!(task.error.is_none(), "{task:?}");
         }
     }
@@ -167,15 +158,10 @@ async fn what_is_kept_for_days_only_is_proved() {
     let (mut tried, mut looks_at_the_first) = (Tried::default(), 0);
     for day in 0..40 {
         daily.next(day).await;
-        let app = daily.house.fixture.hub.app();
         // The hub looks, too, each ten seconds.
-        let is_idle = async || {
-            let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-            let tasks = daily.house.client.list_tasks(&filter).await.unwrap().items;
-            tasks.iter().all(|task| task.state.is_final()) && !app.core.running.is_at_work_aside()
-        };
+        let is_idle = async || is_idle(&daily.house).await;
         loop {
-            let point = look(app, &mut tried).await.unwrap();
+            let point = look(daily.house.fixture.hub.app(), &mut tried).await.unwrap();
             if point.is_none() && is_idle().await {
                 break;
             }
@@ -203,8 +189,8 @@ async fn what_is_kept_for_days_only_is_proved() {
 /// Where nobody gets to look, that is told, although no point is ever older than three days.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_for_days_only_and_never_proved_is_told() {
-    // A look at one point takes a quarter of an hour, and makes way for each merge.
-    let mut daily = Daily::new(|config| config.limits.verify_bytes_per_second = 1 << 10).await;
+    // Each look makes way for a merge.
+    let mut daily = Daily::new(slowly).await;
     let mut told = Vec::new();
     for day in 0..11 {
         daily.next(day).await;
@@ -218,20 +204,13 @@ async fn what_is_kept_for_days_only_and_never_proved_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newest_point_that_is_proved_with_all_below_it_is_told() {
     let house = House::new(|_| {}).await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
     let mut points = Vec::new();
     for backup_type in [BackupType::Full, BackupType::Incremental, BackupType::Incremental] {
-        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
-        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        points.push(backup.backup_id);
+        points.push(house.back_up(&vm, "one", backup_type).await);
     }
-    let at = house.fixture.hub.app().core.now();
-    let look = async |backup_id: &BackupId, state| {
-        let (depth, bytes, took_ms) = (Some(VerifyDepth::AtRest), 1, 1);
-        let verification = Some(Verification { state, depth, at, bytes, took_ms, open_ms: None, finding: None });
-        let mark = Verified { backup_id: backup_id.clone(), verification, lost: Lost::new(), generation: None };
-        house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let look = async |point: &BackupId, state| {
+        note(&house, point, found(&house, state), Lost::new()).await;
         let vm = house.client.get_vm(&vm).await.unwrap();
         vm.last_proved.map(|proved| (proved.backup_id, proved.is_newest))
     };
@@ -245,22 +224,10 @@ async fn the_newest_point_that_is_proved_with_all_below_it_is_told() {
 /// Points that nobody gets to look at are told of, by the machine, until somebody has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proofs_that_are_overdue_are_told() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        // A mebibyte of noise takes a quarter of an hour: longer than this test.
-        config.limits.verify_bytes_per_second = 1 << 10;
-    })
-    .await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    std::fs::write(folder.join("disk0.raw"), noise.collect::<Vec<_>>()).unwrap();
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let backup = house.start(&vm, "one").await.unwrap();
-    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-    let made = house.client.get_backup(&backup.backup_id).await.unwrap().completed_at.unwrap();
+    let (house, clock) = House::clocked(slowly).await;
+    let vm = house.web(noise(0)).await;
+    let point = house.back_up(&vm, "one", BackupType::Full).await;
+    let made = house.client.get_backup(&point).await.unwrap().completed_at.unwrap();
     let told = async || {
         let health = house.client.debug_health().await.unwrap();
         let check = health.checks.into_iter().find(|check| check.name == "overdue proofs").unwrap();
@@ -279,19 +246,9 @@ async fn proofs_that_are_overdue_are_told() {
     };
     clock.advance_seconds(7 * DAY);
     late(made.plus_seconds(DAY)).await;
-    let looked_at = house.fixture.hub.app().core.now();
-    let found = Verification {
-        state: VerifyState::Sound,
-        depth: Some(VerifyDepth::AtRest),
-        at: looked_at,
-        bytes: 1,
-        took_ms: 1,
-        open_ms: None,
-        finding: None,
-    };
-    let backup_id = backup.backup_id;
-    let mark = Verified { backup_id, verification: Some(found), lost: Lost::new(), generation: None };
-    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let found = found(&house, VerifyState::Sound);
+    let looked_at = found.at;
+    note(&house, &point, found, Lost::new()).await;
     // And then thirty days after that look.
     clock.advance_seconds(36 * DAY);
     late(looked_at.plus_seconds(30 * DAY)).await;
@@ -301,20 +258,12 @@ async fn proofs_that_are_overdue_are_told() {
 /// A release that looks at points sooner than the one before makes none of those overdue that are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_there_before_first_looks_is_overdue_when_it_would_have_been() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.verify_bytes_per_second = 1 << 10;
-    })
-    .await;
-    house.disk("web", noise(0));
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let (house, clock) = House::clocked(slowly).await;
+    let vm = house.web(noise(0)).await;
     // Made before this hub began to look at new points sooner.
     clock.advance_seconds(-20 * DAY);
-    let backup = house.start(&vm, "one").await.unwrap();
-    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-    let made = house.client.get_backup(&backup.backup_id).await.unwrap().completed_at.unwrap();
+    let point = house.back_up(&vm, "one", BackupType::Full).await;
+    let made = house.client.get_backup(&point).await.unwrap().completed_at.unwrap();
     clock.advance_seconds(20 * DAY);
     let overdue = async || house.client.get_vm(&vm).await.unwrap().proof_overdue_since;
     for (days, due) in [(0, None), (16, None), (2, Some(made.plus_seconds(30 * DAY)))] {
@@ -326,30 +275,18 @@ async fn what_was_there_before_first_looks_is_overdue_when_it_would_have_been() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_verification_that_nobody_asked_for_makes_way() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
+    let (house, clock) = House::clocked(|config| {
         config.limits.running_per_hub = 1;
-        // A mebibyte of noise takes a quarter of an hour.
-        config.limits.verify_bytes_per_second = 1 << 10;
+        slowly(config);
     })
     .await;
-    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    house.disk("web", noise.collect::<Vec<_>>());
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let back_up = async || {
-        let backup = house.start(&vm, "one").await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        backup.backup_id
-    };
-    let first = back_up().await;
+    let vm = house.web(noise(0)).await;
+    let first = house.back_up(&vm, "one", BackupType::Full).await;
     clock.advance_seconds(31 * DAY);
     let running = &house.fixture.hub.app().core.running;
     until("it is looked at", async || running.is_at_work_aside()).await;
     // The one place of the hub and of the repository is free for a backup.
-    let second = back_up().await;
+    let second = house.back_up(&vm, "one", BackupType::Full).await;
     assert!(running.is_at_work_aside(), "it goes on beside it");
     let deleted = house.client.delete_backup(&first, &DeleteQuery::default()).await.unwrap();
     assert_eq!(deleted.backups.len(), 1);
@@ -361,78 +298,48 @@ async fn a_verification_that_nobody_asked_for_makes_way() {
 /// A merge is not refused because a point is verified that nobody asked for, nor waits for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_verification_that_nobody_asked_for_makes_way_for_a_merge() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.verify_bytes_per_second = 1 << 10;
-    })
-    .await;
-    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    house.disk("web", noise.collect::<Vec<_>>());
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let back_up = async |backup_type| {
-        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        backup.backup_id
-    };
-    let full = back_up(BackupType::Full).await;
+    let (house, clock) = House::clocked(slowly).await;
+    let vm = house.web(noise(0)).await;
+    let full = house.back_up(&vm, "one", BackupType::Full).await;
     clock.advance_seconds(5 * DAY);
-    let next = back_up(BackupType::Incremental).await;
+    let next = house.back_up(&vm, "one", BackupType::Incremental).await;
     clock.advance_seconds(26 * DAY);
-    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-    let looks = async || house.client.list_tasks(&filter).await.unwrap().items;
     let running = &house.fixture.hub.app().core.running;
     until("the full is looked at", async || running.is_at_work_aside()).await;
-    let merge = house.client.merge_backup(&full, &MergeQuery::default()).await.unwrap();
-    let task = house.client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+    let task = merge(&house, &full).await;
     assert!(task.error.is_none(), "{task:?}");
     assert!(house.client.get_backup(&full).await.is_err());
     assert_eq!(house.status(&next).await, BackupStatus::Completed);
-    assert_eq!(looks().await.last().map(|task| task.state), Some(TaskState::Cancelled));
+    assert_eq!(looks(&house).await.last().map(|task| task.state), Some(TaskState::Cancelled));
     house.fixture.hub.shutdown().await;
 }
 
 /// A machine whose points go sooner than they can be read always has another one that is due. The other machines do not wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn looks_that_come_to_nothing_hold_up_no_other_machine() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        // A mebibyte of noise takes a quarter of an hour.
-        config.limits.verify_bytes_per_second = 1 << 10;
-    })
-    .await;
+    let (house, clock) = House::clocked(slowly).await;
     house.disk("web", noise(0));
     house.disk("mail", noise(1));
     house.machine("images", SourceKind::Image, house.path("vms")).await;
     let back_up = async |name: &str| {
-        let vm = &house.client.get_vm(name).await.unwrap().vm_context_id.to_string();
-        let backup = house.start_as(vm, "one", BackupType::Full, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        backup.backup_id
+        let vm = house.client.get_vm(name).await.unwrap().vm_context_id;
+        house.back_up(vm.as_str(), "one", BackupType::Full).await
     };
     let (first, second) = (back_up("web").await, back_up("web").await);
     clock.advance_seconds(60);
     let other = back_up("mail").await;
     clock.advance_seconds(2 * DAY);
-    let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-    let looks = async || {
-        let tasks = house.client.list_tasks(&filter).await.unwrap().items;
-        tasks.into_iter().rev().filter_map(|task| task.backup_id).collect::<Vec<_>>()
-    };
+    let looked_at =
+        async || looks(&house).await.into_iter().rev().filter_map(|task| task.backup_id).collect::<Vec<_>>();
     let running = &house.fixture.hub.app().core.running;
     until("the first is looked at", async || running.is_at_work_aside()).await;
     house.client.delete_backup(&first, &DeleteQuery::default()).await.unwrap();
-    until("another one is looked at", async || looks().await.len() > 1).await;
-    assert_eq!(looks().await, [first, other.clone()], "the second is due for longer than the other machine's");
+    until("another one is looked at", async || looked_at().await.len() > 1).await;
+    assert_eq!(looked_at().await, [first, other.clone()], "the second is due for longer than the other machine's");
     // Where there is no other one, it has its turn again.
     house.client.delete_backup(&other, &DeleteQuery::default()).await.unwrap();
-    until("the next is looked at", async || looks().await.len() > 2).await;
-    assert_eq!(looks().await.last(), Some(&second));
+    until("the next is looked at", async || looked_at().await.len() > 2).await;
+    assert_eq!(looked_at().await.last(), Some(&second));
     house.fixture.hub.shutdown().await;
 }
 
@@ -440,17 +347,12 @@ async fn looks_that_come_to_nothing_hold_up_no_other_machine() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_that_a_merge_meets_is_marked() {
     let house = House::new(|_| {}).await;
-    let noise = (0..1_u64 << 17).flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    let mut disk: Vec<u8> = noise.collect();
-    house.disk("web", &disk);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let mut disk = noise(0);
+    let vm = house.web(&disk).await;
     let mut points = Vec::new();
     for backup_type in [BackupType::Full, BackupType::Incremental] {
         house.disk("web", &disk);
-        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        points.push(backup.backup_id);
+        points.push(house.back_up(&vm, "one", backup_type).await);
         disk[..100].fill(3);
     }
     let (full, next) = (&points[0], &points[1]);
@@ -458,8 +360,7 @@ async fn damage_that_a_merge_meets_is_marked() {
         std::fs::File::options().write(true).open(house.path(&format!("one/{vm}/disk-0/{full}.qcow2"))).unwrap();
     // Of a block that the second point did not write anew.
     image.write_all_at(&[1, 2, 3], 4 * 65536 + 100).unwrap();
-    let merge = house.client.merge_backup(full, &MergeQuery::default()).await.unwrap();
-    let task = house.client.wait_for_task(&merge.task_id.unwrap(), |_| {}).await.unwrap();
+    let task = merge(&house, full).await;
     assert_eq!(task.error.map(|error| error.code), Some(ProblemCode::Corrupt));
     let stands = async |id| house.client.get_backup(id).await.unwrap().verify_state;
     assert_eq!(stands(full).await, Some(VerifyState::Corrupt));
@@ -496,32 +397,18 @@ async fn a_merge_of_points_that_are_found_damaged_meanwhile_is_given_up() {
     let turnpike = Arc::new(Turnpike::default());
     let script = turnpike.clone();
     let house = House::new(move |config| config.script = Some(script)).await;
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
     let mut points = Vec::new();
     for backup_type in [BackupType::Full, BackupType::Incremental] {
-        let backup = house.start_as(&vm, "one", backup_type, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        points.push(backup.backup_id);
+        points.push(house.back_up(&vm, "one", backup_type).await);
     }
     let (full, next) = (&points[0], &points[1]);
     let merge = async || house.client.merge_backup(full, &MergeQuery::default()).await.unwrap().task_id.unwrap();
     let first = merge().await;
     until("it prepares its files", async || turnpike.is_reached.load(Ordering::SeqCst)).await;
-    let found = Verification {
-        state: VerifyState::Corrupt,
-        depth: Some(VerifyDepth::AtRest),
-        at: house.fixture.hub.app().core.now(),
-        bytes: 1,
-        took_ms: 1,
-        open_ms: None,
-        finding: Some("segment 0 is not what was written".to_owned()),
-    };
-    let mark = Verified { backup_id: full.clone(), verification: Some(found), lost: Lost::new(), generation: None };
-    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let finding = Some("segment 0 is not what was written".to_owned());
+    let found = Verification { finding, ..found(&house, VerifyState::Corrupt) };
+    note(&house, full, found, Lost::new()).await;
     *turnpike.is_open.lock() = true;
     turnpike.opened.notify_all();
     let error = house.client.wait_for_task(&first, |_| {}).await.unwrap().error.unwrap();
@@ -540,23 +427,11 @@ async fn a_merge_of_points_that_are_found_damaged_meanwhile_is_given_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_look_at_rest_calls_no_point_sound_that_is_known_to_be_damaged() {
     let house = House::new(|_| ()).await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let backup = house.start(&vm, "one").await.unwrap();
-    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-    let point = backup.backup_id;
-    let found = Verification {
-        state: VerifyState::Corrupt,
-        depth: Some(VerifyDepth::Deep),
-        at: house.fixture.hub.app().core.now(),
-        bytes: 1,
-        took_ms: 1,
-        open_ms: None,
-        finding: Some("block 0 is not what was backed up".to_owned()),
-    };
-    let lost = Lost::from([(DiskNumber(0), vec![(0, 1)])]);
-    let mark = Verified { backup_id: point.clone(), verification: Some(found), lost, generation: None };
-    house.fixture.hub.app().core.catalog.backups().set_verified(&[mark]).await.unwrap();
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let point = house.back_up(&vm, "one", BackupType::Full).await;
+    let (depth, finding) = (Some(VerifyDepth::Deep), Some("block 0 is not what was backed up".to_owned()));
+    let found = Verification { depth, finding, ..found(&house, VerifyState::Corrupt) };
+    note(&house, &point, found, Lost::from([(DiskNumber(0), vec![(0, 1)])])).await;
     let verify = async |deep| {
         let how = VerifyBackup { deep, own_files_only: false };
         let task = house.client.verify_backup(&point, &how).await.unwrap();
@@ -575,17 +450,9 @@ async fn a_look_at_rest_calls_no_point_sound_that_is_known_to_be_damaged() {
 /// A hub that is never idle proves its points all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_hub_verifies_beside_its_work() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.running_per_hub = 1;
-    })
-    .await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let backup = house.start(&vm, "one").await.unwrap();
-    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let (house, clock) = House::clocked(|config| config.limits.running_per_hub = 1).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let point = house.back_up(&vm, "one", BackupType::Full).await;
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let slow = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     let other = house.machine("other", SourceKind::Nbd, stuck.uri.clone()).await;
@@ -595,7 +462,7 @@ async fn a_busy_hub_verifies_beside_its_work() {
     house.until_running(&runs.backup_id).await;
     let waits = house.start(&other, "two").await.unwrap();
     clock.advance_seconds(1200);
-    let proved = async || house.client.get_backup(&backup.backup_id).await.unwrap().verify_state.is_some();
+    let proved = async || house.client.get_backup(&point).await.unwrap().verify_state.is_some();
     until("the point is verified", proved).await;
     assert_eq!(house.status(&waits.backup_id).await, BackupStatus::Pending, "it took no place, and gave none");
     house.fixture.hub.shutdown().await;
@@ -603,16 +470,9 @@ async fn a_busy_hub_verifies_beside_its_work() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_says_how_often_its_points_are_looked_at() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
     // The hub itself looks at nothing.
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.verify_after_days = 0;
-    })
-    .await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let (house, clock) = House::clocked(|config| config.limits.verify_after_days = 0).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
     let rules = serde_json::json!({
         "name": "gold", "vms": ["*"], "repository_id": "one", "verification": { "at_rest_days": 7, "deep_days": 30 }
     });
@@ -634,10 +494,6 @@ async fn a_policy_says_how_often_its_points_are_looked_at() {
     let kept = house.client.get_backup(&by_policy).await.unwrap().policy_id;
     assert_eq!(kept, Some(policy), "asked for by name, kept by id");
     let depth = async |id| house.client.get_backup(id).await.unwrap().verify_depth;
-    let looks = async || {
-        let filter = TaskFilter { kind: Some(TaskKind::Verify), ..TaskFilter::default() };
-        house.client.list_tasks(&filter).await.unwrap().total
-    };
     // The first look is the one that serves for both.
     clock.advance_seconds(2 * DAY);
     until("it is decoded", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
@@ -645,6 +501,6 @@ async fn a_policy_says_how_often_its_points_are_looked_at() {
     until("it is looked at", async || depth(&by_policy).await == Some(VerifyDepth::AtRest)).await;
     clock.advance_seconds(23 * DAY);
     until("it is decoded again", async || depth(&by_policy).await == Some(VerifyDepth::Deep)).await;
-    assert_eq!((looks().await, depth(&by_hand).await), (3, None), "nobody asked for the other one");
+    assert_eq!((looks(&house).await.len(), depth(&by_hand).await), (3, None), "nobody asked for the other one");
     house.fixture.hub.shutdown().await;
 }
