@@ -47,14 +47,20 @@ impl Due {
     }
 }
 
-/// What waits until merges have ended, the longest first, and what is being looked at.
+/// What waits until merges have ended, and what is being looked at.
 #[derive(Default)]
 pub(crate) struct MergesDue {
-    waiting: Mutex<VecDeque<Due>>,
-    looking: AtomicUsize,
+    state: Mutex<State>,
     /// Merges that have ended.
     ended: AtomicUsize,
     has_ended: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// The longest first.
+    waiting: VecDeque<Due>,
+    looking: usize,
 }
 
 impl MergesDue {
@@ -64,35 +70,44 @@ impl MergesDue {
         self.has_ended.notify_one();
     }
 
-    /// Until the next merge ends. When the look began so many had: had others ended meanwhile, nobody might call again. The later
-    /// one of two takes the turn of the earlier one.
-    fn wait(&self, due: Due, ended: usize) {
-        let mut waiting = self.waiting.lock();
-        match waiting.iter().position(|other| other.subject() == due.subject()) {
-            Some(position) => waiting[position] = due,
-            None => waiting.push_back(due),
-        }
-        if self.ended.load(Ordering::SeqCst) != ended {
-            self.has_ended.notify_one();
-        }
-    }
-
-    fn take(&self, count: usize) -> Vec<Due> {
-        let mut waiting = self.waiting.lock();
-        let count = count.min(waiting.len());
-        waiting.drain(..count).collect()
-    }
-
     /// How many wait.
     pub fn waits(&self) -> usize {
-        self.waiting.lock().len()
+        self.state.lock().waiting.len()
     }
 
     /// Nothing waits, and nothing is being looked at.
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        // In this order: what is looked at may have to wait again.
-        self.looking.load(Ordering::SeqCst) == 0 && self.waits() == 0
+        let state = self.state.lock();
+        state.waiting.is_empty() && state.looking == 0
+    }
+
+    /// Looks begin at so many of those that wait.
+    fn take(&self, count: usize) -> Vec<Due> {
+        let mut state = self.state.lock();
+        let count = count.min(state.waiting.len());
+        state.looking += count;
+        state.waiting.drain(..count).collect()
+    }
+
+    /// A look begins at what has not waited.
+    fn come(&self) {
+        self.state.lock().looking += 1;
+    }
+
+    /// A look ends. What is left waits until the next merge ends: when so many had ended before the look, and others did meanwhile, nobody
+    /// might call again. The later one of two takes the turn of the earlier one.
+    fn looked(&self, left: Option<Due>, ended: usize) {
+        let mut state = self.state.lock();
+        state.looking -= 1;
+        let Some(due) = left else { return };
+        match state.waiting.iter().position(|other| other.subject() == due.subject()) {
+            Some(position) => state.waiting[position] = due,
+            None => state.waiting.push_back(due),
+        }
+        if self.ended.load(Ordering::SeqCst) != ended {
+            self.has_ended.notify_one();
+        }
     }
 }
 
@@ -110,7 +125,7 @@ pub(crate) async fn keep(app: App) {
         match app.merges_waiting().await {
             Ok(waiting) => {
                 let free = MERGES_WAITING_MAX.saturating_sub(waiting);
-                app.core.merges_due.take(free).into_iter().for_each(|due| app.look_after(due));
+                app.core.merges_due.take(free).into_iter().for_each(|due| app.look_at_due(due));
             }
             Err(problem) => tracing::warn!(error = %problem.message, details = %problem.details,
                 "count the merges that wait; what is due is looked at again in a minute"),
@@ -121,18 +136,27 @@ pub(crate) async fn keep(app: App) {
 impl App {
     /// Does what is due, beside whatever runs: a repository that hangs holds up no backup.
     pub(crate) fn look_after(&self, due: Due) {
+        self.core.merges_due.come();
+        self.look_at_due(due);
+    }
+
+    fn look_at_due(&self, due: Due) {
         let (app, core) = (self.clone(), self.core.clone());
-        core.merges_due.looking.fetch_add(1, Ordering::SeqCst);
         core.tracker.clone().spawn(async move {
             let ended = core.merges_due.ended.load(Ordering::SeqCst);
-            match app.begin_due(&due).await {
-                Ok(true) => {}
-                Ok(false) => core.merges_due.wait(due, ended),
-                Err(problem) if problem.code == ProblemCode::Busy => core.merges_due.wait(due, ended),
-                Err(problem) => tracing::warn!(?due, error = %problem.message, details = %problem.details,
-                    "let go what no rule keeps after a backup; the machine's next backup tries again"),
-            }
-            core.merges_due.looking.fetch_sub(1, Ordering::SeqCst);
+            let left = match app.begin_due(&due).await {
+                Ok(true) => None,
+                Ok(false) => Some(due),
+                Err(problem) if problem.code == ProblemCode::Busy => Some(due),
+                // Whoever closed the repository knows.
+                Err(problem) if problem.code == ProblemCode::RepositoryMaintenance => None,
+                Err(problem) => {
+                    tracing::warn!(?due, error = %problem.message, details = %problem.details,
+                        "let go what no rule keeps after a backup; the machine's next backup tries again");
+                    None
+                }
+            };
+            core.merges_due.looked(left, ended);
         });
     }
 
