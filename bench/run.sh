@@ -213,9 +213,16 @@ if wants merge; then
         kept=$(find "$work/repo" -name "$second.*" -path '*/disk-0/*' | tr '\n' ' ')
         warm
         time_one merge cp "cp --reflink=never $kept $work/out/"; rm "$work/out/$second".*
+        warm
+        # What a merge does besides: what was copied is compared, and the old files go.
+        cp --reflink=never $kept "$work/out/"
+        mkdir "$work/out/new"
+        time_one merge proved "cp --reflink=never $kept $work/out/new/ && (cd $work/out && for f in $second.*; do cmp \$f new/\$f && rm \$f; done)"
+        rm -r "$work/out/new"
         drop_chain
     done
     row merge ours cp "merging a full into its successor, by copy, read back and checked — \`cp\` of the bytes kept" 1
+    row merge ours proved "the same — \`cp\`, \`cmp\` and \`rm\` of the old files" 1
 fi
 
 if wants clone; then
