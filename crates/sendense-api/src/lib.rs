@@ -30,9 +30,9 @@ pub use dto::{
 pub use dto::{BYTES_PER_SECOND_MIN, TIME_LIMIT_SECONDS_MAX};
 pub use dto::{CatalogCopy, Merge, MergeQuery};
 pub use dto::{
-    CatchUp, Day, Execution, ExecutionVm, JudgedVm, LeftPoints, NoLongerMeant, Occurrence, PlannedVm, Policy,
-    PolicyDeletion, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan, PolicyRules, PolicyVerification, PreviewQuery,
-    Retention, Schedule, ScheduleRules, ScheduleWindow, VanishedVm,
+    CatchUp, Day, Execution, ExecutionVm, JudgedVm, LeftPoints, NoLongerMeant, NotPrunedVm, Occurrence, PlannedVm,
+    Policy, PolicyDeletion, PolicyHooks, PolicyInForce, PolicyOrder, PolicyPlan, PolicyPrune, PolicyRules,
+    PolicyVerification, PreviewQuery, Retention, Schedule, ScheduleRules, ScheduleWindow, VanishedVm,
 };
 pub use dto::{ChainMove, MoveQuery, MoveVm, MovedBackup};
 pub use dto::{ConsolidateQuery, Consolidation, DeleteRepository};

@@ -7,7 +7,7 @@ use crate::dto::{
 };
 use crate::dto::{CatalogCopy, ChainMove, Consolidation, Merge, RepositoryReport, SpaceSample};
 use crate::dto::{Enrolment, Node, NodeWelcome, Pairing};
-use crate::dto::{Execution, Occurrence, Policy, PolicyDeletion, PolicyPlan, Schedule};
+use crate::dto::{Execution, Occurrence, Policy, PolicyDeletion, PolicyPlan, PolicyPrune, Schedule};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -101,7 +101,6 @@ single! {
     PolicyReply { policy: Policy } "One policy.";
     PolicyPlanReply { plan: PolicyPlan } "What a policy would do.";
     PolicyDeletionReply { deletion: PolicyDeletion } "What becomes of VMs and points without a policy.";
-    PrunesReply { prunes: Vec<Prune> } "What prunes take and leave, VM by VM.";
     ScheduleReply { schedule: Schedule } "One schedule.";
     PreviewReply { occurrences: Vec<Occurrence> } "Occurrences to come.";
     ExecutionReply { execution: Execution } "One execution.";
@@ -154,6 +153,7 @@ flat! {
     PairingReply { Pairing } "A code that lets one node in, shown once.";
     EnrolmentReply { Enrolment } "A node that was let in, with its certificate.";
     NodeWelcomeReply { NodeWelcome } "As whom the hub knows a node.";
+    PrunesReply { PolicyPrune } "What prunes take and leave, VM by VM.";
     NewTokenReply { NewToken } "A token with its secret, shown once.";
 }
 

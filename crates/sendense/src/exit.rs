@@ -66,22 +66,25 @@ pub fn told(error: &anyhow::Error) -> Vec<String> {
         // Nothing of the hub's: a file that cannot be read, a folder that is no repository. The words above are all.
         None => return lines,
     };
-    let advice = match (body.known_code().map(ProblemCode::who_acts), error.downcast_ref::<ClientError>()) {
-        (_, Some(ClientError::Unreachable(_))) => {
-            "try again; whether a call that changes something was carried out is not known".to_owned()
+    let advice = match (body.known_code().map(ProblemCode::who_acts), wait) {
+        _ if matches!(error.downcast_ref(), Some(ClientError::Unreachable(_))) => {
+            "try again; whether a call that changes something was carried out is not known"
         }
-        (Some(WhoActs::Time), _) => match wait {
-            Some(seconds) => format!("try again in {seconds} s"),
-            None => "try again later".to_owned(),
-        },
-        (Some(WhoActs::Caller), _) => "another try does not help before something is changed".to_owned(),
-        (Some(WhoActs::Operator), _) => {
-            "whoever runs the hub, the repository or the source must look; another try may not help".to_owned()
-        }
-        (None, _) => "another try may not help".to_owned(),
+        (Some(WhoActs::Time), Some(seconds)) => &format!("try again in {seconds} s"),
+        (Some(who), _) => advice(who),
+        (None, _) => "another try may not help",
     };
     lines.push(format!("code {}: {advice}", body.code));
     lines
+}
+
+/// Who must do something, and whether another try helps.
+pub const fn advice(who: WhoActs) -> &'static str {
+    match who {
+        WhoActs::Time => "try again later",
+        WhoActs::Caller => "another try does not help before something is changed",
+        WhoActs::Operator => "whoever runs the hub, the repository or the source must look; another try may not help",
+    }
 }
 
 /// The error for programs.

@@ -1,10 +1,11 @@
 //! Tables of policies, schedules and executions.
 
+use crate::exit::advice;
 use crate::output::{bytes, moment, or_dash};
 use crate::tables::{Table, facts, words};
 use sendense_api::{
-    Execution, ExecutionVm, NoLongerMeant, Occurrence, Policy, PolicyDeletion, PolicyOrder, PolicyPlan, PolicyRules,
-    Retention, Schedule, ScheduleRules, VanishedVm,
+    Execution, ExecutionVm, NoLongerMeant, NotPrunedVm, Occurrence, Policy, PolicyDeletion, PolicyOrder, PolicyPlan,
+    PolicyRules, Retention, Schedule, ScheduleRules, VanishedVm,
 };
 use std::collections::BTreeSet;
 
@@ -113,6 +114,17 @@ fn not_judged(vms: Vec<(&str, &str)>) -> Vec<String> {
     let more = (more > 0).then(|| format!("the same is true of {more} more VMs, for reasons of their own"));
     let told = |(name, why)| format!("what retention would do with {name} is not known: {why}");
     vms.into_iter().take(NAMED_MAX).map(told).chain(more).collect()
+}
+
+/// Which machines of a policy were not pruned, why, and who must act.
+pub fn not_pruned(vms: &[NotPrunedVm]) -> Vec<String> {
+    let told = |vm: &NotPrunedVm| {
+        let (name, why, code, who) = (&vm.vm_name, &vm.why, vm.code, advice(vm.code.who_acts()));
+        format!("{name} is not pruned: {why} (code {code}: {who})")
+    };
+    let more = vms.len().saturating_sub(NAMED_MAX);
+    let more = (more > 0).then(|| format!("the same is true of {more} more VMs, for reasons of their own"));
+    vms.iter().take(NAMED_MAX).map(told).chain(more).collect()
 }
 
 /// What becomes of machines and points without a policy, a sentence each.

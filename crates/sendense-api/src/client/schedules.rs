@@ -6,7 +6,7 @@ use crate::reply::{
     PreviewReply, PrunesReply, ScheduleListReply, ScheduleReply,
 };
 use crate::{
-    Execution, ListQuery, Occurrence, Page, Policy, PolicyDeletion, PolicyPlan, PolicyRules, PreviewQuery, Prune,
+    Execution, ListQuery, Occurrence, Page, Policy, PolicyDeletion, PolicyPlan, PolicyPrune, PolicyRules, PreviewQuery,
     PruneQuery, Schedule, ScheduleRules,
 };
 use reqwest::Method;
@@ -57,9 +57,9 @@ impl Client {
     }
 
     /// Deletes what the policy's retention keeps no more, or shows it.
-    pub async fn prune_policy(&self, policy: &str, how: &PruneQuery) -> Result<Vec<Prune>> {
+    pub async fn prune_policy(&self, policy: &str, how: &PruneQuery) -> Result<PolicyPrune> {
         let call = self.call(Method::POST, &["policies", policy, "prune"]).query(how);
-        Ok(self.finish::<PrunesReply>(call).await?.prunes)
+        Ok(self.finish::<PrunesReply>(call).await?.payload)
     }
 }
 

@@ -45,7 +45,7 @@ pub use policy::{
     JudgedVm, LeftPoints, NoLongerMeant, PlannedVm, Policy, PolicyDeletion, PolicyHooks, PolicyInForce, PolicyOrder,
     PolicyPlan, PolicyRules, PolicyVerification, Retention, VanishedVm,
 };
-pub use prune::{Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
+pub use prune::{NotPrunedVm, PolicyPrune, Prune, PruneFate, PruneQuery, PruneVm, PrunedBackup};
 pub use recovery::{
     CreateRecovery, MigrateRecovery, Recovery, RecoveryDisk, RecoveryDocument, RecoveryMachine, RecoveryStatus,
 };

@@ -1,7 +1,7 @@
 //! Pruning the backups of a VM: which rules, what becomes of each point.
 
 use crate::schema;
-use sendense_types::{BackupId, BackupType, RepositoryId, Timestamp, VmContextId};
+use sendense_types::{BackupId, BackupType, ProblemCode, RepositoryId, Timestamp, VmContextId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -81,6 +81,31 @@ pub struct Prune {
     pub kept: u64,
     /// Bytes that this frees, or freed.
     pub freed_bytes: u64,
+}
+
+/// What the prunes of a policy's VMs take and leave.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyPrune {
+    /// VM by VM, by name.
+    pub prunes: Vec<Prune>,
+    /// VMs that could not be pruned, by name: none of `prunes` has them, and the others were pruned all the same.
+    #[serde(default)]
+    pub not_pruned: Vec<NotPrunedVm>,
+}
+
+/// A VM that a policy's prune has left, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NotPrunedVm {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm_context_id: VmContextId,
+    /// Its name.
+    pub vm_name: String,
+    /// What is in the way, as a problem code: it says who must act.
+    #[schema(value_type = schema::ProblemCode)]
+    pub code: ProblemCode,
+    /// The same for people: a manifest is damaged, or a point was taken into use meanwhile.
+    pub why: String,
 }
 
 /// What becomes of a point.

@@ -9,8 +9,8 @@ use super::{App, Caller, consolidate};
 use crate::core::Core;
 use crate::fault::{OrProblem, Result, internal, invalid};
 use sendense_api::{
-    ListQuery, NoLongerMeant, Page, PlannedVm, Policy, PolicyPlan, PolicyRules, Prune, PruneQuery, PruneVm, Retention,
-    Role,
+    ListQuery, NoLongerMeant, NotPrunedVm, Page, PlannedVm, Policy, PolicyPlan, PolicyPrune, PolicyRules, Prune,
+    PruneQuery, PruneVm, Retention, Role,
 };
 use sendense_catalog as catalog;
 use sendense_types::{BackupType, Name, PolicyId, Problem, ProblemCode, RepositoryId, SourceId, VmContextId};
@@ -151,8 +151,9 @@ impl App {
         Ok(gone.map(|vm| beside.without_own(vm)).collect())
     }
 
-    /// Prunes every machine of a policy by its retention, or shows what would go.
-    pub async fn prune_policy(&self, caller: &Caller, id_or_name: &str, how: PruneQuery) -> Result<Vec<Prune>> {
+    /// Prunes every machine of a policy by its retention, or shows what would go. What is in the way of one machine is told with that
+    /// and is in no other one's way.
+    pub async fn prune_policy(&self, caller: &Caller, id_or_name: &str, how: PruneQuery) -> Result<PolicyPrune> {
         caller.require(Role::Admin)?;
         if how.plan_id.is_some() {
             return Err(invalid("plan_id names the plan of one VM; prune that VM by itself"));
@@ -163,12 +164,16 @@ impl App {
         }
         let (app, by) = (self.clone(), caller.identity.clone());
         self.to_the_end(async move {
-            let mut prunes = Vec::new();
+            let mut done = PolicyPrune::default();
             let beside = app.beside(&rules).await?;
             for vm in app.machines_of(&rules).await?.0 {
-                prunes.extend(app.prune_beside(&rules, &beside, &vm, how.clone(), &by).await?);
+                match app.prune_beside(&rules, &beside, &vm, how.clone(), &by).await {
+                    Ok(prune) => done.prunes.extend(prune),
+                    Err(problem) if is_of_the_repository(problem.code) => return Err(problem),
+                    Err(problem) => done.not_pruned.push(not_pruned(vm, &problem)),
+                }
             }
-            Ok(prunes)
+            Ok(done)
         })
         .await
     }
@@ -350,6 +355,12 @@ pub(super) fn why_not(problem: &Problem) -> String {
         details if details.starts_with(&problem.message) => details.to_owned(),
         details => format!("{}: {details}", problem.message),
     }
+}
+
+fn not_pruned(vm: catalog::VmContext, problem: &Problem) -> NotPrunedVm {
+    let why = why_not(problem);
+    tracing::warn!(vm_context_id = %vm.vm_context_id, code = %problem.code, why, "a machine of a policy is not pruned");
+    NotPrunedVm { vm_context_id: vm.vm_context_id, vm_name: vm.vm_name.into(), code: problem.code, why }
 }
 
 /// A repository that is drained, offline or away says nothing of what a policy says.

@@ -4,12 +4,14 @@ use super::backup::{LOOK_FIRST, confirmed};
 use crate::args::{PolicyArgs, PolicyCommand};
 use crate::context::Context;
 use crate::output::{bytes, json, line, say, table as show};
-use crate::{tables, timetables};
+use crate::{exit, tables, timetables};
 use anyhow::Result;
 use sendense_api::reply::{PolicyDeletionReply, PolicyListReply, PolicyPlanReply, PolicyReply, PrunesReply};
 use sendense_api::{
-    Limit, ListQuery, Policy, PolicyHooks, PolicyPlan, PolicyRules, PolicyVerification, Prune, PruneQuery, Retention,
+    ClientError, Limit, ListQuery, NotPrunedVm, Policy, PolicyHooks, PolicyPlan, PolicyPrune, PolicyRules,
+    PolicyVerification, Prune, PruneQuery, Retention,
 };
+use sendense_types::ProblemCode;
 
 /// What who is not asked is told.
 const LOOK_FIRST_AT_POLICY: &str = "look with `policy plan --policy`, then say --yes";
@@ -159,35 +161,47 @@ async fn delete(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Re
 
 async fn prune(context: &Context, policy: &str, dry_run: bool, yes: bool) -> Result<u8> {
     let client = &context.client;
-    if dry_run || !yes {
-        let plans = client.prune_policy(policy, &PruneQuery { dry_run: true, plan_id: None }).await?;
-        if dry_run {
-            return print_prunes(context, plans);
-        }
-        for plan in &plans {
-            eprintln!("{}\n{}", plan.vm_name, tables::prune(plan));
-        }
-        let (deleted, freed) = sums(&plans);
-        if !confirmed(&format!("delete {deleted} points, {}?", bytes(freed)), LOOK_FIRST)? {
-            say("nothing was deleted");
-            return Ok(0);
-        }
-        // What a person said yes to goes, machine by machine, or that machine's prune is refused.
-        let mut done = Vec::new();
-        for plan in plans.into_iter().filter(|plan| plan.deleted > 0) {
-            done.push(prune_one(context, policy, &plan).await?);
-        }
+    if yes && !dry_run {
+        let done = client.prune_policy(policy, &PruneQuery { dry_run: false, plan_id: None }).await?;
         return print_prunes(context, done);
     }
-    let done = client.prune_policy(policy, &PruneQuery { dry_run: false, plan_id: None }).await?;
+    let plan = client.prune_policy(policy, &PruneQuery { dry_run: true, plan_id: None }).await?;
+    if dry_run {
+        return print_prunes(context, plan);
+    }
+    for prune in &plan.prunes {
+        eprintln!("{}\n{}", prune.vm_name, tables::prune(prune));
+    }
+    timetables::not_pruned(&plan.not_pruned).into_iter().for_each(say);
+    let (deleted, freed) = sums(&plan.prunes);
+    if !confirmed(&format!("delete {deleted} points, {}?", bytes(freed)), LOOK_FIRST)? {
+        say("nothing was deleted");
+        return Ok(0);
+    }
+    // What a person said yes to goes, machine by machine, or that machine's prune is refused.
+    let mut done = PolicyPrune { not_pruned: plan.not_pruned, ..PolicyPrune::default() };
+    for plan in plan.prunes.into_iter().filter(|plan| plan.deleted > 0) {
+        match prune_one(context, policy, &plan).await {
+            Ok(prune) => done.prunes.push(prune),
+            Err(error) => done.not_pruned.push(not_pruned(plan, error)?),
+        }
+    }
     print_prunes(context, done)
 }
 
 /// Carries out the plan of one machine.
-async fn prune_one(context: &Context, policy: &str, plan: &Prune) -> Result<Prune> {
+async fn prune_one(context: &Context, policy: &str, plan: &Prune) -> Result<Prune, ClientError> {
     let request = sendense_api::PruneVm { policy_id: Some(policy.to_owned()), ..Default::default() };
     let how = PruneQuery { dry_run: false, plan_id: Some(plan.plan_id.clone()) };
-    Ok(context.client.prune_vm(plan.vm_context_id.as_str(), &request, &how).await?)
+    context.client.prune_vm(plan.vm_context_id.as_str(), &request, &how).await
+}
+
+/// What came between of one machine is in no other one's way. Any other error is given back.
+fn not_pruned(plan: Prune, error: ClientError) -> Result<NotPrunedVm, ClientError> {
+    use ProblemCode::{BackupHeld, Conflict, Corrupt, HasDependents};
+    let Some(code @ (BackupHeld | Conflict | Corrupt | HasDependents)) = error.code() else { return Err(error) };
+    let (vm_context_id, vm_name, why) = (plan.vm_context_id, plan.vm_name, error.to_string());
+    Ok(NotPrunedVm { vm_context_id, vm_name, code, why })
 }
 
 fn sums(prunes: &[Prune]) -> (u64, u64) {
@@ -195,17 +209,21 @@ fn sums(prunes: &[Prune]) -> (u64, u64) {
     (deleted, prunes.iter().map(|prune| prune.freed_bytes).fold(0, u64::saturating_add))
 }
 
-fn print_prunes(context: &Context, prunes: Vec<Prune>) -> Result<u8> {
+/// Tells what was done, and of what was left the exit code, too.
+fn print_prunes(context: &Context, done: PolicyPrune) -> Result<u8> {
+    let code = if done.not_pruned.is_empty() { 0 } else { exit::FAILED };
     if context.json {
-        json(&PrunesReply::new(prunes))?;
-        return Ok(0);
+        json(&PrunesReply::from(done))?;
+        return Ok(code);
     }
-    for prune in &prunes {
+    let prunes = &done.prunes;
+    for prune in prunes {
         line(&prune.vm_name);
         show(tables::prune(prune));
     }
-    let (deleted, freed) = sums(&prunes);
+    let (deleted, freed) = sums(prunes);
     let verb = if prunes.iter().any(|prune| prune.dry_run) { "would delete" } else { "deleted" };
     say(format!("{verb} {deleted} points of {} VMs, {}", prunes.len(), bytes(freed)));
-    Ok(0)
+    timetables::not_pruned(&done.not_pruned).into_iter().for_each(say);
+    Ok(code)
 }

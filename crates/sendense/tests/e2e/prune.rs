@@ -124,6 +124,56 @@ fn a_prune_deletes_what_its_plan_says_and_nothing_that_is_needed_or_in_use() {
     assert_eq!(hub.stop(), Some(0));
 }
 
+/// What is wrong with one machine's files is told of that machine, and the others' points go.
+#[test]
+fn a_policy_prunes_past_a_machine_whose_manifest_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut random = Random::new(24);
+    for vm in ["db", "web"] {
+        Disk::create(&dir.join(format!("vms/{vm}/disk0.raw")), 1 << 20, &mut random);
+    }
+    let hub = Hub::start(dir);
+    hub.set_up_images(dir);
+    hub.ok(&["policy", "create", "gold", "--vm", "*", "--repo", "main", "--keep-last", "1"]);
+    let made = |vm: &str| field(&hub.backup(vm, &["--type", "full"]), "backup_id").to_owned();
+    let [db, web] = ["db", "web"].map(|vm| [made(vm), made(vm)]);
+    let name = tree(&dir.join("repo")).into_iter().find(|file| file.ends_with(&format!("/{}.json", db[0]))).unwrap();
+    let manifest = dir.join("repo").join(&name);
+    let whole = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
+
+    let prune = |how: &[&'static str]| [&["policy", "prune", "gold"], how].concat();
+    let told = hub.fails(1, &prune(&["--dry-run"]));
+    assert!(told.contains("would delete 1 points of 1 VMs"), "{told}");
+    let of_db = |told: &str| {
+        let line = told.lines().find(|line| line.contains("db is not pruned: ")).unwrap_or_else(|| panic!("{told}"));
+        let says =
+            ["code corrupt: whoever runs the hub, the repository", manifest.file_name().unwrap().to_str().unwrap()];
+        assert!(says.iter().all(|words| line.contains(words)), "{line}");
+    };
+    of_db(&told);
+    let output = hub.run(&prune(&["--yes", "--json"]));
+    assert_eq!(output.status.code(), Some(1));
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names = |list: &str| {
+        let of = done[list].as_array().unwrap().iter();
+        of.map(|vm| field(vm, "vm_name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((names("prunes"), names("not_pruned")), (vec!["web".to_owned()], vec!["db".to_owned()]), "{done:#}");
+    assert_eq!(done["not_pruned"][0]["code"], "corrupt");
+    let left = |[older, newer]: &[String; 2]| (files_of(dir, older) > 0, files_of(dir, newer) > 0);
+    assert_eq!((left(&web), left(&db)), ((false, true), (true, true)));
+    of_db(&hub.fails(1, &prune(&["--yes"])));
+
+    // Once somebody has acted, nothing is left.
+    std::fs::write(&manifest, &whole).unwrap();
+    let done = hub.json(&prune(&["--yes"]));
+    assert_eq!(done["not_pruned"], serde_json::json!([]), "{done:#}");
+    assert_eq!((left(&web), left(&db)), ((false, true), (false, true)));
+    assert_eq!(hub.stop(), Some(0));
+}
+
 #[test]
 fn rules_are_played_ahead_without_a_hub() {
     let nowhere =

@@ -157,13 +157,13 @@ pub(in crate::http) async fn plan_policy(
 /// Prune the VMs of a policy.
 ///
 /// Deletes the points in the policy's repository that its retention keeps no more. With `dry_run=true` only the plans are
-/// shown.
+/// shown. A VM that cannot be pruned, for a manifest of it is damaged, is told as `not_pruned`, and the others are pruned all the same.
 #[utoipa::path(
     post, path = "/policies/{policy_id}/prune", tag = "policies",
     params(("policy_id" = String, Path, description = "The policy's id or name."), PruneQuery),
     responses(
         (status = 200, description = "What was deleted, or would be, VM by VM.", body = PrunesReply),
-        (status = 409, description = "A point was taken into use meanwhile; VMs before it were pruned.", body = ProblemBody),
+        (status = 409, description = "The repository is not in use; VMs before that were pruned.", body = ProblemBody),
     ),
     extensions(("x-role" = json!("admin"))),
 )]
@@ -174,5 +174,5 @@ pub(in crate::http) async fn prune_policy(
     Query(how): Query<PruneQuery>,
     _: NoBody,
 ) -> Result<Json<PrunesReply>> {
-    Ok(Json(PrunesReply::new(app.prune_policy(&caller, &policy, how).await?)))
+    Ok(Json(app.prune_policy(&caller, &policy, how).await?.into()))
 }

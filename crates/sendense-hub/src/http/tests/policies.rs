@@ -1,8 +1,8 @@
 //! What several policies say of one machine.
 
 use super::house::House;
-use sendense_api::{PruneFate, PruneQuery, PruneVm, UpdateRepository};
-use sendense_types::{BackupId, RepositoryMode, SourceKind};
+use sendense_api::{BackupFilter, PruneFate, PruneQuery, PruneVm, UpdateRepository};
+use sendense_types::{BackupId, ProblemCode, RepositoryMode, SourceKind};
 use serde_json::{Value, json};
 
 /// Makes a policy.
@@ -40,7 +40,7 @@ async fn a_policy_deletes_no_point_of_another_one() {
     let plan = house.fixture.json("GET", "/api/v1/policies/daily/plan", "").await;
     assert_eq!(plan.body["plan"]["deleted"], 2, "{plan:?}");
     let show = PruneQuery { dry_run: true, plan_id: None };
-    let shown = house.client.prune_policy("daily", &show).await.unwrap().remove(0);
+    let shown = house.client.prune_policy("daily", &show).await.unwrap().prunes.remove(0);
     let reason = |id: &BackupId| shown.backups.iter().find(|it| it.backup_id == *id).unwrap().reason.clone();
     assert_eq!(reason(&points[1]), "policy monthly made it, and judges it");
     assert_eq!(reason(&points[4]), "keep-last 1 of 1");
@@ -61,7 +61,7 @@ async fn a_policy_deletes_no_point_of_another_one() {
     let rules = json!({"name": "monthly", "vms": ["*"], "exclude": ["web"], "repository_id": "one", "retention": {"keep_last": 1}});
     let answer = house.fixture.json("PUT", "/api/v1/policies/monthly", &rules.to_string()).await;
     assert!(answer.status.is_success(), "{answer:?}");
-    let shown = house.client.prune_policy("daily", &show).await.unwrap().remove(0);
+    let shown = house.client.prune_policy("daily", &show).await.unwrap().prunes.remove(0);
     let told = |id: &BackupId| {
         let point = shown.backups.iter().find(|it| it.backup_id == *id).unwrap();
         (point.fate, point.reason.clone())
@@ -129,18 +129,16 @@ async fn a_plan_is_told_also_while_the_repository_is_not_in_use() {
     house.fixture.hub.shutdown().await;
 }
 
-/// What one machine's manifest says no more stands in the way of no change of a policy.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_tells_of_which_machine_nothing_can_be_judged() {
-    let house = House::new(|_| ()).await;
+/// Two machines of two points each, of which policy `gold` keeps one; a manifest of `db` is damaged. Gives its name.
+async fn spoiled(house: &House) -> String {
     for name in ["db", "web"] {
         house.disk(name, vec![7; 1 << 16]);
     }
     let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
-    policy(&house, "gold", json!({"retention": {"keep_last": 1}})).await;
+    policy(house, "gold", json!({"retention": {"keep_last": 1}})).await;
     for vm in &vms {
         for _ in 0..2 {
-            point(&house, vm, Some("gold")).await;
+            point(house, vm, Some("gold")).await;
         }
     }
     let spoiled = house.client.get_vm("db").await.unwrap().vm_context_id;
@@ -148,14 +146,43 @@ async fn a_plan_tells_of_which_machine_nothing_can_be_judged() {
     let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let manifest = files.filter(|path| path.extension().is_some_and(|it| it == "json")).min().unwrap();
     std::fs::write(&manifest, "{").unwrap();
+    manifest.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// What one machine's manifest says no more stands in the way of no change of a policy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_of_which_machine_nothing_can_be_judged() {
+    let house = House::new(|_| ()).await;
+    let manifest = spoiled(&house).await;
     let plan = house.fixture.json("GET", "/api/v1/policies/gold/plan", "").await;
     assert!(plan.status.is_success(), "{plan:?}");
     let plan = &plan.body["plan"];
     assert_eq!((&plan["deleted"], &plan["kept"], &plan["not_judged"]), (&json!(1), &json!(1), &Value::Null), "{plan}");
     let of = |name: &str| plan["vms"].as_array().unwrap().iter().find(|vm| vm["vm_name"] == name).unwrap().clone();
     let why = of("db")["not_judged"].as_str().unwrap().to_owned();
-    assert!(why.contains(manifest.file_name().unwrap().to_str().unwrap()), "{why}");
+    assert!(why.contains(&manifest), "{why}");
     assert_eq!((&of("db")["prune"], &of("web")["not_judged"]), (&Value::Null, &Value::Null));
+    house.fixture.hub.shutdown().await;
+}
+
+/// Nor does it keep the points of the other machines from going.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prune_goes_past_a_machine_whose_manifest_is_damaged() {
+    let house = House::new(|_| ()).await;
+    let manifest = spoiled(&house).await;
+    let points = async |name: &str| {
+        let of = BackupFilter { vm_name: Some(name.to_owned()), ..BackupFilter::default() };
+        house.client.list_backups(&of).await.unwrap().total
+    };
+    for dry_run in [true, false] {
+        let done = house.client.prune_policy("gold", &PruneQuery { dry_run, plan_id: None }).await.unwrap();
+        let pruned = done.prunes.iter().map(|it| (it.vm_name.as_str(), it.dry_run, it.deleted, it.kept));
+        assert_eq!(pruned.collect::<Vec<_>>(), [("web", dry_run, 1, 1)]);
+        let [left] = done.not_pruned.as_slice() else { panic!("{done:?}") };
+        assert_eq!((left.vm_name.as_str(), left.code), ("db", ProblemCode::Corrupt));
+        assert!(left.why.contains(&manifest), "{}", left.why);
+        assert_eq!((points("db").await, points("web").await), (2, if dry_run { 2 } else { 1 }));
+    }
     house.fixture.hub.shutdown().await;
 }
 
@@ -192,7 +219,11 @@ async fn what_becomes_of_points_without_their_policy_is_told_and_then_so() {
     };
     let told = going(plan.judged[0].prune.as_ref().unwrap());
     let show = PruneQuery { dry_run: true, plan_id: None };
-    assert_eq!(going(&house.client.prune_policy("daily", &show).await.unwrap()[0]), [], "monthly is still there");
+    assert_eq!(
+        going(&house.client.prune_policy("daily", &show).await.unwrap().prunes[0]),
+        [],
+        "monthly is still there"
+    );
 
     let nightly = json!({"name": "nightly", "policy_id": "monthly", "cron": "@yearly"}).to_string();
     assert!(house.fixture.json("POST", "/api/v1/schedules", &nightly).await.status.is_success());
@@ -201,6 +232,6 @@ async fn what_becomes_of_points_without_their_policy_is_told_and_then_so() {
     house.client.delete_schedule("nightly").await.unwrap();
 
     house.client.delete_policy("monthly").await.unwrap();
-    assert_eq!(going(&house.client.prune_policy("daily", &show).await.unwrap()[0]), told);
+    assert_eq!(going(&house.client.prune_policy("daily", &show).await.unwrap().prunes[0]), told);
     house.fixture.hub.shutdown().await;
 }
