@@ -303,7 +303,11 @@ impl App {
         let points = catalog::BackupFilter { status: Some(sendense_types::BackupStatus::Completed), ..of_it.clone() };
         let (_, completed) = self.core.catalog.backups().list(&points, one).await.or_problem()?;
         if completed > 0 {
-            return Err(in_the_way(format!("{completed} points are in the catalog; delete them first")));
+            let lost = format!(
+                "where the repository is lost for good, `repo delete {} --lost` forgets it with them",
+                row.name
+            );
+            return Err(in_the_way(format!("{completed} points are in the catalog; delete them first, or {lost}")));
         }
         self.refuse_in_use(&row).await?;
         maintenance::check(&row, Use::Write)?;

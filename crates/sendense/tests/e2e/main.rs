@@ -26,6 +26,7 @@ mod identity;
 mod journey;
 mod kill;
 mod libvirt;
+mod lost;
 mod maintenance;
 mod memory;
 mod merge;
