@@ -2,7 +2,7 @@
 
 use super::house::House;
 use http::StatusCode;
-use sendense_types::SourceKind;
+use sendense_types::BackupType;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 
@@ -16,12 +16,8 @@ async fn no_request_may_name_the_folder_of_hooks() {
         config.hooks_dir = Some(folder);
     })
     .await;
-    let disk = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&disk).unwrap();
-    std::fs::write(disk.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let backup = house.start(&vm, "two").await.unwrap();
-    house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let point = house.back_up(&vm, "two", BackupType::Full).await;
 
     let (folder, inside) = (house.path("etc/hooks"), house.path("etc/hooks/stop-db"));
     for (path, body) in [
@@ -30,10 +26,7 @@ async fn no_request_may_name_the_folder_of_hooks() {
         ("repositories", json!({"name": "x", "type": "local", "config": {"path": house.path("etc")}})),
         ("repositories/test", json!({"name": "x", "type": "local", "config": {"path": folder}})),
         ("sources", json!({"name": "x", "kind": "image", "address": folder})),
-        (
-            &format!("backups/{}/restore", backup.backup_id),
-            json!({"target": {"kind": "file", "path": inside, "format": "raw"}}),
-        ),
+        (&format!("backups/{point}/restore"), json!({"target": {"kind": "file", "path": inside, "format": "raw"}})),
     ] {
         let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path} {body}: {answer:?}");

@@ -5,9 +5,8 @@ use super::house::{House, Stuck, until};
 use futures::StreamExt as _;
 use sendense_api::{ClientError, Event, RestoreBackup, RestoreTarget, Role, UpdateSource, VerifyBackup};
 use sendense_catalog::Page;
-use sendense_types::{BackupStatus, BackupType, ManualClock, ProblemCode, SourceKind, TaskState, Timestamp};
+use sendense_types::{BackupStatus, BackupType, ProblemCode, SourceKind, TaskState, Timestamp};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A cancellation takes effect within a second on a machine of one's own. What is stuck here would take an hour, so that a
@@ -224,21 +223,14 @@ async fn a_restore_and_a_verification_that_run_are_cancelled() {
 /// What a policy says holds for what its schedules begin, and nobody tries it again by himself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_says_how_long_its_backups_may_take() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     let app = house.fixture.hub.app();
-    let post = async |path: &str, body: serde_json::Value| {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-        answer.body
-    };
     let rules = serde_json::json!({ "name": "short", "vms": ["*"], "repository_id": "two", "time_limit_seconds": 600 });
-    post("policies", rules).await;
-    post("schedules", serde_json::json!({ "name": "short", "policy_id": "short", "cron": "0 3 1 1 *" })).await;
-    post("schedules/short/trigger", serde_json::json!({})).await;
+    house.post("policies", rules).await;
+    house.post("schedules", serde_json::json!({ "name": "short", "policy_id": "short", "cron": "0 3 1 1 *" })).await;
+    house.post("schedules/short/trigger", serde_json::json!({})).await;
     let page = Page { limit: 10, offset: 0 };
     let begun = async || app.core.catalog.backups().list(&Default::default(), page).await.unwrap().0;
     until("the schedule begins its backup", async || !begun().await.is_empty()).await;
@@ -260,9 +252,7 @@ async fn a_policy_says_how_long_its_backups_may_take() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_moves_nothing_for_four_hours_is_ended() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     let backup = house.start(&vm, "two").await.unwrap();
@@ -289,9 +279,7 @@ async fn what_moves_nothing_for_four_hours_is_ended() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_takes_longer_than_it_may_is_ended() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     let vm = house.machine("slow", SourceKind::Nbd, stuck.uri.clone()).await;
     for wrong in [0, u32::MAX] {

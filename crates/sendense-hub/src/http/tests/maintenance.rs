@@ -3,13 +3,11 @@
 use super::house::{House, Stuck, until};
 use sendense_api::{CreateExport, ListQuery, UpdateRepository};
 use sendense_types::{
-    BackupStatus, BackupType, ExecutionState, ManualClock, ProblemCode, RepositoryMode, SourceKind, TaskState,
-    Timestamp, VmOutcome,
+    BackupStatus, BackupType, ExecutionState, ProblemCode, RepositoryMode, SourceKind, TaskState, VmOutcome,
 };
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
 
 impl House {
     async fn set_mode(&self, repository: &str, mode: RepositoryMode) {
@@ -22,13 +20,6 @@ impl House {
         std::fs::create_dir_all(self.path(name)).unwrap();
         std::fs::write(Path::new(&self.path(name)).join("disk.raw"), vec![7; 1 << 20]).unwrap();
         self.machine(name, SourceKind::Image, self.path(name)).await
-    }
-
-    async fn point(&self, vm: &str, kind: BackupType) -> sendense_types::BackupId {
-        let backup = self.start_as(vm, "two", kind, None).await.unwrap();
-        let task = self.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert_eq!(task.state, TaskState::Completed, "{task:?}");
-        backup.backup_id
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
@@ -69,8 +60,8 @@ async fn settle(house: &House, body: &Value) {
 async fn every_call_obeys_the_mode() {
     let house = House::new(|config| config.recovery.floor_bytes = 0).await;
     let vm = house.image("web").await;
-    let first = house.point(&vm, BackupType::Full).await;
-    let second = house.point(&vm, BackupType::Incremental).await;
+    let first = house.back_up(&vm, "two", BackupType::Full).await;
+    let second = house.back_up(&vm, "two", BackupType::Incremental).await;
     let files = tree(&house.path("two"));
     let modes = [RepositoryMode::ReadOnly, RepositoryMode::Draining, RepositoryMode::Offline, RepositoryMode::Normal];
     let mut table = String::new();
@@ -213,7 +204,7 @@ fn tree(folder: &str) -> Vec<String> {
 async fn what_runs_ends_what_waits_waits_and_offline_lets_the_folder_go() {
     let house = House::new(|config| config.limits.running_per_hub = 1).await;
     let vm = house.image("web").await;
-    let point = house.point(&vm, BackupType::Full).await;
+    let point = house.back_up(&vm, "two", BackupType::Full).await;
     let export = house.client.create_export(&CreateExport { backup_id: point, disk_id: None }).await.unwrap();
     // The hub's only place is taken, so a backup into the repository waits when somebody begins to look after it.
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
@@ -255,9 +246,7 @@ async fn what_runs_ends_what_waits_waits_and_offline_lets_the_folder_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_execution_waits_for_the_end_of_maintenance_and_says_so() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     house.image("web").await;
     house.set_mode("two", RepositoryMode::ReadOnly).await;
     for (path, body) in [

@@ -10,7 +10,7 @@ use sendense_api::{
 use sendense_catalog::{Catalog, NewTask, TaskSubject};
 use sendense_repo::layout;
 use sendense_repo::testing::stage::{Act, Script};
-use sendense_types::{BackupId, BackupType, ProblemCode, RepositoryKind, SourceKind, TaskId, TaskKind, TaskState};
+use sendense_types::{BackupId, BackupType, ProblemCode, RepositoryKind, TaskId, TaskKind, TaskState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,20 +54,10 @@ async fn with_two_points(gate: Option<Arc<Gate>>) -> (House, String, [BackupId; 
     if let Some(gate) = gate {
         *gate.below.lock().unwrap() = house.path("one").into();
     }
-    let folder = house.fixture.folder.path().join("vms/web");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("disk0.raw"), vec![7; 1 << 20]).unwrap();
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
-    let full = back_up(&house, &vm, "one", BackupType::Full).await;
-    let next = back_up(&house, &vm, "one", BackupType::Incremental).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let full = house.back_up(&vm, "one", BackupType::Full).await;
+    let next = house.back_up(&vm, "one", BackupType::Incremental).await;
     (house, vm, [full, next])
-}
-
-async fn back_up(house: &House, vm: &str, repository: &str, backup_type: BackupType) -> BackupId {
-    let backup = house.start_as(vm, repository, backup_type, None).await.unwrap();
-    let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-    assert!(task.error.is_none(), "{task:?}");
-    backup.backup_id
 }
 
 const NOW: MoveQuery = MoveQuery { dry_run: false };
@@ -134,7 +124,7 @@ async fn points_move_with_all_that_is_known_of_them_and_the_chain_goes_on_there(
     let held = house.client.delete_backup(&ids[0], &DeleteQuery { cascade: true, ..DeleteQuery::default() }).await;
     assert!(matches!(held, Err(ClientError::Problem { problem, .. }) if problem.code == "backup_held"));
 
-    let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
+    let next = house.back_up(&vm, "two", BackupType::Incremental).await;
     let next = house.client.get_backup(&next).await.unwrap();
     assert_eq!((next.backup_type, next.parent_backup_id), (BackupType::Incremental, Some(ids[1].clone())));
     // And back.
@@ -174,7 +164,7 @@ async fn what_is_in_the_way_of_a_move_is_said() {
     assert_eq!(findings(&house).await, [""; 0]);
 
     // Points there already.
-    back_up(&house, &vm, "two", BackupType::Full).await;
+    house.back_up(&vm, "two", BackupType::Full).await;
     let told = refused(&house, &vm, &how).await;
     assert!(told.0 == "conflict" && told.1.contains("lie in the other repository already"), "{told:?}");
     assert_eq!(lie_in(&house, &ids).await, ["one", "one"]);
@@ -201,7 +191,7 @@ async fn a_move_that_is_not_settled_is_settled_by_the_next_look() {
     let kept = house.client.delete_repository("one", &DeleteRepository::default()).await.unwrap_err();
     assert!(format!("{kept:?}").contains("was cut off"), "{kept:?}");
     // The chain goes on meanwhile.
-    let next = back_up(&house, &vm, "two", BackupType::Incremental).await;
+    let next = house.back_up(&vm, "two", BackupType::Incremental).await;
     assert_eq!(house.client.get_backup(&next).await.unwrap().parent_backup_id, Some(ids[1].clone()));
 
     gate.is_shut.store(false, Ordering::SeqCst);

@@ -2,9 +2,8 @@
 
 use super::house::{House, until};
 use sendense_api::{FindingKind, ListQuery, ReconcileQuery, RepositoryReport};
-use sendense_types::{BackupId, BackupType, ManualClock, SourceKind, TaskState, Timestamp};
+use sendense_types::{BackupId, BackupType, SourceKind};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 const DRY: ReconcileQuery = ReconcileQuery { dry_run: true, forget_moves: false };
@@ -18,10 +17,7 @@ impl House {
         let mut chain = Vec::new();
         for number in 0..points {
             let kind = if number == 0 { BackupType::Full } else { BackupType::Incremental };
-            let backup = self.start_as(&vm, "two", kind, None).await.unwrap();
-            let task = self.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-            assert_eq!(task.state, TaskState::Completed, "{task:?}");
-            chain.push(backup.backup_id);
+            chain.push(self.back_up(&vm, "two", kind).await);
         }
         chain
     }
@@ -87,10 +83,7 @@ async fn a_point_lost_from_the_middle_of_a_chain_is_told_and_keeps_nothing_else_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn looks_without_repair_put_the_daily_repair_off_neither_by_their_time_nor_by_their_number() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
+    let (house, clock) = House::clocked(|config| {
         config.limits.upkeep_period = Duration::from_millis(50);
         // A round of what opens and looks through is a quarter of it.
         config.limits.lease_seconds = 4;
@@ -114,10 +107,7 @@ async fn looks_without_repair_put_the_daily_repair_off_neither_by_their_time_nor
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repository_whose_look_or_count_hangs_holds_up_nothing_of_the_others_nor_its_own_lease() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
+    let (house, clock) = House::clocked(|config| {
         config.limits.upkeep_period = Duration::from_millis(50);
         config.limits.lease_seconds = 4;
     })

@@ -1,16 +1,12 @@
 //! Schedules by a clock that is set: what is due begins by itself, once, and what was missed is made up for once.
 
-use super::house::{House, Stuck, until};
+use super::house::{House, MORNING_MICROS, Stuck, until};
 use super::{Fixture, PATIENCE};
-use crate::http::router;
 use sendense_api::{Role, UpdateBackup};
-use sendense_types::{BackupStatus, BackupType, ManualClock, SourceKind, Timestamp};
+use sendense_types::{BackupStatus, BackupType, SourceKind, Timestamp};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Instant;
 
-/// 2027-01-15T08:00:00Z.
-const MORNING_MICROS: i64 = 1_800_000_000_000_000;
 const HOUR: i64 = 3600;
 
 /// The executions of a schedule with their machines, newest first, once there are so many and all have ended.
@@ -27,46 +23,48 @@ async fn ended(fixture: &Fixture, schedule: &str, number: usize) -> Vec<Value> {
     }
 }
 
+async fn trigger(fixture: &Fixture, schedule: &str) {
+    let begun = fixture.call("POST", &format!("/api/v1/schedules/{schedule}/trigger"), Some(Role::Operator)).await;
+    assert!(begun.status.is_success(), "{begun:?}");
+}
+
+/// The newest execution of a schedule, with its machines; null before the first.
+async fn newest(fixture: &Fixture, schedule: &str) -> Value {
+    let list = fixture.call("GET", &format!("/api/v1/schedules/{schedule}/executions"), Some(Role::Viewer)).await;
+    let Some(id) = list.body["executions"][0]["execution_id"].as_str() else { return Value::Null };
+    let answer = fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
+    assert!(answer.body["execution"]["vms"].is_array(), "{answer:?}");
+    answer.body["execution"].clone()
+}
+
 fn due(executions: &[Value]) -> Vec<(&str, &str)> {
     executions.iter().map(|one| (one["due_at"].as_str().unwrap(), one["state"].as_str().unwrap())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_due_begins_by_itself_and_once() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let fixture = Fixture::configured(router::documented(), |config| config.clock = given).await;
-    let folder = fixture.folder.path();
-    std::fs::create_dir_all(folder.join("vms/web")).unwrap();
-    std::fs::write(folder.join("vms/web/disk0.raw"), vec![7; 1 << 20]).unwrap();
-    for (path, body) in [
-        ("repositories", json!({"name": "main", "type": "local", "config": {"path": folder.join("repo")}})),
-        ("sources", json!({"name": "images", "kind": "image", "address": folder.join("vms")})),
-        ("policies", json!({"name": "all", "vms": ["*"], "repository_id": "main"})),
-        ("schedules", json!({"name": "hourly", "policy_id": "all", "cron": "0 * * * *"})),
-        ("schedules", json!({"name": "nightly", "policy_id": "all", "cron": "0 3 * * *"})),
-        ("schedules", json!({"name": "off", "policy_id": "all", "cron": "* * * * *", "enabled": false})),
-    ] {
-        let answer = fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
-    let found = fixture.call("POST", "/api/v1/sources/images/discover", Some(Role::Admin)).await;
-    assert!(found.status.is_success(), "{found:?}");
+    let (house, clock) = House::clocked(|_| ()).await;
+    let fixture = &house.fixture;
+    house.web(vec![7; 1 << 20]).await;
+    house.post("policies", json!({"name": "all", "vms": ["*"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "hourly", "policy_id": "all", "cron": "0 * * * *"})).await;
+    house.post("schedules", json!({"name": "nightly", "policy_id": "all", "cron": "0 3 * * *"})).await;
+    house.post("schedules", json!({"name": "off", "policy_id": "all", "cron": "* * * * *", "enabled": false})).await;
 
     clock.advance_seconds(HOUR);
-    let hourly = ended(&fixture, "hourly", 1).await;
+    let hourly = ended(fixture, "hourly", 1).await;
     assert_eq!(due(&hourly), [("2027-01-15T09:00:00Z", "completed")], "{hourly:#?}");
     assert_eq!(hourly[0]["triggered_by"], Value::Null);
     // The pass that began the one has looked at the others, too.
     for other in ["nightly", "off"] {
-        assert!(ended(&fixture, other, 0).await.is_empty(), "{other}");
+        assert!(ended(fixture, other, 0).await.is_empty(), "{other}");
     }
 
     // A day later what was missed is made up for once, and says so; what is due now is begun as always.
     let off = fixture.call("POST", "/api/v1/schedules/nightly/disable", Some(Role::Admin)).await;
     assert!(off.status.is_success(), "{off:?}");
     clock.advance_seconds(24 * HOUR + 1800);
-    let hourly = ended(&fixture, "hourly", 2).await;
+    let hourly = ended(fixture, "hourly", 2).await;
     assert_eq!(due(&hourly)[0], ("2027-01-16T09:00:00Z", "completed"), "{hourly:#?}");
     assert!(hourly[0]["reason"].as_str().unwrap().contains("caught up"), "{hourly:#?}");
     let off = fixture.call("POST", "/api/v1/schedules/hourly/disable", Some(Role::Admin)).await;
@@ -74,25 +72,21 @@ async fn what_is_due_begins_by_itself_and_once() {
     let on = fixture.call("POST", "/api/v1/schedules/nightly/enable", Some(Role::Admin)).await;
     assert_eq!(on.body["schedule"]["next_at"], "2027-01-17T03:00:00Z", "{on:?}");
     clock.advance_seconds(17 * HOUR + 1800);
-    let nightly = ended(&fixture, "nightly", 1).await;
+    let nightly = ended(fixture, "nightly", 1).await;
     assert_eq!(due(&nightly), [("2027-01-17T03:00:00Z", "completed")], "{nightly:#?}");
-    assert_eq!(ended(&fixture, "hourly", 2).await.len(), 2);
-    fixture.hub.shutdown().await;
+    assert_eq!(ended(fixture, "hourly", 2).await.len(), 2);
+    house.fixture.hub.shutdown().await;
 }
 
 /// A policy without fulls takes points away by merging: the plan says how many before anybody says yes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_tells_what_would_be_merged_away() {
     let house = House::new(|_| ()).await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
     let mut points = Vec::new();
     for number in 0..4 {
         let sort = if number == 0 { BackupType::Full } else { BackupType::Incremental };
-        let backup = house.start_as(&vm, "one", sort, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert!(task.error.is_none(), "{task:?}");
-        points.push(backup.backup_id);
+        points.push(house.back_up(&vm, "one", sort).await);
     }
     let rules = |full_every: Option<u32>| {
         json!({"name": "one", "vms": ["*"], "repository_id": "one", "full_every": full_every,
@@ -117,25 +111,14 @@ async fn a_plan_tells_what_would_be_merged_away() {
 /// Three machines of a source that is stuck, of which the hub backs up one at a time: one runs, one waits in the queue, and for the
 /// third nothing was asked yet when the window closes.
 async fn machines_when_the_window_closes(stop_running: bool) -> Vec<(String, String)> {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| {
-        config.clock = given;
-        config.limits.running_per_hub = 1;
-    })
-    .await;
+    let (house, clock) = House::clocked(|config| config.limits.running_per_hub = 1).await;
     let stuck = Stuck::start(house.fixture.folder.path(), "s", "pattern", &["64M", "rdelay=3600"]).await;
     for name in ["a", "b", "c"] {
         house.machine(name, SourceKind::Nbd, stuck.uri.clone()).await;
     }
     let window = json!({"from": "09:00", "until": "09:01", "stop_running": stop_running});
-    for (path, body) in [
-        ("policies", json!({"name": "all", "vms": ["*"], "repository_id": "two"})),
-        ("schedules", json!({"name": "short", "policy_id": "all", "cron": "0 9 * * *", "window": window})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "all", "vms": ["*"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "short", "policy_id": "all", "cron": "0 9 * * *", "window": window})).await;
     clock.advance_seconds(HOUR);
     let backups = async |status: BackupStatus| {
         let all = house.client.list_backups(&Default::default()).await.unwrap().items;
@@ -155,11 +138,9 @@ async fn machines_when_the_window_closes(stop_running: bool) -> Vec<(String, Str
         assert_eq!(house.status(&running.backup_id).await, BackupStatus::Running);
         house.cancel(running.task_id.as_ref().unwrap()).await;
     }
-    let executions = ended(&house.fixture, "short", 1).await;
-    let id = executions[0]["execution_id"].as_str().unwrap();
-    let execution = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
+    ended(&house.fixture, "short", 1).await;
     let of = |vm: &Value, field: &str| vm[field].as_str().unwrap_or_default().to_owned();
-    let vms = execution.body["execution"]["vms"].as_array().unwrap_or_else(|| panic!("{:#}", execution.body)).clone();
+    let vms = newest(&house.fixture, "short").await["vms"].as_array().unwrap().clone();
     assert_eq!(backups(BackupStatus::Cancelled).await.len(), 2, "{vms:#?}");
     house.fixture.hub.shutdown().await;
     vms.iter().map(|vm| (of(vm, "outcome"), of(vm, "reason"))).collect()
@@ -193,28 +174,23 @@ async fn a_policy_says_whose_turn_comes_first_and_how_many_have_theirs() {
     let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
     // The first has a newer point than the second, and the third none in the beginning.
     for vm in [&vms[1], &vms[0]] {
-        let made = house.start(vm, "two").await.unwrap();
-        house.client.wait_for_task(&made.task_id.unwrap(), |_| {}).await.unwrap();
+        house.back_up(vm, "two", BackupType::Full).await;
     }
     let rules = |order: &str| {
         json!({"name": "gold", "vms": ["c", "*"], "repository_id": "two", "order": order, "vms_at_once": 1,
             "bytes_per_second_max": 1 << 20})
     };
-    let made = house.fixture.json("POST", "/api/v1/policies", &rules("name").to_string()).await;
-    assert!(made.status.is_success(), "{made:?}");
-    let yearly = json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"}).to_string();
-    assert!(house.fixture.json("POST", "/api/v1/schedules", &yearly).await.status.is_success());
+    house.post("policies", rules("name")).await;
+    house.post("schedules", json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"})).await;
     // Its own runs change whose point is the oldest, so that one goes first.
     for (number, (order, expected)) in
         [("oldest_first", "cba"), ("listed", "cab"), ("largest_first", "bca")].into_iter().enumerate()
     {
         let told = house.fixture.json("PUT", "/api/v1/policies/gold", &rules(order).to_string()).await;
         assert!(told.status.is_success(), "{told:?}");
-        let begun = house.fixture.call("POST", "/api/v1/schedules/yearly/trigger", Some(Role::Operator)).await;
-        assert!(begun.status.is_success(), "{begun:?}");
-        let id = ended(&house.fixture, "yearly", number + 1).await[0]["execution_id"].as_str().unwrap().to_owned();
-        let execution = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
-        let turns = execution.body["execution"]["vms"].as_array().unwrap().clone();
+        trigger(&house.fixture, "yearly").await;
+        ended(&house.fixture, "yearly", number + 1).await;
+        let turns = newest(&house.fixture, "yearly").await["vms"].as_array().unwrap().clone();
         let names: String = turns.iter().map(|vm| vm["vm_name"].as_str().unwrap()).collect();
         assert_eq!(names, expected, "{order}");
         let mut last = None;
@@ -234,11 +210,8 @@ async fn a_policy_says_whose_turn_comes_first_and_how_many_have_theirs() {
 /// What has ended long ago goes, and nothing that a point needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_ended_long_ago_is_forgotten() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
-    house.disk("web", vec![7; 1 << 20]);
-    let vm = house.machine("images", SourceKind::Image, house.path("vms")).await;
+    let (house, clock) = House::clocked(|_| ()).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
     let made = house.start(&vm, "two").await.unwrap();
     house.client.wait_for_task(made.task_id.as_ref().unwrap(), |_| {}).await.unwrap();
     let how = sendense_api::VerifyBackup { deep: false, own_files_only: false };
@@ -264,16 +237,10 @@ async fn a_machine_that_vanishes_is_told_as_long_as_it_has_points() {
         house.disk(name, vec![7; 1 << 20]);
     }
     let vms = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["db", "web", "new"], "repository_id": "two"})),
-        ("schedules", json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "gold", "vms": ["db", "web", "new"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "yearly", "policy_id": "gold", "cron": "0 0 1 1 *"})).await;
     let run = async |number| {
-        let begun = house.fixture.call("POST", "/api/v1/schedules/yearly/trigger", Some(Role::Operator)).await;
-        assert!(begun.status.is_success(), "{begun:?}");
+        trigger(&house.fixture, "yearly").await;
         ended(&house.fixture, "yearly", number).await[0].clone()
     };
     let health = async || {
@@ -317,20 +284,13 @@ async fn a_machine_that_vanishes_is_told_as_long_as_it_has_points() {
 /// A policy says which machines it means, and its schedule when they should have had a point.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     for name in ["db", "web"] {
         house.disk(name, vec![7; 1 << 16]);
     }
     house.machines("images", SourceKind::Image, house.path("vms"), None).await;
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["web"], "repository_id": "two"})),
-        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "gold", "vms": ["web"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})).await;
     let vms = async || {
         let list = house.fixture.call("GET", "/api/v1/vms", Some(Role::Viewer)).await;
         let of = |vm: &Value| {
@@ -381,29 +341,21 @@ async fn machines_are_told_that_no_policy_means_and_that_are_overdue() {
 /// A machine has a point and gets no other one: nothing carries its policy out, or what does never may.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_that_no_schedule_backs_up_and_those_that_none_ever_can_are_told() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     for name in ["bare", "late", "shut"] {
         house.disk(name, vec![7; 1 << 16]);
     }
     let machines = house.machines("images", SourceKind::Image, house.path("vms"), None).await;
     for vm in &machines {
-        let backup = house.start(vm, "two").await.unwrap();
-        house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
+        house.back_up(vm, "two", BackupType::Full).await;
     }
     let window = json!({"from": "22:00", "until": "23:00"});
-    for (path, body) in [
-        ("policies", json!({"name": "bare", "vms": ["bare"], "repository_id": "two"})),
-        ("policies", json!({"name": "late", "vms": ["late"], "repository_id": "two"})),
-        ("policies", json!({"name": "shut", "vms": ["shut"], "repository_id": "two"})),
-        ("schedules", json!({"name": "late", "policy_id": "late", "cron": "0 9 * * *"})),
-        ("schedules", json!({"name": "shut", "policy_id": "shut", "cron": "0 9 * * *", "window": window})),
-        ("schedules/late/disable", json!({})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "bare", "vms": ["bare"], "repository_id": "two"})).await;
+    house.post("policies", json!({"name": "late", "vms": ["late"], "repository_id": "two"})).await;
+    house.post("policies", json!({"name": "shut", "vms": ["shut"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "late", "policy_id": "late", "cron": "0 9 * * *"})).await;
+    house.post("schedules", json!({"name": "shut", "policy_id": "shut", "cron": "0 9 * * *", "window": window})).await;
+    house.post("schedules/late/disable", json!({})).await;
     let vms = async |query: &str| {
         let list = house.fixture.call("GET", &format!("/api/v1/vms?{query}"), Some(Role::Viewer)).await;
         let of = |vm: &Value| {
@@ -434,21 +386,14 @@ async fn machines_that_no_schedule_backs_up_and_those_that_none_ever_can_are_tol
 /// What failed and may pass is tried again after pauses that grow, and not for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_whose_source_does_not_answer_is_tried_again_four_times() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let server = Stuck::start(house.fixture.folder.path(), "s", "memory", &["1M"]).await;
     house.machine("a", SourceKind::Nbd, server.uri.clone()).await;
     drop(server);
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
-        ("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})),
-        ("policies", json!({"name": "nobody", "vms": ["x"], "repository_id": "two"})),
-        ("schedules", json!({"name": "none", "policy_id": "nobody", "cron": "0 0 1 1 *"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})).await;
+    house.post("policies", json!({"name": "nobody", "vms": ["x"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "none", "policy_id": "nobody", "cron": "0 0 1 1 *"})).await;
     let failed = async || {
         let filter = sendense_api::BackupFilter { status: Some(BackupStatus::Failed), ..Default::default() };
         let mut at: Vec<_> = house.client.list_backups(&filter).await.unwrap().items;
@@ -457,37 +402,28 @@ async fn a_machine_whose_source_does_not_answer_is_tried_again_four_times() {
             .map(|backup| backup.created_at.seconds_since(Timestamp::from_micros(MORNING_MICROS)) as i64 - HOUR)
             .collect::<Vec<_>>()
     };
-    let execution = async || {
-        let list = house.fixture.call("GET", "/api/v1/schedules/daily/executions", Some(Role::Viewer)).await;
-        let Some(id) = list.body["executions"][0]["execution_id"].as_str().map(str::to_owned) else {
-            return Value::Null;
-        };
-        house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await.body["execution"]
-            .clone()
-    };
     let mut tries = vec![0];
     clock.advance_seconds(HOUR);
     for pause in [30, 300, 900, 1800] {
         let number = tries.len();
         until("it waits for its next try", async || {
-            let vm = execution().await["vms"][0].clone();
+            let vm = newest(&house.fixture, "daily").await["vms"][0].clone();
             vm["outcome"] == "waiting" && vm["attempts"] == number
         })
         .await;
         assert_eq!(failed().await, tries);
         // A second earlier nothing happens: the pass that has ended another execution has looked at this one, too.
         clock.advance_seconds(pause - 1);
-        let begun = house.fixture.call("POST", "/api/v1/schedules/none/trigger", Some(Role::Operator)).await;
-        assert!(begun.status.is_success(), "{begun:?}");
+        trigger(&house.fixture, "none").await;
         ended(&house.fixture, "none", number).await;
-        assert_eq!(execution().await["vms"][0]["attempts"], number);
+        assert_eq!(newest(&house.fixture, "daily").await["vms"][0]["attempts"], number);
         clock.advance_seconds(1);
         tries.push(tries[number - 1] + pause);
     }
     let executions = ended(&house.fixture, "daily", 1).await;
     assert_eq!(executions[0]["state"], "failed", "{executions:#?}");
     assert_eq!(failed().await, tries);
-    let vm = execution().await["vms"][0].clone();
+    let vm = newest(&house.fixture, "daily").await["vms"][0].clone();
     assert_eq!((&vm["outcome"], &vm["attempts"]), (&json!("failed"), &json!(5)), "{vm:#}");
     house.fixture.hub.shutdown().await;
 }
@@ -505,9 +441,7 @@ fn spoil(catalog: &std::path::Path, statement: &str) {
 /// One whose row cannot be read costs the others nothing, though all are begun together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_cannot_be_read_keeps_no_other_from_beginning() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     for name in ["a", "b", "c"] {
         house.disk(name, vec![7; 1 << 16]);
     }
@@ -518,21 +452,9 @@ async fn a_machine_that_cannot_be_read_keeps_no_other_from_beginning() {
     };
     // They stand ready together.
     mode("read_only").await;
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
-        ("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
-    let vms = async || {
-        let list = house.fixture.call("GET", "/api/v1/schedules/daily/executions", Some(Role::Viewer)).await;
-        let Some(id) = list.body["executions"][0]["execution_id"].as_str().map(str::to_owned) else {
-            return Vec::new();
-        };
-        let one = house.fixture.call("GET", &format!("/api/v1/executions/{id}"), Some(Role::Viewer)).await;
-        one.body["execution"]["vms"].as_array().unwrap_or_else(|| panic!("{one:?}")).clone()
-    };
+    house.post("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "daily", "policy_id": "gold", "cron": "0 9 * * *"})).await;
+    let vms = async || newest(&house.fixture, "daily").await["vms"].as_array().cloned().unwrap_or_default();
     clock.advance_seconds(HOUR);
     until("all wait for the repository", async || {
         let vms = vms().await;
@@ -553,18 +475,12 @@ async fn a_machine_that_cannot_be_read_keeps_no_other_from_beginning() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_missed_is_left_out_where_a_schedule_says_so() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
-    house.disk("web", vec![7; 1 << 16]);
-    house.machine("images", SourceKind::Image, house.path("vms")).await;
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})),
-        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *", "catch_up": "skip"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    let (house, clock) = House::clocked(|_| ()).await;
+    house.web(vec![7; 1 << 16]).await;
+    house.post("policies", json!({"name": "gold", "vms": ["*"], "repository_id": "two"})).await;
+    house
+        .post("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *", "catch_up": "skip"}))
+        .await;
     clock.advance_seconds(24 * HOUR + 1800);
     let missed = ended(&house.fixture, "hourly", 1).await;
     assert_eq!(due(&missed), [("2027-01-16T08:00:00Z", "skipped")], "{missed:#?}");
@@ -579,21 +495,14 @@ async fn what_was_missed_is_left_out_where_a_schedule_says_so() {
 /// Nobody names it anywhere: its name matches, the next look finds it, and the next occurrence backs it up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_machine_is_protected_without_anyones_doing() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let make = |name: &str| {
         house.disk(name, vec![7; 1 << 16]);
     };
     make("web-1");
     house.machine("images", SourceKind::Image, house.path("vms")).await;
-    for (path, body) in [
-        ("policies", json!({"name": "gold", "vms": ["web-*"], "repository_id": "two"})),
-        ("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})),
-    ] {
-        let answer = house.fixture.json("POST", &format!("/api/v1/{path}"), &body.to_string()).await;
-        assert!(answer.status.is_success(), "{path}: {answer:?}");
-    }
+    house.post("policies", json!({"name": "gold", "vms": ["web-*"], "repository_id": "two"})).await;
+    house.post("schedules", json!({"name": "hourly", "policy_id": "gold", "cron": "0 * * * *"})).await;
     for name in ["db-1", "web-2"] {
         make(name);
     }
@@ -617,9 +526,7 @@ async fn a_new_machine_is_protected_without_anyones_doing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_catalog_is_copied_once_a_day_by_itself() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(MORNING_MICROS)));
-    let given = clock.clone();
-    let house = House::new(|config| config.clock = given).await;
+    let (house, clock) = House::clocked(|_| ()).await;
     let core = house.fixture.hub.app().core.clone();
     let copies = async || house.client.list_catalog_copies("one").await.unwrap().len();
     for (hours, expected) in [(0, 1), (0, 1), (23, 1), (1, 2), (24, 3)] {

@@ -6,9 +6,8 @@ use futures::{Stream, StreamExt as _};
 use sendense_api::{
     ClientError, Event, FindingKind, ListQuery, ReconcileQuery, Repository, Role, SpaceAlert, UpdateRepository,
 };
-use sendense_types::{BackupType, ManualClock, ProblemCode, SourceKind, SpaceState, TaskState, Timestamp};
+use sendense_types::{BackupType, ProblemCode, SourceKind, SpaceState, TaskState};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -80,22 +79,14 @@ async fn room_that_becomes_scarce_is_told_once_and_a_backup_without_room_is_refu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_history_is_kept_and_says_when_a_repository_is_full() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.upkeep_period = Duration::from_millis(50);
-    })
-    .await;
+    let (house, clock) = House::clocked(|config| config.limits.upkeep_period = Duration::from_millis(50)).await;
     // With a limit its own points count, and nothing else that happens to the file system.
     change(&house, UpdateRepository { limit_bytes: Some(512 * MIB), ..Default::default() }).await;
     std::fs::create_dir_all(house.path("web")).unwrap();
     std::fs::write(Path::new(&house.path("web")).join("disk.raw"), noise(0)).unwrap();
     let vm = house.machine("web", SourceKind::Image, house.path("web")).await;
     for day in 0..4 {
-        let backup = house.start_as(&vm, "two", BackupType::Full, None).await.unwrap();
-        let task = house.client.wait_for_task(&backup.task_id.unwrap(), |_| {}).await.unwrap();
-        assert_eq!(task.state, TaskState::Completed, "{task:?}");
+        house.back_up(&vm, "two", BackupType::Full).await;
         clock.advance_seconds(if day == 0 { 3600 } else { 86_400 });
         let days = async || {
             let samples = house.client.repository_space("two", &ListQuery::default()).await.unwrap().items;
@@ -115,13 +106,7 @@ async fn a_history_is_kept_and_says_when_a_repository_is_full() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repository_is_looked_through_each_day() {
-    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_800_000_000_000_000)));
-    let given = clock.clone();
-    let house = House::new(move |config| {
-        config.clock = given;
-        config.limits.upkeep_period = Duration::from_millis(50);
-    })
-    .await;
+    let (house, clock) = House::clocked(|config| config.limits.upkeep_period = Duration::from_millis(50)).await;
     let reports = async |made_by: &str| {
         let all = house.client.repository_reports("two", &ListQuery::default()).await.unwrap().items;
         all.into_iter().filter(|report| report.made_by == made_by).collect::<Vec<_>>()
