@@ -36,6 +36,8 @@ mod recoveries;
 mod repositories;
 mod restore;
 mod rounds;
+#[cfg(test)]
+mod rows;
 pub mod schedule;
 mod secrets;
 mod space;

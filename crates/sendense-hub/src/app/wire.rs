@@ -242,45 +242,20 @@ pub(crate) fn level(compression: Compression) -> sendense_block::codec::Level {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sendense_types::{BackupType, OnTrackingLoss, Timestamp};
+    use crate::rows;
+    use sendense_types::{BackupType, Timestamp};
 
     const CAPACITY: u64 = 8 << 30;
 
     fn row(status: BackupStatus) -> sendense_catalog::Backup {
         let at = Timestamp::from_micros(0);
         sendense_catalog::Backup {
-            backup_id: "bk-1".parse().unwrap(),
-            vm_context_id: "vm-1".parse().unwrap(),
-            vm_name: "web".parse().unwrap(),
-            repository_id: "repo-1".parse().unwrap(),
-            requested_type: BackupType::Incremental,
-            backup_type: BackupType::Incremental,
-            type_reason: None,
-            policy_id: None,
-            parent_backup_id: None,
-            status,
             phase: Some(Phase::Transferring),
             bytes_done: 1 << 30,
             bytes_transferred: 1 << 20,
             bytes_stored: 1 << 19,
             total_bytes: 4 << 30,
-            consistency: None,
-            consistency_note: None,
-            error_code: None,
-            error_message: None,
-            tags: Default::default(),
-            partial: false,
-            quiesce: false,
-            compression: Compression::Default,
-            on_tracking_loss: OnTrackingLoss::Compare,
-            created_by: None,
-            task_id: None,
-            created_at: at,
             started_at: Some(at),
-            completed_at: None,
-            protected: false,
-            hold_until: None,
-            verification: None,
             disks: vec![sendense_catalog::BackupDisk {
                 disk_id: sendense_types::DiskNumber(0),
                 disk_key: "disk-0".to_owned(),
@@ -297,6 +272,7 @@ mod tests {
                 status,
                 parent_backup_id: None,
             }],
+            ..rows::backup(status, at)
         }
     }
 

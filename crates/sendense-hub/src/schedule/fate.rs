@@ -190,7 +190,7 @@ fn pause_seconds(code: ProblemCode, attempts: u32) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sendense_types::{BackupType, Compression, OnTrackingLoss};
+    use crate::rows;
 
     fn counted(outcomes: &[VmOutcome]) -> BTreeMap<VmOutcome, u64> {
         let mut counted = BTreeMap::new();
@@ -217,41 +217,8 @@ mod tests {
     }
 
     fn backup(status: BackupStatus, error: Option<ProblemCode>) -> Backup {
-        Backup {
-            backup_id: "bk-1".parse().unwrap(),
-            vm_context_id: "vm-1".parse().unwrap(),
-            vm_name: "web".parse().unwrap(),
-            repository_id: "repo-1".parse().unwrap(),
-            requested_type: BackupType::Incremental,
-            backup_type: BackupType::Incremental,
-            type_reason: None,
-            policy_id: None,
-            parent_backup_id: None,
-            status,
-            phase: None,
-            bytes_done: 0,
-            bytes_transferred: 0,
-            bytes_stored: 0,
-            total_bytes: 0,
-            consistency: None,
-            consistency_note: None,
-            error_code: error,
-            error_message: error.map(|_| "it broke".to_owned()),
-            tags: BTreeMap::new(),
-            partial: false,
-            quiesce: false,
-            compression: Compression::Default,
-            on_tracking_loss: OnTrackingLoss::Compare,
-            created_by: None,
-            task_id: None,
-            created_at: now(),
-            started_at: None,
-            completed_at: None,
-            protected: false,
-            hold_until: None,
-            verification: None,
-            disks: Vec::new(),
-        }
+        let error_message = error.map(|_| "it broke".to_owned());
+        Backup { error_code: error, error_message, ..rows::backup(status, now()) }
     }
 
     /// Under an open window; shut, so that what runs goes on; and shut, so that it is stopped.
