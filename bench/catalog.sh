@@ -6,18 +6,12 @@
 # that ten run at any moment. That takes some 20 MiB/s into the repository, less than 4 GiB in all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 VMS=${VMS:-5000}
 DISK_MIB=${DISK_MIB:-64}
 BANDWIDTH=${BANDWIDTH:-2MiB}
-export LC_ALL=C
 
-work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sc.XXXX")
-pids=()
-finish() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done
-    rm -rf "$work"
-}
+. bench/common.sh "${BENCH_DIR:-/dev/shm}/sc.XXXX"
+finish() { stop; rm -rf "$work"; }
 trap finish EXIT
 
 echo "filling a catalog" >&2

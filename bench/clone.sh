@@ -6,23 +6,13 @@
 # The disk is nbdkit's pattern, of which no two blocks are the same, not compressed; 64 pieces of 1 MiB all over it have changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 SIZE_GIB=${SIZE_GIB:-20}
-export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 [ "$(id -u)" = 0 ] || { echo "clone.sh mounts images, which needs root" >&2; exit 1; }
 
-work=$(mktemp -d "${CLONE_DIR:-/var/tmp}/sc.XXXX")
-chmod 755 "$work"
-pids=()
-stop() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done; pids=(); }
+. bench/common.sh "${CLONE_DIR:-/var/tmp}/sc.XXXX"
 finish() { stop; umount -q "$work/at" 2>/dev/null || true; rm -rf "$work"; }
 trap finish EXIT
-say() { echo "$*" >&2; }
 used() { sync -f "$work/at"; echo $(($(stat -f -c '(%b - %f) * %S' "$work/at"))); }
-limit() { # limit TEXT VALUE UNIT LIMIT
-    awk -v t="$1" -v v="$2" -v u="$3" -v l="$4" \
-        'BEGIN {printf "| %s | %.2f %s | | | at most %s %s | %s |\n", t, v, u, l, u, (v <= l ? "met" : "**not met**")}'
-}
 
 mkdir -p "$work"/{at,vms}
 for fs in "xfs -q -m reflink=1" "btrfs -q"; do
@@ -56,8 +46,8 @@ for fs in "xfs -q -m reflink=1" "btrfs -q"; do
     done
     wait "$merge"
     took=$(awk -v a="$begun" -v b="$(date +%s.%N)" 'BEGIN {print b - a}')
-    limit "merging a full of $SIZE_GIB GiB into its successor, 64 changes of 1 MiB all over it, by clone on $name" "$took" s 60
-    limit "room that it took meanwhile, $name" "$(awk -v a="$before" -v b="$peak" 'BEGIN {print (b - a) / 1048576}')" MiB 256
+    limit_row "merging a full of $SIZE_GIB GiB into its successor, 64 changes of 1 MiB all over it, by clone on $name" "$took" s 60
+    limit_row "room that it took meanwhile, $name" "$(awk -v a="$before" -v b="$peak" 'BEGIN {print (b - a) / 1048576}')" MiB 256
     stop
     umount "$work/at"
     rm "$work/disk"

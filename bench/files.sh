@@ -6,35 +6,20 @@
 # device, mount. The mount is made anew for each round, as an opened point is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 FILE_MIB=${FILE_MIB:-500}
-export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 [ "$(id -u)" = 0 ] || { echo "files.sh mounts images, which needs root" >&2; exit 1; }
 
-work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sf.XXXX")
-chmod 755 "$work"
-pids=()
+. bench/common.sh "${BENCH_DIR:-/dev/shm}/sf.XXXX"
 finish() {
     umount -q "$work/at" 2>/dev/null || true
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done
+    stop
     umount -q "$work/chain.raw" 2>/dev/null || true
     rm -rf "$work"
 }
 trap finish EXIT
-say() { echo "$*" >&2; }
 now() { date +%s.%N; }
 note() { mkdir -p "$work/t"; awk -v a="$2" -v b="$3" 'BEGIN {print b - a}' >> "$work/t/$1"; }
-median() { sort -g "$work/t/$1" | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
-spread() { sort -g "$work/t/$1" | awk 'NR == 1 {a = $1} {b = $1} END {printf "%.2f–%.2f", a, b}'; }
-limit() { # limit TEXT VALUE UNIT LIMIT [NOTE]
-    awk -v t="$1" -v v="$2" -v u="$3" -v l="$4" -v n="${5:+ ($5)}" \
-        'BEGIN {printf "| %s | %.2f %s%s | | | at most %s %s | %s |\n", t, v, u, n, l, u, (v <= l ? "met" : "**not met**")}'
-}
-ratio() { # ratio TEXT OURS THEIRS TARGET: groups of times of the same work; the ratio is THEIRS / OURS
-    awk -v t="$1" -v o="$(median "$2")" -v os="$(spread "$2")" -v x="$(median "$3")" -v xs="$(spread "$3")" -v w="$4" \
-        'BEGIN {r = x / o; printf "| %s | %.2f s (%s) | %.2f s (%s) | %.2f | %s | %s |\n", t, o, os, x, xs, r, w, (r >= w ? "met" : "**not met**")}'
-}
 
 # --- disks ---------------------------------------------------------------------------------------------------------------
 mkdir -p "$work"/{repo,at,vms/{web,odd,dirty},t}
@@ -115,10 +100,10 @@ state=$(api "/restore/$m/volumes" | jq -r '.volumes[0] | .reason // .consistency
 dirty_peak=$(peak_mib "$(worker)")
 close "$m"
 
-limit "open a chain of full + 10 incrementals to its first listing" "$(median open)" s 1 "$(spread open); the kernel's mount of it $(printf %.2f "$(median kernel-open)") s"
-limit "the same, a volume that the appliance reads" "$(median appliance)" s 4 "$(spread appliance)"
-ratio "a file of $FILE_MIB MiB over HTTP — \`cat\` from the kernel's mount of the chain" file kernel-file 0.5
-limit "list 10,000 entries with metadata over HTTP, in ten pages" "$(median list)" s 0.3 "$(spread list); \`ls -l\` on the kernel's mount $(printf %.2f "$(median kernel-list)") s"
-limit "peak memory of the reader over this" "$peak" MiB 64
-limit "peak memory of the hub over this" "$hub_peak" MiB 256
-limit "peak memory of a reader that meets a full XFS log" "$dirty_peak" MiB 64 "$state, opened in $(printf %.2f "$(median dirty)") s"
+limit_row "open a chain of full + 10 incrementals to its first listing" "$(median open)" s 1 "$(spread open); the kernel's mount of it $(printf %.2f "$(median kernel-open)") s"
+limit_row "the same, a volume that the appliance reads" "$(median appliance)" s 4 "$(spread appliance)"
+ratio_row "a file of $FILE_MIB MiB over HTTP — \`cat\` from the kernel's mount of the chain" file kernel-file 0.5
+limit_row "list 10,000 entries with metadata over HTTP, in ten pages" "$(median list)" s 0.3 "$(spread list); \`ls -l\` on the kernel's mount $(printf %.2f "$(median kernel-list)") s"
+limit_row "peak memory of the reader over this" "$peak" MiB 64
+limit_row "peak memory of the hub over this" "$hub_peak" MiB 256
+limit_row "peak memory of a reader that meets a full XFS log" "$dirty_peak" MiB 64 "$state, opened in $(printf %.2f "$(median dirty)") s"

@@ -7,24 +7,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 top=$PWD
-sendense=$(realpath "${SENDENSE:-target/release/sendense}")
 ROUNDS=${ROUNDS:-5}
 SIZE_MIB=${SIZE_MIB:-8192} DATA_MIB=${DATA_MIB:-3072}
 # all, or words of: raw zstd incremental restore onto export verify merge clone libvirt vsphere memory files catalog. The rows of the others stay in the table as they are.
 ONLY=${ONLY:-all}
-export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
-work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sd.XXXX")
-chmod 755 "$work"
-pids=()
+. bench/common.sh "${BENCH_DIR:-/dev/shm}/sd.XXXX"
 finish() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done
+    stop
     [ ! -e "$work/lab" ] || lab/libvirt.sh stop "$work/lab" || true
     [ -n "${KEEP:-}" ] || rm -rf "$work"
 }
 trap finish EXIT
 wants() { [ "$ONLY" = all ] || [[ " $ONLY " == *" $1 "* ]]; }
-say() { echo "$*" >&2; }
 
 # --- measuring -----------------------------------------------------------------------------------------------------------
 # time_one GROUP SIDE COMMAND: runs it once under hyperfine, adds the seconds to $work/t/GROUP/SIDE.
@@ -34,22 +29,10 @@ time_one() {
         || { cat "$work/last.out" >&2; say "FAILED: $3"; exit 1; }
     jq -r '.results[0].times[0]' "$work/t.json" >> "$work/t/$1/$2"
 }
-median() { sort -g "$work/t/$1/$2" | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
-spread() { sort -g "$work/t/$1/$2" | awk 'NR == 1 {a = $1} {b = $1} END {printf "%.2f–%.2f", a, b}'; }
 rows=()
 # row GROUP OURS SIDE TEXT TARGET: a line of the table; the ratio is SIDE / OURS and must reach TARGET.
-row() {
-    local ours theirs
-    ours=$(median "$1" "$2") theirs=$(median "$1" "$3")
-    rows+=("$(awk -v t="$4" -v o="$ours" -v x="$theirs" -v os="$(spread "$1" "$2")" -v xs="$(spread "$1" "$3")" -v w="$5" \
-        'BEGIN {r = x / o; printf "| %s | %.2f s (%s) | %.2f s (%s) | %.2f | %s | %s |", t, o, os, x, xs, r, w, (r >= w ? "met" : "**not met**")}')")
-    say "${rows[-1]}"
-}
-limit() { # limit TEXT VALUE UNIT LIMIT
-    rows+=("$(awk -v t="$1" -v v="$2" -v u="$3" -v l="$4" \
-        'BEGIN {printf "| %s | %.2f %s | | | at most %s %s | %s |", t, v, u, l, u, (v <= l ? "met" : "**not met**")}')")
-    say "${rows[-1]}"
-}
+row() { rows+=("$(ratio_row "$4" "$1/$2" "$1/$3" "$5")"); say "${rows[-1]}"; }
+limit() { rows+=("$(limit_row "$@")"); say "${rows[-1]}"; }
 
 # --- the hub -------------------------------------------------------------------------------------------------------------
 mkdir -p "$work"/{repo,vms/web,out,t}
@@ -271,7 +254,7 @@ X
         row live ours virtnbdbackup "full of a live libvirt domain, compression off — virtnbdbackup" 2.5
         row live ourszstd virtnbdlz4 "full of a live libvirt domain, zstd default — virtnbdbackup \`--compress\` (lz4)" 2.5
     else
-        rows+=("| full of a live libvirt domain — virtnbdbackup | $(median live ours) s | virtnbdbackup is not installed | | 2.5 | **not measured** |")
+        rows+=("| full of a live libvirt domain — virtnbdbackup | $(median live/ours) s | virtnbdbackup is not installed | | 2.5 | **not measured** |")
     fi
     for vm in live huge; do sd backup start "$vm" --repo main --type full --wait > /dev/null; done
     for round in $(seq "$ROUNDS"); do
@@ -281,8 +264,8 @@ X
         change huge "$((round * 1000))" 9000
         time_one tracked huge "$sendense backup start huge --repo main --wait"
     done
-    limit "incremental with tracking, 64 MiB in 1 MiB pieces, request to published" "$(median tracked live)" s 1
-    limit "the same on a sparse disk of 1 TiB" "$(median tracked huge)" s 1
+    limit "incremental with tracking, 64 MiB in 1 MiB pieces, request to published" "$(median tracked/live)" s 1
+    limit "the same on a sparse disk of 1 TiB" "$(median tracked/huge)" s 1
 fi
 
 if wants vsphere; then
