@@ -10,6 +10,7 @@ mod left_over;
 mod limits;
 mod listener;
 mod maintenance;
+mod merges;
 mod merges_due;
 mod moves;
 mod node_calls;
