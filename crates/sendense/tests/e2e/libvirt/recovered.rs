@@ -2,7 +2,7 @@
 
 use super::lab::guest::Guest;
 use super::lab::{Lab, lab, until};
-use super::restored::{disks, pool, rot_where};
+use super::restored::{Rotten, disks, pool};
 use super::{back_up, scratch, start_hub};
 use crate::hub::{Hub, field, path, tool, tree};
 use crate::recover::{set_state, until_ready};
@@ -206,16 +206,8 @@ fn a_machine_moves_to_storage_of_its_own_while_it_runs() {
 /// The hypervisor is given no block that is not what was backed up, and the machine goes on as it was.
 #[test]
 fn a_rotten_block_moves_to_no_storage() {
-    let lab = lab();
-    let mut guest = Guest::define(lab, &[("vda", "qcow2", MIB), ("vdb", "raw", 3 * MIB)]);
-    guest.start();
-    guest.write("vda", 0x71, 0, MIB);
-    guest.write("vdb", 0x72, MIB, 65536);
-    let dir = tempfile::tempdir().unwrap();
-    let hub = start_hub(dir.path(), &guest);
-    let pool = pool(lab, dir.path());
-    let id = field(&back_up(&hub, &guest, "main", &["--compression", "off"]), "backup_id").to_owned();
-    let image = rot_where(&dir.path().join("main"), &format!("disk-1/{id}.qcow2"), 0x72);
+    let Rotten { guest, dir: _dir, hub, pool, id, image } = Rotten::new();
+    let lab = guest.lab;
     let name = format!("{}-rotten", guest.name);
     hub.json(&["recover", "instant", &id, "--name", &name, "--libvirt", "lab"]);
     let said = hub.fails(6, &["recover", "migrate", &name, "--pool", path(&pool), "--wait"]);

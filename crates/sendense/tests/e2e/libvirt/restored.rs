@@ -3,9 +3,10 @@
 use super::lab::guest::Guest;
 use super::lab::{Lab, lab, until};
 use super::{back_up, start_hub};
-use crate::hub::{field, path, tool, tree};
+use crate::hub::{Hub, field, path, tool, tree};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 const MAC: &str = "52:54:00:0a:0b:0c";
@@ -26,8 +27,37 @@ pub(super) fn disks(lab: &Lab, domain: &str) -> Vec<(String, String)> {
     text.lines().map(words).filter(|words| words.len() == 2).map(|words| (words[0].clone(), words[1].clone())).collect()
 }
 
+/// A point of a guest with two disks: of the second one, which has data in its 16th block and nowhere else, a bit has rotted.
+pub(super) struct Rotten {
+    pub guest: Guest<'static>,
+    pub dir: TempDir,
+    pub hub: Hub,
+    pub pool: PathBuf,
+    /// The point.
+    pub id: String,
+    /// Which image of the repository is damaged.
+    pub image: String,
+}
+
+impl Rotten {
+    pub fn new() -> Self {
+        let lab = lab();
+        let mut guest = Guest::define(lab, &[("vda", "qcow2", MIB), ("vdb", "raw", 3 * MIB)]);
+        guest.start();
+        guest.write("vda", 0x55, 0, MIB);
+        guest.write("vdb", 0x66, MIB, 65536);
+        let dir = tempfile::tempdir().unwrap();
+        let hub = start_hub(dir.path(), &guest);
+        let pool = pool(lab, dir.path());
+        // Not compressed, so that the block lies in the image as it is.
+        let id = field(&back_up(&hub, &guest, "main", &["--compression", "off"]), "backup_id").to_owned();
+        let image = rot_where(&dir.path().join("main"), &format!("disk-1/{id}.qcow2"), 0x66);
+        Self { guest, dir, hub, pool, id, image }
+    }
+}
+
 /// A bit flips in the block that holds nothing but this byte, in the image of a repository whose name ends so; gives the image's name.
-pub(super) fn rot_where(repository: &Path, ends: &str, byte: u8) -> String {
+fn rot_where(repository: &Path, ends: &str, byte: u8) -> String {
     let image = tree(repository).into_iter().find(|file| file.ends_with(ends)).unwrap();
     let mut bytes = std::fs::read(repository.join(&image)).unwrap();
     let at = bytes.windows(65536).position(|part| part.iter().all(|found| *found == byte)).unwrap();
@@ -149,7 +179,7 @@ fn a_hub_that_is_killed_leaves_nothing_of_an_unfinished_machine() {
     until("something in the pool", || (!tree(&pool).is_empty()).then_some(()));
     hub.kill_9();
     let finished = lab.try_virsh(&["domstate", &name]).is_ok();
-    hub = crate::hub::Hub::start(dir.path());
+    hub = Hub::start(dir.path());
     // One that was defined before the kill is whole and stays.
     until("nothing or all of it", || {
         let defined = lab.try_virsh(&["domstate", &name]).is_ok();
@@ -164,18 +194,8 @@ fn a_hub_that_is_killed_leaves_nothing_of_an_unfinished_machine() {
 
 #[test]
 fn a_rotten_block_makes_no_machine_unless_what_is_left_is_wanted() {
-    let lab = lab();
-    let mut guest = Guest::define(lab, &[("vda", "qcow2", MIB), ("vdb", "raw", 3 * MIB)]);
-    guest.start();
-    guest.write("vda", 0x55, 0, MIB);
-    guest.write("vdb", 0x66, MIB, 65536);
-    let dir = tempfile::tempdir().unwrap();
-    let hub = start_hub(dir.path(), &guest);
-    let pool = pool(lab, dir.path());
-    let id = field(&back_up(&hub, &guest, "main", &["--compression", "off"]), "backup_id").to_owned();
-    // The second disk's block lies in the image as it is.
-    let image = rot_where(&dir.path().join("main"), &format!("disk-1/{id}.qcow2"), 0x66);
-
+    let Rotten { guest, dir: _dir, hub, pool, id, image } = Rotten::new();
+    let lab = guest.lab;
     let name = format!("{}-rotten", guest.name);
     let pooled = ["--pool", path(&pool), "--format", "raw", "--wait"];
     let restore = [&["restore", "vm", &id, "--source", "lab", "--name", &name][..], &pooled].concat();
