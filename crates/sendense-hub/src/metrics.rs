@@ -63,6 +63,7 @@ fn handle() -> Option<&'static PrometheusHandle> {
 
 fn describe() {
     describe_gauge!("sendense_tasks", "Tasks by state, now");
+    describe_gauge!("sendense_merges_due", "Machines whose merges begin when others have ended, now");
     describe_counter!("sendense_tasks_ended_total", "Tasks that ended, by kind and state");
     describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
     describe_histogram!(PASS_SECONDS, "How long a look at all schedules took, with what it began");
@@ -133,6 +134,11 @@ pub(crate) fn point_damaged() {
 pub(crate) fn set_tasks(counts: &TaskCounts) {
     gauge!("sendense_tasks", "state" => "running").set(counts.running as f64);
     gauge!("sendense_tasks", "state" => "pending").set(counts.pending as f64);
+}
+
+/// Machines whose merges begin when others have ended.
+pub(crate) fn set_merges_due(count: usize) {
+    gauge!("sendense_merges_due").set(count as f64);
 }
 
 /// A repository's space.
