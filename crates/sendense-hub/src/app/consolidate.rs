@@ -5,7 +5,6 @@
 //! full made of what is there.
 
 use super::in_force::in_force;
-use super::merge::{Hindered, MERGES_WAITING_MAX};
 use super::repositories::Settings;
 use super::{App, Caller, vms};
 use crate::core::blocking;
@@ -63,12 +62,8 @@ impl App {
         let task_id = if how.dry_run || is_nothing {
             None
         } else {
-            if let Some(hindered) = self.hinders(&work).await? {
-                let details = match hindered {
-                    Hindered::ByItsOwn => format!("points of {} are being merged, or wait for it", vm.vm_name),
-                    Hindered::ByOthers => format!("{MERGES_WAITING_MAX} merges wait already"),
-                };
-                let details = format!("{details}; see task list, and ask again when they have ended");
+            if self.merges_under_way().await?.has(&work.place()) {
+                let details = format!("points of {} are being merged, or wait for it; see task list", vm.vm_name);
                 return Err(Problem::new(ProblemCode::Conflict, "a merge is under way", details));
             }
             let subject = catalog::TaskSubject::Repository(work.repository_id.clone());
@@ -104,7 +99,7 @@ impl App {
 
     /// Ends chains that have become too long with this point: it is made a full, beside and after the backup. Not where its room
     /// would be missed: a long chain does no harm, and backups come first. False when other merges have to end before.
-    pub(super) async fn bound_chains(&self, of: &BackupWork) -> Result<bool> {
+    pub(super) async fn bound_chains(&self, of: &BackupWork, is_its_turn: bool) -> Result<bool> {
         let rules = self.rules_behind(of.policy_id.as_deref()).await?;
         let said = in_force(&self.core.limits, rules.as_ref()).chain_points_max;
         let point = self.core.catalog.backups().get(&of.backup_id).await.or_problem()?;
@@ -124,7 +119,7 @@ impl App {
         if !is_too_long(longest, said, &of.vm_context_id) {
             return Ok(true);
         }
-        if self.hinders(&work).await?.is_some() {
+        if !self.may_merge(&work.place(), is_its_turn).await? {
             return Ok(false);
         }
         if let Some(why) = self.misses_room(of).await? {

@@ -50,7 +50,7 @@ impl App {
     /// What Prometheus reads.
     pub async fn metrics_text(&self) -> String {
         metrics::set_tasks(&self.task_counts().await);
-        metrics::set_merges_due(self.core.merges_due.waits());
+        metrics::set_merges_due(self.core.merges_due.hindered());
         for (name, storage) in self.core.repositories.storages() {
             metrics::set_storage(&name, &storage);
         }

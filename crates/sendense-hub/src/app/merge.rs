@@ -1,6 +1,7 @@
 //! Merging points into their successors: planned at once, done by a task.
 
 use super::delete::refused;
+use super::due::Place;
 use super::{App, Caller};
 use crate::core::blocking;
 use crate::fault::{OrProblem, Result, invalid};
@@ -12,17 +13,27 @@ use sendense_repo::Kind;
 use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, TaskKind, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Merges that may wait: far fewer than tasks may, so that they never fill the queue that backups wait in.
-/// What is due beyond that waits elsewhere ([`super::due`]).
-pub(super) const MERGES_WAITING_MAX: usize = 50;
+/// Merges that may wait in one repository, which does one at a time. What is due beyond that waits elsewhere ([`super::due`]).
+const WAITING_MAX: usize = 50;
 
-/// Why a merge cannot be asked for now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hindered {
+/// The merges that wait or run, of all hubs.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay {
+    places: BTreeSet<Place>,
+    waiting: BTreeMap<RepositoryId, usize>,
+}
+
+impl UnderWay {
     /// Points of the machine in that repository are being merged, or will be.
-    ByItsOwn,
-    /// As many merges wait as may.
-    ByOthers,
+    pub fn has(&self, place: &Place) -> bool {
+        self.places.contains(place)
+    }
+
+    /// Whether one more may wait, of these points, beside so many of this repository and of all that are not made yet.
+    pub fn bears(&self, place: &Place, here: usize, all: usize, all_max: usize) -> bool {
+        let waiting = self.waiting.get(&place.0).copied().unwrap_or(0);
+        !self.has(place) && waiting + here < WAITING_MAX && self.waiting.values().sum::<usize>() + all < all_max
+    }
 }
 
 impl App {
@@ -68,8 +79,14 @@ impl App {
     }
 
     /// Begins to merge what a prune wanted to delete and could not, because later points need it, as far as the policy merges. One task for
-    /// each repository; false when one of them could not be asked for now.
-    pub(super) async fn merge_needed(&self, caller: &Caller, pruned: &Prune, full_every: Option<u32>) -> Result<bool> {
+    /// each repository; false when one of them has to wait for other merges.
+    pub(super) async fn merge_needed(
+        &self,
+        caller: &Caller,
+        pruned: &Prune,
+        full_every: Option<u32>,
+        is_its_turn: bool,
+    ) -> Result<bool> {
         let mut is_all = true;
         for (repository_id, backup_ids) in enough(pruned, &to_merge(full_every, pruned)) {
             let work = MergeWork {
@@ -80,44 +97,34 @@ impl App {
                 full: None,
                 aside: true,
             };
-            if self.hinders(&work).await?.is_some() {
+            if self.may_merge(&work.place(), is_its_turn).await? {
+                let subject = catalog::TaskSubject::Repository(repository_id.clone());
+                self.make_task(caller, Work::Merge(work), subject).await?;
+            } else {
                 is_all = false;
-                continue;
             }
-            let subject = catalog::TaskSubject::Repository(repository_id.clone());
-            self.make_task(caller, Work::Merge(work), subject).await?;
         }
         Ok(is_all)
     }
 
-    /// What is in the way of a merge, if anything is.
-    pub(super) async fn hinders(&self, work: &MergeWork) -> Result<Option<Hindered>> {
+    /// The merges that wait or run now.
+    pub(super) async fn merges_under_way(&self) -> Result<UnderWay> {
+        let mut under_way = UnderWay::default();
         for state in [TaskState::Pending, TaskState::Running] {
+            let kind = Some(TaskKind::Consolidate);
+            let filter = catalog::TaskFilter { kind, state: Some(state), ..catalog::TaskFilter::default() };
             let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
-            let (rows, _) = self.core.catalog.tasks().list(&merges(state), page).await.or_problem()?;
-            let same = |other: &MergeWork| {
-                other.vm_context_id == work.vm_context_id && other.repository_id == work.repository_id
-            };
-            if rows.iter().any(|row| matches!(Work::read(&row.request), Ok(Work::Merge(other)) if same(&other))) {
-                return Ok(Some(Hindered::ByItsOwn));
-            }
-            if state == TaskState::Pending && rows.len() >= MERGES_WAITING_MAX {
-                return Ok(Some(Hindered::ByOthers));
+            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
+            for work in rows.iter().filter_map(|row| Work::read(&row.request).ok()) {
+                let Work::Merge(work) = work else { continue };
+                if state == TaskState::Pending {
+                    *under_way.waiting.entry(work.repository_id.clone()).or_default() += 1;
+                }
+                under_way.places.insert(work.place());
             }
         }
-        Ok(None)
+        Ok(under_way)
     }
-
-    /// How many merges wait, of all hubs.
-    pub(super) async fn merges_waiting(&self) -> Result<usize> {
-        let one = catalog::Page { limit: 1, offset: 0 };
-        let (_, total) = self.core.catalog.tasks().list(&merges(TaskState::Pending), one).await.or_problem()?;
-        Ok(usize::try_from(total).unwrap_or(usize::MAX))
-    }
-}
-
-fn merges(state: TaskState) -> catalog::TaskFilter {
-    catalog::TaskFilter { kind: Some(TaskKind::Consolidate), state: Some(state), ..catalog::TaskFilter::default() }
 }
 
 /// The chosen points that a prune wanted to delete and could not, in each repository where they are enough to be merged. The oldest point is the

@@ -3,6 +3,7 @@
 use super::{App, Caller, tell, wire};
 use crate::fault::{OrProblem, Result};
 use crate::jobs::handle::Stop;
+use crate::jobs::work::Work;
 use crate::maintenance;
 use futures::Stream;
 use sendense_api::{Event, ListQuery, LogEntry, Page, Role, Task, TaskFilter};
@@ -40,6 +41,9 @@ impl App {
             Err(error) => return Err(error).or_problem(),
         };
         tracing::info!(task_id = %task_id, by = %caller.identity, "cancellation asked for");
+        if let Ok(Work::Merge(work)) = Work::read(&row.request) {
+            self.core.merges_due.forget(&work.place());
+        }
         let row = match self.core.running.get(task_id) {
             Some(handle) => {
                 handle.stop(Stop::Person);
@@ -82,12 +86,7 @@ impl App {
     }
 
     /// Makes a task of work that needs no backup row, if there is room for one more.
-    pub(super) async fn make_task(
-        &self,
-        caller: &Caller,
-        work: crate::jobs::work::Work,
-        subject: catalog::TaskSubject,
-    ) -> Result<Task> {
+    pub(super) async fn make_task(&self, caller: &Caller, work: Work, subject: catalog::TaskSubject) -> Result<Task> {
         for id in work.repositories() {
             maintenance::check(&self.core.catalog.repositories().get(id).await.or_problem()?, work.wants())?;
         }

@@ -6,7 +6,6 @@ use super::report::Reporter;
 use super::work::{BackupWork, Work};
 use super::{abandon, backup, import, migrate, restore, verify};
 use crate::app::App;
-use crate::app::due::Due;
 use crate::core::Core;
 use crate::fault::{Result, of_catalog};
 use crate::hooks::{self, Ending};
@@ -168,8 +167,7 @@ async fn run(core: &Arc<Core>, handle: &Arc<Handle>, task: &Task, work: Work) {
         }
     }
     if let (true, Some(work)) = (is_point, backup) {
-        // Beside whatever comes next: the backup has ended.
-        App::new(core.clone()).look_after(Due::Bound(Box::new(work)));
+        App::new(core.clone()).bound_soon(work);
     }
     if task.kind == TaskKind::Consolidate {
         core.merges_due.merge_ended();

@@ -138,6 +138,13 @@ pub(crate) struct MergeWork {
     pub aside: bool,
 }
 
+impl MergeWork {
+    /// Whose points.
+    pub fn place(&self) -> (RepositoryId, VmContextId) {
+        (self.repository_id.clone(), self.vm_context_id.clone())
+    }
+}
+
 /// A machine's points to move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MoveWork {

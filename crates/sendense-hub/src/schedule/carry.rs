@@ -9,7 +9,6 @@
 use super::Window;
 use super::fate::{BUSY_SECONDS, Standing, Step, has_waited_enough, refused, step, summary, window_closed, words};
 use super::keep::Deciding;
-use crate::app::due::Due;
 use crate::app::policies::rules_of;
 use crate::app::schedules::{schedule_rules, timetable};
 use crate::app::{App, Caller};
@@ -132,7 +131,10 @@ impl<'a> Work<'a> {
             }
         }
         self.note(&notes).await?;
-        have_points.into_iter().for_each(|vm| self.prune(vm));
+        for vm in have_points {
+            let (policy_id, by) = (self.execution.policy_id.clone(), self.caller.identity.clone());
+            self.app.prune_soon(policy_id, &self.rules, vm, by);
+        }
         for (vm, backup_id) in stop_waiting {
             let executions = self.app.core.catalog.executions();
             // One that has begun in this moment is looked at as such by the next pass.
@@ -287,13 +289,5 @@ impl<'a> Work<'a> {
         let vms: u64 = outcomes.values().sum();
         tracing::info!(execution_id = %self.id(), state = %state, vms, "execution ended");
         Ok(())
-    }
-
-    /// What its retention says of a machine that has a new point.
-    fn prune(&self, vm: VmContextId) {
-        if self.rules.retention.is_some() {
-            let (policy_id, by) = (self.execution.policy_id.clone(), self.caller.identity.clone());
-            self.app.look_after(Due::Prune { policy_id, vm, by });
-        }
     }
 }
