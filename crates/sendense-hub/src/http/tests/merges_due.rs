@@ -13,7 +13,7 @@ async fn fill_the_queue(house: &House) {
     set_mode(house, RepositoryMode::ReadOnly).await;
     let repository_id = house.client.get_repository("two").await.unwrap().repository_id;
     let core = &house.fixture.hub.app().core;
-    for number in 0..50 {
+    for number in 0..10 {
         let work = Work::Merge(MergeWork {
             vm_context_id: format!("vm-{number}").parse().unwrap(),
             vm_name: format!("other-{number}"),
@@ -70,7 +70,7 @@ async fn points(house: &House, vm: &str) -> Points {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_found_no_place_among_the_merges_is_begun_when_they_have_ended() {
     use BackupType::{Full, Incremental};
-    let house = House::new(|config| config.limits.pending_max = 100).await;
+    let house = House::new(|config| config.limits.pending_max = 20).await;
     // One keeps a single point, the other's chains end after two.
     house.disk("web", vec![7; 1 << 20]);
     house.disk("db", vec![8; 1 << 20]);
