@@ -63,7 +63,10 @@ fn handle() -> Option<&'static PrometheusHandle> {
 
 fn describe() {
     describe_gauge!("sendense_tasks", "Tasks by state, now");
-    describe_gauge!("sendense_merges_due", "Machines whose merges begin when others have ended, now");
+    describe_gauge!(
+        "sendense_merges_due",
+        "Prunes and chains of machines whose merges begin when others have ended, now"
+    );
     describe_counter!("sendense_tasks_ended_total", "Tasks that ended, by kind and state");
     describe_histogram!("sendense_task_seconds", "How long tasks took, by kind");
     describe_histogram!(PASS_SECONDS, "How long a look at all schedules took, with what it began");
@@ -136,7 +139,7 @@ pub(crate) fn set_tasks(counts: &TaskCounts) {
     gauge!("sendense_tasks", "state" => "pending").set(counts.pending as f64);
 }
 
-/// Machines whose merges begin when others have ended.
+/// What waits until merges have ended.
 pub(crate) fn set_merges_due(count: usize) {
     gauge!("sendense_merges_due").set(count as f64);
 }

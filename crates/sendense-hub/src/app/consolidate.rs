@@ -14,10 +14,7 @@ use crate::maintenance::Use;
 use crate::space::{self, Thresholds};
 use sendense_api::{ConsolidateQuery, Consolidation, Role};
 use sendense_catalog as catalog;
-use sendense_types::{
-    BackupId, BackupType, DiskNumber, Problem, ProblemCode, RepositoryId, SpaceState, TaskKind, TaskState, Timestamp,
-    VmContextId,
-};
+use sendense_types::{BackupId, BackupType, DiskNumber, Problem, ProblemCode, SpaceState, Timestamp, VmContextId};
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
@@ -107,7 +104,9 @@ impl App {
             return Ok(true);
         }
         let bound = bound_of(said, &of.vm_context_id);
-        let longest = self.longest_chain_of(&point).await?;
+        let vm = std::slice::from_ref(&of.vm_context_id);
+        let chains = self.core.catalog.backups().longest_chains(vm, &of.repository_id).await.or_problem()?;
+        let longest = chains.get(&of.vm_context_id).copied().unwrap_or(0);
         let work = MergeWork {
             vm_context_id: of.vm_context_id.clone(),
             vm_name: of.vm_name.clone(),
@@ -134,17 +133,6 @@ impl App {
         self.make_task(&caller, Work::Merge(work), subject).await.map(|_| true)
     }
 
-    /// Points of the longest chain of a point's disks.
-    async fn longest_chain_of(&self, point: &catalog::Backup) -> Result<u64> {
-        let (vm, repository) = (&point.vm_context_id, &point.repository_id);
-        let mut longest = 0;
-        for disk in &point.disks {
-            let chain = self.core.catalog.backups().chain(vm, disk.disk_id, Some(repository)).await.or_problem()?;
-            longest = longest.max(chain.backups.len() as u64);
-        }
-        Ok(longest)
-    }
-
     /// Why the repository cannot bear a full of this point, if it cannot.
     async fn misses_room(&self, of: &BackupWork) -> Result<Option<String>> {
         let id = &of.repository_id;
@@ -159,24 +147,10 @@ impl App {
         let (vm, point) = (of.vm_context_id.clone(), of.backup_id.clone());
         let plan = blocking(move || repository.plan_full(&vm, &point)).await?.or_problem()?;
         // Those that wait have taken no room yet; each is thought to need as much.
-        let fulls = self.fulls_under_way(id).await?.saturating_add(1);
+        let fulls = self.merges_under_way().await?.fulls(id).saturating_add(1);
         let needed_bytes = plan.needed_bytes.saturating_mul(fulls);
         let bears = space::bears(&room.storage, needed_bytes, Thresholds::of(&settings));
         Ok((!bears).then(|| format!("with {needed_bytes} bytes more, room would be low")))
-    }
-
-    /// Fulls that are being made in a repository, or wait to be.
-    async fn fulls_under_way(&self, id: &RepositoryId) -> Result<u64> {
-        let mut fulls = 0;
-        for state in [TaskState::Pending, TaskState::Running] {
-            let kind = Some(TaskKind::Consolidate);
-            let filter = catalog::TaskFilter { kind, state: Some(state), ..Default::default() };
-            let page = catalog::Page { limit: catalog::Page::LIMIT_MAX, offset: 0 };
-            let (rows, _) = self.core.catalog.tasks().list(&filter, page).await.or_problem()?;
-            let is_full = |row: &&catalog::Task| matches!(Work::read(&row.request), Ok(Work::Merge(work)) if work.full.is_some() && work.repository_id == *id);
-            fulls += rows.iter().filter(is_full).count() as u64;
-        }
-        Ok(fulls)
     }
 }
 

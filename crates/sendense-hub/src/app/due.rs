@@ -26,6 +26,9 @@ const LOOK_PERIOD: Duration = Duration::from_secs(120);
 /// Looks at the points of one repository at once: each may hold a thread, of which the runtime has 512, for as long as the repository hangs.
 const LOOKS_MAX: usize = 20;
 
+/// Merges that wait in all repositories together, at the most: they are read as one page of the catalog.
+const ALL_WAITING_MAX: usize = 500;
+
 /// Whose points: a machine's in one repository.
 pub(super) type Place = (RepositoryId, VmContextId);
 
@@ -48,11 +51,15 @@ impl Due {
 
     /// Whether one of the two is enough.
     fn is_same(&self, other: &Self) -> bool {
-        let policy = |due: &Self| match due {
-            Self::Prune { policy_id, .. } => Some(policy_id.clone()),
-            Self::Bound(_) => None,
-        };
-        self.place() == other.place() && policy(self) == policy(other)
+        match (self, other) {
+            (Self::Prune { policy_id, place, .. }, Self::Prune { policy_id: of, place: at, .. }) => {
+                policy_id == of && place == at
+            }
+            (Self::Bound(of), Self::Bound(other)) => {
+                (&of.repository_id, &of.vm_context_id) == (&other.repository_id, &other.vm_context_id)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -60,6 +67,8 @@ impl Due {
 #[derive(Debug)]
 struct Waiting {
     due: Due,
+    /// Its turn: lower is earlier.
+    number: u64,
     /// A look has found other merges in the way.
     is_hindered: bool,
 }
@@ -73,8 +82,9 @@ pub(crate) struct MergesDue {
 
 #[derive(Default)]
 struct State {
-    /// The longest first.
+    /// By their numbers.
     waiting: VecDeque<Waiting>,
+    next_number: u64,
     looking: BTreeSet<Place>,
     /// Merges that have ended.
     ended: u64,
@@ -107,11 +117,9 @@ impl MergesDue {
     /// It is looked at soon. One that waits already keeps its turn.
     fn come(&self, due: Due) {
         let mut state = self.state.lock();
-        let new = Waiting { due, is_hindered: false };
-        match state.waiting.iter_mut().find(|one| one.due.is_same(&new.due)) {
-            Some(one) => *one = new,
-            None => state.waiting.push_back(new),
-        }
+        let number = state.remove(&due).unwrap_or(state.next_number);
+        state.next_number += 1;
+        state.insert(Waiting { due, number, is_hindered: false });
         self.changed.notify_one();
     }
 
@@ -121,6 +129,17 @@ impl MergesDue {
 }
 
 impl State {
+    fn insert(&mut self, one: Waiting) {
+        let position = self.waiting.partition_point(|other| other.number < one.number);
+        self.waiting.insert(position, one);
+    }
+
+    /// Takes out what asks for the same; gives its number.
+    fn remove(&mut self, due: &Due) -> Option<u64> {
+        let position = self.waiting.iter().position(|one| one.due.is_same(due))?;
+        self.waiting.remove(position).map(|one| one.number)
+    }
+
     /// What may be looked at now; a look at each begins. Without knowledge of the merges under way what they hinder stays.
     fn take(&mut self, under_way: Option<&UnderWay>, waiting_max: usize) -> Vec<Waiting> {
         let mut looks: BTreeMap<RepositoryId, usize> = BTreeMap::new();
@@ -148,13 +167,14 @@ impl State {
     fn looked(&mut self, at: &Waiting, is_hindered: bool, ended: u64) -> bool {
         let place = at.due.place();
         self.looking.remove(&place);
-        // One that came meanwhile knows better.
-        if is_hindered && !self.waiting.iter().any(|one| one.due.is_same(&at.due)) {
-            let again = Waiting { due: at.due.clone(), is_hindered };
-            match at.is_hindered {
-                true => self.waiting.push_front(again),
-                false => self.waiting.push_back(again),
-            }
+        if is_hindered {
+            // One that came meanwhile knows better, and takes the turn.
+            let newer = self.waiting.iter().position(|one| one.due.is_same(&at.due));
+            let again = match newer.and_then(|position| self.waiting.remove(position)) {
+                Some(newer) => Waiting { number: at.number, ..newer },
+                None => Waiting { due: at.due.clone(), number: at.number, is_hindered },
+            };
+            self.insert(again);
         }
         let is_next = |one: &Waiting| one.due.place().0 == place.0 && !(is_hindered && one.is_hindered);
         self.ended != ended || self.waiting.iter().any(is_next)
@@ -262,7 +282,7 @@ impl App {
 
     /// Merges that may wait in all repositories together: they never fill the list of tasks that backups wait in.
     fn merges_waiting_max(&self) -> usize {
-        self.core.limits.pending_max / 2
+        (self.core.limits.pending_max / 2).clamp(1, ALL_WAITING_MAX)
     }
 }
 
@@ -337,9 +357,16 @@ mod tests {
         assert!(!due.state.lock().looked(&taken[0], true, 0), "it is gone: nothing may begin before a merge ends");
         let turns = |due: &MergesDue| waits(due).into_iter().map(|(vm, _)| vm).collect::<Vec<_>>();
         assert_eq!(turns(&due), ["vm-1", "vm-2", "vm-3"]);
-        // Its next backup changes nothing of that, and is looked at for what can be deleted.
+        // Its next backup changes nothing of that, and is looked at for what can be deleted; so is one that ends during a look.
         due.come(prune("repo-1", 2));
         assert_eq!(look(&due, None, |_| true), ["repo-1 vm-2"]);
+        assert_eq!(turns(&due), ["vm-1", "vm-2", "vm-3"]);
+        let taken = due.state.lock().take(Some(&none), 1);
+        due.come(prune("repo-1", 1));
+        assert_eq!(turns(&due), ["vm-2", "vm-3", "vm-1"]);
+        assert!(due.state.lock().looked(&taken[0], true, 0));
+        assert_eq!(look(&due, None, |_| true), ["repo-1 vm-1"]);
+        assert_eq!(turns(&due), ["vm-1", "vm-2", "vm-3"]);
         due.forget(&prune("repo-1", 3).place());
         assert_eq!(turns(&due), ["vm-1", "vm-2"]);
         assert_eq!(look(&due, Some(&none), |_| false), ["repo-1 vm-1", "repo-1 vm-2"]);

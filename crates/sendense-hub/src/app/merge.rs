@@ -21,12 +21,18 @@ const WAITING_MAX: usize = 50;
 pub(super) struct UnderWay {
     places: BTreeSet<Place>,
     waiting: BTreeMap<RepositoryId, usize>,
+    fulls: BTreeMap<RepositoryId, u64>,
 }
 
 impl UnderWay {
     /// Points of the machine in that repository are being merged, or will be.
     pub fn has(&self, place: &Place) -> bool {
         self.places.contains(place)
+    }
+
+    /// Fulls that are being made in a repository, or will be.
+    pub fn fulls(&self, id: &RepositoryId) -> u64 {
+        self.fulls.get(id).copied().unwrap_or(0)
     }
 
     /// Whether one more may wait, of these points, beside so many of this repository and of all that are not made yet.
@@ -119,6 +125,9 @@ impl App {
                 let Work::Merge(work) = work else { continue };
                 if state == TaskState::Pending {
                     *under_way.waiting.entry(work.repository_id.clone()).or_default() += 1;
+                }
+                if work.full.is_some() {
+                    *under_way.fulls.entry(work.repository_id.clone()).or_default() += 1;
                 }
                 under_way.places.insert(work.place());
             }
