@@ -11,7 +11,7 @@ use sendense_catalog as catalog;
 use sendense_catalog::TaskClaim;
 use sendense_repo::merge::{Aim, Options, Way};
 use sendense_repo::{Hold, Kind, Manifest, Repository};
-use sendense_types::{BackupId, Problem, ProblemCode, VerifyState};
+use sendense_types::{BackupId, Problem, ProblemCode, VerifyState, VmContextId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -233,18 +233,12 @@ async fn one(
 
 /// What of an image is shared or copied as it is, is not looked at block by block: not where damage is known of.
 async fn way(core: &Core, read: &BTreeSet<BackupId>) -> Result<Way> {
-    for id in read {
-        let found = match core.catalog.backups().get(id).await {
-            Ok(point) => point.verification,
-            // The repository knows whether it is there.
-            Err(error) if error.kind() == catalog::Kind::NotFound => continue,
-            Err(error) => return Err(crate::fault::of_catalog(&error)),
-        };
-        if found.is_some_and(|found| found.state != VerifyState::Sound) {
-            return Ok(Way::Rewrite);
-        }
-    }
-    Ok(Way::Fitting)
+    let ids: Vec<BackupId> = read.iter().cloned().collect();
+    // Those that are not there: the repository knows.
+    let points = core.catalog.backups().of_ids(&ids).await.or_problem()?;
+    let is_sound =
+        |point: &catalog::Backup| point.verification.as_ref().is_none_or(|found| found.state == VerifyState::Sound);
+    Ok(if points.iter().all(is_sound) { Way::Fitting } else { Way::Rewrite })
 }
 
 /// A merge met damage: the points that it read are verified, so that what is damaged is marked, with all that needs it, and told.
@@ -291,19 +285,34 @@ pub(crate) async fn follow(
         if is_gone(&child) {
             continue;
         }
-        let known = core.catalog.backups().get(&child).await.or_problem()?;
-        let (reader, vm, id) = (repository.clone(), known.vm_context_id.clone(), child.clone());
-        let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
-            let manifest = reader.manifest(&vm, &id)?;
-            let hold = reader.hold(&vm, &id).unwrap_or_default();
-            Ok((manifest, hold))
-        });
-        let (manifest, hold) = read.await?.or_problem()?;
+        let vm = core.catalog.backups().get(&child).await.or_problem()?.vm_context_id;
+        let (manifest, hold) = stored(repository, &vm, &child).await?;
         if manifest.parents().all(|parent| parent != going) {
-            let point = crate::reconcile::point(row, &manifest, hold);
-            core.catalog.backups().took_over(&point, core.now()).await.or_problem()?;
+            write_down(core, row, &manifest, hold).await?;
             tracing::info!(backup_id = %child, going = %going, "a merge was written down");
         }
     }
     Ok(())
+}
+
+/// What the repository says of a point.
+pub(crate) async fn stored(repository: &Repository, vm: &VmContextId, id: &BackupId) -> Result<(Manifest, Hold)> {
+    let (reader, vm, id) = (repository.clone(), vm.clone(), id.clone());
+    let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
+        let manifest = reader.manifest(&vm, &id)?;
+        // A hold that cannot be read keeps its point all the same: the repository sees to that.
+        let hold = reader.hold(&vm, &id).unwrap_or_default();
+        Ok((manifest, hold))
+    });
+    read.await?.or_problem()
+}
+
+/// Writes down what a point has become: a full, or one that has a copy of what it needed of others.
+pub(crate) async fn write_down(core: &Core, row: &catalog::Repository, manifest: &Manifest, hold: Hold) -> Result<()> {
+    let (backups, now) = (core.catalog.backups(), core.now());
+    let point = crate::reconcile::point(row, manifest, hold);
+    match manifest.parents().next() {
+        None => backups.became_full(&point, now).await.or_problem(),
+        Some(_) => backups.took_over(&point, now).await.or_problem(),
+    }
 }

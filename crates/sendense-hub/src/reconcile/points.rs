@@ -2,6 +2,7 @@
 
 use crate::core::{Core, blocking};
 use crate::fault::{OrProblem, Result};
+use crate::jobs::merge;
 use crate::jobs::work::Work;
 use crate::maintenance::Use;
 use crate::reconcile::moves;
@@ -353,24 +354,11 @@ async fn rewrite(
 ) -> Result<()> {
     for repair in repairs {
         let Repair::Rewrite(vm, id) = repair else { continue };
-        let (reader, of, which) = (repository.clone(), vm.clone(), id.clone());
-        let read = blocking(move || -> sendense_repo::Result<(Manifest, Hold)> {
-            let manifest = reader.manifest(&of, &which)?;
-            let hold = reader.hold(&of, &which).unwrap_or_default();
-            Ok((manifest, hold))
-        });
-        let (manifest, hold) = match read.await?.or_problem() {
-            Ok(read) => read,
-            Err(problem) => {
-                left(row, id.as_str(), &problem)?;
-                continue;
-            }
+        let written = async {
+            let (manifest, hold) = merge::stored(repository, vm, id).await?;
+            merge::write_down(core, row, &manifest, hold).await
         };
-        let (is_full, backups) = (manifest.parents().next().is_none(), core.catalog.backups());
-        let (point, now) = (point(row, &manifest, hold), core.now());
-        let written =
-            if is_full { backups.became_full(&point, now).await } else { backups.took_over(&point, now).await };
-        match written.or_problem() {
+        match written.await {
             Ok(()) => _ = done.insert(repair.clone()),
             Err(problem) => left(row, id.as_str(), &problem)?,
         }
@@ -419,9 +407,7 @@ async fn forget_gone(
     let gone = still_of(core, row, gone).await?;
     let mut standing_on = BTreeMap::new();
     for id in gone.keys() {
-        if let Err(problem) =
-            crate::jobs::merge::follow(core, row, repository, id, |child| gone.contains_key(child)).await
-        {
+        if let Err(problem) = merge::follow(core, row, repository, id, |child| gone.contains_key(child)).await {
             left(row, id.as_str(), &problem)?;
         }
         standing_on.insert(id.clone(), core.catalog.backups().children(id).await.or_problem()?);
