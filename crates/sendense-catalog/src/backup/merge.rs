@@ -122,17 +122,7 @@ async fn left(tx: &Tx, row: &Model, now: &Backup) -> Result<Vec<Model>> {
 
 /// The points that a point stands on.
 async fn all_below(tx: &Tx, row: &Model) -> Result<Vec<Model>> {
-    use entity::backup_disks::{Column, Entity};
-    let links: Vec<(String, Option<String>)> = Entity::find()
-        .select_only()
-        .column(Column::BackupId)
-        .column(Column::ParentBackupId)
-        .filter(Column::VmContextId.eq(&row.vm_context_id))
-        .filter(Column::RepositoryId.eq(&row.repository_id))
-        .into_tuple()
-        .all(&**tx)
-        .await?;
-    let below = super::verify::reached(&links, &row.backup_id);
+    let below = super::verify::with_ids_below(&**tx, &row.vm_context_id, &row.repository_id, &row.backup_id).await?;
     let others = below.into_iter().filter(|id| *id != row.backup_id);
     Ok(entity::backups::Entity::find().filter(entity::backups::Column::BackupId.is_in(others)).all(&**tx).await?)
 }

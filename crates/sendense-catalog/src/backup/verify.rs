@@ -10,7 +10,7 @@ use crate::tx::Tx;
 use crate::value::{self, Ts};
 use sea_orm::{
     ActiveValue::{NotSet, Set},
-    ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
+    ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
 };
 use sendense_types::{
     BackupId, BackupStatus, DiskNumber, RepositoryId, Timestamp, VerifyDepth, VerifyState, VmContextId,
@@ -148,25 +148,35 @@ impl Backups<'_> {
     /// # Errors
     /// [`Error::NotFound`] for a point that is not known.
     pub async fn with_all_below(&self, id: &BackupId) -> Result<Vec<Backup>> {
-        use entity::backup_disks::{Column, Entity};
         let point = self.get(id).await?;
-        // One machine's points in one repository: some hundreds of rows, and one statement instead of one for each generation.
-        let links: Vec<(String, Option<String>)> = Entity::find()
-            .select_only()
-            .column(Column::BackupId)
-            .column(Column::ParentBackupId)
-            .filter(Column::VmContextId.eq(point.vm_context_id.as_str()))
-            .filter(Column::RepositoryId.eq(point.repository_id.as_str()))
-            .into_tuple()
-            .all(self.0.pool())
-            .await?;
-        let ids: Vec<String> = reached(&links, id.as_str()).into_iter().map(str::to_owned).collect();
-        self.by_ids(&ids).await
+        let (vm, repository) = (point.vm_context_id.as_str(), point.repository_id.as_str());
+        self.by_ids(&with_ids_below(self.0.pool(), vm, repository, id.as_str()).await?).await
     }
 }
 
+/// A point and all that it builds on.
+pub(super) async fn with_ids_below(
+    db: &impl ConnectionTrait,
+    vm: &str,
+    repository: &str,
+    id: &str,
+) -> Result<Vec<String>> {
+    use entity::backup_disks::{Column, Entity};
+    // One machine's points in one repository: some hundreds of rows, and one statement instead of one for each generation.
+    let links: Vec<(String, Option<String>)> = Entity::find()
+        .select_only()
+        .column(Column::BackupId)
+        .column(Column::ParentBackupId)
+        .filter(Column::VmContextId.eq(vm))
+        .filter(Column::RepositoryId.eq(repository))
+        .into_tuple()
+        .all(db)
+        .await?;
+    Ok(reached(&links, id).into_iter().map(str::to_owned).collect())
+}
+
 /// A point and all that it builds on, by the links of each disk from a point to the one below it.
-pub(super) fn reached<'a>(links: &'a [(String, Option<String>)], id: &'a str) -> BTreeSet<&'a str> {
+fn reached<'a>(links: &'a [(String, Option<String>)], id: &'a str) -> BTreeSet<&'a str> {
     let mut parents = BTreeMap::<&str, Vec<&str>>::new();
     for (child, parent) in links {
         parents.entry(child).or_default().extend(parent.as_deref());
