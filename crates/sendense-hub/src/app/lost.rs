@@ -9,7 +9,7 @@ use crate::fault::{OrProblem, Result};
 use crate::reconcile;
 use crate::repositories::{path_of, within};
 use sendense_catalog as catalog;
-use sendense_repo::owner;
+use sendense_repo::{Kind, owner};
 use sendense_types::{Problem, ProblemCode};
 
 impl App {
@@ -23,9 +23,23 @@ impl App {
         }
         let path = path_of(&row)?;
         let found = within(&row.name, blocking(move || owner::read(&path))).await;
-        if let Ok(Ok(Some(_))) = found {
-            let details = format!("{} is there and can be read: delete what lies in it, or leave it", row.name);
-            return Err(Problem::new(ProblemCode::Conflict, "the repository is not lost", details));
+        let not_lost = |details| Problem::new(ProblemCode::Conflict, "the repository is not lost", details);
+        match found {
+            Ok(Ok(Some(_))) => {
+                let details = format!("{} is there and can be read: delete what lies in it, or leave it", row.name);
+                return Err(not_lost(details));
+            }
+            // A newer version wrote it, or half of it is there: its points may be there all the same.
+            Ok(Err(error)) if matches!(error.kind, Kind::Unsupported | Kind::Invalid) => {
+                let details = format!(
+                    "{} is there, and who owns it cannot be read ({}): use the version of Sendense that wrote it, or take the \
+                     folder away first",
+                    row.name,
+                    sendense_block::error::chain(&error)
+                );
+                return Err(not_lost(details));
+            }
+            _ => {}
         }
         let of_it = catalog::BackupFilter { repository_id: Some(row.repository_id.clone()), ..Default::default() };
         self.forget_attempts(&of_it).await?;
