@@ -17,7 +17,9 @@ use crate::maintenance::{Use, allows};
 use crate::repositories::Standing;
 use sendense_api::{PolicyRules, PolicyVerification, Role};
 use sendense_catalog::{Backup, Catalog, Due, Kind, MadeBy, Page, Policy, TaskFilter, Unproved};
-use sendense_types::{BackupId, PolicyId, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth, VmContextId};
+use sendense_types::{
+    BackupId, PolicyId, ProblemCode, RepositoryId, TaskKind, TaskState, Timestamp, VerifyDepth, VmContextId,
+};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -210,11 +212,16 @@ pub(crate) async fn look(app: &App, tried: &mut Tried) -> Result<Option<BackupId
     }
     let depth = at_once(app, &rules, &point, depth, now).await?;
     let id = point.backup_id.clone();
-    tried.points.insert(id.clone(), now);
-    tried.begun = Some((id.clone(), point.vm_context_id.clone(), now));
+    let vm = point.vm_context_id.clone();
     let caller = Caller { identity: "verification".to_owned(), role: Role::Operator };
-    app.verify_aside(&caller, point, depth).await?;
-    Ok(Some(id))
+    let begun = app.verify_aside(&caller, point, depth).await;
+    // So many tasks wait that no more may: the next look asks again.
+    if matches!(&begun, Err(problem) if problem.code == ProblemCode::Busy) {
+        return Ok(None);
+    }
+    tried.points.insert(id.clone(), now);
+    tried.begun = Some((id.clone(), vm, now));
+    begun.map(|_| Some(id))
 }
 
 /// The point of these repositories that is due for the longest by one of these rules, and how it is to be looked at.

@@ -7,13 +7,12 @@ use sendense_catalog::{NewTask, TaskSubject};
 use sendense_types::{BackupStatus, BackupType, RepositoryMode, SourceKind, TaskId};
 use serde_json::json;
 
-/// Half of the tasks that may wait, which is as many as merges may: of a repository that is read-only, so that they wait until it is in use again. Of a machine without points
-/// nothing can be merged then.
-async fn fill_the_queue(house: &House) {
+/// Merges that wait: of a repository that is read-only, until it is in use again. Of machines without points nothing can be merged then.
+pub(super) async fn merges_that_wait(house: &House, count: usize) {
     set_mode(house, RepositoryMode::ReadOnly).await;
     let repository_id = house.client.get_repository("two").await.unwrap().repository_id;
     let core = &house.fixture.hub.app().core;
-    for number in 0..10 {
+    for number in 0..count {
         let work = Work::Merge(MergeWork {
             vm_context_id: format!("vm-{number}").parse().unwrap(),
             vm_name: format!("other-{number}"),
@@ -33,7 +32,7 @@ async fn fill_the_queue(house: &House) {
     }
 }
 
-async fn set_mode(house: &House, mode: RepositoryMode) {
+pub(super) async fn set_mode(house: &House, mode: RepositoryMode) {
     let change = UpdateRepository { mode: Some(mode), ..Default::default() };
     house.client.update_repository("two", &change).await.unwrap();
 }
@@ -89,7 +88,8 @@ async fn what_found_no_place_among_the_merges_is_begun_when_they_have_ended() {
     }
     back_up(&house, "db", 2).await;
 
-    fill_the_queue(&house).await;
+    // Half of the tasks that may wait are as many merges as may.
+    merges_that_wait(&house, 10).await;
     back_up(&house, "web", 2).await;
     back_up(&house, "db", 3).await;
     let due = &house.fixture.hub.app().core.merges_due;

@@ -1,6 +1,7 @@
 //! Verification by a clock that is set: what nobody has looked at for a month is looked at, and nothing has to wait for it.
 
 use super::house::{House, Stuck, until};
+use super::merges_due::{merges_that_wait, set_mode};
 use crate::HubConfig;
 use crate::verification::{Tried, look};
 use parking_lot::{Condvar, Mutex};
@@ -8,8 +9,8 @@ use sendense_api::{CheckStatus, DeleteQuery, ListQuery, MergeQuery, Task, TaskFi
 use sendense_catalog::{Lost, Verification, Verified};
 use sendense_repo::testing::stage::{Act, Script};
 use sendense_types::{
-    BackupId, BackupStatus, BackupType, Clock, DiskNumber, ManualClock, ProblemCode, SourceKind, TaskKind, TaskState,
-    Timestamp, VerifyDepth, VerifyState,
+    BackupId, BackupStatus, BackupType, Clock, DiskNumber, ManualClock, ProblemCode, RepositoryMode, SourceKind,
+    TaskKind, TaskState, Timestamp, VerifyDepth, VerifyState,
 };
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -98,6 +99,25 @@ async fn a_new_point_and_what_nobody_has_looked_at_for_a_month_are_verified() {
     clock.advance_seconds(29 * DAY);
     until("the first is verified again", async || stands(&first).await.verified_at > before.verified_at).await;
     assert_eq!(stands(&second).await.verified_at, found.verified_at);
+    house.fixture.hub.shutdown().await;
+}
+
+/// Where no more tasks may wait, no point is put off for a day: the next look asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_list_of_tasks_puts_no_look_off() {
+    let (house, clock) = House::clocked(|config| config.limits.pending_max = 1).await;
+    let vm = house.web(vec![7; 1 << 20]).await;
+    let point = house.back_up(&vm, "one", BackupType::Full).await;
+    merges_that_wait(&house, 1).await;
+    clock.advance_seconds(DAY + 60);
+    let (app, mut tried) = (house.fixture.hub.app(), Tried::default());
+    assert_eq!(look(app, &mut tried).await.unwrap(), None);
+    assert!(looks(&house).await.is_empty());
+    set_mode(&house, RepositoryMode::Normal).await;
+    until("the list is empty", async || app.core.catalog.tasks().pending(1).await.unwrap().is_empty()).await;
+    // Or the hub was faster, which looks each ten seconds.
+    let begun = look(app, &mut tried).await.unwrap();
+    assert!(begun.is_none_or(|begun| begun == point) && looks(&house).await.len() == 1);
     house.fixture.hub.shutdown().await;
 }
 
